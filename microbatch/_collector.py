@@ -1,0 +1,366 @@
+"""The state machine that forms batches: jobs and moments in, batches out.
+
+It knows no thread, no lock and no clock, and is driven by one thread. Per key there is a `_Lane`: the open batch, and
+behind it the jobs that wait because they do not fit any more. Keys without jobs cost nothing.
+
+The policy is asked about a lane only after something changed for it, and its answer is kept: as a timer while it lies
+ahead, and then in a line of lanes that wait for a free worker, first come first served, so that a busy key can't starve
+the others.
+"""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Generic,
+    Hashable,
+    Iterable,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    TypeVar,
+    overload,
+)
+
+from microbatch._clock import NEVER, NOW
+from microbatch.policies import BatchingPolicy, Window
+
+__all__ = ["Batch", "Collector", "Entry"]
+
+
+class Entry(Protocol):
+    """What the collector needs of a job. `JobFuture` is one."""
+
+    @property
+    def job(self) -> Any:
+        """The job itself."""
+
+    @property
+    def key(self) -> Hashable:
+        """Jobs of unequal keys share no batch."""
+
+    @property
+    def weight(self) -> float:
+        """What the job adds to the weight of its batch."""
+
+    @property
+    def submitted(self) -> float:
+        """When it was accepted. Jobs are added in this order."""
+
+    @property
+    def expires(self) -> float:
+        """When it is to be dropped; `NEVER` if not."""
+
+    @property
+    def epoch(self) -> int:
+        """Grows with `submitted`: see `Collector.flush`."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the job is still wanted. May turn false at any time, never true again."""
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+Thing = TypeVar("Thing")
+
+
+class _Alarms(Generic[Thing]):
+    """Things to come back to at their moments, the earliest first. Those that *holds* denies are forgotten."""
+
+    def __init__(self, holds: Callable[[Thing, float], bool]) -> None:
+        self._holds = holds
+        self._heap: List[Tuple[float, int, Thing]] = []
+        self._ticks = count()  # so that things are never compared
+        self._limit = 64
+
+    def push(self, moment: float, thing: Thing) -> None:
+        """Add one. Now and then this looks through all of them, so that the forgotten ones don't pile up."""
+        if len(self._heap) >= self._limit:
+            self._heap = [alarm for alarm in self._heap if self._holds(alarm[2], alarm[0])]
+            heapq.heapify(self._heap)
+            self._limit = 64 + 2 * len(self._heap)
+        heapq.heappush(self._heap, (moment, next(self._ticks), thing))
+
+    def pop(self, now: float) -> Optional[Thing]:
+        """Take out and return the earliest whose moment has come, if any has."""
+        return heapq.heappop(self._heap)[2] if self.next_moment() <= now else None
+
+    def next_moment(self) -> float:
+        """Return the earliest moment, or `NEVER`."""
+        while self._heap and not self._holds(self._heap[0][2], self._heap[0][0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else NEVER
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._heap.clear()
+
+
+@dataclass(frozen=True)
+class Batch(Generic[AnyEntry]):
+    """A batch that is to go now, or, with *error*, to fail because the policy raised."""
+
+    key: Hashable
+    trigger: str
+    entries: List[AnyEntry]
+    error: Optional[BaseException] = None
+
+
+class _Jobs(Sequence[Any]):
+    """The jobs of some entries, unwrapped when looked at: most policies never look."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = entries
+        self._jobs: Optional[Tuple[Any, ...]] = None
+
+    def _unwrapped(self) -> Tuple[Any, ...]:
+        if self._jobs is None:
+            self._jobs = tuple(entry.job for entry in self._entries)
+        return self._jobs
+
+    def __len__(self) -> int:
+        return len(self._unwrapped())
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Tuple[Any, ...]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._unwrapped()[index]
+
+    def __repr__(self) -> str:
+        return repr(self._unwrapped())
+
+
+class _Lane(Generic[AnyEntry]):
+    """The jobs of one key."""
+
+    __slots__ = ("key", "open", "weight", "backlog", "full", "changed", "due", "ready", "forced")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.open: Dict[AnyEntry, None] = {}  # the open batch, in order; a dict so that any one can leave at once
+        self.weight = 0.0
+        self.backlog: Deque[AnyEntry] = deque()
+        self.full = False  # the first of the backlog did not fit
+        self.changed = False  # the policy is to be asked again
+        self.due = NEVER  # what it answered last
+        self.ready = False  # in the line for a worker
+        self.forced: Optional[str] = None  # the trigger, where it is not the policy's
+
+
+class Collector(Generic[AnyEntry]):
+    """Forms batches as the policy says. Not thread-safe, and free of side effects but for what the policy does.
+
+    Call `add`, `drop`, `flush`, `close`, `started` and `finished` as things happen; then `expire` and `take` with the
+    present moment until they give nothing; then there is nothing to do before `next_moment`.
+    """
+
+    def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
+        self.policy = policy
+        self.workers = workers
+        self.in_flight = 0
+        self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
+        self._started_at = started
+        self._sent: Deque[float] = deque(maxlen=1000)
+        self._flushed = -1
+        self._closing = False
+        self._lanes: Dict[Hashable, _Lane[AnyEntry]] = {}
+        self._changed: Deque[_Lane[AnyEntry]] = deque()
+        self._ready: Deque[_Lane[AnyEntry]] = deque()
+        self._broken: Deque[Batch[AnyEntry]] = deque()
+        self._timers: _Alarms[_Lane[AnyEntry]] = _Alarms(lambda lane, due: lane.due == due and not lane.ready)
+        self._expiries: _Alarms[AnyEntry] = _Alarms(lambda entry, _: entry.waiting)
+
+    def __bool__(self) -> bool:
+        """Return whether any job waits here."""
+        return bool(self._lanes or self._broken)
+
+    def add(self, entries: Iterable[AnyEntry]) -> None:
+        """Take in jobs, the oldest first, none older than those that came before."""
+        for entry in entries:
+            lane = self._lanes.get(entry.key)
+            if lane is None:
+                lane = self._lanes[entry.key] = _Lane(entry.key)
+            lane.backlog.append(entry)
+            self._change(lane)
+            if entry.expires != NEVER:
+                self._expiries.push(entry.expires, entry)
+
+    def drop(self, entries: Iterable[AnyEntry]) -> None:
+        """Forget jobs that are not `Entry.waiting` any more. Those that went already are passed over."""
+        for entry in entries:
+            lane = self._lanes.get(entry.key)
+            if lane is not None:
+                if entry in lane.open:
+                    del lane.open[entry]
+                    lane.weight = lane.weight - entry.weight if lane.open else 0.0
+                lane.full = False  # there may be room again, or the one that did not fit may be gone
+                self._change(lane)
+
+    def expire(self, now: float) -> List[AnyEntry]:
+        """Return jobs whose time to wait has run out. The caller decides, and calls `drop` for them."""
+        expired = []
+        while (entry := self._expiries.pop(now)) is not None:
+            expired.append(entry)
+        return expired
+
+    def flush(self, epoch: int) -> None:
+        """Make all jobs of *epoch* and of those before it due now."""
+        self._flushed = max(self._flushed, epoch)
+        self._change_all()
+
+    def close(self) -> None:
+        """Make every job due now."""
+        self._closing = True
+        self._change_all()
+
+    def started(self, now: float) -> None:
+        """Note that a batch went to a worker."""
+        self.in_flight += 1
+        self._sent.append(now)
+        if self.policy.watches_flow:
+            self._change_all()
+
+    def finished(self) -> None:
+        """Note that a worker is free again."""
+        self.in_flight -= 1
+        if self.policy.watches_flow:
+            self._change_all()
+
+    def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
+        """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
+
+        With *pressed* (no further job can be accepted, so no batch can grow), the oldest lane goes when none is due:
+        otherwise a policy that waits for more jobs could wait for ever.
+        """
+        self._review(now)
+        while (due := self._timers.pop(now)) is not None:
+            self._line_up(due)
+        if self._broken:
+            return self._broken.popleft()
+        if self.in_flight >= self.workers:
+            return None
+        while self._ready:
+            lane = self._ready.popleft()
+            if lane.ready:
+                return self._send(lane, lane.forced)
+        if pressed and self._lanes:
+            return self._send(next(iter(self._lanes.values())), "flush")
+        return None
+
+    def next_moment(self) -> float:
+        """Return when to call `expire` and `take` again if nothing else happens; `NEVER` if that is for ever."""
+        if not self._lanes:  # idle: keep no job alive for the sake of an alarm that is void
+            self._expiries.clear()
+            self._timers.clear()
+        moment = self._expiries.next_moment()
+        return min(moment, self._timers.next_moment()) if self.in_flight < self.workers else moment
+
+    def _change(self, lane: _Lane[AnyEntry]) -> None:
+        if not lane.changed:
+            lane.changed = True
+            self._changed.append(lane)
+
+    def _change_all(self) -> None:
+        for lane in self._lanes.values():
+            self._change(lane)
+
+    def _review(self, now: float) -> None:
+        """Bring every lane that changed up to date."""
+        while self._changed:
+            lane = self._changed.popleft()
+            lane.changed = False
+            try:
+                self._fill(lane)
+                if lane.open:
+                    self._ask(lane, now)
+                else:
+                    self._retire(lane)
+            except BaseException as error:
+                self._broken.append(Batch(lane.key, "", self._empty(lane), error))
+
+    def _fill(self, lane: _Lane[AnyEntry]) -> None:
+        """Let jobs of the backlog join the open batch, in order, until one does not fit."""
+        room = 0.0
+        while lane.backlog and not lane.full:
+            entry = lane.backlog[0]
+            if entry.waiting:
+                if room < 1 and lane.open:
+                    window = self._window(lane)
+                    room = self.policy.room(window)
+                    if room < 1 and not self.policy.fits(window, entry.weight):
+                        lane.full = True
+                        break
+                lane.open[entry] = None
+                lane.weight += entry.weight
+                self.joined.append(entry)
+                room -= 1
+            lane.backlog.popleft()
+
+    def _ask(self, lane: _Lane[AnyEntry], now: float) -> None:
+        """Find out when the open batch is due, and set a timer or join the line for a worker."""
+        due = self.policy.due(self._window(lane))
+        if not due <= NEVER:
+            raise ValueError(f"{self.policy!r} must answer with a moment, got {due!r}")
+        lane.forced = None
+        if due == NEVER and lane.full:
+            due = NOW  # nothing else could ever make it go
+        if due > now and (self._closing or next(iter(lane.open)).epoch <= self._flushed):
+            lane.forced, due = "shutdown" if self._closing else "flush", NOW
+        moved, lane.due = due != lane.due, due
+        if due <= now:
+            self._line_up(lane)
+        elif moved or lane.ready:
+            lane.ready = False
+            if due != NEVER:
+                self._timers.push(due, lane)
+
+    def _line_up(self, lane: _Lane[AnyEntry]) -> None:
+        if not lane.ready:
+            lane.ready = True
+            self._ready.append(lane)
+
+    def _send(self, lane: _Lane[AnyEntry], trigger: Optional[str]) -> Batch[AnyEntry]:
+        try:
+            trigger = trigger or str(self.policy.reason(self._window(lane)))
+        except BaseException as error:
+            return Batch(lane.key, "", self._empty(lane), error)
+        return Batch(lane.key, trigger, self._empty(lane))
+
+    def _empty(self, lane: _Lane[AnyEntry]) -> List[AnyEntry]:
+        """Take the open batch out, and let the next one of the lane begin."""
+        entries = list(lane.open)
+        self._retire(lane)
+        if lane.backlog:
+            successor: _Lane[AnyEntry] = _Lane(lane.key)
+            successor.backlog = lane.backlog
+            self._lanes[lane.key] = successor  # at the end: the lanes are in the order of their oldest jobs
+            self._change(successor)
+        return entries
+
+    def _retire(self, lane: _Lane[AnyEntry]) -> None:
+        del self._lanes[lane.key]
+        lane.ready, lane.due = False, NEVER  # which voids its place in the line and its timer
+
+    def _window(self, lane: _Lane[AnyEntry]) -> Window[Any]:
+        return Window(
+            count=len(lane.open),
+            weight=lane.weight,
+            opened=next(iter(lane.open)).submitted,
+            newest=next(reversed(lane.open)).submitted,
+            jobs=_Jobs(lane.open),
+            key=lane.key,
+            in_flight=self.in_flight,
+            workers=self.workers,
+            started=self._started_at,
+            sent=self._sent,
+            full=lane.full,
+        )

@@ -1,0 +1,173 @@
+"""The future of one job. The only file that knows the insides of `concurrent.futures.Future`.
+
+Rules of this file:
+
+1. `JobFuture.stage` says where the job is. It is written with the batcher's lock held. Who moves it out of the waiting
+   stages has won: cancellation, expiry and hand-over can race, and one wins.
+2. The winner calls `JobFuture.publish` and then `JobFuture.call_back`. Either does its work once. Callbacks are run
+   without any lock; a cancellation alone is published under the batcher's lock, so the order is: that lock, then
+   the future's own condition, never the other way round.
+3. What ``concurrent.futures.wait``, ``as_completed`` and ``asyncio`` read is written here exactly as `Future` does.
+"""
+
+import logging
+import math
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Callable, Generic, Hashable, List, Optional, Protocol, Tuple, TypeVar
+
+__all__ = ["BatchInfo", "JobFuture", "JobResult", "JobState"]
+
+Value = TypeVar("Value")
+
+# A failing callback is reported where concurrent.futures reports it.
+_logger = logging.getLogger("concurrent.futures")
+
+
+class JobState(Enum):
+    """Where a job is. Jobs wait in the first two states, and end in one of the last four."""
+
+    QUEUED = "queued"
+    """Accepted."""
+    BATCHED = "batched"
+    """In an open batch, which has not gone yet."""
+    RUNNING = "running"
+    """A worker has it; it can no longer be cancelled."""
+    SUCCEEDED = "succeeded"
+    """The processor gave a result for it."""
+    FAILED = "failed"
+    """The processor gave an exception for it, or for its whole batch."""
+    CANCELLED = "cancelled"
+    """Cancelled before a worker took it."""
+    EXPIRED = "expired"
+    """Its ``expires_in`` ran out before a worker took it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """What is known of the batch that a job went in.
+
+    Attributes:
+        id: counts the batches of a batcher, from 1.
+        size: how many jobs it held.
+        weight: their weights, added up; the size where nothing weighs.
+        key: what their ``key`` is; None without a key function.
+        trigger: why it went: the policy's word, or ``"flush"`` or ``"shutdown"``.
+    """
+
+    id: int
+    size: int
+    weight: float
+    key: Hashable
+    trigger: str
+
+
+@dataclass(frozen=True)
+class JobResult(Generic[Value]):
+    """What became of one job.
+
+    Attributes:
+        value: what the processor returned for it.
+        batch: the batch that it went in.
+        queue_time: seconds from its acceptance to the call of the processor.
+        service_time: seconds from the call of the processor until its value was there.
+    """
+
+    __slots__ = ("value", "batch", "queue_time", "service_time")  # made by dataclass, they would break JobResult[int]()
+
+    value: Value
+    batch: BatchInfo
+    queue_time: float
+    service_time: float
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return JobResult, (self.value, self.batch, self.queue_time, self.service_time)
+
+
+class Keeper(Protocol):
+    """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
+
+    def withdraw(self, future: "JobFuture[Any]") -> bool:
+        """Make *future* cancelled, readably so, and return True; or return False if it no longer waits."""
+
+
+class JobFuture(Future[JobResult[Value]]):
+    """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
+
+    Attributes:
+        job: the job, as it was submitted.
+        key: what the batcher's ``key`` says of it.
+        weight: what the batcher's ``weigh`` says of it, or 1.
+        submitted: the moment of its acceptance, on the batcher's clock.
+        expires: the moment at which it expires if no worker has taken it; infinite for never.
+    """
+
+    def __init__(
+        self, job: Any, keeper: Keeper, key: Hashable = None, weight: float = 1.0, expires_in: float = math.inf
+    ) -> None:
+        super().__init__()
+        self.job = job
+        self.key = key
+        self.weight = weight
+        self.expires_in = expires_in
+        self.submitted = math.nan
+        self.expires = math.inf
+        self.epoch = 0
+        self.stage = JobState.QUEUED
+        self._done_callbacks: List[Callable[["JobFuture[Value]"], object]]  # made by Future
+        self._keeper: Optional[Keeper] = keeper
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is now; stale by nature until it is one of the last four."""
+        return self.stage
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no worker has the job, and nothing else has become of it."""
+        return self.stage is JobState.QUEUED or self.stage is JobState.BATCHED
+
+    def cancel(self) -> bool:
+        """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
+        keeper = self._keeper
+        if keeper is not None and keeper.withdraw(self):
+            self.call_back()
+        return self.stage is JobState.CANCELLED
+
+    def running(self) -> bool:
+        """Return whether a worker has the job now."""
+        return self.stage is JobState.RUNNING
+
+    def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
+        """Make the outcome readable and wake all who wait for it. For the batcher only."""
+        with self._condition:
+            if self._state in (CANCELLED_AND_NOTIFIED, FINISHED):
+                return
+            self._keeper = None  # a future that is kept does not keep the batcher's queue
+            self._result = result
+            self._exception = error
+            self._state = CANCELLED_AND_NOTIFIED if self.stage is JobState.CANCELLED else FINISHED
+            for waiter in self._waiters:
+                if self.stage is JobState.CANCELLED:
+                    waiter.add_cancelled(self)
+                elif error is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            self._condition.notify_all()
+
+    def call_back(self) -> None:
+        """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except BaseException:
+                _logger.exception("exception calling callback for %r", self)
+
+    _invoke_callbacks = call_back
+
+    def __repr__(self) -> str:
+        return f"<JobFuture {self.stage.value} of {self.job!r}>"

@@ -1,0 +1,152 @@
+"""From what a processor gives back to one outcome per job."""
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from typing import Any, Dict, List, Optional
+
+from microbatch._futures import BatchInfo, JobFuture, JobResult
+from microbatch._ledger import Ledger, Outcome
+from microbatch.errors import ResultCountError
+
+__all__ = ["Delivery"]
+
+_logger = logging.getLogger("microbatch")
+
+# Iterable, but not one result per job in order: never taken apart.
+_REFUSED = (str, bytes, bytearray, memoryview, Mapping, Set)
+
+
+class Delivery:
+    """One batch in a worker's hands. Settles each of its futures once, whatever comes back.
+
+    Attributes:
+        info: what is known of the batch.
+        jobs: the jobs, in order, in a list that the processor may do with as it likes.
+        failed: how many of the jobs have failed until now.
+    """
+
+    def __init__(self, ledger: Ledger, futures: List[JobFuture[Any]], info: BatchInfo) -> None:
+        self.info = info
+        self.jobs = [future.job for future in futures]
+        self.failed = 0
+        self._ledger = ledger
+        self._clock = ledger.queue.clock
+        self._futures = futures
+        self._errors: Dict[int, BaseException] = {}
+        self._started = self._clock.now()
+
+    def start(self) -> None:
+        """Note that the processor is called now."""
+        self._started = self._clock.now()
+
+    @property
+    def service_time(self) -> float:
+        """Seconds since `start`."""
+        return self._clock.now() - self._started
+
+    def complete(self, returned: Any) -> None:
+        """Settle all futures from what the processor returned. Runs the iterator that it may be. Never raises."""
+        try:
+            if returned is None:
+                self._settle(self._futures, [None] * len(self._futures))
+            elif isinstance(returned, Sized) and not isinstance(returned, _REFUSED):
+                self._settle_together(returned)
+            else:
+                self._settle_one_by_one(self._iterator(returned))
+        except BaseException as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Fail every job that is not settled yet. Never raises."""
+        self.failed += self._ledger.settle([(future, (None, _own(error))) for future in self._futures])
+
+    def _settle_together(self, returned: Any) -> None:
+        expected = len(self._futures)
+        if len(returned) != expected:
+            raise ResultCountError(expected, len(returned))
+        values = list(self._iterator(returned))
+        if len(values) != expected:
+            raise ResultCountError(expected, len(values))
+        self._settle(self._futures, values)
+
+    def _settle_one_by_one(self, values: Iterator[Any]) -> None:
+        for position, future in enumerate(self._futures):
+            try:
+                value = next(values)
+            except StopIteration:
+                raise ResultCountError(len(self._futures), position) from None
+            self._settle([future], [value])
+        self._exhaust(values)
+
+    def _exhaust(self, values: Iterator[Any]) -> None:
+        # Every job has its result, so all that is left to do with an error is to report it.
+        try:
+            next(values)
+        except StopIteration:
+            return
+        except BaseException:
+            _logger.exception("the processor raised after its last result, in batch %d", self.info.id)
+            return
+        _logger.warning("the processor gave more than %d results for batch %d", len(self._futures), self.info.id)
+
+    def _iterator(self, returned: Any) -> Iterator[Any]:
+        if inspect.iscoroutine(returned):
+            returned.close()
+        if (
+            isinstance(returned, _REFUSED)
+            or not isinstance(returned, Iterable)
+            and not hasattr(returned, "__getitem__")
+        ):
+            kind = type(returned).__name__
+            raise TypeError(f"the processor must return one result per job in order, or None, got a {kind}")
+        return iter(returned)
+
+    def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
+        now, started = self._clock.now(), self._started
+        outcomes = []
+        for future, value in zip(futures, values):
+            outcome: Outcome
+            if isinstance(value, BaseException):
+                outcome = None, self._unshared(value)
+            else:
+                outcome = JobResult(value, self.info, started - future.submitted, now - started), None
+            outcomes.append((future, outcome))
+        self.failed += self._ledger.settle(outcomes)
+
+    def _unshared(self, error: BaseException) -> BaseException:
+        """Return *error*, or for all but the first job that it is the value of, one like it."""
+        if id(error) in self._errors:
+            return _own(error)
+        self._errors[id(error)] = error
+        return error
+
+
+def _own(error: BaseException) -> BaseException:
+    """Return an exception like *error* and caused by it, or *error* itself if it can't be copied.
+
+    Callers who share one exception object lengthen each other's traceback.
+    """
+    for make in (copy.copy, _bare_copy):
+        try:
+            twin = make(error)
+            faithful = type(twin) is type(error) and twin is not error and str(twin) == str(error)
+            if faithful and len(twin.args) == len(error.args) and all(map(_same, twin.args, error.args)):
+                twin.__cause__ = error
+                return twin
+        except BaseException:  # whatever a user's exception class does in its constructor
+            continue
+    return error
+
+
+def _bare_copy(error: BaseException) -> BaseException:
+    # For a class whose constructor does not take what is in args.
+    twin = type(error).__new__(type(error))
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    return twin
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other

@@ -1,0 +1,342 @@
+"""The one thread that forms batches, and its life. The only file that knows what a thread is.
+
+The worker thread pulls from the queue, keeps the collector, and hands batches to the executor. Nothing here refers to
+the `Batcher`, so that a batcher which nobody holds any more can be collected while its thread still runs.
+"""
+
+import logging
+import threading
+import weakref
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import thread as _pool_internals
+from functools import partial
+from typing import Any, Callable, List, Optional
+
+from microbatch._clock import NEVER, NOW, Clock
+from microbatch._collector import Batch, Collector
+from microbatch._futures import BatchInfo, JobFuture
+from microbatch._ledger import Ledger
+from microbatch._queue import JobQueue
+from microbatch._settle import Delivery
+from microbatch.errors import BatcherClosed, JobExpired
+from microbatch.policies import BatchingPolicy, BatchReport
+
+__all__ = ["Worker"]
+
+_logger = logging.getLogger("microbatch")
+
+
+class Worker:
+    """Moves jobs from the queue to the processor. All that a `Batcher` has but its face.
+
+    Which thread may write what: callers' threads the `queue`, the worker thread the collector and the `ledger`, threads
+    that run batches the `ledger`. `_starting` guards the decision to start, or to shut down what never started.
+    """
+
+    def __init__(
+        self,
+        processor: Callable[[List[Any]], Any],
+        policy: BatchingPolicy[Any],
+        *,
+        max_pending: int,
+        max_workers: int,
+        executor: Optional[Executor],
+        name: str,
+        exit_timeout: float,
+        clock: Clock,
+    ) -> None:
+        self.queue = JobQueue(clock, max_pending)
+        self.ledger = Ledger(self.queue)
+        self._exit_timeout = exit_timeout
+        self._processor = processor
+        self._collector: Collector[JobFuture[Any]] = Collector(policy, max_workers, clock.now())
+        self._clock = clock
+        self._name = name
+        self._executor = executor
+        self._pool: Optional[ThreadPoolExecutor] = None
+        self._starting = threading.Lock()
+        self._thread: Optional[threading.Thread] = None
+        self._opening: Optional[Future[None]] = None  # done when the threads run; None before that is tried
+        self._callbacks: List[Callable[[], object]] = []
+        self._ended = False
+
+    # -- called by any thread --
+
+    @property
+    def started(self) -> bool:
+        """Whether the threads have been started, and may have ended."""
+        return self._opening is not None and self._opening.done()
+
+    def start(self) -> None:
+        """Start all threads, once, and return when they run.
+
+        They are daemons, so that the interpreter does not join them before our exit hook has let them finish, nor at
+        all if that takes longer than `exit_timeout`. All are started now, since no thread can be started once the
+        interpreter is going down (CPython 3.12).
+
+        Raises:
+            BatcherClosed: it was shut down, or the interpreter is going down.
+            RuntimeError: the system gives no more threads; nothing is left running.
+        """
+        with self._starting:
+            if self.queue.closed:
+                raise BatcherClosed("the batcher is shut down")
+            if self._opening is None:
+                self._launch()
+            opening = self._opening
+        if opening is not None:
+            opening.result()
+
+    def _launch(self) -> None:
+        _enlist(self)
+        self._opening = opening = Future[None]()
+        self._thread = threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # not for KeyboardInterrupt, after which the thread may well run
+            self._opening = None
+            raise
+
+    def flush(self) -> int:
+        """Make every job accepted until now due, and return the epoch to wait for."""
+        return self.queue.flush(self._collector.flush)
+
+    def close(self) -> None:
+        """Accept no more jobs and make all that were accepted due. Does not wait."""
+        with self._starting:
+            self.queue.close(self._collector.close)
+            unstarted = self._opening is None
+        if unstarted:
+            self._end()
+
+    def wait_ended(self, moment: float = NEVER) -> bool:
+        """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
+        with self.queue.mutex:
+            while not self._ended:
+                if self._clock.now() >= moment:
+                    return False
+                self._clock.wait_until(self.queue.settled, moment)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()  # it has nothing left to do but to end
+        return True
+
+    def abandon(self, error: BaseException) -> int:
+        """Fail every job that is not settled, running ones too, and return how many those were."""
+        self.ledger.take_in(NOW)
+        futures = self.ledger.unsettled()
+        self.ledger.claim(futures)
+        delivery = Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, None, ""))
+        delivery.fail(error)
+        return delivery.failed
+
+    def exit_deadline(self) -> float:
+        """Return the moment until which the interpreter's end may wait, if that wait begins now."""
+        return self._clock.now() + self._exit_timeout
+
+    def disown_threads(self) -> None:
+        """Have the interpreter end without waiting for a processor that may never return."""
+        if self._pool is not None:
+            for thread in self._pool._threads:
+                _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
+
+    def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called after the last job is settled; at once if that is over."""
+        with self.queue.mutex:
+            if not self._ended:
+                self._callbacks.append(callback)
+                return
+        _call_back(callback)
+
+    def __repr__(self) -> str:
+        return f"<{self._name}, a batcher of {self._processor!r}>"
+
+    # -- called by the worker thread --
+
+    def _run(self, opening: "Future[None]") -> None:
+        self.queue.inside.mine = True
+        try:
+            self._open_pool()
+        except BaseException as error:
+            with self._starting:
+                self._opening = None
+            if self.queue.closed:  # by a thread that left the rest to this one
+                self._end()
+            opening.set_exception(error)
+            return
+        opening.set_result(None)
+        try:
+            while self._collector or self._collector.in_flight or not self.queue.drained():
+                self._turn()
+        except BaseException as error:
+            _logger.critical("the worker thread of %s failed, and its jobs with it", self._name, exc_info=True)
+            self.queue.close(self._collector.close)
+            self.abandon(error)
+        self._end()
+
+    def _turn(self) -> None:
+        """Wait until there is something to do, and do all of it."""
+        news = self.ledger.take_in(self._collector.next_moment())
+        self._collector.add(news.jobs)
+        self._strike_out([future for future, _ in news.withdrawn])
+        for note in news.notes:
+            note()
+        now = self._clock.now()
+        self._expire(now)
+        while (batch := self._collector.take(now, self.queue.full())) is not None:
+            self._send(batch, now)
+        self.ledger.mark_batched(self._collector.joined)
+        self._collector.joined.clear()
+
+    def _strike_out(self, withdrawn: List[JobFuture[Any]]) -> None:
+        cancelled = [future for future in withdrawn if not future.waiting]
+        for future in cancelled:
+            if not future.done():  # a signal broke off the caller's cancel()
+                future.publish()
+                future.call_back()
+        self._collector.drop(cancelled)
+        self.ledger.release(cancelled)
+
+    def _expire(self, now: float) -> None:
+        expired = self.ledger.expire(self._collector.expire(now))
+        self._collector.drop(expired)
+        self.ledger.finish([(future, (None, JobExpired(future.expires_in))) for future in expired])
+
+    def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
+        futures = self.ledger.claim(batch.entries)
+        if not futures:
+            return
+        if batch.error is not None:
+            Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, batch.key, "")).fail(batch.error)
+            return
+        weight = sum(future.weight for future in futures)
+        number = self.ledger.count_batch(batch.trigger)
+        delivery = Delivery(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
+        self._collector.started(now)
+        try:
+            if self._pool is not None:
+                self._pool.submit(self._serve, delivery)
+            elif self._executor is not None:
+                self._executor.submit(self._processor, delivery.jobs).add_done_callback(
+                    partial(self._receive, delivery)
+                )
+        except BaseException as error:  # the caller's executor is broken, or was shut down
+            delivery.fail(error)
+            self._report(delivery)
+
+    def _finish(self, report: BatchReport) -> None:
+        self._collector.finished()
+        try:
+            self._collector.policy.observe(report)
+        except BaseException:
+            _logger.exception("%r.observe() raised", self._collector.policy)
+
+    def _open_pool(self) -> None:
+        """Start all threads of a pool of our own. As daemons, which they inherit from the thread that starts them."""
+        if self._executor is not None:
+            return
+        workers = self._collector.workers
+        self._pool = ThreadPoolExecutor(
+            workers, self._name, initializer=setattr, initargs=(self.queue.inside, "mine", True)
+        )
+        present = threading.Barrier(workers + 1)
+        try:
+            for _ in range(workers):
+                self._pool.submit(present.wait)  # a pool starts a thread only if none of its threads is idle
+        except BaseException:
+            present.abort()
+            self._pool.shutdown()
+            raise
+        present.wait()
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        while True:
+            with self.queue.mutex:
+                if not self._callbacks:
+                    self._ended = True
+                    self.queue.settled.notify_all()
+                    return
+                callback = self._callbacks.pop(0)
+            _call_back(callback)
+
+    # -- called by the threads that run batches --
+
+    def _serve(self, delivery: Delivery) -> None:
+        """Process one batch, in a thread of our own pool."""
+        try:
+            delivery.start()
+            delivery.complete(self._processor(delivery.jobs))
+        except BaseException as error:
+            delivery.fail(error)
+        self._report(delivery)
+        del delivery  # or an exception's traceback would keep it, with all futures, as long as one of them is kept
+
+    def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
+        """Take what the caller's executor gives back, in whatever thread it calls from."""
+        inside = self.queue.inside
+        before, inside.mine = getattr(inside, "mine", False), True
+        try:
+            delivery.complete(done.result())
+        except BaseException as error:
+            delivery.fail(error)
+        self._report(delivery)
+        inside.mine = before
+        del delivery, done
+
+    def _report(self, delivery: Delivery) -> None:
+        report = BatchReport(delivery.info, delivery.service_time, delivery.failed)
+        self.queue.post(partial(self._finish, report))
+
+
+def _call_back(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except BaseException:
+        _logger.exception("shutdown callback %r raised", callback)
+
+
+# -- the end of the process --
+
+_registry = threading.Lock()  # guards the two below
+_living: "weakref.WeakSet[Worker]" = weakref.WeakSet()
+_exiting: Optional[bool] = None  # None before the exit hook is registered
+
+
+def _enlist(worker: Worker) -> None:
+    """Have the interpreter wait for this worker when it ends.
+
+    An ``atexit`` function would come too late: `concurrent.futures` has closed every pool by then. Its own hook, and
+    this one, are called by ``threading`` before that, the last registered first; and the module of the pools, which we
+    import, registers its hook when it is imported. So ours runs while the pools still take work.
+    """
+    global _exiting
+    with _registry:
+        if _exiting is None:
+            try:
+                threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+            except RuntimeError:
+                _exiting = True
+            else:
+                _exiting = False
+        if _exiting:
+            raise BatcherClosed("the interpreter is going down")
+        _living.add(worker)
+
+
+def _at_exit() -> None:
+    global _exiting
+    with _registry:
+        _exiting = True
+        workers = list(_living)
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        if not worker.wait_ended(worker.exit_deadline()):
+            _give_up(worker)
+
+
+def _give_up(worker: Worker) -> None:
+    lost = worker.abandon(BatcherClosed("the interpreter went down before the job was done"))
+    worker.disown_threads()
+    _logger.error("%r lost %d jobs: they were not done within its exit_timeout", worker, lost)

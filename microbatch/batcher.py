@@ -1,0 +1,348 @@
+"""`Batcher`: what users hold. It checks what it is given, and leaves the work to the worker."""
+
+import sys
+import warnings
+import weakref
+from collections import deque
+from concurrent.futures import Executor
+from inspect import iscoroutinefunction
+from types import FrameType, TracebackType
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Generic,
+    Hashable,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Type,
+    TypeVar,
+    Union,
+    overload,
+)
+
+from microbatch._arguments import check_callable, check_count, check_number, check_timeout
+from microbatch._clock import NEVER, Clock, SystemClock
+from microbatch._futures import JobFuture, JobResult
+from microbatch._ledger import BatcherStats
+from microbatch._worker import Worker
+from microbatch.errors import BacklogFull, JobTooLarge
+from microbatch.policies import BatchingPolicy, Interval, Size, Window
+
+__all__ = ["DEFAULT_POLICY", "BatchProcessor", "Batcher"]
+
+Job = TypeVar("Job")
+Value = TypeVar("Value")
+Self = TypeVar("Self", bound="Batcher[Any, Any]")
+
+BatchProcessor = Callable[[List[Job]], Union[Iterable[Union[Value, BaseException]], None]]
+"""Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
+
+DEFAULT_POLICY: BatchingPolicy[Any] = Size(100) | Interval(0)
+"""Natural batching: a batch goes as soon as a worker is free, so a lone job never waits and batches grow with the load."""
+
+
+class Batcher(Generic[Job, Value]):
+    """Turns many single jobs into few batches, and gives each caller the result of its own job.
+
+    >>> with Batcher(lambda words: [word.upper() for word in words]) as batcher:
+    ...     batcher.submit("ada").result().value
+    'ADA'
+
+    All methods may be called from any thread. Threads are started by the first `submit`. All times are in seconds.
+
+    Args:
+        processor: called with a list of jobs, in a worker thread; returns one value per job in order, as any iterable
+            (each job is settled as its value is yielded), or None for all. A value that is an exception fails that job
+            alone; an exception raised fails all jobs of the batch that have no result yet.
+        policy: when a batch goes, and what fits into it.
+        key: gives the hashable key of a job; jobs of unequal keys never share a batch.
+        weigh: gives the weight of a job, a number of at least 0, for policies that look at weights.
+        max_pending: how many jobs may be accepted and not yet in a worker's hands; 0 for no bound.
+        max_workers: how many batches may run at once. With 1, they run one after another, in order.
+        executor: runs the processor instead of a thread pool of the batcher's own; never shut down by the batcher.
+        name: what the threads are named after.
+        exit_timeout: how many seconds the end of the interpreter may wait for jobs to be done; None for as long as it
+            takes. Jobs that are left then fail with `BatcherClosed`.
+        clock: tells the time, for tests: see `microbatch.testing.ManualClock`.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be, or the arguments can't work together.
+    """
+
+    @overload
+    def __init__(
+        self: "Batcher[Job, None]",
+        processor: Callable[[List[Job]], None],
+        policy: BatchingPolicy[Job] = ...,
+        *,
+        key: Optional[Callable[[Job], Hashable]] = ...,
+        weigh: Optional[Callable[[Job], float]] = ...,
+        max_pending: int = ...,
+        max_workers: int = ...,
+        executor: Optional[Executor] = ...,
+        name: str = ...,
+        exit_timeout: Optional[float] = ...,
+        clock: Optional[Clock] = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        processor: BatchProcessor[Job, Value],
+        policy: BatchingPolicy[Job] = ...,
+        *,
+        key: Optional[Callable[[Job], Hashable]] = ...,
+        weigh: Optional[Callable[[Job], float]] = ...,
+        max_pending: int = ...,
+        max_workers: int = ...,
+        executor: Optional[Executor] = ...,
+        name: str = ...,
+        exit_timeout: Optional[float] = ...,
+        clock: Optional[Clock] = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        processor: BatchProcessor[Any, Any],
+        policy: BatchingPolicy[Any] = DEFAULT_POLICY,
+        *,
+        key: Optional[Callable[[Any], Hashable]] = None,
+        weigh: Optional[Callable[[Any], float]] = None,
+        max_pending: int = 10_000,
+        max_workers: int = 1,
+        executor: Optional[Executor] = None,
+        name: str = "microbatch",
+        exit_timeout: Optional[float] = None,
+        clock: Optional[Clock] = None,
+    ) -> None:
+        _check_processor(processor)
+        check_policy(policy, check_count("max_pending", max_pending, 0))
+        _check_functions(key, weigh, executor, clock)
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name must be a string that is not empty, got {name!r}")
+        self._policy = policy
+        self._key = key
+        self._weigh = weigh
+        self._name = name
+        self._empty = Window[Any](workers=check_count("max_workers", max_workers))
+        self._clock = clock or SystemClock()
+        self._worker = Worker(
+            processor,
+            policy,
+            max_pending=max_pending,
+            max_workers=max_workers,
+            executor=executor,
+            name=name,
+            exit_timeout=check_timeout("exit_timeout", exit_timeout),
+            clock=self._clock,
+        )
+        self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, name, _origin())
+        self._finalizer.atexit = False  # the worker has an exit hook of its own
+
+    def submit(
+        self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
+    ) -> JobFuture[Value]:
+        """Accept a job, and return the future of its `JobResult`.
+
+        Blocks while `max_pending` jobs wait; but never in the batcher's own threads (in the processor, in a
+        done-callback), where that could not end.
+
+        Args:
+            job: anything.
+            timeout: how long to wait for room; None for as long as it takes, 0 for not at all.
+            expires_in: how long the job may wait for a worker, from its acceptance on. If that runs out, it fails with
+                `JobExpired` at that moment, and is never processed.
+
+        Raises:
+            BacklogFull: there was no room in time.
+            BatcherClosed: the batcher is shut down.
+            JobTooLarge: the job weighs more than the policy lets into any batch.
+            Exception: whatever ``key`` or ``weigh`` raised. In each of these cases nothing was accepted.
+        """
+        if timeout is not None:
+            timeout = check_number("timeout", timeout)
+        future: JobFuture[Value] = JobFuture(
+            job,
+            self._worker.queue,
+            self._key_of(job),
+            self._weight_of(job),
+            check_timeout("expires_in", expires_in),
+        )
+        if not self._worker.started:
+            self._worker.start()
+        self._worker.queue.put(future, timeout=timeout)
+        return future
+
+    def map(
+        self, jobs: Iterable[Job], *, timeout: Optional[float] = None, buffersize: Optional[int] = None
+    ) -> Iterator[JobResult[Value]]:
+        """Submit *jobs* one after another and yield their results in the same order.
+
+        Works ahead by at most *buffersize* jobs, so that *jobs* may be endless. Before it blocks, it makes what waits
+        due, so that a last batch never waits for jobs that will not come. If a job fails, its exception is raised in
+        its place. When the iterator is closed early, jobs that no worker has taken are cancelled.
+
+        Args:
+            jobs: submitted as the results are asked for.
+            timeout: seconds from this call until the last result; None for no limit.
+            buffersize: how many jobs may be submitted and not yet yielded; None for 1,000.
+
+        Raises:
+            TimeoutError: a result is not there in time (`concurrent.futures.TimeoutError` on Python 3.10).
+        """
+        size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
+        return self._map(iter(jobs), self._clock.now() + check_timeout("timeout", timeout), size)
+
+    def flush(self, wait: bool = True, *, timeout: Optional[float] = None) -> bool:
+        """Make every job accepted before this call due now.
+
+        Args:
+            wait: block until those jobs, and not later ones, are settled.
+            timeout: how many seconds to wait at most.
+
+        Returns:
+            False if *timeout* ran out, otherwise True.
+
+        Raises:
+            RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
+        """
+        deadline = self._deadline(wait, timeout)
+        epoch = self._worker.flush()
+        return not wait or self._worker.ledger.wait_settled(epoch, deadline)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: Optional[float] = None) -> bool:
+        """Accept no more jobs, and make all that were accepted due now. May be called again.
+
+        Args:
+            wait: block until every job is settled, the shutdown callbacks have run and the threads are gone.
+            cancel_futures: cancel the jobs that no worker has taken yet.
+            timeout: how many seconds to wait at most; what is left goes on in the background.
+
+        Returns:
+            False if *timeout* ran out, otherwise True.
+
+        Raises:
+            RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
+        """
+        deadline = self._deadline(wait, timeout)
+        self._finalizer.detach()
+        self._worker.close()
+        if cancel_futures:
+            for future in self._worker.ledger.unsettled():
+                future.cancel()
+        return not wait or self._worker.wait_ended(deadline)
+
+    def stats(self) -> BatcherStats:
+        """Return what the batcher has done until now. Never blocks."""
+        return self._worker.ledger.stats()
+
+    def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called once, without arguments, after the last job is settled; at once if that is over.
+
+        The callbacks run in the order in which they were added, in the worker thread (if no job was ever submitted, in
+        the thread that shuts down). An exception in one is logged.
+        """
+        check_callable("callback", callback)
+        self._worker.add_shutdown_callback(callback)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Shut down and wait, after an exception in the block too."""
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self._name!r} with {self._policy!r}>"
+
+    def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
+        ahead: Deque[JobFuture[Value]] = deque()
+        try:
+            for job in jobs:
+                if len(ahead) == size:
+                    yield self._next_of(ahead, deadline)
+                ahead.append(self._submit_ahead(job, deadline))
+            while ahead:
+                yield self._next_of(ahead, deadline)
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _submit_ahead(self, job: Job, deadline: float) -> JobFuture[Value]:
+        try:
+            return self.submit(job, timeout=0)
+        except BacklogFull:
+            self.flush(wait=False)
+            return self.submit(job, timeout=None if deadline == NEVER else max(0.0, deadline - self._clock.now()))
+
+    def _next_of(self, ahead: Deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
+        if not ahead[0].done():
+            self.flush(wait=False)
+        result = ahead[0].result(None if deadline == NEVER else max(0.0, deadline - self._clock.now()))
+        ahead.popleft()
+        return result
+
+    def _key_of(self, job: Job) -> Hashable:
+        if self._key is None:
+            return None
+        key = self._key(job)
+        hash(key)
+        return key
+
+    def _weight_of(self, job: Job) -> float:
+        if self._weigh is None:
+            return 1.0
+        weight = check_number("the weight of a job", self._weigh(job))
+        if not self._policy.fits(self._empty, weight):
+            raise JobTooLarge(weight)
+        return weight
+
+    def _deadline(self, wait: bool, timeout: Optional[float]) -> float:
+        deadline = self._clock.now() + check_timeout("timeout", timeout)
+        if wait and self._worker.queue.is_own_thread():
+            raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
+        return deadline
+
+
+def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
+    if worker.started:
+        warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning, source=None)
+    worker.close()
+
+
+def _origin() -> str:
+    """Return the place outside this package that the call came from."""
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("microbatch."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
+
+
+def _check_processor(processor: Any) -> None:
+    check_callable("processor", processor)
+    if iscoroutinefunction(processor):
+        raise TypeError(f"processor must be a plain function, got the coroutine function {processor!r}")
+
+
+def check_policy(policy: Any, max_pending: int = 0) -> None:
+    """Raise unless *policy* is a policy, and can ever send with that bound; 0 for no bound."""
+    if not isinstance(policy, BatchingPolicy):
+        raise TypeError(f"policy must be a BatchingPolicy, got {policy!r}")
+    if 0 < max_pending < policy.needs():
+        raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {policy!r}")
+
+
+def _check_functions(key: Any, weigh: Any, executor: Any, clock: Any) -> None:
+    if key is not None:
+        check_callable("key", key)
+    if weigh is not None:
+        check_callable("weigh", weigh)
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
+    if clock is not None and not (hasattr(clock, "now") and hasattr(clock, "wait_until")):
+        raise TypeError(f"clock must have now() and wait_until(), got {clock!r}")

@@ -1,0 +1,266 @@
+"""When does the open batch go, and may one more job join it?
+
+A policy is a pure decider. It sees a `Window` and answers with a moment; it reads no clock, takes no lock, never sleeps
+and knows no thread, so that it can be tested by hand and run in virtual time. One thread at a time asks it.
+
+>>> policy = Size(3) | Interval(0.5)
+>>> policy.due(Window(count=2, opened=10.0))
+10.5
+>>> policy.due(Window(count=3, opened=10.0)) == NOW
+True
+>>> policy.reason(Window(count=3, opened=10.0))
+'size'
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, Hashable, Sequence, TypeVar
+
+from microbatch._arguments import check_count, check_number
+from microbatch._clock import NEVER, NOW
+from microbatch._futures import BatchInfo
+
+__all__ = ["NEVER", "NOW", "BatchReport", "BatchingPolicy", "Interval", "Size", "Window"]
+
+Job = TypeVar("Job")
+Job_contra = TypeVar("Job_contra", contravariant=True)
+Job_co = TypeVar("Job_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Window(Generic[Job_co]):
+    """What a policy sees of one open batch and of the batcher around it.
+
+    It holds for the one question it is asked with. All moments are of the batcher's monotonic clock, in seconds.
+
+    Attributes:
+        count: the jobs in the batch.
+        weight: their weights, added up.
+        opened: when the first of them was submitted.
+        newest: when the last of them was submitted.
+        jobs: the jobs themselves, read-only.
+        key: what their ``key`` is, None without a key function.
+        in_flight: how many batches the workers are running now.
+        workers: how many batches may run at once.
+        started: when the batcher started.
+        sent: the moments of the batcher's latest dispatches under all keys, oldest first.
+        full: a waiting job did not fit, so that nothing can join any more.
+    """
+
+    count: int = 0
+    weight: float = 0.0
+    opened: float = 0.0
+    newest: float = 0.0
+    jobs: Sequence[Job_co] = ()
+    key: Hashable = None
+    in_flight: int = 0
+    workers: int = 1
+    started: float = 0.0
+    sent: Sequence[float] = ()
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """How one batch went, for a policy that learns.
+
+    Attributes:
+        batch: the batch.
+        service_time: seconds from the call of the processor to its last result.
+        failed: how many of its jobs failed.
+    """
+
+    batch: BatchInfo
+    service_time: float
+    failed: int
+
+
+class BatchingPolicy(ABC, Generic[Job_contra]):
+    """Decides when a batch goes. Subclass it, define `due`, and combine with ``|`` (either) and ``&`` (both).
+
+    >>> class Urgent(BatchingPolicy[dict[str, bool]]):
+    ...     def due(self, window: Window[dict[str, bool]]) -> float:
+    ...         return NOW if window.jobs[-1]["urgent"] else NEVER
+    >>> (Urgent() | Size(2)).due(Window(count=1, jobs=[{"urgent": True}]))
+    -inf
+
+    All methods are called from the batcher's own thread, one at a time; `fits` also from a thread in
+    `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
+    An exception from `due`, `fits` or `reason` fails the jobs of that batch.
+    """
+
+    watches_flow: bool = True
+    """Whether `due` looks at `Window.in_flight` or `Window.sent`, or learns in `observe`.
+
+    True, the safe answer, has every open batch looked at again whenever a batch starts or ends.
+    With thousands of keys, say False where that is the truth.
+    """
+
+    @abstractmethod
+    def due(self, window: Window[Job_contra]) -> float:
+        """Return the moment from which the batch may go: `NOW`, `NEVER`, or any moment between.
+
+        It is asked again when a job has joined or left the batch, and then holds until the next such change.
+        A batch that is due goes as soon as a worker is free, and takes what still fits until then.
+        """
+
+    def fits(self, window: Window[Job_contra], weight: float) -> bool:
+        """Return whether one more job of this weight may join: the hard limit, held on every path.
+
+        The first job of a batch is not asked about here, unless the batcher weighs its jobs: then `Batcher.submit`
+        raises `JobTooLarge` for one that does not fit an empty window.
+        """
+        return True
+
+    def room(self, window: Window[Job_contra]) -> float:
+        """Return how many more jobs surely fit whatever they weigh; `fits` is then not asked for them.
+
+        This only saves questions. By default: all of them where `fits` is not overridden, otherwise none.
+        """
+        return NEVER if type(self).fits is BatchingPolicy.fits else 0
+
+    def needs(self) -> int:
+        """Return how many jobs must be together before a batch can be due at all: 0 unless the policy counts jobs."""
+        return 0
+
+    def observe(self, report: BatchReport) -> None:
+        """Take note of how a batch went. An exception is logged and changes nothing."""
+
+    def reason(self, window: Window[Job_contra]) -> str:
+        """Return the word for why the batch goes, which becomes `BatchInfo.trigger`: the class's name in lower case."""
+        return type(self).__name__.lower()
+
+    def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
+        return Either(self, other) if isinstance(other, BatchingPolicy) else NotImplemented
+
+    def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
+        return Both(self, other) if isinstance(other, BatchingPolicy) else NotImplemented
+
+
+class Size(BatchingPolicy[Any]):
+    """A batch goes when it holds *n* jobs, and never holds more.
+
+    >>> [Size(3).due(Window(count=count)) for count in (2, 3)]
+    [inf, -inf]
+    >>> [Size(3).fits(Window(count=count), weight=1.0) for count in (2, 3)]
+    [True, False]
+    """
+
+    watches_flow = False
+
+    def __init__(self, n: int) -> None:
+        self.n = check_count("n", n)
+
+    def due(self, window: Window[Any]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.count >= self.n else NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return window.count < self.n
+
+    def room(self, window: Window[Any]) -> float:
+        """See `BatchingPolicy.room`."""
+        return self.n - window.count
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return self.n
+
+    def __repr__(self) -> str:
+        return f"Size({self.n})"
+
+
+class Interval(BatchingPolicy[Any]):
+    """A batch goes *seconds* after its first job was submitted; later jobs do not push that back.
+
+    ``Interval(0)`` sends as soon as a worker is free, with all that has come by then.
+
+    >>> Interval(0.5).due(Window(count=2, opened=10.0, newest=10.4))
+    10.5
+    """
+
+    watches_flow = False
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_number("seconds", seconds)
+
+    def due(self, window: Window[Any]) -> float:
+        """See `BatchingPolicy.due`."""
+        return window.opened + self.seconds
+
+    def __repr__(self) -> str:
+        return f"Interval({self.seconds:.15g})"
+
+
+class _Pair(BatchingPolicy[Job]):
+    """Two policies as one: a job joins only where both let it."""
+
+    def __init__(self, first: BatchingPolicy[Job], second: BatchingPolicy[Job]) -> None:
+        self.first = first
+        self.second = second
+        self.watches_flow = first.watches_flow or second.watches_flow
+
+    def fits(self, window: Window[Job], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return self.first.fits(window, weight) and self.second.fits(window, weight)
+
+    def room(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.room`."""
+        return min(self.first.room(window), self.second.room(window))
+
+    def observe(self, report: BatchReport) -> None:
+        """Hand the report to both, to the second even if the first raises."""
+        try:
+            self.first.observe(report)
+        finally:
+            self.second.observe(report)
+
+
+class Either(_Pair[Job]):
+    """What ``a | b`` makes: a batch goes when one of the two says so.
+
+    >>> Size(3) | Interval(0.5)
+    Size(3) | Interval(0.5)
+    """
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return min(self.first.due(window), self.second.due(window))
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return min(self.first.needs(), self.second.needs())
+
+    def reason(self, window: Window[Job]) -> str:
+        """Answer with the one that is due first; with the left one of two that are due together."""
+        left = self.first.due(window) <= self.second.due(window)
+        return (self.first if left else self.second).reason(window)
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} | {self.second!r}"
+
+
+class Both(_Pair[Job]):
+    """What ``a & b`` makes: a batch goes when both of the two say so.
+
+    >>> (Size(3) | Interval(9)) & Interval(0.5)
+    (Size(3) | Interval(9)) & Interval(0.5)
+    """
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return max(self.first.due(window), self.second.due(window))
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return max(self.first.needs(), self.second.needs())
+
+    def reason(self, window: Window[Job]) -> str:
+        """Answer with both words, since both were needed."""
+        return f"{self.first.reason(window)} & {self.second.reason(window)}"
+
+    def __repr__(self) -> str:
+        return " & ".join(
+            f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
+        )
