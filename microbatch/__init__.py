@@ -1,8 +1,9 @@
-"""Turns many single jobs into few batches. Start with `Batcher`."""
+"""Turns many single jobs into few batches, and gives each caller its own result. Start with `Batcher`."""
 
 from microbatch._futures import BatchInfo, JobFuture, JobResult, JobState
 from microbatch._ledger import BatcherStats
 from microbatch.batcher import DEFAULT_POLICY, Batcher, BatchProcessor
+from microbatch.decorator import BatchedFunction, batched
 from microbatch.errors import (
     BacklogFull,
     BatcherClosed,
@@ -14,3 +15,33 @@ from microbatch.errors import (
     ResultCountError,
 )
 from microbatch.policies import NEVER, NOW, BatchingPolicy, BatchReport, Interval, Size, Window
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BacklogFull",
+    "BatchInfo",
+    "BatchProcessor",
+    "BatchReport",
+    "BatchedFunction",
+    "Batcher",
+    "BatcherClosed",
+    "BatcherStats",
+    "BatchingPolicy",
+    "DEFAULT_POLICY",
+    "ForkedError",
+    "Interval",
+    "JobExpired",
+    "JobFuture",
+    "JobResult",
+    "JobState",
+    "JobTooLarge",
+    "MicrobatchError",
+    "NEVER",
+    "NOW",
+    "Rejected",
+    "ResultCountError",
+    "Size",
+    "Window",
+    "batched",
+]

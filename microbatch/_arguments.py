@@ -13,7 +13,7 @@ def check_callable(name: str, value: Any) -> None:
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Return *value* if it is an integer of at least *least*; a bool is none."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -62,6 +62,11 @@ class Delivery:
         """Fail every job that is not settled yet. Never raises."""
         self.failed += self._ledger.settle([(future, (None, _own(error))) for future in self._futures])
 
+    def forget(self) -> None:
+        """Drop all references: an exception's traceback may lead here, and from here to the future that holds it."""
+        self._futures, self.jobs = [], []
+        self._errors.clear()
+
     def _settle_together(self, returned: Any) -> None:
         expected = len(self._futures)
         if len(returned) != expected:
@@ -94,13 +99,9 @@ class Delivery:
     def _iterator(self, returned: Any) -> Iterator[Any]:
         if inspect.iscoroutine(returned):
             returned.close()
-        if (
-            isinstance(returned, _REFUSED)
-            or not isinstance(returned, Iterable)
-            and not hasattr(returned, "__getitem__")
-        ):
+        if isinstance(returned, _REFUSED) or not isinstance(returned, Iterable) and not _is_sequence(returned):
             kind = type(returned).__name__
-            raise TypeError(f"the processor must return one result per job in order, or None, got a {kind}")
+            raise TypeError(f"the processor must return one result per job in order, or None, got {kind}")
         return iter(returned)
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
@@ -146,6 +147,10 @@ def _bare_copy(error: BaseException) -> BaseException:
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
     return twin
+
+
+def _is_sequence(returned: Any) -> bool:
+    return hasattr(returned, "__getitem__")  # iterable the old way, which Iterable does not know
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -270,7 +270,6 @@ class Worker:
         except BaseException as error:
             delivery.fail(error)
         self._report(delivery)
-        del delivery  # or an exception's traceback would keep it, with all futures, as long as one of them is kept
 
     def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
         """Take what the caller's executor gives back, in whatever thread it calls from."""
@@ -282,9 +281,9 @@ class Worker:
             delivery.fail(error)
         self._report(delivery)
         inside.mine = before
-        del delivery, done
 
     def _report(self, delivery: Delivery) -> None:
+        delivery.forget()
         report = BatchReport(delivery.info, delivery.service_time, delivery.failed)
         self.queue.post(partial(self._finish, report))
 

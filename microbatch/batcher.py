@@ -29,7 +29,7 @@ from microbatch._futures import JobFuture, JobResult
 from microbatch._ledger import BatcherStats
 from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
-from microbatch.policies import BatchingPolicy, Interval, Size, Window
+from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
 
 __all__ = ["DEFAULT_POLICY", "BatchProcessor", "Batcher"]
 
@@ -37,10 +37,10 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
-BatchProcessor = Callable[[List[Job]], Union[Iterable[Union[Value, BaseException]], None]]
+BatchProcessor = Callable[[List[Job]], Optional[Iterable[Value]]]
 """Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
 
-DEFAULT_POLICY: BatchingPolicy[Any] = Size(100) | Interval(0)
+DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Interval(0)
 """Natural batching: a batch goes as soon as a worker is free, so a lone job never waits and batches grow with the load."""
 
 
@@ -76,7 +76,7 @@ class Batcher(Generic[Job, Value]):
     def __init__(
         self: "Batcher[Job, None]",
         processor: Callable[[List[Job]], None],
-        policy: BatchingPolicy[Job] = ...,
+        policy: BatchingPolicy[Any] = ...,
         *,
         key: Optional[Callable[[Job], Hashable]] = ...,
         weigh: Optional[Callable[[Job], float]] = ...,
@@ -91,8 +91,24 @@ class Batcher(Generic[Job, Value]):
     @overload
     def __init__(
         self,
-        processor: BatchProcessor[Job, Value],
-        policy: BatchingPolicy[Job] = ...,
+        processor: Callable[[List[Job]], Iterable[Value]],
+        policy: BatchingPolicy[Any] = ...,
+        *,
+        key: Optional[Callable[[Job], Hashable]] = ...,
+        weigh: Optional[Callable[[Job], float]] = ...,
+        max_pending: int = ...,
+        max_workers: int = ...,
+        executor: Optional[Executor] = ...,
+        name: str = ...,
+        exit_timeout: Optional[float] = ...,
+        clock: Optional[Clock] = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        processor: Callable[[List[Job]], Iterable[Union[Value, BaseException]]],
+        policy: BatchingPolicy[Any] = ...,
         *,
         key: Optional[Callable[[Job], Hashable]] = ...,
         weigh: Optional[Callable[[Job], float]] = ...,
@@ -118,11 +134,10 @@ class Batcher(Generic[Job, Value]):
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
     ) -> None:
-        _check_processor(processor)
-        check_policy(policy, check_count("max_pending", max_pending, 0))
+        check_processor(processor)
+        _check_policy(policy, check_count("max_pending", max_pending, 0))
         _check_functions(key, weigh, executor, clock)
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"name must be a string that is not empty, got {name!r}")
+        _check_name(name)
         self._policy = policy
         self._key = key
         self._weigh = weigh
@@ -310,9 +325,10 @@ class Batcher(Generic[Job, Value]):
 
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
-    if worker.started:
-        warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning, source=None)
-    worker.close()
+    started = worker.started
+    worker.close()  # first, since a warning may be an error
+    if started:
+        warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
 
 
 def _origin() -> str:
@@ -323,18 +339,23 @@ def _origin() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
 
 
-def _check_processor(processor: Any) -> None:
+def check_processor(processor: Any) -> None:
+    """Raise TypeError unless *processor* is a plain function, or like one."""
     check_callable("processor", processor)
     if iscoroutinefunction(processor):
         raise TypeError(f"processor must be a plain function, got the coroutine function {processor!r}")
 
 
-def check_policy(policy: Any, max_pending: int = 0) -> None:
-    """Raise unless *policy* is a policy, and can ever send with that bound; 0 for no bound."""
-    if not isinstance(policy, BatchingPolicy):
-        raise TypeError(f"policy must be a BatchingPolicy, got {policy!r}")
+def _check_policy(policy: Any, max_pending: int) -> None:
+    check_policy("policy", policy)
     if 0 < max_pending < policy.needs():
         raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {policy!r}")
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        kind = ValueError if isinstance(name, str) else TypeError
+        raise kind(f"name must be a string that is not empty, got {name!r}")
 
 
 def _check_functions(key: Any, weigh: Any, executor: Any, clock: Any) -> None:

@@ -6,8 +6,8 @@ import weakref
 from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, Union, overload
 
 from microbatch._futures import JobFuture, JobResult
-from microbatch.batcher import DEFAULT_POLICY, Batcher, check_policy
-from microbatch.policies import BatchingPolicy
+from microbatch.batcher import DEFAULT_POLICY, Batcher
+from microbatch.policies import BatchingPolicy, check_policy
 
 __all__ = ["BatchedFunction", "batched"]
 
@@ -81,15 +81,11 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[[List[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
-    def __call__(
-        self, function: Callable[[List[Job]], Iterable[Union[Value, BaseException]]], /
-    ) -> BatchedFunction[Job, Value]: ...
+    def __call__(self, function: Callable[[List[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
     @overload
     def __call__(self, function: Callable[[Any, List[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
-    def __call__(
-        self, function: Callable[[Any, List[Job]], Iterable[Union[Value, BaseException]]], /
-    ) -> BatchedFunction[Job, Value]: ...
+    def __call__(self, function: Callable[[Any, List[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
 
 
 def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Decorator:
@@ -113,7 +109,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     Raises:
         TypeError, ValueError: as `Batcher` does, when the function is decorated.
     """
-    check_policy(policy)
+    check_policy("policy", policy)
 
     def make(processor: Callable[[List[Any]], Any]) -> Batcher[Any, Any]:
         return Batcher(processor, policy, **options)

@@ -131,13 +131,19 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         return type(self).__name__.lower()
 
     def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
-        return Either(self, other) if isinstance(other, BatchingPolicy) else NotImplemented
+        return Either(self, other)
 
     def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
-        return Both(self, other) if isinstance(other, BatchingPolicy) else NotImplemented
+        return Both(self, other)
 
 
-class Size(BatchingPolicy[Any]):
+def check_policy(name: str, value: Any) -> None:
+    """Raise TypeError unless *value* is a policy."""
+    if not isinstance(value, BatchingPolicy):
+        raise TypeError(f"{name} must be a BatchingPolicy, got {value!r}")
+
+
+class Size(BatchingPolicy[object]):
     """A batch goes when it holds *n* jobs, and never holds more.
 
     >>> [Size(3).due(Window(count=count)) for count in (2, 3)]
@@ -151,15 +157,15 @@ class Size(BatchingPolicy[Any]):
     def __init__(self, n: int) -> None:
         self.n = check_count("n", n)
 
-    def due(self, window: Window[Any]) -> float:
+    def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         return NOW if window.count >= self.n else NEVER
 
-    def fits(self, window: Window[Any], weight: float) -> bool:
+    def fits(self, window: Window[object], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
         return window.count < self.n
 
-    def room(self, window: Window[Any]) -> float:
+    def room(self, window: Window[object]) -> float:
         """See `BatchingPolicy.room`."""
         return self.n - window.count
 
@@ -171,7 +177,7 @@ class Size(BatchingPolicy[Any]):
         return f"Size({self.n})"
 
 
-class Interval(BatchingPolicy[Any]):
+class Interval(BatchingPolicy[object]):
     """A batch goes *seconds* after its first job was submitted; later jobs do not push that back.
 
     ``Interval(0)`` sends as soon as a worker is free, with all that has come by then.
@@ -185,7 +191,7 @@ class Interval(BatchingPolicy[Any]):
     def __init__(self, seconds: float) -> None:
         self.seconds = check_number("seconds", seconds)
 
-    def due(self, window: Window[Any]) -> float:
+    def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         return window.opened + self.seconds
 
@@ -197,6 +203,7 @@ class _Pair(BatchingPolicy[Job]):
     """Two policies as one: a job joins only where both let it."""
 
     def __init__(self, first: BatchingPolicy[Job], second: BatchingPolicy[Job]) -> None:
+        check_policy("a part of a policy", second)
         self.first = first
         self.second = second
         self.watches_flow = first.watches_flow or second.watches_flow

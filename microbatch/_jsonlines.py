@@ -1,0 +1,174 @@
+"""``python -m microbatch run``: JSON Lines through a user's processor, in order and in bounded memory.
+
+The main thread reads and submits, so that a signal ends the program at once; a second thread waits for the results in
+order and writes them, so that a result need not wait for the next line of input. Between them is a bounded queue.
+"""
+
+import contextlib
+import json
+import queue
+import sys
+import threading
+from types import TracebackType
+from typing import Any, BinaryIO, Callable, Iterator, NoReturn, Optional, Protocol, Tuple, Type, Union
+
+from microbatch import Batcher, BatchingPolicy, JobFuture
+from microbatch._clock import SystemClock
+
+__all__ = ["process_lines"]
+
+_BATCHES_AHEAD = 4  # per worker: read before the first of them is written
+
+Entry = Tuple[int, Union["JobFuture[Any]", ValueError]]
+"""A line's number, and its job or what is wrong with it."""
+
+
+def process_lines(
+    processor: Callable[[Any], Any],
+    policy: BatchingPolicy[object],
+    source: BinaryIO,
+    sink: BinaryIO,
+    *,
+    size: int,
+    workers: int,
+) -> int:
+    """Write one JSON value to *sink* for every line of *source*, in order, and return how many lines failed.
+
+    A line that is not JSON, or whose job failed, is reported to standard error with its number and written nowhere.
+    Blank lines are passed over. Holds only a few batches of *size* in memory.
+
+    Raises:
+        OSError: *source* can't be read or *sink* can't be written, after the batches that run have ended.
+    """
+    ahead = _BATCHES_AHEAD * size * workers
+    batcher: Batcher[Any, Any] = Batcher(processor, policy, max_workers=workers, max_pending=ahead)
+    with batcher, _progress() as progress, _Writer(sink, ahead, progress) as writer:
+        try:
+            for number, line in enumerate(source, start=1):
+                if writer.error is not None:
+                    break
+                if line.strip():
+                    writer.put((number, _submit(batcher, line)))
+        except BaseException:
+            batcher.shutdown(wait=False, cancel_futures=True)
+            raise
+        batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
+    if writer.error is not None:
+        raise writer.error
+    return writer.failed
+
+
+def _submit(batcher: Batcher[Any, Any], line: bytes) -> Union["JobFuture[Any]", ValueError]:
+    try:
+        job = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        return ValueError(f"not JSON: {error}")
+    return batcher.submit(job)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+class Progress(Protocol):
+    """Is told of each line that is done: a `tqdm` is one."""
+
+    def update(self) -> object:
+        """One more is done."""
+
+
+class _Writer:
+    """The thread that writes results in the order of their lines."""
+
+    def __init__(self, sink: BinaryIO, ahead: int, progress: Progress) -> None:
+        self.failed = 0
+        self.error: Optional[OSError] = None  # why nothing is written any more
+        self._sink = sink
+        self._progress = progress
+        self._entries: "queue.Queue[Optional[Entry]]" = queue.Queue(ahead)
+        self._thread = threading.Thread(target=self._run, name="microbatch-writer")
+
+    def put(self, entry: Entry) -> None:
+        """Have the result of a line written. Blocks while the results lag behind."""
+        self._entries.put(entry)
+
+    def __enter__(self) -> "_Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._entries.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (entry := self._entries.get()) is not None:
+            if self.error is None:
+                try:
+                    self._write(*entry)
+                except OSError as error:
+                    self.error = error  # and go on taking entries, so that the reader is not left blocked
+
+    def _write(self, number: int, outcome: Union["JobFuture[Any]", ValueError]) -> None:
+        try:
+            if isinstance(outcome, ValueError):
+                raise outcome
+            text = json.dumps(outcome.result().value, ensure_ascii=False, allow_nan=False)
+        except BaseException as error:
+            self._report(number, error)
+        else:
+            self._sink.write(text.encode() + b"\n")
+        if self._entries.empty():  # somebody may be waiting for the little there is
+            self._sink.flush()
+        self._progress.update()
+
+    def _report(self, number: int, error: BaseException) -> None:
+        self.failed += 1
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        print(f"line {number}: {' '.join(what.split())}", file=sys.stderr)
+
+
+class _Counter:
+    """Counts on one line of a terminal, a few times a second."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._count = 0
+        self._shown = self._clock.now()
+
+    def update(self) -> None:
+        """See `Progress`."""
+        self._count += 1
+        if self._clock.now() - self._shown >= 0.1:
+            self._show("")
+
+    def _show(self, end: str) -> None:
+        self._shown = self._clock.now()
+        print(f"\r{self._count:,} lines", end=end, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "_Counter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show("\n")
+
+
+class _Silence:
+    def update(self) -> None:
+        """See `Progress`."""
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    if not sys.stderr.isatty():
+        yield _Silence()
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        with _Counter() as counter:
+            yield counter
+    else:
+        with tqdm(unit=" lines", file=sys.stderr) as bar:
+            yield bar

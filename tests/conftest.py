@@ -1,0 +1,26 @@
+"""What every test gets: no thread may be left when it ends."""
+
+import gc
+import threading
+from typing import Iterator
+
+import pytest
+
+from microbatch.testing import ManualClock
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    if left:
+        gc.collect()  # a batcher that the test dropped ends when it is collected
+    for thread in left:
+        thread.join(timeout=10)
+    assert [] == [thread.name for thread in left if thread.is_alive()]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()

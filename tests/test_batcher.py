@@ -1,0 +1,540 @@
+"""Submitting, limits, keys, weights, statistics, executors."""
+
+import threading
+from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Callable, Hashable, List
+
+import pytest
+
+from microbatch import (
+    BacklogFull,
+    Batcher,
+    BatcherClosed,
+    BatcherStats,
+    BatchingPolicy,
+    BatchReport,
+    Interval,
+    JobState,
+    JobTooLarge,
+    NEVER,
+    NOW,
+    Rejected,
+    Size,
+    Window,
+)
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+class Weighing(BatchingPolicy[Any]):
+    def due(self, window: Window[Any]) -> float:
+        return NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.weight + weight <= 10
+
+
+def in_thread(function: Callable[[], Any]) -> "Future[Any]":
+    result: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=call).start()
+    return result
+
+
+def test_jobs_of_many_threads_each_get_their_own_result() -> None:
+    with Batcher(RecordingProcessor[int](lambda job: job * 2), Size(7) | Interval(0.001), max_workers=3) as batcher:
+
+        def call(start: int) -> List[int]:
+            return [batcher.submit(number).result().value for number in range(start, start + 50)]
+
+        callers = [in_thread(partial(call, start)) for start in range(0, 800, 50)]
+        for start, caller in zip(range(0, 800, 50), callers):
+            assert [n * 2 for n in range(start, start + 50)] == caller.result(timeout=20)
+    assert 800 == batcher.stats().succeeded
+
+
+def test_by_default_a_lone_job_does_not_wait() -> None:
+    with Batcher(echo) as batcher:
+        result = batcher.submit("a").result(timeout=10)
+    assert (1, "interval") == (result.batch.size, result.batch.trigger)
+
+
+def test_by_default_batches_grow_while_the_worker_is_busy() -> None:
+    processor = RecordingProcessor[int]()
+    processor.hold()
+    with Batcher(processor) as batcher:
+        batcher.submit(0)
+        processor.wait_for_batches(1)
+        for number in range(1, 151):
+            batcher.submit(number)
+        processor.release()
+    assert [1, 100, 50] == [len(batch) for batch in processor.batches]
+
+
+def test_no_thread_is_started_before_the_first_job() -> None:
+    before = threading.active_count()
+    with Batcher(echo, max_workers=3) as batcher:
+        assert before == threading.active_count()
+        assert batcher.flush()
+        batcher.stats()
+        assert before == threading.active_count()
+        batcher.submit(1).result()
+        assert before + 4 == threading.active_count()
+
+
+def test_threads_are_named_after_the_batcher() -> None:
+    names: List[str] = []
+    with Batcher[int, None](lambda jobs: names.append(threading.current_thread().name), name="inserts") as batcher:
+        batcher.submit(1).result()
+        assert "inserts" in [thread.name for thread in threading.enumerate()]
+    assert ["inserts_0"] == names
+
+
+def test_batches_run_one_after_another_in_order_by_default() -> None:
+    running: List[int] = []
+    most: List[int] = []
+    seen: List[int] = []
+
+    def processor(jobs: List[int]) -> None:
+        running.append(1)
+        most.append(len(running))
+        seen.extend(jobs)
+        running.pop()
+
+    with Batcher(processor, Size(2) | Interval(0)) as batcher:
+        for number in range(100):
+            batcher.submit(number)
+    assert (1, list(range(100))) == (max(most), seen)
+
+
+def test_as_many_batches_run_at_once_as_there_are_workers() -> None:
+    together = threading.Barrier(3)
+    with Batcher[int, int](lambda jobs: [together.wait(10)], Size(1), max_workers=3) as batcher:
+        for future in [batcher.submit(number) for number in range(3)]:
+            future.result(timeout=10)
+
+
+def test_a_batch_waits_for_a_free_worker_and_not_behind_the_executor() -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_workers=2) as batcher:
+        futures = [batcher.submit(job) for job in "abcd"]
+        processor.wait_for_batches(2)
+        assert futures[2].cancel() and futures[3].cancel()
+        processor.release()
+
+
+# -- the bound --
+
+
+def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=2) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("a")
+        batcher.submit("b")
+        with pytest.raises(BacklogFull, match="2 jobs are waiting, which is max_pending") as caught:
+            batcher.submit("c", timeout=0)
+        assert 2 == caught.value.max_pending
+        assert 3 == batcher.stats().accepted
+        processor.release()
+    assert [["running"], ["a"], ["b"]] == processor.batches
+
+
+def test_a_full_backlog_refuses_after_the_timeout(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("a")
+        refused = in_thread(lambda: batcher.submit("b", timeout=5))
+        clock.wait_for_sleeper(5.0)
+        clock.advance(4.9)
+        assert not refused.done()
+        clock.advance(0.1)
+        assert isinstance(refused.exception(timeout=10), BacklogFull)
+        processor.release()
+
+
+def test_a_blocked_submit_goes_on_when_there_is_room(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("a")
+        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
+        clock.wait_for_sleeper(5.0)
+        processor.release()
+        assert "b" == blocked.result(timeout=10).result(timeout=10).value
+
+
+def test_a_cancelled_job_makes_room_for_a_blocked_one(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        unwanted = batcher.submit("a")
+        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
+        clock.wait_for_sleeper(5.0)
+        assert unwanted.cancel()
+        assert "b" == blocked.result(timeout=10).job
+        processor.release()
+
+
+def test_shutdown_refuses_those_who_wait_for_room(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("a")
+        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
+        clock.wait_for_sleeper(5.0)
+        batcher.shutdown(wait=False)
+        assert isinstance(blocked.exception(timeout=10), BatcherClosed)
+        processor.release()
+    assert [["running"], ["a"]] == processor.batches
+
+
+def test_a_submit_from_the_processor_never_blocks() -> None:
+    refused: List[BaseException] = []
+    accepted: List[Any] = []
+
+    def processor(jobs: List[str]) -> List[str]:
+        if jobs == ["first"]:
+            accepted.append(batcher.submit("second"))
+            try:
+                batcher.submit("third")
+            except BacklogFull as error:
+                refused.append(error)
+        return jobs
+
+    with Batcher(processor, Size(1), max_pending=1) as batcher:
+        assert "first" == batcher.submit("first").result(timeout=10).value
+        assert "second" == accepted[0].result(timeout=10).value
+    assert 1 == len(refused)
+
+
+def test_a_backlog_that_is_full_goes_even_if_the_policy_waits_for_more() -> None:
+    with Batcher(echo, Size(2), key=str, max_pending=3) as batcher:
+        futures = [batcher.submit(number, timeout=10) for number in range(9)]
+    assert list(range(9)) == [future.result().value for future in futures]
+
+
+def test_no_bound_takes_everything() -> None:
+    processor = RecordingProcessor[int]()
+    processor.hold()
+    with Batcher(processor, max_pending=0) as batcher:
+        futures = [batcher.submit(number, timeout=0) for number in range(20_000)]
+        processor.release()
+    assert 20_000 == sum(future.done() for future in futures)
+
+
+# -- keys and weights --
+
+
+def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Size(2), key=str.lower) as batcher:
+        futures = [batcher.submit(job) for job in "aBAbc"]
+    assert [["B", "b"], ["a", "A"], ["c"]] == sorted(processor.batches, key=lambda batch: (-len(batch), batch))
+    assert ["a", "b", "a", "b", "c"] == [future.result().batch.key for future in futures]
+    assert "shutdown" == futures[4].result().batch.trigger
+
+
+def test_weights_count_against_the_limit_of_the_policy() -> None:
+    processor = RecordingProcessor[int]()
+    with Batcher(processor, Weighing(), weigh=float) as batcher:
+        futures = [batcher.submit(weight) for weight in (6, 4, 9, 3, 7)]
+    assert [[6, 4], [9], [3, 7]] == processor.batches
+    assert [10.0, 10.0, 9.0, 10.0, 10.0] == [future.result().batch.weight for future in futures]
+
+
+def test_a_job_is_weighed_once_and_in_submit() -> None:
+    weighed: List[Any] = []
+
+    def weigh(job: Any) -> float:
+        weighed.append((job, threading.current_thread()))
+        return 1
+
+    with Batcher(echo, weigh=weigh) as batcher:
+        batcher.submit("a").result()
+    assert [("a", threading.current_thread())] == weighed
+
+
+def test_a_job_above_the_limit_is_refused() -> None:
+    with Batcher(echo, Weighing(), weigh=float) as batcher:
+        with pytest.raises(JobTooLarge, match="a job that weighs 10.5 fits in no batch") as caught:
+            batcher.submit(10.5)
+        assert 10.5 == caught.value.weight
+        assert 0 == batcher.stats().accepted
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan")])
+def test_a_weight_below_zero_is_refused(weight: float) -> None:
+    with Batcher(echo, weigh=lambda job: weight) as batcher:
+        with pytest.raises(ValueError, match="the weight of a job must be at least 0, got"):
+            batcher.submit(1)
+
+
+def test_an_exception_from_key_or_weigh_is_raised_and_nothing_is_accepted() -> None:
+    def refuse(job: Any) -> Any:
+        raise LookupError(job)
+
+    for batcher in (Batcher(echo, key=refuse), Batcher(echo, weigh=refuse)):
+        with batcher:
+            with pytest.raises(LookupError):
+                batcher.submit(1)
+            assert 0 == batcher.stats().accepted
+
+
+def test_a_key_that_cannot_be_hashed_is_refused() -> None:
+    def listed(job: Any) -> Hashable:
+        return [job]  # type: ignore[return-value]
+
+    with Batcher(echo, key=listed) as batcher:
+        with pytest.raises(TypeError, match="unhashable"):
+            batcher.submit(1)
+
+
+# -- policies in the batcher --
+
+
+def test_a_policy_that_raises_fails_the_jobs_of_that_batch_and_the_next_one_runs() -> None:
+    class Moody(BatchingPolicy[str]):
+        def due(self, window: Window[str]) -> float:
+            if "bad" in window.jobs:
+                raise SystemExit("moody")
+            return NOW
+
+    with Batcher(echo, Moody()) as batcher:
+        assert isinstance(batcher.submit("bad").exception(timeout=10), SystemExit)
+        assert "good" == batcher.submit("good").result(timeout=10).value
+    assert (1, 1, 1) == (batcher.stats().failed, batcher.stats().succeeded, batcher.stats().batches)
+
+
+def test_a_policy_observes_each_batch_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    reports: List[BatchReport] = []
+
+    class Learning(Size):
+        def observe(self, report: BatchReport) -> None:
+            reports.append(report)
+            raise OSError("can't learn")
+
+    with Batcher[int, Any](lambda jobs: [KeyError(), 2], Learning(2)) as batcher:
+        batcher.submit(1)
+        batcher.submit(2)
+    (report,) = reports
+    assert (2, "learning", 1) == (report.batch.size, report.batch.trigger, report.failed)
+    assert report.service_time >= 0
+    assert "can't learn" in caplog.text
+
+
+# -- statistics --
+
+
+def test_statistics_count_every_job_in_one_state() -> None:
+    processor = RecordingProcessor[str](lambda job: KeyError(job) if job == "bad" else job)
+    processor.hold()
+    with Batcher(processor, Size(2)) as batcher:
+        assert BatcherStats() == batcher.stats()
+        first = [batcher.submit("good"), batcher.submit("bad")]
+        processor.wait_for_batches(1)
+        unwanted = batcher.submit("unwanted")
+        unwanted.cancel()
+        stats = batcher.stats()
+        assert (3, 2, 1, 0) == (stats.accepted, stats.running, stats.cancelled, stats.queued + stats.batched)
+        processor.release()
+        for future in first:
+            future.exception(timeout=10)
+        stats = batcher.stats()
+    assert (3, 0, 1, 1, 1) == (stats.accepted, stats.running, stats.succeeded, stats.failed, stats.cancelled)
+    assert (1, {"size": 1}) == (stats.batches, stats.triggers)
+
+
+def test_a_job_in_an_open_batch_is_batched_and_the_oldest_one_is_known(clock: ManualClock) -> None:
+    with Batcher(echo, Interval(60), clock=clock) as batcher:
+        future = batcher.submit("a")
+        clock.wait_for_sleeper(60.0)
+        clock.advance(7)
+        batcher.submit("b")
+        assert JobState.BATCHED is future.state
+        assert 7.0 == batcher.stats().oldest
+        future.cancel()
+        assert 0.0 == batcher.stats().oldest
+    assert 0.0 == batcher.stats().oldest
+
+
+def test_the_sum_of_the_states_is_the_number_accepted_at_every_moment() -> None:
+    over = threading.Event()
+    wrong: List[BatcherStats] = []
+
+    def watch() -> None:
+        while not over.is_set():
+            stats = batcher.stats()
+            states = [getattr(stats, state.value) for state in JobState]
+            if sum(states) != stats.accepted or min(states) < 0:
+                wrong.append(stats)
+
+    with Batcher(echo, Size(5) | Interval(0), max_workers=2) as batcher:
+        watcher = in_thread(watch)
+        for number in range(3000):
+            future = batcher.submit(number)
+            if number % 3 == 0:
+                future.cancel()
+        over.set()
+        watcher.result(timeout=10)
+    assert [] == wrong
+
+
+# -- executors --
+
+
+def test_an_executor_of_the_caller_runs_the_batches_and_is_not_shut_down() -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="mine") as executor:
+        processor = RecordingProcessor[int](lambda job: threading.current_thread().name)
+        with Batcher(processor, executor=executor) as batcher:
+            assert "mine_0" == batcher.submit(1).result(timeout=10).value
+        assert 3 == executor.submit(int, "3").result()
+
+
+def test_an_executor_gets_the_processor_and_the_list_of_jobs_only() -> None:
+    calls: List[Any] = []
+
+    class Spying(InlineExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            calls.append((fn, args, kwargs))
+            return super().submit(fn, *args, **kwargs)
+
+    processor = RecordingProcessor[int]()
+    with Batcher(processor, Size(2), executor=Spying()) as batcher:
+        batcher.submit(1)
+        batcher.submit(2)
+    assert [(processor, ([1, 2],), {})] == calls
+
+
+def test_no_more_batches_are_in_an_executor_than_there_are_workers() -> None:
+    processor = RecordingProcessor[int]()
+    processor.hold()
+    with ThreadPoolExecutor(8) as executor:
+        with Batcher(processor, Size(1), executor=executor, max_workers=2) as batcher:
+            futures = [batcher.submit(number) for number in range(5)]
+            processor.wait_for_batches(2)
+            assert [False, False, True, True, True] == [future.cancel() for future in futures]
+            processor.release()
+
+
+def test_an_executor_that_refuses_fails_the_jobs_of_that_batch() -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with Batcher(echo, executor=executor) as batcher:
+        assert isinstance(batcher.submit(1).exception(timeout=10), RuntimeError)
+        assert isinstance(batcher.submit(2).exception(timeout=10), RuntimeError)
+    assert 2 == batcher.stats().failed
+
+
+def test_a_batch_that_an_executor_drops_fails_its_jobs() -> None:
+    class Dropping(InlineExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+
+    with Batcher(echo, executor=Dropping()) as batcher:
+        error = batcher.submit(1).exception(timeout=10)
+    assert "CancelledError" == type(error).__name__
+
+
+# -- construction --
+
+
+async def coroutine(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"processor": 3}, TypeError, "processor must be callable, got 3"),
+        ({"processor": coroutine}, TypeError, "processor must be a plain function, got the coroutine function"),
+        ({"policy": 3}, TypeError, "policy must be a BatchingPolicy, got 3"),
+        ({"policy": Size}, TypeError, "policy must be a BatchingPolicy, got <class"),
+        ({"key": 3}, TypeError, "key must be callable, got 3"),
+        ({"weigh": "x"}, TypeError, "weigh must be callable, got 'x'"),
+        ({"max_pending": -1}, ValueError, "max_pending must be at least 0, got -1"),
+        ({"max_pending": 1.5}, TypeError, "max_pending must be an integer, got 1.5"),
+        ({"max_workers": 0}, ValueError, "max_workers must be at least 1, got 0"),
+        ({"max_workers": None}, TypeError, "max_workers must be an integer, got None"),
+        ({"executor": 3}, TypeError, "executor must be a concurrent.futures.Executor, got 3"),
+        ({"name": ""}, ValueError, "name must be a string that is not empty, got ''"),
+        ({"name": 3}, TypeError, "name must be a string that is not empty, got 3"),
+        ({"exit_timeout": -1}, ValueError, "exit_timeout must be at least 0, got -1"),
+        ({"exit_timeout": "1"}, TypeError, "exit_timeout must be a number, got '1'"),
+        ({"clock": 3}, TypeError, r"clock must have now\(\) and wait_until\(\), got 3"),
+        ({"policy": Size(9), "max_pending": 8}, ValueError, "policy must be able to send .*max_pending=8, got Size.9"),
+        ({"policy": Size(9) & Interval(1), "max_pending": 8}, ValueError, "policy must be able to send"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_construction(arguments: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Batcher(**{"processor": echo, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"policy": Size(9) | Interval(1), "max_pending": 8},
+        {"policy": Size(8), "max_pending": 8},
+        {"policy": Size(9), "max_pending": 0},
+        {"max_pending": 1},
+    ],
+)
+def test_what_can_work_is_accepted(arguments: Any) -> None:
+    with Batcher(echo, **arguments) as batcher:
+        batcher.submit(1)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda b: b.submit(1, timeout=-1), ValueError, "timeout must be at least 0, got -1"),
+        (lambda b: b.submit(1, timeout="1"), TypeError, "timeout must be a number, got '1'"),
+        (lambda b: b.submit(1, expires_in=float("nan")), ValueError, "expires_in must be at least 0, got nan"),
+        (lambda b: b.map([1], buffersize=0), ValueError, "buffersize must be at least 1, got 0"),
+        (lambda b: b.map([1], timeout=-1), ValueError, "timeout must be at least 0, got -1"),
+        (lambda b: b.map(3), TypeError, "not iterable"),
+        (lambda b: b.flush(timeout=-1), ValueError, "timeout must be at least 0, got -1"),
+        (lambda b: b.shutdown(timeout=[]), TypeError, "timeout must be a number"),
+        (lambda b: b.add_shutdown_callback(3), TypeError, "callback must be callable, got 3"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_the_call(call: Any, error: Any, message: str) -> None:
+    with Batcher(echo) as batcher:
+        with pytest.raises(error, match=message):
+            call(batcher)
+        assert 0 == batcher.stats().accepted
+
+
+def test_every_refusal_is_a_rejection() -> None:
+    assert all(issubclass(error, Rejected) for error in (BacklogFull, BatcherClosed, JobTooLarge))
+
+
+def test_its_repr_names_it_and_its_policy() -> None:
+    assert "<Batcher 'inserts' with Size(3) | Interval(1)>" == repr(
+        Batcher(echo, Size(3) | Interval(1), name="inserts")
+    )

@@ -1,0 +1,460 @@
+"""The collector alone: no thread, no lock, no clock. Moments are plain numbers."""
+
+from dataclasses import dataclass
+from typing import Any, Hashable, List, Optional
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from microbatch import NEVER, NOW, BatchingPolicy, Interval, Size, Window
+from microbatch._collector import Collector
+
+
+@dataclass(eq=False)
+class Job:
+    job: Any
+    key: Hashable = None
+    weight: float = 1.0
+    submitted: float = 0.0
+    expires: float = NEVER
+    epoch: int = 0
+    waiting: bool = True
+
+
+class Light(BatchingPolicy[Any]):
+    """At most 10 in weight, and never due: only what is full goes."""
+
+    def due(self, window: Window[Any]) -> float:
+        return NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.weight + weight <= 10
+
+
+class Idle(BatchingPolicy[Any]):
+    """Due while nothing else runs."""
+
+    def due(self, window: Window[Any]) -> float:
+        return NOW if window.in_flight == 0 else NEVER
+
+
+class Broken(BatchingPolicy[Any]):
+    def due(self, window: Window[Any]) -> float:
+        if "bad" in window.jobs:
+            raise KeyError("bad")
+        return window.opened + 1
+
+
+def collector(policy: BatchingPolicy[Any], workers: int = 1) -> Collector[Job]:
+    return Collector(policy, workers, started=0.0)
+
+
+def jobs(text: str, submitted: float = 0.0, **options: Any) -> List[Job]:
+    return [Job(letter, submitted=submitted, **options) for letter in text]
+
+
+def withdraw(collector: Collector[Job], job: Job) -> None:
+    job.waiting = False
+    collector.drop([job])
+
+
+def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> List[str]:
+    """Take every batch that may go, all at once running, as ``jobs:trigger``."""
+    taken = []
+    while (batch := collector.take(now, pressed)) is not None:
+        assert batch.error is None
+        collector.started(now)
+        taken.append("".join(entry.job for entry in batch.entries) + ":" + batch.trigger)
+    return taken
+
+
+def test_a_batch_goes_when_it_is_full_and_the_rest_waits() -> None:
+    c = collector(Size(3), workers=9)
+    c.add(jobs("abcdefgh"))
+    assert ["abc:size", "def:size"] == take_all(c, 0)
+    assert NEVER == c.next_moment()
+    c.add(jobs("i"))
+    assert ["ghi:size"] == take_all(c, 0)
+    assert not c
+
+
+def test_an_interval_counts_from_the_first_job_and_later_ones_do_not_push_it_back() -> None:
+    c = collector(Interval(5))
+    c.add(jobs("a", submitted=10))
+    assert ([], 15) == (take_all(c, 10), c.next_moment())
+    c.add(jobs("b", submitted=14))
+    assert ([], 15) == (take_all(c, 14.9), c.next_moment())
+    assert ["ab:interval"] == take_all(c, 15)
+
+
+def test_a_moment_in_the_past_is_now() -> None:
+    c = collector(Interval(5))
+    c.add(jobs("a", submitted=10))
+    assert ["a:interval"] == take_all(c, 99)
+
+
+def test_a_due_batch_without_a_free_worker_takes_more_jobs_up_to_its_limit() -> None:
+    c = collector(Size(3) | Interval(0))
+    c.add(jobs("a"))
+    assert ["a:interval"] == take_all(c, 0)
+    for job in jobs("bcde", submitted=1):
+        c.add([job])
+        assert [] == take_all(c, 1)
+    assert NEVER == c.next_moment()  # a due batch is no reason to wake up before a worker is free
+    c.finished()
+    assert ["bcd:size"] == take_all(c, 2)
+    c.finished()
+    assert ["e:interval"] == take_all(c, 3)
+
+
+def test_a_full_batch_that_its_policy_would_never_send_goes() -> None:
+    c = collector(Light(), workers=9)
+    c.add([Job("a", weight=6), Job("b", weight=4)])
+    assert [] == take_all(c, 0)
+    c.add([Job("c", weight=1)])
+    assert ["ab:light"] == take_all(c, 0)
+
+
+def test_no_job_overtakes_one_that_did_not_fit() -> None:
+    c = collector(Light(), workers=9)
+    c.add([Job("a", weight=6), Job("b", weight=6), Job("c", weight=1)])
+    assert ["a:light"] == take_all(c, 0)
+    c.flush(0)
+    assert ["bc:flush"] == take_all(c, 0)
+
+
+def test_full_is_lifted_when_the_job_that_did_not_fit_is_withdrawn() -> None:
+    c = collector(Light() | Interval(5))
+    heavy, light = Job("b", weight=6), Job("c", weight=1)
+    c.add([Job("a", weight=6), heavy, light])
+    withdraw(c, heavy)
+    assert ["ac:interval"] == take_all(c, 5)
+
+
+def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
+    c = collector(Size(2), workers=9)
+    c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1), Job("d", key=2), Job("e", key=3)])
+    assert ["ac:size", "bd:size"] == take_all(c, 0)
+
+
+def test_a_key_without_jobs_costs_nothing() -> None:
+    c = collector(Size(1), workers=1000)
+    c.add([Job("a", key=key) for key in range(500)])
+    assert 500 == len(take_all(c, 0))
+    assert not c
+    assert {} == c._lanes
+
+
+def test_a_busy_key_does_not_starve_the_others() -> None:
+    c = collector(Size(2) | Interval(1))
+    c.add([Job("q", key="quiet")])
+    taken = []
+    for now in range(1, 5):
+        c.add([Job("b", key="busy", submitted=now) for _ in range(4)])
+        taken += take_all(c, now)
+        c.finished()
+    assert "q:interval" in taken[:2]
+
+
+def test_no_moment_is_given_before_a_worker_is_free_but_for_expiry() -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    take_all(c, 0)
+    c.add(jobs("b", expires=7))
+    assert ([], 7) == (take_all(c, 0), c.next_moment())
+
+
+def test_expired_jobs_are_given_at_their_moment_and_leave_their_batch() -> None:
+    c = collector(Interval(10))
+    early, late = Job("a", expires=3), Job("b", submitted=1)
+    c.add([early, late])
+    assert ([], 3) == (take_all(c, 0), c.next_moment())
+    assert [] == c.expire(2.9)
+    assert [early] == c.expire(3)
+    withdraw(c, early)
+    assert ([], 11) == (take_all(c, 3), c.next_moment())
+    assert ["b:interval"] == take_all(c, 11)
+
+
+def test_a_withdrawn_job_makes_room_in_its_batch() -> None:
+    c = collector(Size(2))
+    first, *others = jobs("abc")
+    c.add([first])
+    assert [] == take_all(c, 0)
+    withdraw(c, first)
+    c.add([others[0]])
+    assert [] == take_all(c, 0)
+    c.add([others[1]])
+    assert ["bc:size"] == take_all(c, 0)
+
+
+def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
+    c = collector(Interval(0))
+    (job,) = jobs("a")
+    c.add([job])
+    job.waiting = False
+    assert [] == take_all(c, 0)
+    assert not c
+
+
+def test_a_batch_whose_jobs_are_all_withdrawn_while_it_is_due_is_no_batch() -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    take_all(c, 0)
+    (job,) = jobs("b")
+    c.add([job])
+    assert [] == take_all(c, 0)
+    withdraw(c, job)
+    c.finished()
+    assert [] == take_all(c, 0)
+    assert (False, NEVER) == (bool(c), c.next_moment())
+
+
+def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
+    c = collector(Size(3), workers=9)
+    c.add(jobs("abcd", epoch=0))
+    c.flush(0)
+    assert ["abc:size", "d:flush"] == take_all(c, 0)
+    c.add(jobs("e", epoch=1))
+    assert [] == take_all(c, 0)
+
+
+def test_a_flush_brings_forward_a_batch_that_is_due_later() -> None:
+    c = collector(Interval(10))
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0)
+    c.flush(0)
+    assert ["a:flush"] == take_all(c, 0)
+
+
+def test_a_batch_that_was_due_anyway_keeps_its_reason_through_a_flush() -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    c.flush(0)
+    assert ["a:interval"] == take_all(c, 0)
+
+
+def test_after_close_everything_is_due() -> None:
+    c = collector(Size(3), workers=9)
+    c.add(jobs("a"))
+    c.close()
+    assert ["a:shutdown"] == take_all(c, 0)
+    c.add(jobs("bcde"))
+    assert ["bcd:size", "e:shutdown"] == take_all(c, 0)
+
+
+def test_neither_flush_nor_close_makes_an_empty_batch() -> None:
+    c = collector(Size(3))
+    c.flush(0)
+    c.close()
+    assert [] == take_all(c, 0, pressed=True)
+
+
+def test_when_nothing_more_can_come_the_oldest_lane_goes_first() -> None:
+    c = collector(Size(3), workers=1)
+    c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1)])
+    assert [] == take_all(c, 0)
+    assert ["ac:flush"] == take_all(c, 0, pressed=True)
+
+
+def test_a_policy_that_watches_the_flow_is_asked_again_when_a_batch_ends() -> None:
+    c = collector(Idle(), workers=4)
+    c.add(jobs("a"))
+    assert ["a:idle"] == take_all(c, 0)
+    c.add(jobs("b"))
+    assert [] == take_all(c, 0)
+    c.finished()
+    assert ["b:idle"] == take_all(c, 0)
+
+
+def test_the_window_shows_the_batch_and_the_flow() -> None:
+    seen: List[Window[Any]] = []
+
+    class Watching(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            seen.append(window)
+            return NOW
+
+    c = Collector[Job](Watching(), 3, started=4.0)
+    c.add([Job("a", key="k", weight=2.0, submitted=5.0), Job("b", key="k", weight=0.5, submitted=6.0)])
+    take_all(c, 7.0)
+    window = seen[0]
+    assert (2, 2.5, 5.0, 6.0) == (window.count, window.weight, window.opened, window.newest)
+    assert ("k", 0, 3, 4.0, False) == (window.key, window.in_flight, window.workers, window.started, window.full)
+    assert ["a", "b"] == list(window.jobs)
+    assert ("b", ("a",), 2, "('a', 'b')") == (window.jobs[-1], window.jobs[:1], len(window.jobs), repr(window.jobs))
+    c.add([Job("c", submitted=8.0)])
+    take_all(c, 8.0)
+    assert (1, [7.0]) == (seen[-1].in_flight, list(seen[-1].sent)[:1])
+
+
+def test_a_policy_that_raises_breaks_that_batch_at_once_and_no_other() -> None:
+    c = collector(Broken(), workers=1)
+    c.add([Job("a", key=1)])
+    assert ["a:interval"] != take_all(c, 1)
+    c.add([Job("bad", key=2), Job("c", key=3, submitted=1.0)])
+    batch = c.take(1)
+    assert batch is not None and isinstance(batch.error, KeyError)
+    assert ["bad"] == [entry.job for entry in batch.entries]
+    c.finished()
+    assert ["c:broken"] == take_all(c, 2)
+
+
+@pytest.mark.parametrize("answer", [float("nan"), "soon", None])
+def test_an_answer_that_is_no_moment_breaks_the_batch(answer: Any) -> None:
+    class Odd(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return answer  # type: ignore[no-any-return]
+
+    c = collector(Odd())
+    c.add(jobs("a"))
+    batch = c.take(0)
+    assert batch is not None and isinstance(batch.error, (TypeError, ValueError))
+    assert not c
+
+
+def test_a_reason_that_raises_breaks_the_batch() -> None:
+    class Speechless(Size):
+        def reason(self, window: Window[Any]) -> str:
+            raise LookupError
+
+    c = collector(Speechless(1))
+    c.add(jobs("a"))
+    batch = c.take(0)
+    assert batch is not None and isinstance(batch.error, LookupError)
+
+
+def test_a_limit_that_raises_breaks_batch_after_batch_until_none_is_left() -> None:
+    class Raising(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return NEVER
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            raise SystemExit
+
+    c = collector(Raising())
+    c.add(jobs("ab"))
+    batch = c.take(0)
+    assert batch is not None and isinstance(batch.error, SystemExit)
+    assert ["a"] == [entry.job for entry in batch.entries]
+    assert [] == take_all(c, 0)  # the second waits alone, and nothing was asked about it
+
+
+def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
+    class Roomy(Size):
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            raise AssertionError
+
+    c = collector(Roomy(5), workers=9)
+    c.add(jobs("abcde"))
+    assert ["abcde:roomy"] == take_all(c, 0)
+
+
+def test_alarms_of_jobs_that_went_are_forgotten() -> None:
+    c = collector(Size(1), workers=10**6)
+    for _ in range(1000):
+        entry = Job("a", expires=10.0**9)
+        c.add([entry])
+        take_all(c, 0)
+        entry.waiting = False
+    c.add(jobs("a", expires=5))  # one that waits, so that the collector is not idle
+    assert len(c._expiries._heap) < 200
+    take_all(c, 0)
+    assert NEVER == c.next_moment()
+
+
+class LedgerOfJobs(RuleBasedStateMachine):
+    """Anything may happen in any order: limits hold, order holds, nothing is lost, and no batch is empty."""
+
+    waiting = Bundle("waiting")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collector = collector((Size(3) & LightEnough() | Interval(2)), workers=2)
+        self.now = 0.0
+        self.epoch = 0
+        self.added: List[Job] = []
+        self.gone: List[Job] = []
+        self.running = 0
+        self.flushed = -1
+
+    @rule(target=waiting, key=st.integers(0, 2), weight=st.integers(0, 4), expires=st.none() | st.integers(0, 5))
+    def add(self, key: int, weight: int, expires: Optional[int]) -> Job:
+        moment = NEVER if expires is None else self.now + expires
+        job = Job(len(self.added), key, float(weight), self.now, moment, self.epoch)
+        self.added.append(job)
+        self.collector.add([job])
+        return job
+
+    @rule(job=consumes(waiting))
+    def withdraw(self, job: Job) -> None:
+        if job.waiting:
+            withdraw(self.collector, job)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def flush(self) -> None:
+        self.collector.flush(self.epoch)
+        self.flushed = self.epoch
+        self.epoch += 1
+
+    @rule()
+    def close(self) -> None:
+        self.collector.close()
+        self.flushed = 10**9
+
+    @rule()
+    def finish(self) -> None:
+        if self.running:
+            self.running -= 1
+            self.collector.finished()
+
+    @rule()
+    def work(self) -> None:
+        expired = self.collector.expire(self.now)
+        for job in expired:
+            assert job.waiting and job.expires <= self.now
+            job.waiting = False
+        self.collector.drop(expired)
+        while (batch := self.collector.take(self.now)) is not None:
+            assert batch.error is None
+            assert 1 <= len(batch.entries) <= 3
+            assert 6 >= sum(job.weight for job in batch.entries) or 1 == len(batch.entries)
+            for job in batch.entries:
+                assert job.waiting and job.key == batch.key and job.expires > self.now
+                earlier = [other for other in self.added[: job.job] if other.waiting and other.key == job.key]
+                assert [] == earlier, "a job overtook one of its key"
+                job.waiting = False
+                self.gone.append(job)
+            self.running += 1
+            self.collector.started(self.now)
+        if self.running < 2:  # with a free worker, nothing that is due is left
+            left = [job for job in self.added if job.waiting]
+            assert all(job.epoch > self.flushed and job.submitted + 2 > self.now for job in left)
+            assert self.collector.next_moment() > self.now
+
+    @invariant()
+    def no_more_than_the_workers_run(self) -> None:
+        assert self.running <= 2
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        held = {entry for lane in self.collector._lanes.values() for entry in [*lane.open, *lane.backlog]}
+        assert {job for job in self.added if job.waiting} <= held
+
+
+class LightEnough(BatchingPolicy[Any]):
+    def due(self, window: Window[Any]) -> float:
+        return NOW if window.weight >= 6 or window.full else NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.weight + weight <= 6
+
+
+TestLedgerOfJobs = LedgerOfJobs.TestCase
+TestLedgerOfJobs.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

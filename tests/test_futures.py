@@ -1,0 +1,208 @@
+"""A `JobFuture` is a `concurrent.futures.Future`, with all that the standard library does with one."""
+
+import asyncio
+import concurrent.futures
+import pickle
+import threading
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
+from typing import Any, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, JobFuture, JobResult, JobState, Size
+from microbatch.testing import RecordingProcessor
+
+Held = Batcher[Any, Any]
+
+
+def double(job: Any) -> Any:
+    return ValueError(job) if job == "bad" else job * 2
+
+
+@pytest.fixture
+def processor() -> Iterator[RecordingProcessor[Any]]:
+    """Holds every batch until the test, or its end, releases it."""
+    processor = RecordingProcessor[Any](double)
+    processor.hold()
+    yield processor
+    processor.release()
+
+
+@pytest.fixture
+def batcher(processor: RecordingProcessor[Any]) -> Iterator[Held]:
+    batcher = Batcher[Any, Any](processor, Size(1))
+    yield batcher
+    processor.release()
+    batcher.shutdown()
+
+
+def test_it_is_a_future(batcher: Held) -> None:
+    assert isinstance(batcher.submit(1), Future)
+
+
+def test_it_goes_through_its_states(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    running, waiting = batcher.submit(1), batcher.submit(2)
+    processor.wait_for_batches(1)
+    assert (JobState.RUNNING, True, False) == (running.state, running.running(), running.done())
+    assert waiting.state in (JobState.QUEUED, JobState.BATCHED)
+    assert (False, False) == (waiting.running(), waiting.done())
+    processor.release()
+    assert 4 == waiting.result(timeout=10).value
+    assert (JobState.SUCCEEDED, False, True) == (running.state, running.running(), running.done())
+    assert "<JobFuture succeeded of 1>" == repr(running)
+
+
+def test_a_timeout_leaves_the_job_alone(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    future = batcher.submit(1)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(timeout=0)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.exception(timeout=0)
+    processor.release()
+    assert (2, None) == (future.result(timeout=10).value, future.exception())
+
+
+def test_a_running_job_cannot_be_cancelled(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    future = batcher.submit(1)
+    processor.wait_for_batches(1)
+    assert not future.cancel()
+    processor.release()
+    assert 2 == future.result(timeout=10).value
+    assert not future.cancel()
+
+
+def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    batcher.submit(1)
+    processor.wait_for_batches(1)
+    future = batcher.submit(2)
+    seen: List[Any] = []
+    future.add_done_callback(seen.append)
+    assert [True, True] == [future.cancel(), future.cancel()]
+    assert (True, True, JobState.CANCELLED) == (future.cancelled(), future.done(), future.state)
+    with pytest.raises(CancelledError):
+        future.result(timeout=0)
+    assert [future] == seen
+
+
+@pytest.mark.parametrize("when", [FIRST_COMPLETED, FIRST_EXCEPTION, ALL_COMPLETED])
+def test_wait_sees_what_was_done_before(when: str) -> None:
+    with Batcher(RecordingProcessor[Any](double), Size(1)) as batcher:
+        futures = [batcher.submit(1), batcher.submit("bad")]
+    done, not_done = concurrent.futures.wait(futures, timeout=0, return_when=when)
+    assert (set(futures), set()) == (done, not_done)
+
+
+def in_thread(function: Any) -> "Future[Any]":
+    result: Future[Any] = Future()
+    threading.Thread(target=lambda: result.set_result(function())).start()
+    return result
+
+
+def test_wait_for_the_first_completed_is_woken(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    first, second = batcher.submit(1), batcher.submit(2)
+    waiting = in_thread(lambda: concurrent.futures.wait([first, second], 10, FIRST_COMPLETED))
+    processor.release()
+    assert waiting.result(timeout=10).done >= {first}
+
+
+def test_wait_for_the_first_exception_is_woken(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    bad, good = batcher.submit("bad"), batcher.submit(2)
+    waiting = in_thread(lambda: concurrent.futures.wait([bad, good], 10, FIRST_EXCEPTION))
+    processor.release()
+    assert bad in waiting.result(timeout=10).done
+
+
+def test_wait_for_all_is_woken_by_results_errors_and_cancellations(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    futures = [batcher.submit(job) for job in (1, "bad", 3)]
+    processor.wait_for_batches(1)
+    waiting = in_thread(lambda: concurrent.futures.wait(futures, 10))
+    assert futures[2].cancel()
+    processor.release()
+    assert (set(futures), set()) == waiting.result(timeout=10)
+
+
+def test_as_completed_gives_every_future_once(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    futures = [batcher.submit(job) for job in (1, "bad", 3, 4)]
+    processor.wait_for_batches(1)
+    completed = in_thread(lambda: list(concurrent.futures.as_completed(futures, timeout=10)))
+    assert futures[3].cancel()
+    processor.release()
+    assert set(futures) == set(completed.result(timeout=10))
+    assert 4 == len(completed.result())
+
+
+def test_many_threads_may_wait_for_one_job(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    future = batcher.submit(1)
+    waiting = [in_thread(lambda: future.result(timeout=10).value) for _ in range(16)]
+    processor.release()
+    assert [2] * 16 == [each.result(timeout=10) for each in waiting]
+
+
+def test_callbacks_run_once_in_order_whether_added_before_or_after(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    seen: List[str] = []
+    future = batcher.submit(1)
+    future.add_done_callback(lambda _: seen.append("first"))
+    future.add_done_callback(lambda _: seen.append("second"))
+    processor.release()
+    batcher.shutdown()
+    future.add_done_callback(lambda _: seen.append("late"))
+    assert ["first", "second", "late"] == seen
+
+
+def test_asyncio_awaits_it() -> None:
+    async def main(batcher: Held) -> List[Any]:
+        futures = [asyncio.wrap_future(batcher.submit(number, timeout=0)) for number in range(3)]
+        return [result.value for result in await asyncio.gather(*futures)]
+
+    with Batcher(RecordingProcessor[Any](double)) as batcher:
+        assert [0, 2, 4] == asyncio.run(main(batcher))
+
+
+def test_asyncio_gets_its_exception() -> None:
+    async def main(batcher: Held) -> Any:
+        return await asyncio.wrap_future(batcher.submit("bad"))
+
+    with Batcher(RecordingProcessor[Any](double)) as batcher, pytest.raises(ValueError):
+        asyncio.run(main(batcher))
+
+
+def test_cancelling_the_awaiting_task_cancels_the_job(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    batcher.submit("blocks")
+    processor.wait_for_batches(1)
+
+    async def main() -> JobFuture[Any]:
+        future = batcher.submit("unwanted")
+        task = asyncio.ensure_future(asyncio.wait_for(asyncio.wrap_future(future), timeout=0.01))
+        with pytest.raises(asyncio.TimeoutError):
+            await task
+        return future
+
+    assert asyncio.run(main()).cancelled()
+    processor.release()
+    batcher.shutdown()
+    assert [["blocks"]] == processor.batches
+
+
+def test_cancelling_the_job_cancels_what_asyncio_awaits(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    batcher.submit("blocks")
+    processor.wait_for_batches(1)
+
+    async def main() -> None:
+        future = batcher.submit("unwanted")
+        awaited = asyncio.wrap_future(future)
+        assert future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await awaited
+
+    asyncio.run(main())
+
+
+def test_a_result_can_be_pickled() -> None:
+    with Batcher(RecordingProcessor[Any](double)) as batcher:
+        result = batcher.submit(1).result()
+    assert isinstance(result, JobResult)
+    assert result == pickle.loads(pickle.dumps(result))

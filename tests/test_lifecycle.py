@@ -1,0 +1,449 @@
+"""Flush, shutdown, cancellation, expiry, and what is kept alive."""
+
+import gc
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, BatcherClosed, Interval, JobExpired, JobFuture, JobState, Size
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+def in_thread(function: Callable[[], Any]) -> "Future[Any]":
+    result: Future[Any] = Future()
+    threading.Thread(target=lambda: result.set_result(function())).start()
+    return result
+
+
+@pytest.fixture
+def processor() -> Iterator[RecordingProcessor[Any]]:
+    """Holds every batch until the test, or its end, releases it."""
+    processor = RecordingProcessor[Any]()
+    processor.hold()
+    yield processor
+    processor.release()
+
+
+# -- flush --
+
+
+def test_flush_sends_what_the_policy_holds_back_and_waits_for_it() -> None:
+    with Batcher(echo, Size(100)) as batcher:
+        futures = [batcher.submit(number) for number in range(3)]
+        assert batcher.flush()
+        assert all(future.done() for future in futures)
+        assert (3, "flush") == (futures[0].result().batch.size, futures[0].result().batch.trigger)
+
+
+def test_flush_without_waiting_returns_at_once(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(100)) as batcher:
+        future = batcher.submit(1)
+        assert batcher.flush(wait=False)
+        assert not future.done()
+        processor.release()
+        assert 1 == future.result(timeout=10).value
+
+
+def test_flush_tells_that_its_timeout_ran_out(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
+    with Batcher(processor, Size(100), clock=clock) as batcher:
+        batcher.submit(1)
+        assert not batcher.flush(timeout=0)
+        waiting = in_thread(lambda: batcher.flush(timeout=5))
+        clock.wait_for_sleeper(5.0)
+        clock.advance(5)
+        assert waiting.result(timeout=10) is False
+        processor.release()
+
+
+def test_flush_does_not_wait_for_later_jobs(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
+    with Batcher(processor, Size(100), max_workers=2, clock=clock) as batcher:
+        batcher.submit("before")
+        waiting = in_thread(lambda: batcher.flush(timeout=5))
+        clock.wait_for_sleeper(5.0)
+        after = batcher.submit("after")
+        processor.release()
+        assert waiting.result(timeout=10) is True
+        assert not after.done()
+
+
+def test_flush_respects_the_hard_limits() -> None:
+    processor = RecordingProcessor[int]()
+    with Batcher(processor, Size(3) & Interval(60)) as batcher:
+        for number in range(7):
+            batcher.submit(number)
+        batcher.flush()
+    assert [[0, 1, 2], [3, 4, 5], [6]] == processor.batches
+
+
+def test_flush_of_nothing_is_true() -> None:
+    batcher = Batcher(echo)
+    assert batcher.flush()
+    batcher.submit(1).result()
+    assert batcher.flush() and batcher.flush()
+    batcher.shutdown()
+    assert batcher.flush()
+
+
+def test_flush_counts_a_cancelled_job_as_settled(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(1)) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("unwanted").cancel()
+        waiting = in_thread(batcher.flush)
+        processor.release()
+        assert waiting.result(timeout=10)
+    assert [["running"]] == processor.batches
+
+
+# -- shutdown --
+
+
+def test_shutdown_sends_all_that_waits() -> None:
+    batcher = Batcher(echo, Size(100))
+    future = batcher.submit(1)
+    assert batcher.shutdown()
+    assert (1, "shutdown") == (future.result(timeout=0).value, future.result().batch.trigger)
+
+
+def test_shutdown_is_idempotent_and_ends_the_threads() -> None:
+    before = threading.active_count()
+    batcher = Batcher(echo, max_workers=3)
+    batcher.submit(1)
+    assert batcher.shutdown() and batcher.shutdown() and batcher.shutdown(wait=False)
+    assert before == threading.active_count()
+
+
+def test_a_submit_after_shutdown_is_refused() -> None:
+    used, unused = Batcher(echo), Batcher(echo)
+    used.submit(1)
+    for batcher in (used, unused):
+        batcher.shutdown()
+        with pytest.raises(BatcherClosed):
+            batcher.submit(2)
+        with pytest.raises(BatcherClosed):
+            list(batcher.map([3]))
+
+
+def test_shutdown_without_waiting_lets_the_rest_go_on(processor: RecordingProcessor[Any]) -> None:
+    batcher = Batcher(processor, Size(1))
+    futures = [batcher.submit(number) for number in range(3)]
+    assert batcher.shutdown(wait=False)
+    processor.release()
+    assert [0, 1, 2] == [future.result(timeout=10).value for future in futures]
+    assert batcher.shutdown()
+
+
+def test_shutdown_tells_that_its_timeout_ran_out(processor: RecordingProcessor[Any]) -> None:
+    batcher = Batcher(processor)
+    future = batcher.submit(1)
+    assert not batcher.shutdown(timeout=0)
+    processor.release()
+    assert batcher.shutdown(timeout=10)
+    assert future.done()
+
+
+def test_shutdown_can_cancel_what_no_worker_has_taken(processor: RecordingProcessor[Any]) -> None:
+    batcher = Batcher(processor, Size(1))
+    running, *waiting = [batcher.submit(number) for number in range(4)]
+    processor.wait_for_batches(1)
+    batcher.shutdown(wait=False, cancel_futures=True)
+    assert [True, True, True] == [future.cancelled() for future in waiting]
+    processor.release()
+    assert 0 == running.result(timeout=10).value
+    assert batcher.shutdown()
+    assert [[0]] == processor.batches
+
+
+def test_a_with_block_shuts_down_after_an_exception_too() -> None:
+    with pytest.raises(KeyError):
+        with Batcher(echo, Size(100)) as batcher:
+            future = batcher.submit(1)
+            raise KeyError
+    assert future.done()
+
+
+def test_many_threads_may_shut_down_and_flush_at_once(processor: RecordingProcessor[Any]) -> None:
+    batcher = Batcher(processor, Size(2))
+    futures = [batcher.submit(number) for number in range(5)]
+    calls = [in_thread(call) for call in [batcher.shutdown, batcher.flush] * 8]
+    processor.release()
+    assert {True} == {call.result(timeout=10) for call in calls}
+    assert all(future.done() for future in futures)
+
+
+def test_shutdown_ends_though_others_keep_submitting() -> None:
+    batcher = Batcher(echo, Size(5))
+    accepted: List[JobFuture[Any]] = []
+
+    def submit_until_refused() -> int:
+        while True:
+            try:
+                accepted.append(batcher.submit(1))
+            except BatcherClosed:
+                return 1
+
+    threads = [in_thread(submit_until_refused) for _ in range(4)]
+    while len(accepted) < 100:
+        batcher.flush()
+    assert batcher.shutdown(timeout=20)
+    assert 4 == sum(thread.result(timeout=10) for thread in threads)
+    assert all(future.done() and not future.cancelled() for future in accepted)
+    assert len(accepted) == batcher.stats().succeeded
+
+
+@pytest.mark.parametrize("call", ["flush", "shutdown"])
+@pytest.mark.parametrize("place", ["processor", "callback"])
+def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: str) -> None:
+    refused: List[BaseException] = []
+
+    def wait(_: Any = None) -> None:
+        try:
+            getattr(batcher, call)()
+        except RuntimeError as error:
+            refused.append(error)
+        getattr(batcher, call)(wait=False)
+
+    with Batcher[int, None](lambda jobs: wait() if place == "processor" else None, Size(2)) as batcher:
+        future = batcher.submit(1)
+        if place == "callback":
+            future.add_done_callback(wait)
+        batcher.submit(2)
+        future.result(timeout=10)
+    assert ["a thread of the batcher can't wait for the batcher: use wait=False"] == [str(error) for error in refused]
+
+
+def test_a_callback_may_submit_more(clock: ManualClock) -> None:
+    more: List[JobFuture[Any]] = []
+    with Batcher(echo, Size(1)) as batcher:
+        batcher.submit(1).add_done_callback(lambda future: more.append(batcher.submit(2)))
+        while not more:
+            batcher.flush()
+    assert 2 == more[0].result(timeout=0).value
+
+
+def test_shutdown_callbacks_run_once_in_order_after_the_last_job(caplog: pytest.LogCaptureFixture) -> None:
+    seen: List[Any] = []
+
+    def fail() -> None:
+        raise SystemExit("from a callback")
+
+    batcher = Batcher(echo, Size(100))
+    future = batcher.submit(1)
+    batcher.add_shutdown_callback(lambda: seen.append(future.done()))
+    batcher.add_shutdown_callback(fail)
+    batcher.add_shutdown_callback(lambda: seen.append("last"))
+    batcher.shutdown()
+    batcher.shutdown()
+    assert [True, "last"] == seen
+    assert "from a callback" in caplog.text
+    batcher.add_shutdown_callback(lambda: seen.append("late"))
+    assert [True, "last", "late"] == seen
+
+
+def test_shutdown_callbacks_run_without_any_job_too() -> None:
+    seen: List[Any] = []
+    with Batcher(echo) as batcher:
+        batcher.add_shutdown_callback(lambda: seen.append(batcher.shutdown(wait=False)))
+    assert [True] == seen
+
+
+# -- cancellation --
+
+
+def test_a_cancelled_job_never_reaches_the_processor_and_leaves_its_batch() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Size(2)) as batcher:
+        unwanted = batcher.submit("unwanted")
+        assert unwanted.cancel()
+        wanted = [batcher.submit("a"), batcher.submit("b")]
+        assert 2 == wanted[0].result(timeout=10).batch.size
+    assert [["a", "b"]] == processor.batches
+
+
+def test_a_batch_of_cancelled_jobs_only_is_not_sent() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Size(3)) as batcher:
+        assert batcher.submit("a").cancel() and batcher.submit("b").cancel()
+    assert ([], 0) == (processor.batches, batcher.stats().batches)
+
+
+def test_cancelling_races_with_dispatch_and_one_of_them_wins() -> None:
+    processor = RecordingProcessor[int]()
+    with Batcher(processor, Size(3) | Interval(0), max_workers=2) as batcher:
+        futures = [batcher.submit(number) for number in range(3000)]
+        cancelled = {number for number, future in enumerate(futures) if future.cancel()}
+    processed = [number for batch in processor.batches for number in batch]
+    assert len(processed) == len(set(processed))
+    assert set(range(3000)) - cancelled == set(processed)
+    assert (len(cancelled), len(processed)) == (batcher.stats().cancelled, batcher.stats().succeeded)
+
+
+def test_a_callback_of_a_cancelled_job_may_wait_for_the_batcher(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(2)) as batcher:
+        unwanted = batcher.submit(1)
+        seen: List[bool] = []
+        unwanted.add_done_callback(lambda future: seen.append(batcher.flush(timeout=10)))
+        assert unwanted.cancel()
+    assert [True] == seen
+
+
+# -- expiry --
+
+
+def test_a_job_expires_at_its_moment_and_not_only_when_its_batch_goes(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Size(2), clock=clock) as batcher:
+        doomed = batcher.submit("doomed", expires_in=5)
+        clock.wait_for_sleeper(5.0)
+        clock.advance(5)
+        error = doomed.exception(timeout=10)
+        assert isinstance(error, JobExpired) and isinstance(error, TimeoutError)
+        assert (5.0, "not sent within 5 s") == (error.expires_in, str(error))
+        assert (JobState.EXPIRED, False, False) == (doomed.state, doomed.cancelled(), doomed.cancel())
+        assert 2 == [batcher.submit(job) for job in "ab"][0].result(timeout=10).batch.size
+    assert [["a", "b"]] == processor.batches
+    assert 1 == batcher.stats().expired
+
+
+def test_a_job_expires_while_all_workers_are_busy(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
+    with Batcher(processor, Size(1), clock=clock) as batcher:
+        batcher.submit("running", expires_in=5)
+        processor.wait_for_batches(1)
+        doomed = batcher.submit("doomed", expires_in=5)
+        clock.wait_for_sleeper(5.0)
+        clock.advance(5)
+        assert isinstance(doomed.exception(timeout=10), JobExpired)
+        processor.release()
+    assert [["running"]] == processor.batches
+    assert 1 == batcher.stats().succeeded
+
+
+def test_a_job_with_no_time_at_all_expires() -> None:
+    with Batcher(echo) as batcher:
+        assert isinstance(batcher.submit(1, expires_in=0).exception(timeout=10), JobExpired)
+
+
+def test_a_job_that_is_sent_in_time_does_not_expire(clock: ManualClock) -> None:
+    with Batcher(echo, Interval(4), clock=clock) as batcher:
+        future = batcher.submit(1, expires_in=5)
+        clock.wait_for_sleeper(4.0)
+        clock.advance(4)
+        assert 1 == future.result(timeout=10).value
+        clock.advance(1)
+    assert JobState.SUCCEEDED is future.state
+
+
+@pytest.mark.parametrize("expires_in", [float("inf"), 10**400, 1e300])
+def test_huge_times_are_legal(expires_in: float) -> None:
+    with Batcher(echo, Interval(expires_in)) as batcher:
+        future = batcher.submit(1, expires_in=expires_in, timeout=expires_in)
+        assert batcher.flush(timeout=expires_in)
+        assert future.done()
+        assert batcher.shutdown(timeout=expires_in)
+
+
+# -- intervals on the clock --
+
+
+def test_an_interval_runs_from_the_first_job(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Interval(10), clock=clock, executor=InlineExecutor()) as batcher:
+        batcher.submit("a")
+        clock.wait_for_sleeper(10.0)
+        clock.advance(9)
+        second = batcher.submit("b")
+        clock.wait_for_sleeper(10.0)
+        assert [] == processor.batches
+        clock.advance(1)
+        assert "interval" == second.result(timeout=10).batch.trigger
+    assert [["a", "b"]] == processor.batches
+
+
+# -- what is kept alive --
+
+
+class Thing:
+    pass
+
+
+class Failure(Exception):
+    """Unlike a built-in one, it can be referred to weakly."""
+
+
+def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
+    def fail_or_answer(jobs: List[Any]) -> List[Any]:
+        if len(jobs) > 1:
+            raise Failure
+        return [Thing()]
+
+    def use(batcher: Batcher[Any, Any], size: int) -> List[Any]:
+        thing = Thing()
+        futures = [batcher.submit(thing, expires_in=3600) for _ in range(size)]
+        batcher.flush()
+        outcome = futures[0].exception() if size > 1 else futures[0].result().value
+        return [weakref.ref(each) for each in (thing, outcome, *futures)]
+
+    with Batcher(fail_or_answer, Size(2), key=id) as batcher:
+        for size in (1, 2):
+            kept = use(batcher, size)
+            batcher.submit(0).cancel()  # the worker thread goes round once more
+            batcher.flush()
+            gc.collect()
+            assert [None] * len(kept) == [reference() for reference in kept]
+
+
+def test_a_settled_future_is_freed_without_the_garbage_collector() -> None:
+    def fail(jobs: List[Any]) -> None:
+        raise ValueError
+
+    gc.collect()
+    gc.disable()
+    try:
+        with Batcher[Any, None](fail) as batcher:
+            future = batcher.submit(1)
+            future.exception(timeout=10)
+            batcher.flush()
+            reference = weakref.ref(future)
+            del future
+            batcher.submit(0).exception(timeout=10)
+            batcher.flush()
+            assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_a_future_that_is_kept_does_not_keep_its_batcher_alive(recwarn: pytest.WarningsRecorder) -> None:
+    batcher = Batcher(echo)
+    future = batcher.submit(1)
+    future.result()
+    reference = weakref.ref(batcher)
+    del batcher
+    gc.collect()
+    assert reference() is None
+    assert 1 == future.result().value
+    assert [ResourceWarning] == [warning.category for warning in recwarn]
+
+
+def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made() -> None:
+    batcher = Batcher(echo, Size(100), name="dropped")
+    future = batcher.submit(1)
+    with pytest.warns(ResourceWarning, match=r"batcher 'dropped', made at .*test_lifecycle\.py:\d+, was never shut"):
+        del batcher
+        gc.collect()
+    assert "shutdown" == future.result(timeout=10).batch.trigger
+
+
+def test_a_dropped_batcher_that_was_never_used_or_was_shut_down_is_no_matter() -> None:
+    Batcher(echo)
+    batcher = Batcher(echo)
+    batcher.submit(1)
+    batcher.shutdown(wait=False)
+    del batcher
+    gc.collect()

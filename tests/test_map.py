@@ -1,0 +1,99 @@
+"""`Batcher.map`."""
+
+import concurrent.futures
+import itertools
+import threading
+from typing import Any, List
+
+import pytest
+
+from microbatch import Batcher, Interval, JobResult, Size
+from microbatch.testing import RecordingProcessor
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+def values(results: Any) -> List[Any]:
+    return [result.value for result in results]
+
+
+def test_results_come_in_the_order_of_the_jobs() -> None:
+    with Batcher(echo, Size(7), max_workers=3) as batcher:
+        assert list(range(100)) == values(batcher.map(range(100)))
+
+
+def test_it_yields_job_results() -> None:
+    with Batcher(echo) as batcher:
+        assert isinstance(next(batcher.map("a")), JobResult)
+
+
+@pytest.mark.parametrize("policy", [Size(10), Size(10) & Interval(3600), Interval(3600)])
+@pytest.mark.parametrize("buffersize", [1, 3, None])
+def test_it_never_waits_for_jobs_that_will_not_come(policy: Any, buffersize: Any) -> None:
+    with Batcher(echo, policy) as batcher:
+        assert list(range(25)) == values(batcher.map(range(25), buffersize=buffersize, timeout=20))
+
+
+def test_it_works_ahead_by_the_buffersize_and_no_more() -> None:
+    taken: List[int] = []
+
+    def endless() -> Any:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    with Batcher(echo, Size(2)) as batcher:
+        results: Any = batcher.map(endless(), buffersize=5)
+        assert [] == taken
+        assert [0, 1, 2] == [next(results).value for _ in range(3)]
+        assert len(taken) <= 8
+        results.close()
+
+
+def test_it_fits_through_a_backlog_smaller_than_its_buffer() -> None:
+    with Batcher(echo, Size(3), max_pending=4) as batcher:
+        assert list(range(50)) == values(batcher.map(range(50), timeout=20))
+
+
+def test_a_failed_job_raises_in_its_place() -> None:
+    with Batcher(RecordingProcessor[int](lambda job: KeyError(job) if job == 2 else job), Size(2)) as batcher:
+        results = batcher.map(range(5))
+        assert [0, 1] == [next(results).value, next(results).value]
+        with pytest.raises(KeyError):
+            next(results)
+
+
+def test_a_timeout_is_counted_from_the_call() -> None:
+    processor = RecordingProcessor[int]()
+    processor.hold()
+    with Batcher(processor) as batcher:
+        with pytest.raises(concurrent.futures.TimeoutError):
+            list(batcher.map([1], timeout=0))
+        processor.release()
+
+
+def test_closing_it_early_cancels_what_no_worker_has_taken() -> None:
+    go_on = threading.Event()
+
+    def block_at_five(job: int) -> int:
+        assert job < 5 or go_on.wait(10)
+        return job
+
+    with Batcher(RecordingProcessor[int](block_at_five), Size(1)) as batcher:
+        results: Any = batcher.map(range(100), buffersize=10)
+        assert [0, 1, 2, 3, 4] == values(itertools.islice(results, 5))
+        results.close()
+        go_on.set()
+    stats = batcher.stats()
+    assert stats.cancelled >= 8 and stats.accepted == stats.cancelled + stats.succeeded
+
+
+def test_an_error_of_the_iterable_is_raised() -> None:
+    def broken() -> Any:
+        yield 1
+        raise LookupError
+
+    with Batcher(echo) as batcher, pytest.raises(LookupError):
+        list(batcher.map(broken()))

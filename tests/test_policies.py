@@ -1,0 +1,183 @@
+"""When each policy says that a batch goes, as tables around the border."""
+
+from typing import Any
+
+import pytest
+
+from microbatch import NEVER, NOW, BatchingPolicy, BatchInfo, BatchReport, Interval, Size, Window
+
+
+class Urgent(BatchingPolicy[str]):
+    def due(self, window: Window[str]) -> float:
+        return NOW if "now" in window.jobs else NEVER
+
+
+class Light(BatchingPolicy[Any]):
+    def due(self, window: Window[Any]) -> float:
+        return NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.weight + weight <= 10
+
+
+class Learning(BatchingPolicy[Any]):
+    def __init__(self) -> None:
+        self.reports: list[BatchReport] = []
+
+    def due(self, window: Window[Any]) -> float:
+        return NOW
+
+    def observe(self, report: BatchReport) -> None:
+        self.reports.append(report)
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(
+    "policy, window, due",
+    [
+        (Size(3), Window(count=2), NEVER),
+        (Size(3), Window(count=3), NOW),
+        (Size(3), Window(count=4), NOW),
+        (Interval(0.5), Window(count=1, opened=10.0), 10.5),
+        (Interval(0.5), Window(count=9, opened=10.0, newest=99.0), 10.5),
+        (Interval(0), Window(opened=10.0), 10.0),
+        (Interval(float("inf")), Window(opened=10.0), NEVER),
+        (Size(3) | Interval(0.5), Window(count=2, opened=10.0), 10.5),
+        (Size(3) | Interval(0.5), Window(count=3, opened=10.0), NOW),
+        (Size(3) & Interval(0.5), Window(count=2, opened=10.0), NEVER),
+        (Size(3) & Interval(0.5), Window(count=3, opened=10.0), 10.5),
+        (Urgent() | Size(3), Window(count=1, jobs=["later"]), NEVER),
+        (Urgent() | Size(3), Window(count=2, jobs=["later", "now"]), NOW),
+    ],
+)
+def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: float) -> None:
+    assert due == policy.due(window)
+
+
+@pytest.mark.parametrize(
+    "policy, window, weight, fits",
+    [
+        (Size(3), Window(count=2), 1.0, True),
+        (Size(3), Window(count=3), 1.0, False),
+        (Interval(1), Window(count=10**6), 1e9, True),
+        (Light(), Window(weight=9.0), 1.0, True),
+        (Light(), Window(weight=9.0), 1.1, False),
+        (Light() | Size(3), Window(weight=9.0, count=3), 1.0, False),
+        (Light() & Size(3), Window(weight=9.5, count=2), 1.0, False),
+        (Light() & Size(3), Window(weight=9.0, count=2), 1.0, True),
+    ],
+)
+def test_a_job_fits_where_every_part_lets_it(
+    policy: BatchingPolicy[Any], window: Window[Any], weight: float, fits: bool
+) -> None:
+    assert fits == policy.fits(window, weight)
+
+
+@pytest.mark.parametrize(
+    "policy, window, room",
+    [
+        (Size(3), Window(count=1), 2),
+        (Interval(1), Window(count=1), NEVER),
+        (Size(3) | Interval(1), Window(count=1), 2),
+        (Size(3) | Light(), Window(count=1), 0),
+        (Urgent(), Window(count=1), NEVER),
+    ],
+)
+def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], window: Window[Any], room: float) -> None:
+    assert room == policy.room(window)
+
+
+@pytest.mark.parametrize(
+    "policy, window, reason",
+    [
+        (Size(3), Window(count=3), "size"),
+        (Interval(1), Window(), "interval"),
+        (Urgent(), Window(jobs=["now"]), "urgent"),
+        (Size(3) | Interval(1), Window(count=3), "size"),
+        (Size(3) | Interval(1), Window(count=2), "interval"),
+        (Size(3) & Interval(1), Window(count=3), "size & interval"),
+    ],
+)
+def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], window: Window[Any], reason: str) -> None:
+    assert reason == policy.reason(window)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Size(3)",
+        "Interval(0.05)",
+        "Interval(0)",
+        "Interval(0.123456789)",
+        "Size(3) | Interval(1)",
+        "Size(3) & Interval(1) | Size(9)",
+        "(Size(3) | Interval(1)) & Size(9)",
+        "Size(9) & (Size(3) | Interval(1))",
+    ],
+)
+def test_the_repr_reads_like_the_code_that_made_it(text: str) -> None:
+    assert text == repr(eval(text))
+
+
+@pytest.mark.parametrize(
+    "policy, needs",
+    [
+        (Size(3), 3),
+        (Interval(1), 0),
+        (Size(3) | Interval(1), 0),
+        (Size(3) | Size(5), 3),
+        (Size(3) & Interval(1), 3),
+        (Urgent(), 0),
+    ],
+)
+def test_a_policy_that_counts_jobs_says_how_many_it_needs(policy: BatchingPolicy[Any], needs: int) -> None:
+    assert needs == policy.needs()
+
+
+@pytest.mark.parametrize(
+    "policy, watches",
+    [(Size(3) | Interval(1), False), (Size(3) | Learning(), True), (Learning() & Size(3), True), (Urgent(), True)],
+)
+def test_a_policy_watches_the_flow_unless_every_part_says_that_it_does_not(
+    policy: BatchingPolicy[Any], watches: bool
+) -> None:
+    assert watches is policy.watches_flow
+
+
+def test_both_parts_observe_even_if_the_first_raises() -> None:
+    first, second = Learning(), Learning()
+    report = BatchReport(BatchInfo(1, 1, 1.0, None, "size"), 0.5, 0)
+    with pytest.raises(OSError):
+        (first | second).observe(report)
+    assert ([report], [report]) == (first.reports, second.reports)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**400 * -1])
+def test_a_size_below_one_is_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=r"n must be at least 1, got -?\d"):
+        Size(value)
+
+
+@pytest.mark.parametrize("value", [1.0, "3", None, True, float("nan")])
+def test_a_size_that_is_no_integer_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="n must be an integer, got "):
+        Size(value)
+
+
+@pytest.mark.parametrize("value", [-0.001, float("nan"), float("-inf"), -(10**400)])
+def test_an_interval_below_zero_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="seconds must be at least 0, got "):
+        Interval(value)
+
+
+@pytest.mark.parametrize("value", ["1", None, False, 1j])
+def test_an_interval_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="seconds must be a number, got "):
+        Interval(value)
+
+
+def test_policies_combine_only_with_policies() -> None:
+    with pytest.raises(TypeError, match="a part of a policy must be a BatchingPolicy, got 3"):
+        Size(3) | 3  # type: ignore[operator]
+    with pytest.raises(TypeError, match="got 'no'"):
+        Size(3) & "no"  # type: ignore[operator]

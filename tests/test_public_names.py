@@ -1,0 +1,89 @@
+"""What the package offers, and that it offers all of it."""
+
+import importlib
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+
+import microbatch
+from microbatch import errors
+
+MODULES = ["microbatch", "microbatch.errors", "microbatch.policies", "microbatch.batcher", "microbatch.testing"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_complete_and_sorted(name: str) -> None:
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == module.__all__
+    defined = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and not key.startswith("_") and value.__module__ == name
+    ]
+    assert set(defined) - {"Either", "Both"} <= set(module.__all__)
+
+
+def test_the_package_offers_the_names_of_its_parts() -> None:
+    offered = set(microbatch.__all__)
+    assert set(errors.__all__) <= offered
+    assert {"Batcher", "JobFuture", "JobResult", "JobState", "BatchInfo", "BatcherStats", "batched"} <= offered
+    assert {"BatchingPolicy", "Window", "Size", "Interval", "BatchReport", "DEFAULT_POLICY", "NOW", "NEVER"} <= offered
+
+
+def public_callables() -> Any:
+    for name in MODULES + ["microbatch.decorator"]:
+        module = importlib.import_module(name)
+        for key in module.__all__:
+            value = getattr(module, key)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{name}.{key}", value
+                if inspect.isclass(value):
+                    for method, function in vars(value).items():
+                        if inspect.isfunction(function) and not method.startswith("_"):
+                            yield f"{name}.{key}.{method}", function
+
+
+@pytest.mark.parametrize("name, value", list(public_callables()))
+def test_everything_public_is_documented(name: str, value: Any) -> None:
+    assert (value.__doc__ or "").strip(), name
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (errors.BacklogFull(3), "3 jobs are waiting, which is max_pending"),
+        (errors.JobTooLarge(5.0, 4.0), "a job that weighs 5 fits in no batch of at most 4"),
+        (errors.JobTooLarge(5.0), "a job that weighs 5 fits in no batch"),
+        (errors.JobExpired(0.5), "not sent within 0.5 s"),
+        (errors.ResultCountError(3, 2), "the processor must return one result per job: expected 3, got 2"),
+        (errors.BatcherClosed("closed"), "closed"),
+        (errors.ForkedError("forked"), "forked"),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_can_be_pickled(error: Exception, message: str) -> None:
+    assert isinstance(error, errors.MicrobatchError)
+    twin = pickle.loads(pickle.dumps(error))
+    assert (message, message, type(error), vars(error)) == (str(error), str(twin), type(twin), vars(twin))
+
+
+@pytest.mark.parametrize(
+    "error, also",
+    [
+        (errors.BacklogFull, __import__("queue").Full),
+        (errors.JobTooLarge, ValueError),
+        (errors.BatcherClosed, RuntimeError),
+        (errors.JobExpired, TimeoutError),
+        (errors.ForkedError, RuntimeError),
+        (errors.ResultCountError, ValueError),
+    ],
+)
+def test_an_error_is_also_what_the_standard_library_would_raise(error: type, also: type) -> None:
+    assert issubclass(error, also)
+
+
+def test_the_states_of_a_job() -> None:
+    assert ["queued", "batched", "running", "succeeded", "failed", "cancelled", "expired"] == [
+        state.value for state in microbatch.JobState
+    ]

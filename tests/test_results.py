@@ -1,0 +1,326 @@
+"""What each caller gets, whatever the processor gives back."""
+
+import collections
+import concurrent.futures
+import logging
+import threading
+from typing import Any, Callable, Iterable, Iterator, List, Optional
+
+import pytest
+
+from microbatch import Batcher, BatchInfo, Interval, JobFuture, JobState, ResultCountError, Size
+
+Futures = List[JobFuture[Any]]
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+def run(processor: Callable[[List[Any]], Any], jobs: Iterable[Any] = "abc") -> Futures:
+    """Send *jobs* as one batch, and return their futures, all done."""
+    jobs = list(jobs)
+    with Batcher(processor, Size(len(jobs))) as batcher:
+        return [batcher.submit(job) for job in jobs]
+
+
+def values(futures: Futures) -> List[Any]:
+    return [future.result(timeout=0).value for future in futures]
+
+
+def errors(futures: Futures) -> List[Optional[BaseException]]:
+    return [future.exception(timeout=0) for future in futures]
+
+
+class Ledgerless:
+    """Iterable the old way."""
+
+    def __getitem__(self, index: int) -> int:
+        return [1, 2, 3][index]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 2, 3],
+        (1, 2, 3),
+        range(1, 4),
+        collections.deque([1, 2, 3]),
+        {"x": 1, "y": 2, "z": 3}.values(),
+        iter([1, 2, 3]),
+        map(int, "123"),
+        Ledgerless(),
+    ],
+    ids=lambda returned: type(returned).__name__,
+)
+def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
+    assert [1, 2, 3] == values(run(lambda jobs: returned))
+
+
+def test_a_generator_function_is_a_processor() -> None:
+    def processor(jobs: List[str]) -> Iterator[str]:
+        for job in jobs:
+            yield job.upper()
+
+    assert ["A", "B", "C"] == values(run(processor))
+
+
+def test_none_means_that_every_job_succeeded() -> None:
+    assert [None, None, None] == values(run(lambda jobs: None))
+
+
+def test_falsy_values_are_values() -> None:
+    assert [None, 0, ""] == values(run(lambda jobs: [None, 0, ""]))
+
+
+def test_a_result_tells_of_its_batch_and_its_times() -> None:
+    future = run(echo)[1]
+    result = future.result()
+    assert BatchInfo(id=1, size=3, weight=3.0, key=None, trigger="size") == result.batch
+    assert result.queue_time >= 0 and result.service_time >= 0
+    assert ("b", JobState.SUCCEEDED) == (future.job, future.state)
+
+
+def test_a_result_and_its_batch_cannot_be_changed() -> None:
+    result = run(echo)[0].result()
+    with pytest.raises(AttributeError):
+        result.value = "x"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        result.batch.size = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_sized_return_of_the_wrong_length_fails_every_job_before_any_is_settled(count: int) -> None:
+    futures = run(lambda jobs: [1, 2, 3, 4][:count])
+    for error in errors(futures):
+        assert isinstance(error, ResultCountError)
+        assert (3, count) == (error.expected, error.got)
+    assert 3 == len(set(map(id, errors(futures))))
+
+
+def test_a_return_that_lies_about_its_length_is_found_out() -> None:
+    class Liar(List[int]):
+        def __len__(self) -> int:
+            return 3
+
+    assert [(3, 2)] * 3 == [(error.expected, error.got) for error in errors(run(lambda jobs: Liar([1, 2])))]  # type: ignore[union-attr]
+
+
+def test_an_iterator_that_ends_early_fails_the_jobs_that_are_left() -> None:
+    futures = run(lambda jobs: iter([1, 2]))
+    assert [1, 2] == values(futures[:2])
+    assert "the processor must return one result per job: expected 3, got 2" == str(futures[2].exception())
+
+
+def test_a_surplus_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert [0, 1, 2] == values(run(lambda jobs: (number for number in range(99))))
+    assert ["the processor gave more than 3 results for batch 1"] == [record.message for record in caplog.records]
+
+
+def test_an_endless_generator_is_asked_for_one_result_more_and_closed() -> None:
+    given = []
+
+    def processor(jobs: List[str]) -> Iterator[int]:
+        try:
+            while True:
+                given.append(1)
+                yield 1
+        finally:
+            given.append(0)
+
+    run(processor)
+    assert [1, 1, 1, 1, 0] == given
+
+
+def test_a_generator_that_raises_after_its_last_result_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def processor(jobs: List[str]) -> Iterator[str]:
+        yield from jobs
+        raise OSError("commit failed")
+
+    assert ["a", "b", "c"] == values(run(processor))
+    assert "commit failed" in caplog.text
+
+
+def test_a_job_is_settled_when_its_value_is_yielded() -> None:
+    go_on = threading.Event()
+
+    def processor(jobs: List[str]) -> Iterator[str]:
+        yield "first"
+        assert go_on.wait(10)
+        yield "second"
+
+    with Batcher(processor, Size(2)) as batcher:
+        first, second = batcher.submit("a"), batcher.submit("b")
+        assert "first" == first.result(timeout=10).value
+        assert not second.done()
+        go_on.set()
+        assert "second" == second.result(timeout=10).value
+
+
+def test_a_generator_that_raises_fails_only_the_jobs_that_are_left() -> None:
+    def processor(jobs: List[str]) -> Iterator[str]:
+        yield "first"
+        raise LookupError("b")
+
+    futures = run(processor)
+    assert ["first"] == values(futures[:1])
+    assert [LookupError, LookupError] == [type(error) for error in errors(futures)[1:]]
+
+
+def test_an_exception_in_a_slot_fails_that_job_alone() -> None:
+    bad = KeyError("b")
+    first, second, third = run(lambda jobs: [1, bad, 3])
+    assert [1, 3] == values([first, third])
+    assert bad is second.exception()
+    assert JobState.FAILED is second.state
+
+
+def test_one_exception_object_in_several_slots_is_not_shared() -> None:
+    bad = KeyError("x")
+    first, second, third = errors(run(lambda jobs: [bad] * 3))
+    assert first is bad and second is not bad and third is not second
+    assert {"'x'"} == {str(first), str(second), str(third)}
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["abc", b"abc", bytearray(b"abc"), {"a": 1, "b": 2, "c": 3}, {1, 2, 3}, frozenset("abc"), 3, object(), abs],
+    ids=lambda returned: type(returned).__name__,
+)
+def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(returned: Any) -> None:
+    for error in errors(run(lambda jobs: returned)):
+        assert isinstance(error, TypeError)
+        assert f"got {type(returned).__name__}" in str(error)
+
+
+def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:
+    async def processor(jobs: List[str]) -> List[str]:
+        return jobs
+
+    assert "got coroutine" in str(errors(run(lambda jobs: processor(jobs)))[0])
+
+
+class Custom(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class Picky(Exception):
+    def __init__(self, *, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Single(Exception):
+    def __copy__(self) -> "Single":
+        raise RuntimeError("I am the only one")
+
+    def __new__(cls, *args: object) -> "Single":
+        if not args:
+            raise RuntimeError("I am the only one")
+        return super().__new__(cls, *args)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ValueError("x", 3),
+        OSError(2, "no such file", "name"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        StopIteration(3),
+        SystemExit(4),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        concurrent.futures.CancelledError(),
+        Custom(5),
+        Picky(code=6),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(raised: BaseException) -> None:
+    def processor(jobs: List[str]) -> None:
+        raise raised
+
+    futures = run(processor)
+    got = errors(futures)
+    for error in got:
+        assert error is not None and error is not raised
+        assert (type(raised), raised.args, str(raised)) == (type(error), error.args, str(error))
+        assert vars(raised) == vars(error)
+        assert raised is error.__cause__
+    assert 3 == len(set(map(id, got)))
+    assert {JobState.FAILED} == {future.state for future in futures}
+
+
+def test_an_exception_that_cannot_be_copied_is_shared() -> None:
+    raised = Single("x")
+
+    def processor(jobs: List[str]) -> None:
+        raise raised
+
+    assert [raised] * 3 == errors(run(processor))
+
+
+def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
+    def processor(jobs: List[str]) -> None:
+        raise ValueError
+
+    def depth(future: JobFuture[Any]) -> int:
+        with pytest.raises(ValueError) as caught:
+            future.result()
+        return len(caught.traceback)
+
+    assert 1 == len({depth(future) for future in run(processor)})
+
+
+def test_an_exception_kills_no_thread_and_the_next_batch_runs() -> None:
+    names = []
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        names.append(threading.current_thread().name)
+        if jobs == ["bad"]:
+            raise SystemExit
+        return jobs
+
+    with Batcher(processor, Size(1)) as batcher:
+        assert isinstance(batcher.submit("bad").exception(timeout=10), SystemExit)
+        assert "good" == batcher.submit("good").result(timeout=10).value
+    assert 1 == len(set(names))
+
+
+def test_the_processor_may_do_with_its_list_as_it_likes() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        answer = [job.upper() for job in jobs]
+        jobs.clear()
+        return answer
+
+    futures = run(processor)
+    assert ["A", "B", "C"] == values(futures)
+    assert ["a", "b", "c"] == [future.job for future in futures]
+
+
+def test_all_jobs_of_a_batch_can_be_read_before_the_first_callback_runs() -> None:
+    seen: List[Any] = []
+    with Batcher(echo, Size(2)) as batcher:
+        first = batcher.submit(1)
+        first.add_done_callback(lambda future: seen.append(second.result(timeout=0).value))
+        second = batcher.submit(2)
+        second.result(timeout=10)
+    assert [2] == seen
+
+
+def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    seen: List[Any] = []
+
+    def leave(future: Any) -> None:
+        raise SystemExit
+
+    with Batcher(echo, Size(2)) as batcher:
+        future = batcher.submit(1)
+        future.add_done_callback(leave)
+        future.add_done_callback(seen.append)
+        batcher.submit(2).result(timeout=10)
+    assert [future] == seen
+    assert [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
+    assert "exception calling callback" in caplog.text

@@ -1,0 +1,102 @@
+"""The doubles that users get for their own tests."""
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+
+
+def sleeper(clock: ManualClock, moment: float) -> "Future[float]":
+    condition, woken = threading.Condition(), Future[float]()
+
+    def sleep() -> None:
+        with condition:
+            clock.wait_until(condition, moment)
+        woken.set_result(clock.now())
+
+    threading.Thread(target=sleep).start()
+    return woken
+
+
+def test_a_manual_clock_stands_still_until_it_is_advanced() -> None:
+    clock = ManualClock(start=3)
+    assert 3.0 == clock.now()
+    clock.advance(1.5)
+    assert 4.5 == clock.now()
+
+
+def test_a_manual_clock_wakes_those_whose_moment_has_come_and_no_others(clock: ManualClock) -> None:
+    early, late = sleeper(clock, 5.0), sleeper(clock, 9.0)
+    clock.wait_for_sleeper(5.0)
+    clock.wait_for_sleeper(9.0)
+    clock.advance(5)
+    assert 5.0 == early.result(timeout=10)
+    assert not late.done()
+    clock.advance(100)
+    assert 105.0 == late.result(timeout=10)
+
+
+def test_nobody_sleeps_for_a_moment_in_the_past(clock: ManualClock) -> None:
+    clock.advance(5)
+    assert 5.0 == sleeper(clock, 5.0).result(timeout=10)
+
+
+def test_waiting_for_a_sleeper_who_does_not_come_says_who_sleeps(clock: ManualClock) -> None:
+    woken = sleeper(clock, 9.0)
+    clock.wait_for_sleeper(9.0)
+    with pytest.raises(TimeoutError, match=r"no thread waits for 8.0; awaited are \[9.0\]"):
+        clock.wait_for_sleeper(8.0, timeout=0)
+    clock.advance(9)
+    woken.result(timeout=10)
+
+
+@pytest.mark.parametrize("seconds, error", [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError)])
+def test_a_clock_goes_only_forward(clock: ManualClock, seconds: Any, error: Any) -> None:
+    with pytest.raises(error, match="seconds must be"):
+        clock.advance(seconds)
+
+
+def test_an_inline_executor_runs_in_the_thread_that_submits() -> None:
+    future = InlineExecutor().submit(threading.current_thread)
+    assert threading.current_thread() is future.result(timeout=0)
+
+
+def test_an_inline_executor_passes_arguments_and_keeps_exceptions() -> None:
+    executor = InlineExecutor()
+    assert 255 == executor.submit(int, "ff", base=16).result(timeout=0)
+    assert isinstance(executor.submit(int, "x").exception(timeout=0), ValueError)
+
+
+def test_a_recording_processor_remembers_batches_and_echoes_by_default() -> None:
+    processor = RecordingProcessor[str]()
+    jobs = ["a", "b"]
+    assert ["a", "b"] == processor(jobs)
+    jobs.clear()
+    assert [["a", "b"]] == processor.batches == processor.wait_for_batches(1)
+
+
+def test_a_recording_processor_gives_what_its_function_gives() -> None:
+    assert [2, 4] == RecordingProcessor[int](lambda job: job * 2)([1, 2])
+
+
+def test_a_recording_processor_holds_until_it_is_released() -> None:
+    processor, done = RecordingProcessor[str](), Future[Any]()
+    processor.hold()
+    threading.Thread(target=lambda: done.set_result(processor(["a"]))).start()
+    processor.wait_for_batches(1)
+    assert not done.done()
+    processor.release()
+    assert ["a"] == done.result(timeout=10)
+
+
+def test_waiting_for_batches_that_do_not_come_times_out() -> None:
+    with pytest.raises(TimeoutError, match="expected 1 batches within 0 s, got 0"):
+        RecordingProcessor[str]().wait_for_batches(1, timeout=0)
+
+
+def test_a_recording_processor_refuses_what_is_no_function() -> None:
+    with pytest.raises(TypeError, match="function must be callable, got 3"):
+        RecordingProcessor(3)  # type: ignore[arg-type]

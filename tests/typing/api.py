@@ -1,0 +1,113 @@
+"""Read by ``mypy --strict`` and never run: what the types promise. Each ``type: ignore`` is an error that must be one."""
+
+import sys
+from concurrent.futures import Future
+from typing import Any, Iterator, List, Sequence, Union
+
+from microbatch import (
+    Batcher,
+    BatchedFunction,
+    BatchingPolicy,
+    Interval,
+    JobFuture,
+    JobResult,
+    JobState,
+    Size,
+    Window,
+    batched,
+)
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+
+if sys.version_info >= (3, 11):
+    from typing import assert_type
+else:
+    from typing_extensions import assert_type
+
+
+def lengths(words: Sequence[str]) -> List[int]:
+    return [len(word) for word in words]
+
+
+def insert(words: List[str]) -> None: ...
+
+
+def stream(words: Sequence[str]) -> Iterator[int]:
+    yield from map(len, words)
+
+
+def partly(words: Sequence[str]) -> List[Union[int, ValueError]]:
+    return [len(word) if word else ValueError() for word in words]
+
+
+def no_batch(word: str) -> int:
+    return len(word)
+
+
+def not_iterable(words: Sequence[str]) -> int:
+    return len(words)
+
+
+class Urgent(BatchingPolicy[str]):
+    def due(self, window: Window[str]) -> float:
+        return window.opened if "!" in window.jobs[-1] else window.opened + 1
+
+
+# The job and the value are inferred from the processor.
+batcher = Batcher(lengths, Size(3) | Interval(0.1))
+assert_type(batcher, Batcher[str, int])
+assert_type(batcher.submit("a"), JobFuture[int])
+assert_type(batcher.submit("a").result(), JobResult[int])
+assert_type(batcher.submit("a").result().value, int)
+assert_type(batcher.submit("a").state, JobState)
+assert_type(batcher.map(["a"]), Iterator[JobResult[int]])
+assert_type(Batcher(insert), Batcher[str, None])
+assert_type(Batcher(stream), Batcher[str, int])
+with Batcher(lengths) as entered:
+    assert_type(entered, Batcher[str, int])
+future: "Future[JobResult[int]]" = batcher.submit("a")
+
+# A processor that gives exceptions in slots, where the value is said.
+partial: Batcher[str, int] = Batcher(partly)
+assert_type(partial.submit("a").result().value, int)
+
+# Policies.
+assert_type(Batcher(lengths, Urgent() | Size(3)), Batcher[str, int])
+Batcher(lengths, key=len, weigh=len, max_pending=0, executor=InlineExecutor(), clock=ManualClock())
+
+# Errors.
+batcher.submit(1)  # type: ignore[arg-type]
+Batcher(no_batch)  # type: ignore[arg-type]
+Batcher(not_iterable)  # type: ignore[arg-type]
+Batcher(3)  # type: ignore[call-overload]
+Batcher(lengths, 3)  # type: ignore[call-overload]
+Batcher(lengths, max_workers="3")  # type: ignore[call-overload]
+
+
+# The decorator.
+@batched(Size(3))
+def decorated(words: List[str]) -> List[int]:
+    return lengths(words)
+
+
+@batched(Size(3))
+def inserted(words: List[str]) -> None: ...
+
+
+class Shop:
+    @batched(Size(3))
+    def price(self, words: List[str]) -> List[float]:
+        return []
+
+
+assert_type(decorated, BatchedFunction[str, int])
+assert_type(decorated("a"), int)
+assert_type(decorated.submit("a"), JobFuture[int])
+assert_type(inserted.batcher, Batcher[str, None])
+assert_type(Shop().price("a"), float)
+decorated(1)  # type: ignore[arg-type]
+batched(lengths)  # type: ignore[arg-type]
+
+# The doubles.
+recorder: RecordingProcessor[str] = RecordingProcessor(len)
+assert_type(recorder.batches, List[List[str]])
+recorded: Batcher[str, Any] = Batcher(recorder)
