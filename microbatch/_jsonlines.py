@@ -170,5 +170,10 @@ def _progress() -> Iterator[Progress]:
         with _Counter() as counter:
             yield counter
     else:
-        with tqdm(unit=" lines", file=sys.stderr) as bar:
+
+
+        class Bar(tqdm):  # type: ignore[type-arg]
+            monitor_interval = 0  # no thread that looks after it
+
+        with Bar(unit=" lines", file=sys.stderr) as bar:
             yield bar

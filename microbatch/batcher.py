@@ -31,7 +31,7 @@ from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
 
-__all__ = ["DEFAULT_POLICY", "BatchProcessor", "Batcher"]
+__all__ = ["BatchProcessor", "Batcher", "DEFAULT_POLICY"]
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")

@@ -20,7 +20,7 @@ from microbatch._arguments import check_count, check_number
 from microbatch._clock import NEVER, NOW
 from microbatch._futures import BatchInfo
 
-__all__ = ["NEVER", "NOW", "BatchReport", "BatchingPolicy", "Interval", "Size", "Window"]
+__all__ = ["BatchReport", "BatchingPolicy", "Interval", "NEVER", "NOW", "Size", "Window"]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)

@@ -1,0 +1,296 @@
+"""``python -m microbatch``."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import pytest
+
+from microbatch.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+PROCESSORS = """
+import time
+
+def double(jobs):
+    return [job * 2 for job in jobs]
+
+def picky(jobs):
+    return [KeyError(job) if job == 3 else job for job in jobs]
+
+def failing(jobs):
+    raise OSError("out of\\norder")
+
+def objects(jobs):
+    return [object() for job in jobs]
+
+def endless(jobs):
+    return [float("nan") for job in jobs]
+
+def sizes(jobs):
+    return [len(jobs)] * len(jobs)
+
+def slow(jobs):
+    time.sleep(0.01)
+    return jobs
+
+async def coroutine(jobs):
+    return jobs
+
+class Group:
+    double = staticmethod(double)
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with processors in it."""
+    (tmp_path / "processors.py").write_text(PROCESSORS)
+    (tmp_path / "broken.py").write_text("1 +")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("processors", "broken", "leaving"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def run(target: str, text: str, *options: str) -> Tuple[int, List[Any], str]:
+    """Process the lines of *text*; return the status, the values written, and what was said on standard error."""
+    Path("in.jsonl").write_text(text, encoding="utf-8")
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        status = main(["run", target, "in.jsonl", "-o", "out.jsonl", *options])
+    written = Path("out.jsonl").read_text(encoding="utf-8") if Path("out.jsonl").exists() else ""
+    return status, [json.loads(line) for line in written.splitlines()], errors.getvalue()
+
+
+def command(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "microbatch", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_results_come_in_the_order_of_the_input() -> None:
+    lines = "".join(f"{number}\n" for number in range(1000))
+    assert (0, [number * 2 for number in range(1000)], "") == run("processors:double", lines, "--workers", "3")
+
+
+def test_a_batch_holds_no_more_than_its_size() -> None:
+    status, values, _ = run("processors:sizes", "1\n" * 100, "--size", "7", "--interval", "60")
+    assert (0, [7] * 98 + [2] * 2) == (status, values)
+
+
+def test_values_are_written_as_they_are() -> None:
+    assert (0, ["äö", {"a": None}, 1.5]) == run("processors:slow", '"äö"\n{"a": null}\n1.5')[:2]
+    assert '"äö"' in Path("out.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_line_that_is_not_json_is_reported_and_the_rest_goes_on() -> None:
+    status, values, errors = run("processors:double", "1\nno\n\n \nNaN\n4")
+    assert (1, [2, 8]) == (status, values)
+    assert [
+        "line 2: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "line 5: not JSON: NaN is no JSON value",
+    ] == (errors.splitlines())
+
+
+def test_a_line_that_is_not_text_is_reported() -> None:
+    Path("in.jsonl").write_bytes(b'"\xff"\n1\n')
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert 1 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl"])
+    assert errors.getvalue().startswith("line 1: not JSON: 'utf-8' codec can't decode")
+    assert "2\n" == Path("out.jsonl").read_text()
+
+
+def test_a_job_that_fails_is_reported_and_the_rest_goes_on() -> None:
+    assert (1, [1, 2, 4], "line 3: KeyError: 3\n") == run("processors:picky", "1\n2\n3\n4\n")
+
+
+def test_a_batch_that_fails_is_reported_line_by_line() -> None:
+    assert (1, [], "line 1: OSError: out of order\nline 2: OSError: out of order\n") == run(
+        "processors:failing", "1\n2\n"
+    )
+
+
+@pytest.mark.parametrize("target, word", [("objects", "not JSON serializable"), ("endless", "not JSON compliant")])
+def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> None:
+    status, values, errors = run(f"processors:{target}", "1\n")
+    assert (1, []) == (status, values)
+    assert word in errors and errors.startswith("line 1: ")
+
+
+def test_a_callable_inside_a_class_can_be_named() -> None:
+    assert (0, [6], "") == run("processors:Group.double", "3")
+
+
+def test_an_empty_input_is_all_right() -> None:
+    assert (0, [], "") == run("processors:double", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "nowhere:x"], "can't use nowhere:x: ModuleNotFoundError: No module named 'nowhere'"),
+        (["run", "processors:x"], "can't use processors:x: AttributeError: .*'x'"),
+        (["run", "processors:number"], "can't use processors:number: TypeError: processor must be callable, got 3"),
+        (["run", "processors:coroutine"], "can't use processors:coroutine: TypeError: .* must be a plain function"),
+        (["run", "broken:x"], "can't use broken:x: SyntaxError: invalid syntax"),
+        (["run", "leaving:x"], "can't use leaving:x: SystemExit: 0"),
+        (["run", "processors"], "the target must be MODULE:CALLABLE, got 'processors'"),
+        (["run", ":x"], "the target must be MODULE:CALLABLE, got ':x'"),
+        (["run", "processors:double", "nofile"], ".*No such file or directory: 'nofile'"),
+        (["run", "processors:double", "."], ".*Is a directory: '.'"),
+        (
+            ["run", "processors:double", "processors.py", "-o", "processors.py"],
+            "processors.py can't be read and written",
+        ),
+        (["run", "processors:double", "processors.py", "-o", "no/where"], ".*No such file or directory: 'no/where'"),
+        (["run", "processors:double", "--size", "0"], "argument --size: must be an integer of at least 1, got '0'"),
+        (["run", "processors:double", "--size", "x"], "argument --size: must be an integer of at least 1, got 'x'"),
+        (["run", "processors:double", "--workers", "-1"], "argument --workers: "),
+        (
+            ["run", "processors:double", "--interval", "nan"],
+            "argument --interval: must be a number of seconds of at le",
+        ),
+        (
+            ["run", "processors:double", "--interval", "x"],
+            "argument --interval: must be a number of seconds of at leas",
+        ),
+        (["run", "processors:double", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["run"], "the following arguments are required: MODULE:CALLABLE"),
+        ([], "the following arguments are required: COMMAND"),
+        (["dance"], "argument COMMAND: "),
+        (["demo", "--threads", "0"], "argument --threads: must be an integer of at least 1, got '0'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_line_and_status_2(
+    arguments: List[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 2 == main(arguments)
+    out, err = capsys.readouterr()
+    assert "" == out
+    assert 1 == len(err.splitlines())
+    assert re.match(f"microbatch: {message}", err), err
+
+
+def test_a_result_is_written_before_the_next_line_comes() -> None:
+    with command("run", "processors:double") as process:
+        assert process.stdin and process.stdout
+        for number in range(3):
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            assert f"{number * 2}\n" == process.stdout.readline()
+    assert 0 == process.returncode
+
+
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    with command("run", "processors:slow", "--size", "10") as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write("1\n" * 500)
+        process.stdin.flush()
+        assert "1\n" == process.stdout.readline()
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            while process.poll() is None:
+                process.stdin.write("1\n" * 100)
+                process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        assert ("", 0) == (process.stderr.read(), process.wait(timeout=20))
+
+
+def test_ctrl_c_ends_it_without_a_traceback() -> None:
+    with command("run", "processors:double") as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        assert "2\n" == process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert (130, "") == (process.wait(timeout=20), process.stderr.read())
+
+
+def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    Path("in.jsonl").write_text("1\n" * 10)
+    assert 2 == main(["run", "processors:double", "in.jsonl", "-o", "/dev/full"])
+    assert "microbatch: [Errno 28] No space left on device\n" == capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_input() -> None:
+    peaks = []
+    for lines in (2_000, 20_000):
+        Path("in.jsonl").write_text('"%s"\n' % ("x" * 500) * lines)
+        tracemalloc.start()
+        assert 0 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl"])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run_on_a_terminal() -> str:
+    Path("in.jsonl").write_text("1\n" * 20)
+    terminal = Terminal()
+    with contextlib.redirect_stderr(terminal):
+        assert 0 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl"])
+    return terminal.getvalue()
+
+
+def test_a_terminal_sees_the_progress() -> None:
+    pytest.importorskip("tqdm")
+    assert re.search(r"20 lines \[", run_on_a_terminal())
+
+
+def test_a_terminal_sees_plain_counts_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert run_on_a_terminal().endswith("\r20 lines\n")
+
+
+def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["demo", "--jobs", "300", "--threads", "8", "--size", "4"])
+    out = capsys.readouterr().out
+    assert "300 function definitions of Python's standard library, from 8 threads" in out
+    assert re.search(r"one commit per job +300 +300 +1\.0 ", out)
+    assert re.search(r"through a Batcher +300 +\d+ +[1-4]\.\d ", out)
+    assert re.search(r"\d+\.\d times as fast", out)
+    assert re.search(r"^ +\d #+ \d+$", out, re.MULTILINE)
+    assert out.endswith("both tables hold the same 300 rows: yes\n")
+
+
+def test_the_demo_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import tempfile
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert 0 == main(["demo", "--jobs", "20", "--threads", "2"])
+    assert [] == list((tmp_path / "temporary").iterdir())
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert 0 == left.value.code
+    assert re.match(r"microbatch \d+\.\d+\.\d+\n", capsys.readouterr().out)
