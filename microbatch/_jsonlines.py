@@ -171,7 +171,6 @@ def _progress() -> Iterator[Progress]:
             yield counter
     else:
 
-
         class Bar(tqdm):  # type: ignore[type-arg]
             monitor_interval = 0  # no thread that looks after it
 
