@@ -12,6 +12,7 @@ Rules of this file:
 
 import logging
 import math
+import threading
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from dataclasses import dataclass
@@ -168,6 +169,14 @@ class JobFuture(Future[JobResult[Value]]):
                 _logger.exception("exception calling callback for %r", self)
 
     _invoke_callbacks = call_back
+
+    def disinherit(self, error: BaseException) -> None:
+        """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
+        self._condition = threading.Condition()  # a thread that does not exist here may have held the old one
+        self._done_callbacks = []
+        if not self.done():
+            self.stage = JobState.FAILED
+            self.publish(error=error)
 
     def __repr__(self) -> str:
         return f"<JobFuture {self.stage.value} of {self.job!r}>"

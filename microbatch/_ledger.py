@@ -63,10 +63,13 @@ class Ledger:
     def take_in(self, moment: float) -> News:
         """Wait until there is news or *moment* has come, enter it, and return it. For the worker thread."""
         with self.queue.mutex:
-            news = self.queue.wait_for_news(moment)
-            self._counts[JobState.QUEUED] += len(news.jobs)
-            for future in news.jobs:
+            self.queue.wait_for_news(moment)
+            for (
+                future
+            ) in self.queue.queue:  # before it leaves the queue: after a fork, each must be found here or there
                 self._unsettled.setdefault(future.epoch, {})[future] = None
+            news = self.queue.take_news()
+            self._counts[JobState.QUEUED] += len(news.jobs)
             for future, stage in news.withdrawn:
                 if future.stage is JobState.CANCELLED:
                     self._counts[stage] -= 1
@@ -148,7 +151,11 @@ class Ledger:
     def unsettled(self) -> List[JobFuture[Any]]:
         """Return the futures that have no outcome yet, in order of acceptance."""
         with self.queue.mutex:
-            return [*chain.from_iterable(self._unsettled.values()), *self.queue.queue]
+            return self.inherited()
+
+    def inherited(self) -> List[JobFuture[Any]]:
+        """Return the futures that have no outcome yet. In a forked child, where the lock may never be free again."""
+        return [*chain.from_iterable(self._unsettled.values()), *self.queue.queue]
 
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""

@@ -128,12 +128,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self._notes.append(note)
                 self.closed = True
 
-    def wait_for_news(self, moment: float) -> News:
-        """Wait until there is news or *moment* has come, and take all of it; with `mutex` held."""
+    def wait_for_news(self, moment: float) -> None:
+        """Wait until there is news or *moment* has come; with `mutex` held."""
         while not (self.queue or self._withdrawn or self._notes):
             if self.clock.now() >= moment:
                 break
             self.clock.wait_until(self.not_empty, moment)
+
+    def take_news(self) -> News:
+        """Take all the news out; with `mutex` held."""
         news = News(self.queue, self._withdrawn, self._notes)
         self.queue, self._withdrawn, self._notes = deque(), [], []
         return news

@@ -5,6 +5,7 @@ the `Batcher`, so that a batcher which nobody holds any more can be collected wh
 """
 
 import logging
+import os
 import threading
 import weakref
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from microbatch._futures import BatchInfo, JobFuture
 from microbatch._ledger import Ledger
 from microbatch._queue import JobQueue
 from microbatch._settle import Delivery
-from microbatch.errors import BatcherClosed, JobExpired
+from microbatch.errors import BatcherClosed, ForkedError, JobExpired
 from microbatch.policies import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
@@ -44,6 +45,7 @@ class Worker:
         name: str,
         exit_timeout: float,
         clock: Clock,
+        forked: bool = False,
     ) -> None:
         self.queue = JobQueue(clock, max_pending)
         self.ledger = Ledger(self.queue)
@@ -53,6 +55,7 @@ class Worker:
         self._clock = clock
         self._name = name
         self._executor = executor
+        self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
         self._starting = threading.Lock()
         self._thread: Optional[threading.Thread] = None
@@ -76,11 +79,14 @@ class Worker:
 
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
+            ForkedError: the executor belongs to the parent process.
             RuntimeError: the system gives no more threads; nothing is left running.
         """
         with self._starting:
             if self.queue.closed:
                 raise BatcherClosed("the batcher is shut down")
+            if self._forked and self._executor is not None:
+                raise ForkedError("the executor belongs to the parent process")
             if self._opening is None:
                 self._launch()
             opening = self._opening
@@ -96,6 +102,14 @@ class Worker:
         except RuntimeError:  # not for KeyboardInterrupt, after which the thread may well run
             self._opening = None
             raise
+
+    def leave_to_parent(self) -> None:
+        """Fail, in a forked child, all jobs that the parent still has to do there. No thread of this worker lives here.
+
+        Takes no lock: a thread that does not exist here may have held it.
+        """
+        for future in self.ledger.inherited():
+            future.disinherit(ForkedError("the job was submitted in the parent process, and is done there"))
 
     def flush(self) -> int:
         """Make every job accepted until now due, and return the epoch to wait for."""
@@ -297,7 +311,7 @@ def _call_back(callback: Callable[[], object]) -> None:
 
 # -- the end of the process --
 
-_registry = threading.Lock()  # guards the two below
+_registry = threading.RLock()  # guards the two below; re-entrant, since a finalizer may interrupt its holder
 _living: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 _exiting: Optional[bool] = None  # None before the exit hook is registered
 
@@ -333,6 +347,16 @@ def _at_exit() -> None:
     for worker in workers:
         if not worker.wait_ended(worker.exit_deadline()):
             _give_up(worker)
+
+
+def _forget_parents_workers() -> None:
+    global _registry, _living
+    _registry = threading.RLock()
+    _living = weakref.WeakSet()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_workers)
 
 
 def _give_up(worker: Worker) -> None:

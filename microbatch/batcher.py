@@ -1,5 +1,7 @@
 """`Batcher`: what users hold. It checks what it is given, and leaves the work to the worker."""
 
+import functools
+import os
 import sys
 import warnings
 import weakref
@@ -144,7 +146,8 @@ class Batcher(Generic[Job, Value]):
         self._name = name
         self._empty = Window[Any](workers=check_count("max_workers", max_workers))
         self._clock = clock or SystemClock()
-        self._worker = Worker(
+        self._make_worker = functools.partial(
+            Worker,
             processor,
             policy,
             max_pending=max_pending,
@@ -154,8 +157,22 @@ class Batcher(Generic[Job, Value]):
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
         )
-        self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, name, _origin())
+        self._employ(self._make_worker(), _origin())
+        _batchers.add(self)
+
+    def _employ(self, worker: Worker, origin: str) -> None:
+        self._worker = worker
+        self._origin = origin
+        self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, origin)
         self._finalizer.atexit = False  # the worker has an exit hook of its own
+
+    def _start_anew_in_child(self) -> None:
+        parents = self._worker
+        self._finalizer.detach()
+        self._employ(self._make_worker(forked=True), self._origin)
+        if parents.queue.closed:
+            self.shutdown(wait=False)
+        parents.leave_to_parent()
 
     def submit(
         self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
@@ -329,6 +346,18 @@ def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
     worker.close()  # first, since a warning may be an error
     if started:
         warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
+
+
+_batchers: "weakref.WeakSet[Batcher[Any, Any]]" = weakref.WeakSet()
+
+
+def _start_anew_in_child() -> None:
+    for batcher in list(_batchers):
+        batcher._start_anew_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
 def _origin() -> str:

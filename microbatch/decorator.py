@@ -1,7 +1,6 @@
 """`batched`: a function of many jobs, called with one."""
 
 import functools
-import threading
 import weakref
 from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, Union, overload
 
@@ -27,7 +26,6 @@ class BatchedFunction(Generic[Job, Value]):
         self._function = function
         self._make = make
         self._owner: Optional[object] = None  # the instance, in what `__get__` returns
-        self._lock = threading.Lock()  # guards _batchers
         self._batchers: Dict[int, Batcher[Job, Value]] = {}  # by the id of a living instance
         functools.update_wrapper(self, function)
 
@@ -64,15 +62,14 @@ class BatchedFunction(Generic[Job, Value]):
         return bound
 
     def _batcher_of(self, instance: object) -> Batcher[Job, Value]:
-        with self._lock:
-            batcher = self._batchers.get(id(instance))
-            if batcher is None:
-                # The worker thread must not keep the instance: an unused one can then be collected, which shuts its
-                # batcher down. While it has jobs to do, their futures keep it: see `submit`.
-                batcher = self._make(functools.partial(_call_method, self._function, weakref.ref(instance)))
-                self._batchers[id(instance)] = batcher
-                weakref.finalize(instance, self._batchers.pop, id(instance), None).atexit = False
-            return batcher
+        batcher = self._batchers.get(id(instance))
+        if batcher is None:
+            # The worker thread must not keep the instance: an unused one can then be collected, which shuts its
+            # batcher down. While it has jobs to do, their futures keep it: see `submit`.
+            batcher = self._make(functools.partial(_call_method, self._function, weakref.ref(instance)))
+            batcher = self._batchers.setdefault(id(instance), batcher)  # of two threads, one gets its own in
+            weakref.finalize(instance, self._batchers.pop, id(instance), None).atexit = False
+        return batcher
 
 
 class Decorator(Protocol):

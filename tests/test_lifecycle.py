@@ -67,6 +67,7 @@ def test_flush_does_not_wait_for_later_jobs(processor: RecordingProcessor[Any], 
         batcher.submit("before")
         waiting = in_thread(lambda: batcher.flush(timeout=5))
         clock.wait_for_sleeper(5.0)
+        processor.wait_for_batches(1)
         after = batcher.submit("after")
         processor.release()
         assert waiting.result(timeout=10) is True

@@ -1,0 +1,192 @@
+"""After a fork: the child has an empty, working batcher, and the parent's jobs stay the parent's."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+HEAD = """
+import os, sys, threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from microbatch import Batcher, BatcherClosed, ForkedError, Interval, JobState, Size
+
+def in_child(function):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+
+def echo(jobs):
+    return jobs
+"""
+
+
+def run(script: str, timeout: float = 30) -> str:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", HEAD + textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert (0, "") == (done.returncode, done.stderr)
+    return done.stdout
+
+
+def test_a_batcher_that_was_used_before_works_in_the_child_and_in_the_parent() -> None:
+    script = """
+    batcher = Batcher(echo, Size(2) | Interval(0.01))
+    print("parent", batcher.submit(1).result(timeout=10).value, flush=True)
+    in_child(lambda: print("child", batcher.submit(2).result(timeout=10).value, batcher.stats().accepted, batcher.shutdown()))
+    print("parent", batcher.submit(3).result(timeout=10).value, batcher.stats().accepted)
+    """
+    assert "parent 1\nchild 2 1 True\nparent 3 2\n" == run(script)
+
+
+def test_the_child_does_not_do_the_parents_jobs() -> None:
+    script = """
+    def processor(jobs):
+        print(os.getpid() == parent, jobs, flush=True)
+        return jobs
+    parent = os.getpid()
+    batcher = Batcher(processor, Size(9))
+    batcher.submit("parent's")
+    in_child(lambda: (batcher.submit("child's"), batcher.shutdown()))
+    """
+    assert 'False ["child\'s"]\nTrue ["parent\'s"]\n' == run(script)
+
+
+def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> None:
+    script = """
+    release = threading.Event()
+    def hold(jobs):
+        started.set()
+        release.wait()
+        return jobs
+    started = threading.Event()
+    batcher = Batcher(hold, Size(2))
+    futures = [batcher.submit(number) for number in range(5)]
+    started.wait()
+    called = []
+    futures[0].add_done_callback(called.append)
+    def child():
+        assert wait(futures, timeout=10).not_done == set()
+        for future in futures:
+            assert isinstance(future.exception(timeout=0), ForkedError), future.exception()
+            assert future.state is JobState.FAILED and not future.cancel()
+        assert called == []
+    in_child(child)
+    release.set()
+    batcher.shutdown()
+    print([future.result().value for future in futures], len(called))
+    """
+    assert "[0, 1, 2, 3, 4] 1\n" == run(script)
+
+
+def test_a_settled_future_keeps_its_result_in_the_child() -> None:
+    script = """
+    batcher = Batcher(echo)
+    future = batcher.submit(1)
+    future.result()
+    in_child(lambda: print(future.result(timeout=0).value))
+    """
+    assert "1\n" == run(script)
+
+
+def test_a_batcher_that_was_shut_down_stays_so_in_the_child() -> None:
+    script = """
+    batcher = Batcher(echo)
+    batcher.shutdown()
+    def child():
+        try:
+            batcher.submit(1)
+        except BatcherClosed:
+            print("closed")
+    in_child(child)
+    """
+    assert "closed\n" == run(script)
+
+
+def test_a_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
+    script = """
+    with ThreadPoolExecutor(1) as executor, Batcher(echo, executor=executor) as batcher:
+        batcher.submit(1).result()
+        def child():
+            try:
+                batcher.submit(2)
+            except ForkedError as error:
+                print(error)
+        in_child(child)
+        print(batcher.submit(3).result(timeout=10).value)
+    """
+    assert "the executor belongs to the parent process\n3\n" == run(script)
+
+
+def test_a_child_that_ends_as_any_program_does_its_jobs_first() -> None:
+    script = """
+    batcher = Batcher(echo, Size(9))
+    batcher.submit("parent").add_done_callback(lambda future: print(future.result().value, flush=True))
+    if os.fork() == 0:
+        batcher.submit("child").add_done_callback(lambda future: print(future.result().value, flush=True))
+    else:
+        os.wait()
+    """
+    assert "child\nparent\n" == run(script)
+
+
+def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> None:
+    script = """
+    over = threading.Event()
+    with Batcher(echo, Size(5) | Interval(0), max_workers=2, max_pending=50) as batcher:
+        def keep_submitting():
+            count = 0
+            while not over.is_set():
+                assert batcher.submit(count).result(timeout=30).value == count
+                count += 1
+        with ThreadPoolExecutor(8) as pool:
+            threads = [pool.submit(keep_submitting) for _ in range(8)]
+            def child():
+                assert batcher.submit("job").result(timeout=10).value == "job"
+                assert batcher.shutdown(timeout=10)
+            for _ in range(500):
+                in_child(child)
+            over.set()
+            for thread in threads:
+                thread.result()
+    stats = batcher.stats()
+    print(stats.accepted == stats.succeeded > 0)
+    """
+    assert "True\n" == run(script, timeout=120)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str, tmp_path: Path) -> None:
+    script = f"""
+        import multiprocessing
+        from microbatch import Batcher
+
+        def squares(jobs):
+            return [job * job for job in jobs]
+
+        batcher = Batcher(squares)
+
+        def square(number):
+            return batcher.submit(number).result(timeout=10).value
+
+        if __name__ == "__main__":
+            print(square(9))
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                print(pool.map(square, range(5)))
+        """
+    (tmp_path / "main.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(tmp_path / "main.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+    assert ("81\n[0, 1, 4, 9, 16]\n", "") == (done.stdout, done.stderr)
