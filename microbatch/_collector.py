@@ -9,6 +9,8 @@ the others.
 """
 
 import heapq
+import math
+import numbers
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
@@ -30,6 +32,7 @@ from typing import (
 )
 
 from microbatch._clock import NEVER, NOW
+from microbatch.errors import JobTooLarge
 from microbatch.policies import BatchingPolicy, Window
 
 __all__ = ["Batch", "Collector", "Entry"]
@@ -139,27 +142,54 @@ class _Jobs(Sequence[Any]):
         return repr(self._unwrapped())
 
 
+class _Key:
+    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises."""
+
+    __slots__ = ("_key", "_hash")
+
+    def __init__(self, key: Hashable) -> None:
+        self._key = key
+        try:
+            self._hash = hash(key)
+        except BaseException:  # it had one in submit
+            self._hash = id(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, _Key) and (self._key is other._key or bool(self._key == other._key))
+        except BaseException:
+            return False
+
+
+def _safe(key: Hashable) -> Hashable:
+    return key if key is None or type(key) in (str, int, bytes) else _Key(key)
+
+
 class _Lane(Generic[AnyEntry]):
     """The jobs of one key."""
 
-    __slots__ = ("key", "open", "weight", "backlog", "full", "changed", "due", "ready", "forced")
+    __slots__ = ("key", "place", "open", "weight", "backlog", "dead", "full", "changed", "due", "forced")
 
-    def __init__(self, key: Hashable) -> None:
+    def __init__(self, key: Hashable, place: Hashable) -> None:
         self.key = key
+        self.place = place  # in the dict of lanes
         self.open: Dict[AnyEntry, None] = {}  # the open batch, in order; a dict so that any one can leave at once
         self.weight = 0.0
         self.backlog: Deque[AnyEntry] = deque()
+        self.dead = 0  # at most how many of the backlog are not waiting any more
         self.full = False  # the first of the backlog did not fit
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
-        self.ready = False  # in the line for a worker
         self.forced: Optional[str] = None  # the trigger, where it is not the policy's
 
 
 class Collector(Generic[AnyEntry]):
     """Forms batches as the policy says. Not thread-safe, and free of side effects but for what the policy does.
 
-    Call `add`, `drop`, `flush`, `close`, `started` and `finished` as things happen; then `expire` and `take` with the
+    Call `add`, `drop`, `flush`, `started` and `finished` as things happen; then `expire` and `take` with the
     present moment until they give nothing; then there is nothing to do before `next_moment`.
     """
 
@@ -169,14 +199,15 @@ class Collector(Generic[AnyEntry]):
         self.in_flight = 0
         self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
         self._started_at = started
+        self._watches_flow = bool(policy.watches_flow)
         self._sent: Deque[float] = deque(maxlen=1000)
         self._flushed = -1
         self._closing = False
         self._lanes: Dict[Hashable, _Lane[AnyEntry]] = {}
         self._changed: Deque[_Lane[AnyEntry]] = deque()
-        self._ready: Deque[_Lane[AnyEntry]] = deque()
+        self._ready: Dict[_Lane[AnyEntry], None] = {}  # the line for a worker; a dict so that any one can leave it
         self._broken: Deque[Batch[AnyEntry]] = deque()
-        self._timers: _Alarms[_Lane[AnyEntry]] = _Alarms(lambda lane, due: lane.due == due and not lane.ready)
+        self._timers: _Alarms[_Lane[AnyEntry]] = _Alarms(lambda lane, due: lane.due == due and lane not in self._ready)
         self._expiries: _Alarms[AnyEntry] = _Alarms(lambda entry, _: entry.waiting)
 
     def __bool__(self) -> bool:
@@ -186,9 +217,10 @@ class Collector(Generic[AnyEntry]):
     def add(self, entries: Iterable[AnyEntry]) -> None:
         """Take in jobs, the oldest first, none older than those that came before."""
         for entry in entries:
-            lane = self._lanes.get(entry.key)
+            place = _safe(entry.key)
+            lane = self._lanes.get(place)
             if lane is None:
-                lane = self._lanes[entry.key] = _Lane(entry.key)
+                lane = self._lanes[place] = _Lane(entry.key, place)
             lane.backlog.append(entry)
             self._change(lane)
             if entry.expires != NEVER:
@@ -197,11 +229,13 @@ class Collector(Generic[AnyEntry]):
     def drop(self, entries: Iterable[AnyEntry]) -> None:
         """Forget jobs that are not `Entry.waiting` any more. Those that went already are passed over."""
         for entry in entries:
-            lane = self._lanes.get(entry.key)
+            lane = self._lanes.get(_safe(entry.key))
             if lane is not None:
                 if entry in lane.open:
                     del lane.open[entry]
-                    lane.weight = lane.weight - entry.weight if lane.open else 0.0
+                    lane.weight = math.nan  # to be added up anew: subtraction would drift
+                else:
+                    lane.dead += 1
                 lane.full = False  # there may be room again, or the one that did not fit may be gone
                 self._change(lane)
 
@@ -212,47 +246,42 @@ class Collector(Generic[AnyEntry]):
             expired.append(entry)
         return expired
 
-    def flush(self, epoch: int) -> None:
-        """Make all jobs of *epoch* and of those before it due now."""
-        self._flushed = max(self._flushed, epoch)
-        self._change_all()
-
-    def close(self) -> None:
-        """Make every job due now."""
-        self._closing = True
-        self._change_all()
+    def flush(self, epoch: int, closing: bool = False) -> None:
+        """Make all jobs of *epoch* and of those before it due now; with *closing*, every job, those to come included."""
+        if epoch > self._flushed or closing > self._closing:
+            self._flushed = max(self._flushed, epoch)
+            self._closing = self._closing or closing
+            self._change_all()
 
     def started(self, now: float) -> None:
         """Note that a batch went to a worker."""
         self.in_flight += 1
         self._sent.append(now)
-        if self.policy.watches_flow:
+        if self._watches_flow:
             self._change_all()
 
     def finished(self) -> None:
         """Note that a worker is free again."""
         self.in_flight -= 1
-        if self.policy.watches_flow:
+        if self._watches_flow:
             self._change_all()
 
     def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
         """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
 
-        With *pressed* (no further job can be accepted, so no batch can grow), the oldest lane goes when none is due:
-        otherwise a policy that waits for more jobs could wait for ever.
+        With *pressed* (somebody waits for room without a limit), the oldest lane goes if nothing else ever will: a policy
+        that waits for more jobs would wait for ever, since none can be accepted.
         """
         self._review(now)
-        while (due := self._timers.pop(now)) is not None:
-            self._line_up(due)
+        while (lane := self._timers.pop(now)) is not None:
+            self._ready[lane] = None
         if self._broken:
             return self._broken.popleft()
         if self.in_flight >= self.workers:
             return None
-        while self._ready:
-            lane = self._ready.popleft()
-            if lane.ready:
-                return self._send(lane, lane.forced)
-        if pressed and self._lanes:
+        for first in self._ready:
+            return self._send(first, first.forced)
+        if pressed and self._lanes and not self.in_flight and self._timers.next_moment() == NEVER:
             return self._send(next(iter(self._lanes.values())), "flush")
         return None
 
@@ -289,44 +318,50 @@ class Collector(Generic[AnyEntry]):
 
     def _fill(self, lane: _Lane[AnyEntry]) -> None:
         """Let jobs of the backlog join the open batch, in order, until one does not fit."""
+        self._forget_dead(lane)
         room = 0.0
         while lane.backlog and not lane.full:
             entry = lane.backlog[0]
             if entry.waiting:
-                if room < 1 and lane.open:
-                    window = self._window(lane)
+                if room < 1:
+                    window = self._window(lane, entry)
                     room = self.policy.room(window)
                     if room < 1 and not self.policy.fits(window, entry.weight):
-                        lane.full = True
-                        break
+                        if lane.open:
+                            lane.full = True
+                            break
+                        raise JobTooLarge(entry.weight)
                 lane.open[entry] = None
                 lane.weight += entry.weight
                 self.joined.append(entry)
                 room -= 1
             lane.backlog.popleft()
 
+    def _forget_dead(self, lane: _Lane[AnyEntry]) -> None:
+        if lane.weight != lane.weight:
+            lane.weight = sum((entry.weight for entry in lane.open), 0.0)
+        if lane.dead > 64 and lane.dead > len(lane.backlog) // 2:
+            lane.backlog = deque(entry for entry in lane.backlog if entry.waiting)
+            lane.dead = 0
+
     def _ask(self, lane: _Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join the line for a worker."""
-        due = self.policy.due(self._window(lane))
-        if not due <= NEVER:
-            raise ValueError(f"{self.policy!r} must answer with a moment, got {due!r}")
+        due: Any = self.policy.due(self._window(lane))
+        if isinstance(due, bool) or not isinstance(due, numbers.Real) or due != due:
+            raise TypeError(f"the due() of a policy must return a moment in seconds, got {due!r}")
         lane.forced = None
         if due == NEVER and lane.full:
             due = NOW  # nothing else could ever make it go
         if due > now and (self._closing or next(iter(lane.open)).epoch <= self._flushed):
             lane.forced, due = "shutdown" if self._closing else "flush", NOW
-        moved, lane.due = due != lane.due, due
         if due <= now:
-            self._line_up(lane)
-        elif moved or lane.ready:
-            lane.ready = False
+            lane.due = due
+            self._ready.setdefault(lane)
+        elif due != lane.due or lane in self._ready:
+            lane.due = due
+            self._ready.pop(lane, None)
             if due != NEVER:
                 self._timers.push(due, lane)
-
-    def _line_up(self, lane: _Lane[AnyEntry]) -> None:
-        if not lane.ready:
-            lane.ready = True
-            self._ready.append(lane)
 
     def _send(self, lane: _Lane[AnyEntry], trigger: Optional[str]) -> Batch[AnyEntry]:
         try:
@@ -337,25 +372,29 @@ class Collector(Generic[AnyEntry]):
 
     def _empty(self, lane: _Lane[AnyEntry]) -> List[AnyEntry]:
         """Take the open batch out, and let the next one of the lane begin."""
-        entries = list(lane.open)
+        entries = list(lane.open) or [lane.backlog.popleft()]
         self._retire(lane)
         if lane.backlog:
-            successor: _Lane[AnyEntry] = _Lane(lane.key)
-            successor.backlog = lane.backlog
-            self._lanes[lane.key] = successor  # at the end: the lanes are in the order of their oldest jobs
+            successor: _Lane[AnyEntry] = _Lane(lane.key, lane.place)
+            successor.backlog, successor.dead = lane.backlog, lane.dead
+            self._lanes[lane.place] = successor  # at the end: the lanes are in the order of their oldest jobs
             self._change(successor)
         return entries
 
     def _retire(self, lane: _Lane[AnyEntry]) -> None:
-        del self._lanes[lane.key]
-        lane.ready, lane.due = False, NEVER  # which voids its place in the line and its timer
+        del self._lanes[lane.place]
+        self._ready.pop(lane, None)
+        lane.due = NEVER  # which voids its timer
 
-    def _window(self, lane: _Lane[AnyEntry]) -> Window[Any]:
+    def _window(self, lane: _Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
+        first = next(iter(lane.open), joining)
+        last = next(reversed(lane.open), joining)
+        assert first is not None and last is not None
         return Window(
             count=len(lane.open),
             weight=lane.weight,
-            opened=next(iter(lane.open)).submitted,
-            newest=next(reversed(lane.open)).submitted,
+            opened=first.submitted,
+            newest=last.submitted,
             jobs=_Jobs(lane.open),
             key=lane.key,
             in_flight=self.in_flight,

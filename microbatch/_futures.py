@@ -10,7 +10,6 @@ Rules of this file:
 3. What ``concurrent.futures.wait``, ``as_completed`` and ``asyncio`` read is written here exactly as `Future` does.
 """
 
-import logging
 import math
 import threading
 from concurrent.futures import Future
@@ -19,12 +18,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Callable, Generic, Hashable, List, Optional, Protocol, Tuple, TypeVar
 
+from microbatch._log import report
+
 __all__ = ["BatchInfo", "JobFuture", "JobResult", "JobState"]
 
 Value = TypeVar("Value")
-
-# A failing callback is reported where concurrent.futures reports it.
-_logger = logging.getLogger("concurrent.futures")
 
 
 class JobState(Enum):
@@ -130,6 +128,11 @@ class JobFuture(Future[JobResult[Value]]):
         """Whether no worker has the job, and nothing else has become of it."""
         return self.stage is JobState.QUEUED or self.stage is JobState.BATCHED
 
+    @property
+    def published(self) -> bool:
+        """Whether the outcome can be read: as `done`, but takes no lock."""
+        return self._state in (CANCELLED_AND_NOTIFIED, FINISHED)
+
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
         keeper = self._keeper
@@ -143,8 +146,10 @@ class JobFuture(Future[JobResult[Value]]):
 
     def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
         """Make the outcome readable and wake all who wait for it. For the batcher only."""
-        with self._condition:
-            if self._state in (CANCELLED_AND_NOTIFIED, FINISHED):
+        # The lock itself, for it is taken and released in one step: a condition's __enter__ is Python code, and a signal
+        # that raises in there leaves the lock taken for ever.
+        with self._condition._lock:  # type: ignore[attr-defined]
+            if self.published:
                 return
             self._keeper = None  # a future that is kept does not keep the batcher's queue
             self._result = result
@@ -166,7 +171,7 @@ class JobFuture(Future[JobResult[Value]]):
             try:
                 callback(self)
             except BaseException:
-                _logger.exception("exception calling callback for %r", self)
+                report("exception calling callback for %r", self, logger="concurrent.futures")
 
     _invoke_callbacks = call_back
 
@@ -174,9 +179,9 @@ class JobFuture(Future[JobResult[Value]]):
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
         self._condition = threading.Condition()  # a thread that does not exist here may have held the old one
         self._done_callbacks = []
-        if not self.done():
+        if not self.published:
             self.stage = JobState.FAILED
             self.publish(error=error)
 
     def __repr__(self) -> str:
-        return f"<JobFuture {self.stage.value} of {self.job!r}>"
+        return f"<JobFuture at {id(self):#x} {self.stage.value}>"

@@ -1,6 +1,6 @@
 """The books of one batcher: which accepted job is where, and which future is still to be settled."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
@@ -64,13 +64,12 @@ class Ledger:
         """Wait until there is news or *moment* has come, enter it, and return it. For the worker thread."""
         with self.queue.mutex:
             self.queue.wait_for_news(moment)
-            for (
-                future
-            ) in self.queue.queue:  # before it leaves the queue: after a fork, each must be found here or there
-                self._unsettled.setdefault(future.epoch, {})[future] = None
             news = self.queue.take_news()
             self._counts[JobState.QUEUED] += len(news.jobs)
-            for future, stage in news.withdrawn:
+            for future in news.jobs:
+                self._unsettled.setdefault(future.epoch, {})[future] = None
+            self.queue.taken = deque()
+            for future, stage in news.withdrawn.items():
                 if future.stage is JobState.CANCELLED:
                     self._counts[stage] -= 1
                     self._counts[JobState.CANCELLED] += 1
@@ -80,9 +79,11 @@ class Ledger:
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
         with self.queue.mutex:
+            self.queue.moving = True
             for future in futures:
                 if future.stage is JobState.QUEUED:
                     self._move(future, JobState.BATCHED)
+            self.queue.moving = False
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> List[JobFuture[Any]]:
         """Return those of the jobs that still wait, as running: from here on they can't be withdrawn."""
@@ -94,10 +95,12 @@ class Ledger:
 
     def _take_out(self, futures: Iterable[JobFuture[Any]], stage: JobState) -> List[JobFuture[Any]]:
         with self.queue.mutex:
+            self.queue.moving = True
             live = [future for future in futures if future.waiting]
             for future in live:
                 self._move(future, stage)
             self._count_held()
+            self.queue.moving = False
             self.queue.not_full.notify(len(live))
             return live
 
@@ -133,9 +136,9 @@ class Ledger:
         """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""
         with self.queue.mutex:
             for future in futures:
-                del self._unsettled[future.epoch][future]
+                self._unsettled.get(future.epoch, {}).pop(future, None)
             for epoch in {future.epoch for future in futures}:
-                if not self._unsettled[epoch]:
+                if self._unsettled.get(epoch) == {}:
                     del self._unsettled[epoch]
                     self.queue.settled.notify_all()
 
@@ -154,8 +157,13 @@ class Ledger:
             return self.inherited()
 
     def inherited(self) -> List[JobFuture[Any]]:
-        """Return the futures that have no outcome yet. In a forked child, where the lock may never be free again."""
-        return [*chain.from_iterable(self._unsettled.values()), *self.queue.queue]
+        """Return the futures that have no outcome yet, without the lock, in order of acceptance.
+
+        For a forked child, where nobody may ever release it: at whatever statement the parent's threads were, each
+        future is in one of these three places.
+        """
+        booked = chain.from_iterable(self._unsettled.values())
+        return list(dict.fromkeys([*booked, *self.queue.taken, *self.queue.queue]))
 
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
@@ -174,7 +182,7 @@ class Ledger:
             )
 
     def _oldest(self) -> float:
-        parts = [*self._unsettled.values(), self.queue.queue]
+        parts = [*self._unsettled.values(), [*self.queue.queue]]
         heads = (next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
         return min(heads, default=NEVER)
 

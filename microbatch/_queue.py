@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional
 
 from microbatch._clock import NEVER, Clock
 from microbatch._futures import JobFuture, JobState
@@ -16,8 +16,46 @@ class News(NamedTuple):
     """What has come for the worker thread since it last looked."""
 
     jobs: Deque[JobFuture[Any]]
-    withdrawn: List[Tuple[JobFuture[Any], JobState]]
+    withdrawn: Dict[JobFuture[Any], JobState]
     notes: List[Callable[[], None]]
+    flushed: int
+    closed: bool
+
+
+class Bell(threading.Condition):
+    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost after a `silence`.
+
+    With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
+    submits a job) would notify nobody.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__(lock)
+        self._rung = threading.Lock()
+        self._rung.acquire()
+
+    def silence(self) -> None:
+        """Forget that it was rung. Look for what it may have been rung for afterwards."""
+        self._rung.acquire(blocking=False)
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Release the lock, wait until it is rung or *timeout* seconds are over, and take the lock again."""
+        saved = self._release_save()  # type: ignore[attr-defined]
+        try:
+            return self._rung.acquire(timeout=-1 if timeout is None else timeout)
+        finally:
+            self._acquire_restore(saved)  # type: ignore[attr-defined]
+
+    def notify(self, n: int = 1) -> None:
+        """Ring it."""
+        try:
+            self._rung.release()
+        except RuntimeError:  # it was rung already
+            pass
+
+    def notify_all(self) -> None:
+        """Ring it: one thread waits."""
+        self.notify()
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -27,24 +65,33 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     few plain statements at a time, and nothing that a user injects is called under it.
     Its conditions:
 
-    - `not_empty` wakes the worker thread: a job or a note came, or a job was withdrawn.
+    - `not_empty` wakes the worker thread, for all that `News` has.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
     - `settled` wakes callers in `flush` and `shutdown`: no future of some epoch is left, or the threads have ended.
 
-    A signal handler can raise between any two statements of the main thread (Ctrl-C does). So whatever a caller's
-    thread writes here takes effect in one step, after which the worker thread alone finishes the work.
+    Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
+    two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
+    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work.
     """
 
     def __init__(self, clock: Clock, max_pending: int) -> None:
         super().__init__(max_pending)
-        self.clock = clock
+        self.mutex = threading.RLock()  # type: ignore[assignment]
+        self.not_empty: Bell = Bell(self.mutex)
+        self.not_full = threading.Condition(self.mutex)
+        self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = threading.Condition(self.mutex)
-        self.held = 0  # jobs that the worker thread took out, and that no worker has: written by the ledger
+        self.clock = clock
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
+        self.blocked = 0  # callers who wait for room without a limit
         self.inside = threading.local()  # has ``mine``, true, in the batcher's own threads, which must not wait for it
-        self._withdrawn: List[Tuple[JobFuture[Any], JobState]] = []
+        self.held = 0  # jobs that the worker thread took out, and that no worker has: written by the ledger
+        self.taken: Deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
+        self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
+        self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
+        self._seen = (0, False, 0)  # of epoch, closed and blocked, by the worker thread
 
     def _qsize(self) -> int:
         return len(self.queue) + self.held - len(self._withdrawn)
@@ -55,7 +102,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue
+            return self.closed and not self.queue and not self._withdrawn
+
+    def is_stuck(self) -> bool:
+        """Return whether a caller waits without a limit for room, so that some batch must go to make it."""
+        with self.mutex:
+            return self.blocked > 0 and self._full()
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
@@ -70,7 +122,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """
         with self.mutex:
             if self._full() and not self.closed:
-                self._wait_for_room(block, timeout)
+                self._wait_for_room(block and not self.is_own_thread(), timeout)
             if self.closed:
                 raise BatcherClosed("the batcher is shut down")
             item.submitted = self.clock.now()
@@ -81,24 +133,29 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout
+        unlimited = block and deadline == NEVER
+        self.blocked += unlimited
         try:
+            self.not_empty.notify()
             while self._full() and not self.closed:
-                if not block or self.is_own_thread() or self.clock.now() >= deadline:
+                if not block or self.clock.now() >= deadline:
                     raise BacklogFull(self.maxsize)
                 self.clock.wait_until(self.not_full, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
             self.not_full.notify()
             raise
+        finally:
+            self.blocked -= unlimited
 
     def withdraw(self, future: JobFuture[Any]) -> bool:
         """See `Keeper.withdraw`."""
         with self.mutex:
-            if not future.waiting:
+            if self.moving or not future.waiting:
                 return False
             self.not_full.notify()
             self.not_empty.notify()
-            self._withdrawn.append((future, future.stage))
+            self._withdrawn.setdefault(future, future.stage)
             future.stage = JobState.CANCELLED
             future.publish()  # in here, so that the worker thread can tell a cancellation that a signal broke off
             return True
@@ -109,38 +166,42 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_empty.notify()
             self._notes.append(note)
 
-    def flush(self, note: Callable[[int], None]) -> int:
-        """End an epoch, have the worker thread call *note* with its number, and return it."""
+    def flush(self) -> int:
+        """Have all jobs accepted until now go, and return the number of their epoch."""
         with self.mutex:
             epoch = self.epoch
-            if not self.closed:  # otherwise all is due already
-                self.not_empty.notify()
-                self._notes.append(lambda: note(epoch))
-            self.epoch += 1
+            self.not_empty.notify()
+            self.epoch = epoch + 1
             return epoch
 
-    def close(self, note: Callable[[], None]) -> None:
-        """Accept nothing more, and have the worker thread call *note*; only the first call does anything."""
+    def close(self) -> bool:
+        """Accept nothing more, have all that was accepted go, and return whether it was open."""
         with self.mutex:
-            if not self.closed:
-                self.not_empty.notify()
-                self.not_full.notify_all()
-                self._notes.append(note)
-                self.closed = True
+            was_open = not self.closed
+            self.not_empty.notify()
+            self.not_full.notify_all()
+            self.closed = True
+            return was_open
 
     def wait_for_news(self, moment: float) -> None:
         """Wait until there is news or *moment* has come; with `mutex` held."""
-        while not (self.queue or self._withdrawn or self._notes):
-            if self.clock.now() >= moment:
-                break
+        self.not_empty.silence()
+        while not self._has_news() and self.clock.now() < moment:
             self.clock.wait_until(self.not_empty, moment)
 
+    def _has_news(self) -> bool:
+        seen = self.epoch, self.closed, self.blocked
+        return bool(self.queue or self._withdrawn or self._notes) or seen != self._seen
+
     def take_news(self) -> News:
-        """Take all the news out; with `mutex` held."""
-        news = News(self.queue, self._withdrawn, self._notes)
-        self.queue, self._withdrawn, self._notes = deque(), [], []
+        """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`."""
+        self._seen = self.epoch, self.closed, self.blocked
+        self.taken = self.queue
+        self.queue = deque()
+        news = News(self.taken, self._withdrawn, self._notes, self._seen[0] - 1, self._seen[1])
+        self._withdrawn, self._notes = {}, []
         return news
 
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return [stage for future, stage in self._withdrawn if future.stage is JobState.CANCELLED]
+        return [stage for future, stage in list(self._withdrawn.items()) if future.stage is JobState.CANCELLED]

@@ -3,19 +3,19 @@
 import copy
 import inspect
 import logging
+from collections import UserString
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from typing import Any, Dict, List, Optional
 
 from microbatch._futures import BatchInfo, JobFuture, JobResult
 from microbatch._ledger import Ledger, Outcome
+from microbatch._log import report
 from microbatch.errors import ResultCountError
 
 __all__ = ["Delivery"]
 
-_logger = logging.getLogger("microbatch")
-
 # Iterable, but not one result per job in order: never taken apart.
-_REFUSED = (str, bytes, bytearray, memoryview, Mapping, Set)
+_REFUSED = (str, UserString, bytes, bytearray, memoryview, Mapping, Set)
 
 
 class Delivery:
@@ -62,10 +62,14 @@ class Delivery:
         """Fail every job that is not settled yet. Never raises."""
         self.failed += self._ledger.settle([(future, (None, _own(error))) for future in self._futures])
 
-    def forget(self) -> None:
-        """Drop all references: an exception's traceback may lead here, and from here to the future that holds it."""
-        self._futures, self.jobs = [], []
+    def forget(self) -> bool:
+        """Drop all references, and return whether there were any.
+
+        An exception's traceback may lead here, and from here to the future that holds it.
+        """
+        futures, self._futures, self.jobs = self._futures, [], []
         self._errors.clear()
+        return bool(futures)
 
     def _settle_together(self, returned: Any) -> None:
         expected = len(self._futures)
@@ -92,9 +96,10 @@ class Delivery:
         except StopIteration:
             return
         except BaseException:
-            _logger.exception("the processor raised after its last result, in batch %d", self.info.id)
+            report("the processor raised after its last result, in batch %d", self.info.id)
             return
-        _logger.warning("the processor gave more than %d results for batch %d", len(self._futures), self.info.id)
+        count, level = len(self._futures), logging.WARNING
+        report("the processor gave more than %d results for batch %d", count, self.info.id, level=level)
 
     def _iterator(self, returned: Any) -> Iterator[Any]:
         if inspect.iscoroutine(returned):

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutError
 from concurrent.futures import thread as _pool_internals
 from functools import partial
 from typing import Any, Callable, List, Optional
@@ -17,14 +17,13 @@ from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
 from microbatch._futures import BatchInfo, JobFuture
 from microbatch._ledger import Ledger
+from microbatch._log import report
 from microbatch._queue import JobQueue
 from microbatch._settle import Delivery
-from microbatch.errors import BatcherClosed, ForkedError, JobExpired
+from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
-
-_logger = logging.getLogger("microbatch")
 
 
 class Worker:
@@ -57,10 +56,12 @@ class Worker:
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
+        self._starter: Optional[int] = None  # the thread that is in start()
         self._thread: Optional[threading.Thread] = None
         self._opening: Optional[Future[None]] = None  # done when the threads run; None before that is tried
         self._callbacks: List[Callable[[], object]] = []
+        self._started = False
         self._ended = False
 
     # -- called by any thread --
@@ -68,10 +69,10 @@ class Worker:
     @property
     def started(self) -> bool:
         """Whether the threads have been started, and may have ended."""
-        return self._opening is not None and self._opening.done()
+        return self._started
 
-    def start(self) -> None:
-        """Start all threads, once, and return when they run.
+    def start(self) -> bool:
+        """Start all threads, once, return when they run, and say whether it was this call that started them.
 
         They are daemons, so that the interpreter does not join them before our exit hook has let them finish, nor at
         all if that takes longer than `exit_timeout`. All are started now, since no thread can be started once the
@@ -80,28 +81,42 @@ class Worker:
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
             ForkedError: the executor belongs to the parent process.
+            Rejected: a signal handler or finalizer called while this very thread was in here.
             RuntimeError: the system gives no more threads; nothing is left running.
         """
+        if self._starter == threading.get_ident():
+            raise Rejected("this call interrupts the start of the batcher, and can't wait for its end")
         with self._starting:
-            if self.queue.closed:
-                raise BatcherClosed("the batcher is shut down")
-            if self._forked and self._executor is not None:
-                raise ForkedError("the executor belongs to the parent process")
-            if self._opening is None:
-                self._launch()
-            opening = self._opening
-        if opening is not None:
-            opening.result()
+            self._starter = threading.get_ident()
+            try:
+                self._check_startable()
+                launched = self._opening is None
+                opening = self._opening or self._launch()
+            finally:
+                self._starter = None
+        try:
+            # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread
+            # that is being started.
+            opening.result(timeout=None if launched else 1)
+        except TimeoutError:
+            pass
+        return launched
 
-    def _launch(self) -> None:
+    def _check_startable(self) -> None:
+        if self.queue.closed:
+            raise BatcherClosed("the batcher is shut down")
+        if self._forked and self._executor is not None:
+            raise ForkedError("the executor belongs to the parent process")
+
+    def _launch(self) -> "Future[None]":
         _enlist(self)
         self._opening = opening = Future[None]()
-        self._thread = threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError:  # not for KeyboardInterrupt, after which the thread may well run
+            threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True).start()
+        except BaseException:  # a signal, maybe, and then the thread may well exist: it finds that it is not wanted
             self._opening = None
             raise
+        return opening
 
     def leave_to_parent(self) -> None:
         """Fail, in a forked child, all jobs that the parent still has to do there. No thread of this worker lives here.
@@ -111,16 +126,12 @@ class Worker:
         for future in self.ledger.inherited():
             future.disinherit(ForkedError("the job was submitted in the parent process, and is done there"))
 
-    def flush(self) -> int:
-        """Make every job accepted until now due, and return the epoch to wait for."""
-        return self.queue.flush(self._collector.flush)
-
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
         with self._starting:
-            self.queue.close(self._collector.close)
+            closed_now = self.queue.close()
             unstarted = self._opening is None
-        if unstarted:
+        if closed_now and unstarted:
             self._end()
 
     def wait_ended(self, moment: float = NEVER) -> bool:
@@ -141,6 +152,7 @@ class Worker:
         self.ledger.claim(futures)
         delivery = Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, None, ""))
         delivery.fail(error)
+        self.ledger.release([future for future in futures if future.published])
         return delivery.failed
 
     def exit_deadline(self) -> float:
@@ -162,11 +174,15 @@ class Worker:
         _call_back(callback)
 
     def __repr__(self) -> str:
-        return f"<{self._name}, a batcher of {self._processor!r}>"
+        return f"<Batcher {self._name!r}>"
 
     # -- called by the worker thread --
 
     def _run(self, opening: "Future[None]") -> None:
+        with self._starting:
+            if self._opening is not opening:
+                return
+            self._thread = threading.current_thread()
         self.queue.inside.mine = True
         try:
             self._open_pool()
@@ -177,13 +193,14 @@ class Worker:
                 self._end()
             opening.set_exception(error)
             return
+        self._started = True
         opening.set_result(None)
         try:
             while self._collector or self._collector.in_flight or not self.queue.drained():
                 self._turn()
         except BaseException as error:
-            _logger.critical("the worker thread of %s failed, and its jobs with it", self._name, exc_info=True)
-            self.queue.close(self._collector.close)
+            report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
+            self.queue.close()
             self.abandon(error)
         self._end()
 
@@ -191,20 +208,20 @@ class Worker:
         """Wait until there is something to do, and do all of it."""
         news = self.ledger.take_in(self._collector.next_moment())
         self._collector.add(news.jobs)
-        self._strike_out([future for future, _ in news.withdrawn])
+        self._strike_out([future for future in news.withdrawn if not future.waiting])
+        self._collector.flush(news.flushed, closing=news.closed)
         for note in news.notes:
             note()
         now = self._clock.now()
         self._expire(now)
-        while (batch := self._collector.take(now, self.queue.full())) is not None:
+        while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
             self._send(batch, now)
         self.ledger.mark_batched(self._collector.joined)
         self._collector.joined.clear()
 
-    def _strike_out(self, withdrawn: List[JobFuture[Any]]) -> None:
-        cancelled = [future for future in withdrawn if not future.waiting]
+    def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
         for future in cancelled:
-            if not future.done():  # a signal broke off the caller's cancel()
+            if not future.published:  # a signal broke off the caller's cancel()
                 future.publish()
                 future.call_back()
         self._collector.drop(cancelled)
@@ -237,12 +254,12 @@ class Worker:
             delivery.fail(error)
             self._report(delivery)
 
-    def _finish(self, report: BatchReport) -> None:
+    def _finish(self, summary: BatchReport) -> None:
         self._collector.finished()
         try:
-            self._collector.policy.observe(report)
+            self._collector.policy.observe(summary)
         except BaseException:
-            _logger.exception("%r.observe() raised", self._collector.policy)
+            report("the observe() of a policy raised, in batch %d of %s", summary.batch.id, self._name)
 
     def _open_pool(self) -> None:
         """Start all threads of a pool of our own. As daemons, which they inherit from the thread that starts them."""
@@ -293,20 +310,23 @@ class Worker:
             delivery.complete(done.result())
         except BaseException as error:
             delivery.fail(error)
-        self._report(delivery)
-        inside.mine = before
+        finally:
+            self._report(delivery)
+            inside.mine = before
+            del done  # which holds the exception whose traceback leads here
 
     def _report(self, delivery: Delivery) -> None:
-        delivery.forget()
-        report = BatchReport(delivery.info, delivery.service_time, delivery.failed)
-        self.queue.post(partial(self._finish, report))
+        if not delivery.forget():
+            return  # an executor that calls back twice
+        summary = BatchReport(delivery.info, delivery.service_time, delivery.failed)
+        self.queue.post(partial(self._finish, summary))
 
 
 def _call_back(callback: Callable[[], object]) -> None:
     try:
         callback()
     except BaseException:
-        _logger.exception("shutdown callback %r raised", callback)
+        report("a shutdown callback raised")
 
 
 # -- the end of the process --
@@ -341,12 +361,18 @@ def _at_exit() -> None:
     global _exiting
     with _registry:
         _exiting = True
-        workers = list(_living)
+        workers = {worker: worker.exit_deadline() for worker in _living}
     for worker in workers:
         worker.close()
-    for worker in workers:
-        if not worker.wait_ended(worker.exit_deadline()):
-            _give_up(worker)
+    try:
+        for worker in sorted(workers, key=workers.__getitem__):
+            if not worker.wait_ended(workers[worker]):
+                _give_up(worker)
+    except BaseException:  # Ctrl-C: leave now, and say what that costs
+        for worker in workers:
+            if not worker.wait_ended(NOW):
+                _give_up(worker)
+        raise
 
 
 def _forget_parents_workers() -> None:
@@ -362,4 +388,4 @@ if hasattr(os, "register_at_fork"):
 def _give_up(worker: Worker) -> None:
     lost = worker.abandon(BatcherClosed("the interpreter went down before the job was done"))
     worker.disown_threads()
-    _logger.error("%r lost %d jobs: they were not done within its exit_timeout", worker, lost)
+    report("%r lost %d jobs: the interpreter did not wait for them any longer", worker, lost, level=logging.ERROR)

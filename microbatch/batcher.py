@@ -3,11 +3,12 @@
 import functools
 import os
 import sys
+import threading
 import warnings
 import weakref
 from collections import deque
 from concurrent.futures import Executor
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from types import FrameType, TracebackType
 from typing import (
     Any,
@@ -157,22 +158,10 @@ class Batcher(Generic[Job, Value]):
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
         )
-        self._employ(self._make_worker(), _origin())
+        self._worker = self._make_worker()
+        self._origin = _origin()
+        self._finalizer: Optional[weakref.finalize[Any, Any]] = None  # from the start of the threads on
         _batchers.add(self)
-
-    def _employ(self, worker: Worker, origin: str) -> None:
-        self._worker = worker
-        self._origin = origin
-        self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, origin)
-        self._finalizer.atexit = False  # the worker has an exit hook of its own
-
-    def _start_anew_in_child(self) -> None:
-        parents = self._worker
-        self._finalizer.detach()
-        self._employ(self._make_worker(forked=True), self._origin)
-        if parents.queue.closed:
-            self.shutdown(wait=False)
-        parents.leave_to_parent()
 
     def submit(
         self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
@@ -204,7 +193,7 @@ class Batcher(Generic[Job, Value]):
             check_timeout("expires_in", expires_in),
         )
         if not self._worker.started:
-            self._worker.start()
+            self._start()
         self._worker.queue.put(future, timeout=timeout)
         return future
 
@@ -224,9 +213,10 @@ class Batcher(Generic[Job, Value]):
 
         Raises:
             TimeoutError: a result is not there in time (`concurrent.futures.TimeoutError` on Python 3.10).
+            RuntimeError: in one of the batcher's own threads, where that could not end.
         """
         size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
-        return self._map(iter(jobs), self._clock.now() + check_timeout("timeout", timeout), size)
+        return self._map(_iterator(jobs), self._deadline(True, timeout), size)
 
     def flush(self, wait: bool = True, *, timeout: Optional[float] = None) -> bool:
         """Make every job accepted before this call due now.
@@ -242,7 +232,7 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
         """
         deadline = self._deadline(wait, timeout)
-        epoch = self._worker.flush()
+        epoch = self._worker.queue.flush()
         return not wait or self._worker.ledger.wait_settled(epoch, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: Optional[float] = None) -> bool:
@@ -260,7 +250,8 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
         """
         deadline = self._deadline(wait, timeout)
-        self._finalizer.detach()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._worker.close()
         if cancel_futures:
             for future in self._worker.ledger.unsettled():
@@ -292,6 +283,19 @@ class Batcher(Generic[Job, Value]):
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r} with {self._policy!r}>"
 
+    def _start(self) -> None:
+        if self._worker.start():
+            self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, self._name, self._origin)
+            self._finalizer.atexit = False  # the worker has an exit hook of its own
+
+    def _start_anew_in_child(self) -> None:
+        parents, self._worker = self._worker, self._make_worker(forked=True)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if parents.queue.closed:
+            self._worker.close()
+        parents.leave_to_parent()
+
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
         ahead: Deque[JobFuture[Value]] = deque()
         try:
@@ -310,14 +314,19 @@ class Batcher(Generic[Job, Value]):
             return self.submit(job, timeout=0)
         except BacklogFull:
             self.flush(wait=False)
-            return self.submit(job, timeout=None if deadline == NEVER else max(0.0, deadline - self._clock.now()))
+            return self.submit(job, timeout=self._remaining(deadline))
 
     def _next_of(self, ahead: Deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
+            self._refuse_own_thread()
             self.flush(wait=False)
-        result = ahead[0].result(None if deadline == NEVER else max(0.0, deadline - self._clock.now()))
+        result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
         return result
+
+    def _remaining(self, deadline: float) -> Optional[float]:
+        remaining = max(0.0, deadline - self._clock.now())
+        return remaining if remaining < threading.TIMEOUT_MAX else None
 
     def _key_of(self, job: Job) -> Hashable:
         if self._key is None:
@@ -330,22 +339,26 @@ class Batcher(Generic[Job, Value]):
         if self._weigh is None:
             return 1.0
         weight = check_number("the weight of a job", self._weigh(job))
+        if weight == NEVER:
+            raise ValueError("the weight of a job must be finite, got inf")
         if not self._policy.fits(self._empty, weight):
             raise JobTooLarge(weight)
         return weight
 
     def _deadline(self, wait: bool, timeout: Optional[float]) -> float:
         deadline = self._clock.now() + check_timeout("timeout", timeout)
-        if wait and self._worker.queue.is_own_thread():
-            raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
+        if wait:
+            self._refuse_own_thread()
         return deadline
+
+    def _refuse_own_thread(self) -> None:
+        if self._worker.queue.is_own_thread():
+            raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
-    started = worker.started
     worker.close()  # first, since a warning may be an error
-    if started:
-        warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
+    warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
 
 
 _batchers: "weakref.WeakSet[Batcher[Any, Any]]" = weakref.WeakSet()
@@ -368,11 +381,21 @@ def _origin() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
 
 
+def _iterator(jobs: Any) -> Iterator[Any]:
+    try:
+        return iter(jobs)
+    except TypeError:
+        raise TypeError(f"jobs must be iterable, got {jobs!r}") from None
+
+
+_ASYNCHRONOUS = iscoroutinefunction, isasyncgenfunction
+
+
 def check_processor(processor: Any) -> None:
     """Raise TypeError unless *processor* is a plain function, or like one."""
     check_callable("processor", processor)
-    if iscoroutinefunction(processor):
-        raise TypeError(f"processor must be a plain function, got the coroutine function {processor!r}")
+    if any(test(function) for test in _ASYNCHRONOUS for function in (processor, getattr(processor, "__call__", None))):
+        raise TypeError(f"processor must be a plain function, got the asynchronous {processor!r}")
 
 
 def _check_policy(policy: Any, max_pending: int) -> None:

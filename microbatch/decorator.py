@@ -118,7 +118,10 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
 
 
 def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: List[Any]) -> Any:
-    return function(reference(), jobs)
+    instance = reference()
+    if instance is None:  # only the batcher was kept
+        raise ReferenceError(f"the instance whose method {function.__name__} is has been collected")
+    return function(instance, jobs)
 
 
 def _let_go(owner: object, future: "JobFuture[Any]") -> None:

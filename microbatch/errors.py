@@ -49,7 +49,7 @@ class BacklogFull(Rejected, queue.Full):
         self.max_pending = max_pending
 
     def __str__(self) -> str:
-        return f"{self.max_pending} jobs are waiting, which is max_pending"
+        return f"no room: max_pending is {self.max_pending}, and as many jobs are waiting"
 
 
 class JobTooLarge(Rejected, ValueError):

@@ -80,7 +80,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     >>> class Urgent(BatchingPolicy[dict[str, bool]]):
     ...     def due(self, window: Window[dict[str, bool]]) -> float:
-    ...         return NOW if window.jobs[-1]["urgent"] else NEVER
+    ...         return NOW if any(job["urgent"] for job in window.jobs) else NEVER
     >>> (Urgent() | Size(2)).due(Window(count=1, jobs=[{"urgent": True}]))
     -inf
 
@@ -107,17 +107,17 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def fits(self, window: Window[Job_contra], weight: float) -> bool:
         """Return whether one more job of this weight may join: the hard limit, held on every path.
 
-        The first job of a batch is not asked about here, unless the batcher weighs its jobs: then `Batcher.submit`
-        raises `JobTooLarge` for one that does not fit an empty window.
+        A job that does not fit an empty window fits nowhere, and is `JobTooLarge`: raised by `Batcher.submit` where the
+        batcher weighs its jobs, and otherwise what its future fails with.
         """
         return True
 
     def room(self, window: Window[Job_contra]) -> float:
         """Return how many more jobs surely fit whatever they weigh; `fits` is then not asked for them.
 
-        This only saves questions. By default: all of them where `fits` is not overridden, otherwise none.
+        This only saves questions. By default all of them; none in a class that has a `fits` of its own.
         """
-        return NEVER if type(self).fits is BatchingPolicy.fits else 0
+        return NEVER
 
     def needs(self) -> int:
         """Return how many jobs must be together before a batch can be due at all: 0 unless the policy counts jobs."""
@@ -130,11 +130,26 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the word for why the batch goes, which becomes `BatchInfo.trigger`: the class's name in lower case."""
         return type(self).__name__.lower()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let no subclass inherit an answer that was given for what it overrides."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "fits" in own and "room" not in own:
+            cls.room = _no_room  # type: ignore[method-assign]
+        if "due" in own and "needs" not in own:
+            cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
+        if ("due" in own or "observe" in own) and "watches_flow" not in own:
+            cls.watches_flow = True
+
     def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
         return Either(self, other)
 
     def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
         return Both(self, other)
+
+
+def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
+    return 0
 
 
 def check_policy(name: str, value: Any) -> None:

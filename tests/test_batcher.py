@@ -145,7 +145,7 @@ def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
         processor.wait_for_batches(1)
         batcher.submit("a")
         batcher.submit("b")
-        with pytest.raises(BacklogFull, match="2 jobs are waiting, which is max_pending") as caught:
+        with pytest.raises(BacklogFull, match="no room: max_pending is 2, and as many jobs are waiting") as caught:
             batcher.submit("c", timeout=0)
         assert 2 == caught.value.max_pending
         assert 3 == batcher.stats().accepted
@@ -232,8 +232,19 @@ def test_a_submit_from_the_processor_never_blocks() -> None:
 
 def test_a_backlog_that_is_full_goes_even_if_the_policy_waits_for_more() -> None:
     with Batcher(echo, Size(2), key=str, max_pending=3) as batcher:
-        futures = [batcher.submit(number, timeout=10) for number in range(9)]
+        futures = [batcher.submit(number) for number in range(9)]
     assert list(range(9)) == [future.result().value for future in futures]
+
+
+def test_a_full_backlog_waits_for_its_interval_as_long_as_nobody_is_stuck(clock: ManualClock) -> None:
+    with Batcher(echo, Size(100) | Interval(60), max_pending=2, clock=clock) as batcher:
+        futures = [batcher.submit(1), batcher.submit(2)]
+        with pytest.raises(BacklogFull):
+            batcher.submit(3, timeout=0)
+        assert not futures[0].done()
+        clock.wait_for_sleeper(60.0)
+        clock.advance(60)
+        assert "interval" == futures[0].result(timeout=10).batch.trigger
 
 
 def test_no_bound_takes_everything() -> None:
@@ -285,10 +296,10 @@ def test_a_job_above_the_limit_is_refused() -> None:
         assert 0 == batcher.stats().accepted
 
 
-@pytest.mark.parametrize("weight", [-1, float("nan")])
-def test_a_weight_below_zero_is_refused(weight: float) -> None:
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_a_weight_that_cannot_be_added_up_is_refused(weight: float) -> None:
     with Batcher(echo, weigh=lambda job: weight) as batcher:
-        with pytest.raises(ValueError, match="the weight of a job must be at least 0, got"):
+        with pytest.raises(ValueError, match="the weight of a job must be"):
             batcher.submit(1)
 
 
@@ -326,6 +337,53 @@ def test_a_policy_that_raises_fails_the_jobs_of_that_batch_and_the_next_one_runs
         assert isinstance(batcher.submit("bad").exception(timeout=10), SystemExit)
         assert "good" == batcher.submit("good").result(timeout=10).value
     assert (1, 1, 1) == (batcher.stats().failed, batcher.stats().succeeded, batcher.stats().batches)
+
+
+def test_a_job_that_fits_nowhere_fails_without_weighing_too() -> None:
+    class Nothing(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return NOW
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            return False
+
+    with Batcher(echo, Nothing()) as batcher:
+        assert isinstance(batcher.submit(1).exception(timeout=10), JobTooLarge)
+
+
+def test_a_repr_that_raises_stops_nothing() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            return repr(self)
+
+    def fail(future: Any) -> None:
+        raise ValueError(Shy())
+
+    with Batcher(echo, Size(1)) as batcher:
+        for _ in range(2):
+            future = batcher.submit(Shy(), expires_in=0)
+            future.add_done_callback(fail)
+            assert "JobExpired" == type(future.exception(timeout=10)).__name__
+        batcher.add_shutdown_callback(lambda: fail(None))
+
+
+def test_an_executor_that_calls_back_twice_frees_one_worker_only() -> None:
+    class Twice(InlineExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            done = super().submit(fn, *args, **kwargs)
+
+            class Doubled(Future[Any]):
+                def add_done_callback(self, callback: Any) -> None:
+                    callback(done)
+                    callback(done)
+                    raise OSError
+
+            return Doubled()
+
+    with Batcher(echo, Size(1), executor=Twice()) as batcher:
+        assert [0, 1, 2] == [batcher.submit(number).result(timeout=10).value for number in range(3)]
+        batcher.flush()
+    assert 0 == batcher._worker._collector.in_flight
 
 
 def test_a_policy_observes_each_batch_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -463,6 +521,15 @@ def test_a_batch_that_an_executor_drops_fails_its_jobs() -> None:
 # -- construction --
 
 
+async def generator(jobs: List[Any]) -> Any:
+    yield jobs
+
+
+class Asynchronous:
+    async def __call__(self, jobs: List[Any]) -> List[Any]:
+        return jobs
+
+
 async def coroutine(jobs: List[Any]) -> List[Any]:
     return jobs
 
@@ -471,7 +538,9 @@ async def coroutine(jobs: List[Any]) -> List[Any]:
     "arguments, error, message",
     [
         ({"processor": 3}, TypeError, "processor must be callable, got 3"),
-        ({"processor": coroutine}, TypeError, "processor must be a plain function, got the coroutine function"),
+        ({"processor": coroutine}, TypeError, "processor must be a plain function, got the asynchronous <function"),
+        ({"processor": generator}, TypeError, "processor must be a plain function, got the asynchronous"),
+        ({"processor": Asynchronous()}, TypeError, "processor must be a plain function, got the asynchronous"),
         ({"policy": 3}, TypeError, "policy must be a BatchingPolicy, got 3"),
         ({"policy": Size}, TypeError, "policy must be a BatchingPolicy, got <class"),
         ({"key": 3}, TypeError, "key must be callable, got 3"),
@@ -517,7 +586,7 @@ def test_what_can_work_is_accepted(arguments: Any) -> None:
         (lambda b: b.submit(1, expires_in=float("nan")), ValueError, "expires_in must be at least 0, got nan"),
         (lambda b: b.map([1], buffersize=0), ValueError, "buffersize must be at least 1, got 0"),
         (lambda b: b.map([1], timeout=-1), ValueError, "timeout must be at least 0, got -1"),
-        (lambda b: b.map(3), TypeError, "not iterable"),
+        (lambda b: b.map(3), TypeError, "jobs must be iterable, got 3"),
         (lambda b: b.flush(timeout=-1), ValueError, "timeout must be at least 0, got -1"),
         (lambda b: b.shutdown(timeout=[]), TypeError, "timeout must be a number"),
         (lambda b: b.add_shutdown_callback(3), TypeError, "callback must be callable, got 3"),

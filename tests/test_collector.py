@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from microbatch import NEVER, NOW, BatchingPolicy, Interval, Size, Window
+from microbatch import NEVER, NOW, BatchingPolicy, Interval, JobTooLarge, Size, Window
 from microbatch._collector import Collector
 
 
@@ -239,7 +239,7 @@ def test_a_batch_that_was_due_anyway_keeps_its_reason_through_a_flush() -> None:
 def test_after_close_everything_is_due() -> None:
     c = collector(Size(3), workers=9)
     c.add(jobs("a"))
-    c.close()
+    c.flush(-1, closing=True)
     assert ["a:shutdown"] == take_all(c, 0)
     c.add(jobs("bcde"))
     assert ["bcd:size", "e:shutdown"] == take_all(c, 0)
@@ -248,7 +248,7 @@ def test_after_close_everything_is_due() -> None:
 def test_neither_flush_nor_close_makes_an_empty_batch() -> None:
     c = collector(Size(3))
     c.flush(0)
-    c.close()
+    c.flush(-1, closing=True)
     assert [] == take_all(c, 0, pressed=True)
 
 
@@ -302,7 +302,7 @@ def test_a_policy_that_raises_breaks_that_batch_at_once_and_no_other() -> None:
     assert ["c:broken"] == take_all(c, 2)
 
 
-@pytest.mark.parametrize("answer", [float("nan"), "soon", None])
+@pytest.mark.parametrize("answer", [float("nan"), "soon", None, True])
 def test_an_answer_that_is_no_moment_breaks_the_batch(answer: Any) -> None:
     class Odd(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
@@ -339,13 +339,18 @@ def test_a_limit_that_raises_breaks_batch_after_batch_until_none_is_left() -> No
     batch = c.take(0)
     assert batch is not None and isinstance(batch.error, SystemExit)
     assert ["a"] == [entry.job for entry in batch.entries]
-    assert [] == take_all(c, 0)  # the second waits alone, and nothing was asked about it
+    batch = c.take(0)
+    assert batch is not None and ["b"] == [entry.job for entry in batch.entries]
+    assert not c
 
 
 def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
     class Roomy(Size):
         def fits(self, window: Window[Any], weight: float) -> bool:
             raise AssertionError
+
+        def room(self, window: Window[Any]) -> float:
+            return super().room(window)
 
     c = collector(Roomy(5), workers=9)
     c.add(jobs("abcde"))
@@ -363,6 +368,99 @@ def test_alarms_of_jobs_that_went_are_forgotten() -> None:
     assert len(c._expiries._heap) < 200
     take_all(c, 0)
     assert NEVER == c.next_moment()
+
+
+def test_a_job_that_fits_nowhere_breaks_alone() -> None:
+    c = collector(Light(), workers=9)
+    c.add([Job("a", weight=11), Job("b", weight=10)])
+    batch = c.take(0)
+    assert batch is not None and isinstance(batch.error, JobTooLarge)
+    assert ["a"] == [entry.job for entry in batch.entries]
+    assert [] == take_all(c, 0)
+    c.flush(0)
+    assert ["b:flush"] == take_all(c, 0)
+
+
+def test_a_key_that_raises_when_compared_harms_nobody() -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    same = Odd()
+    c.add([Job("a", key=same), Job("b", key=Odd()), Job("c", key=same)])
+    assert ["ac:size"] == take_all(c, 0)
+    assert ["b:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_a_key_whose_hash_changes_harms_nobody() -> None:
+    class Changing:
+        value = 1
+
+        def __hash__(self) -> int:
+            return self.value
+
+    key = Changing()
+    c = collector(Size(2) | Interval(1), workers=9)
+    c.add([Job("a", key=key)])
+    key.value = 2
+    c.add([Job("b", key=key)])
+    assert ["a:interval", "b:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_a_backlog_of_withdrawn_jobs_is_forgotten_while_the_workers_are_busy() -> None:
+    c = collector(Size(1))
+    c.add(jobs("abc"))
+    take_all(c, 0)
+    for _ in range(2000):
+        unwanted = Job("x")
+        c.add([unwanted])
+        assert [] == take_all(c, 0)
+        withdraw(c, unwanted)
+    assert [] == take_all(c, 0)
+    assert len(c._lanes[None].backlog) < 300
+
+
+def test_the_line_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    take_all(c, 0)
+    for key in range(1000):
+        unwanted = Job("x", key=key)
+        c.add([unwanted])
+        assert [] == take_all(c, 0)
+        withdraw(c, unwanted)
+    assert [] == take_all(c, 0)
+    assert (0, 0) == (len(c._ready), len(c._lanes))
+
+
+def test_weights_do_not_drift_when_jobs_leave() -> None:
+    seen: List[float] = []
+
+    class Watching(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            seen.append(window.weight)
+            return NEVER
+
+    c = collector(Watching())
+    heavy = Job("a", weight=1e16)
+    c.add([heavy, Job("b", weight=1.0), Job("c", weight=0.1)])
+    take_all(c, 0)
+    withdraw(c, heavy)
+    take_all(c, 0)
+    assert 1.1 == seen[-1]
+
+
+def test_nothing_is_pressed_that_would_go_by_itself() -> None:
+    c = collector(Size(3) | Interval(5), workers=1)
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0, pressed=True)
+    assert ["a:interval"] == take_all(c, 5, pressed=True)
 
 
 class LedgerOfJobs(RuleBasedStateMachine):
@@ -405,7 +503,7 @@ class LedgerOfJobs(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
-        self.collector.close()
+        self.collector.flush(-1, closing=True)
         self.flushed = 10**9
 
     @rule()

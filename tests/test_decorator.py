@@ -120,6 +120,35 @@ def test_an_instance_that_nobody_uses_can_be_collected() -> None:
     assert reference() is None
 
 
+def test_a_batcher_that_outlives_its_instance_says_so() -> None:
+    batcher = Shop(2).price.batcher
+    gc.collect()
+    with batcher:
+        assert isinstance(batcher.submit(1).exception(timeout=10), ReferenceError)
+
+
+def test_a_finalizer_may_use_the_method() -> None:
+    class Repository:
+        def __init__(self) -> None:
+            self.me = self
+
+        @batched(Size(10) | Interval(0))
+        def save(self, rows: List[Any]) -> List[Any]:
+            return rows
+
+        def __del__(self) -> None:
+            self.save.shutdown()
+
+    threshold = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(1)
+    for _ in range(200):
+        Repository().save
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+    gc.collect()
+
+
 def test_the_class_gives_the_decorated_function() -> None:
     assert "Price items." == Shop.price.__doc__
 

@@ -11,7 +11,7 @@ import microbatch
 PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
-    {"errors", "_clock", "_arguments"},
+    {"errors", "_clock", "_arguments", "_log"},
     {"_futures"},
     {"_queue", "policies"},
     {"_ledger", "_collector"},

@@ -448,3 +448,72 @@ def test_a_dropped_batcher_that_was_never_used_or_was_shut_down_is_no_matter() -
     batcher.shutdown(wait=False)
     del batcher
     gc.collect()
+
+
+def test_a_dropped_object_whose_method_is_the_processor_is_freed_if_it_was_never_used() -> None:
+    class Service:
+        def __init__(self) -> None:
+            self.batcher = Batcher(self.insert)
+
+        def insert(self, jobs: List[Any]) -> List[Any]:
+            return jobs
+
+    reference = weakref.ref(Service())
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_flush_ends_though_a_job_was_cancelled_while_shutting_down() -> None:
+    for _ in range(100):
+        batcher = Batcher(echo, Size(100))
+        future = batcher.submit(1)
+        batcher.shutdown(wait=False)
+        future.cancel()
+        assert batcher.shutdown(timeout=10)
+        assert batcher.flush(timeout=10)
+
+
+def test_a_cancellation_that_comes_after_the_last_batch_was_formed_is_struck_out() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(Size):
+        def due(self, window: Any) -> float:
+            asked.set()
+            assert go_on.wait(10)
+            return super().due(window)
+
+    batcher = Batcher(echo, Slow(9))
+    future = batcher.submit(1)
+    assert asked.wait(10)
+    batcher.shutdown(wait=False)
+    assert future.cancel()
+    go_on.set()
+    assert batcher.shutdown(timeout=10)
+    assert batcher.flush(timeout=10)
+    assert (1, 0) == (batcher.stats().cancelled, batcher.stats().batched)
+
+
+def test_flushing_what_was_never_started_costs_nothing() -> None:
+    batcher = Batcher(echo)
+    for _ in range(1000):
+        assert batcher.flush()
+    assert [] == batcher._worker.queue._notes
+
+
+def test_only_one_of_several_shutdowns_runs_the_callbacks() -> None:
+    first, go_on, seen = threading.Event(), threading.Event(), []
+    batcher = Batcher(echo)
+
+    def hold() -> None:
+        first.set()
+        assert go_on.wait(10)
+        seen.append("first")
+
+    batcher.add_shutdown_callback(hold)
+    batcher.add_shutdown_callback(lambda: seen.append("second"))
+    one = in_thread(batcher.shutdown)
+    assert first.wait(10)
+    assert not batcher.shutdown(timeout=0)
+    go_on.set()
+    assert batcher.shutdown(timeout=10) and one.result(timeout=10)
+    assert ["first", "second"] == seen

@@ -97,3 +97,29 @@ def test_an_error_of_the_iterable_is_raised() -> None:
 
     with Batcher(echo) as batcher, pytest.raises(LookupError):
         list(batcher.map(broken()))
+
+
+@pytest.mark.parametrize("timeout", [1e18, 1e308, float("inf")])
+def test_huge_timeouts_are_legal(timeout: float) -> None:
+    with Batcher(echo) as batcher:
+        assert [1] == values(batcher.map([1], timeout=timeout))
+
+
+def test_it_is_refused_in_the_batchers_own_threads() -> None:
+    refused: List[str] = []
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        try:
+            list(batcher.map(jobs))
+        except RuntimeError as error:
+            refused.append(str(error))
+        try:
+            list(prepared)
+        except RuntimeError as error:
+            refused.append(str(error))
+        return jobs
+
+    with Batcher(processor) as batcher:
+        prepared = batcher.map([1])
+        batcher.submit(1).result(timeout=10)
+    assert 2 == len(refused) and all("a thread of the batcher can't wait" in text for text in refused)

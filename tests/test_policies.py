@@ -181,3 +181,20 @@ def test_policies_combine_only_with_policies() -> None:
         Size(3) | 3  # type: ignore[operator]
     with pytest.raises(TypeError, match="got 'no'"):
         Size(3) & "no"  # type: ignore[operator]
+
+
+def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() -> None:
+    class Bytes(Size):
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            return super().fits(window, weight) and window.weight + weight <= 10
+
+    class WhenIdle(Size):
+        def due(self, window: Window[Any]) -> float:
+            return NOW if window.in_flight == 0 else NEVER
+
+    class Smaller(Size):
+        """Overrides nothing."""
+
+    assert (0, False) == (Bytes(9).room(Window()), Bytes(9).watches_flow)
+    assert (9, True, 0) == (WhenIdle(9).room(Window()), WhenIdle(9).watches_flow, WhenIdle(9).needs())
+    assert (9, False, 9) == (Smaller(9).room(Window()), Smaller(9).watches_flow, Smaller(9).needs())

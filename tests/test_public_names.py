@@ -53,7 +53,7 @@ def test_everything_public_is_documented(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "error, message",
     [
-        (errors.BacklogFull(3), "3 jobs are waiting, which is max_pending"),
+        (errors.BacklogFull(3), "no room: max_pending is 3, and as many jobs are waiting"),
         (errors.JobTooLarge(5.0, 4.0), "a job that weighs 5 fits in no batch of at most 4"),
         (errors.JobTooLarge(5.0), "a job that weighs 5 fits in no batch"),
         (errors.JobExpired(0.5), "not sent within 0.5 s"),

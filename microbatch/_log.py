@@ -1,0 +1,13 @@
+"""Reports to the ``microbatch`` logger, from places where nothing may raise."""
+
+import contextlib
+import logging
+import sys
+
+__all__ = ["report"]
+
+
+def report(message: str, *arguments: object, level: int = logging.ERROR, logger: str = "microbatch") -> None:
+    """Log *message*, with the exception that is being handled. Never raises, whatever a handler or a repr does."""
+    with contextlib.suppress(BaseException):
+        logging.getLogger(logger).log(level, message, *arguments, exc_info=sys.exc_info()[0] is not None)

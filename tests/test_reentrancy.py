@@ -1,0 +1,205 @@
+"""The batcher used from where it may be interrupting itself: signal handlers, finalizers, logging handlers."""
+
+import gc
+import logging
+import signal
+import sys
+import threading
+from typing import Any, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
+from microbatch.testing import RecordingProcessor
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Collect garbage at nearly every allocation, and switch threads at nearly every step."""
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.freeze()  # what was there before is not looked at each time
+    gc.set_threshold(1)
+    sys.setswitchinterval(1e-6)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    sys.setswitchinterval(interval)
+
+
+class Cycle:
+    """Garbage that uses the batcher when it is collected."""
+
+    def __init__(self, use: Any) -> None:
+        self.me = self
+        self.use = use
+
+    def __del__(self) -> None:
+        self.use()
+
+
+def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> None:
+    accepted: List[JobFuture[Any]] = []
+
+    def use() -> None:
+        try:
+            accepted.append(batcher.submit("from a finalizer", timeout=0))
+        except BatcherClosed:  # the last of the garbage is collected later
+            return
+        accepted[-1].cancel() if len(accepted) % 3 == 0 else batcher.flush(wait=False)
+        batcher.stats()
+
+    def garbage(jobs: List[Any]) -> List[Any]:
+        for job in jobs:
+            if isinstance(job, int):
+                Cycle(use)
+        return jobs
+
+    with Batcher(garbage, Size(5) | Interval(0), max_pending=0) as batcher:
+        for number in range(300):
+            accepted.append(batcher.submit(number))
+            Cycle(use)
+            if number % 5 == 0:
+                accepted[-1].cancel()
+        gc.collect()
+        assert batcher.flush(timeout=20)
+        gc.set_threshold(0)
+    stats = batcher.stats()
+    assert all(future.done() for future in accepted)
+    assert len(accepted) == stats.accepted == stats.succeeded + stats.cancelled
+    assert stats.cancelled == sum(future.state is JobState.CANCELLED for future in accepted)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_signal_handler_may_use_the_batcher_while_it_interrupts_it() -> None:
+    accepted: List[JobFuture[Any]] = []
+
+    def handle(number: int, frame: Any) -> None:
+        accepted.append(batcher.submit("from a handler"))
+        accepted[-1].cancel() if len(accepted) % 3 == 0 else batcher.flush(wait=False)
+        batcher.stats()
+        signal.setitimer(signal.ITIMER_REAL, 0.0001)  # the next one comes when this one is over
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with Batcher(echo, Size(5) | Interval(0), max_pending=0) as batcher:
+            accepted.append(batcher.submit("first"))
+            signal.setitimer(signal.ITIMER_REAL, 0.0001)
+            jobs = [batcher.submit(number) for number in range(5000)]
+            for future in jobs[::5]:
+                future.cancel()
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            assert batcher.flush(timeout=20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(accepted) > 1 and all(future.done() for future in [*accepted, *jobs])
+    stats = batcher.stats()
+    assert len(accepted) + len(jobs) == stats.accepted == stats.succeeded + stats.cancelled
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def handle(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    interrupted = 0
+    accepted: List[JobFuture[Any]] = []
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with Batcher(echo, Size(5) | Interval(0), max_pending=0) as batcher:
+            batcher.submit(0).result()
+            for _ in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001)
+                    for _ in range(100):  # a signal that comes during a weak reference's callback is lost
+                        future = batcher.submit(1)
+                        accepted.append(future)
+                        batcher.submit(2).cancel()
+                        batcher.flush(wait=False)
+                        batcher.stats()
+                except Interrupted:
+                    interrupted += 1
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            assert batcher.flush(timeout=20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    stats = batcher.stats()
+    assert interrupted > 100 and all(future.done() for future in accepted)
+    assert stats.accepted == stats.succeeded + stats.cancelled >= len(accepted)
+
+
+def test_a_logging_handler_may_submit_from_inside_the_processor() -> None:
+    lines: List[str] = []
+    logger = logging.getLogger("tests.shipping")
+
+    class Shipping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            batcher.submit(record.getMessage())
+
+    def ship(messages: List[str]) -> None:
+        lines.extend(messages)
+        if "first" in messages:
+            logger.warning("second")
+
+    handler = Shipping()
+    logger.addHandler(handler)
+    try:
+        with Batcher(ship) as batcher:
+            logger.warning("first")
+            while len(lines) < 2:
+                batcher.flush()
+    finally:
+        logger.removeHandler(handler)
+    assert ["first", "second"] == lines
+
+
+def test_the_first_submit_may_be_interrupted_by_another(often: None) -> None:
+    for _ in range(30):
+        outcomes: List[Any] = []
+
+        def use() -> None:
+            try:
+                outcomes.append(batcher.submit("from a finalizer"))
+            except RuntimeError as error:
+                outcomes.append(error)
+            except Exception as error:
+                outcomes.append(error)
+
+        with Batcher(echo) as batcher:
+            for _ in range(3):
+                Cycle(use)
+            assert "job" == batcher.submit("job", timeout=10).result(timeout=10).value
+            gc.collect()
+        assert outcomes
+        for outcome in outcomes:
+            if isinstance(outcome, JobFuture):
+                assert "from a finalizer" == outcome.result(timeout=10).value
+            else:
+                assert "interrupts the start" in str(outcome) or isinstance(outcome, BatcherClosed)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the thread runs", "when it runs already"])
+def test_a_first_submit_that_a_signal_breaks_off_can_be_repeated(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def broken_off(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    batcher = Batcher(echo)
+    monkeypatch.setattr(threading.Thread, "start", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.submit("broken off")
+    monkeypatch.undo()
+    assert "job" == batcher.submit("job").result(timeout=10).value
+    assert batcher.shutdown(timeout=10)
+    assert 1 == batcher.stats().accepted
