@@ -41,7 +41,10 @@ def process_lines(
         OSError: *source* can't be read or *sink* can't be written, after the batches that run have ended.
     """
     ahead = _BATCHES_AHEAD * size * workers
-    batcher: Batcher[Any, Any] = Batcher(processor, policy, max_workers=workers, max_pending=ahead)
+    # If a second Ctrl-C breaks off the wait for the batches that run, nothing shall wait for them again.
+    batcher: Batcher[Any, Any] = Batcher(
+        processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
+    )
     with batcher, _progress() as progress, _Writer(sink, ahead, progress) as writer:
         try:
             for number, line in enumerate(source, start=1):
@@ -50,6 +53,7 @@ def process_lines(
                 if line.strip():
                     writer.put((number, _submit(batcher, line)))
         except BaseException:
+            writer.stop()
             batcher.shutdown(wait=False, cancel_futures=True)
             raise
         batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
@@ -61,6 +65,8 @@ def process_lines(
 def _submit(batcher: Batcher[Any, Any], line: bytes) -> Union["JobFuture[Any]", ValueError]:
     try:
         job = json.loads(line, parse_constant=_refuse_constant)
+    except RecursionError:
+        return ValueError("not JSON: nested too deeply")
     except ValueError as error:
         return ValueError(f"not JSON: {error}")
     return batcher.submit(job)
@@ -83,6 +89,7 @@ class _Writer:
     def __init__(self, sink: BinaryIO, ahead: int, progress: Progress) -> None:
         self.failed = 0
         self.error: Optional[OSError] = None  # why nothing is written any more
+        self._stopped = False
         self._sink = sink
         self._progress = progress
         self._entries: "queue.Queue[Optional[Entry]]" = queue.Queue(ahead)
@@ -91,6 +98,10 @@ class _Writer:
     def put(self, entry: Entry) -> None:
         """Have the result of a line written. Blocks while the results lag behind."""
         self._entries.put(entry)
+
+    def stop(self) -> None:
+        """Write and report nothing more."""
+        self._stopped = True
 
     def __enter__(self) -> "_Writer":
         self._thread.start()
@@ -104,7 +115,7 @@ class _Writer:
 
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:
-            if self.error is None:
+            if self.error is None and not self._stopped:
                 try:
                     self._write(*entry)
                 except OSError as error:
@@ -114,19 +125,29 @@ class _Writer:
         try:
             if isinstance(outcome, ValueError):
                 raise outcome
-            text = json.dumps(outcome.result().value, ensure_ascii=False, allow_nan=False)
+            line = json.dumps(outcome.result().value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         except BaseException as error:
             self._report(number, error)
         else:
-            self._sink.write(text.encode() + b"\n")
+            self._sink.write(line)
         if self._entries.empty():  # somebody may be waiting for the little there is
             self._sink.flush()
         self._progress.update()
 
     def _report(self, number: int, error: BaseException) -> None:
-        self.failed += 1
-        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        print(f"line {number}: {' '.join(what.split())}", file=sys.stderr)
+        if not self._stopped:
+            self.failed += 1
+            print(f"line {number}: {_in_one_line(error)}", file=sys.stderr)
+
+
+def _in_one_line(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as another:  # of a user's class
+        text = f"(its text can't be had: {type(another).__name__})"
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())
+    return text if type(error) is ValueError and text else f"{name}: {text}" if text else name
 
 
 class _Counter:

@@ -33,6 +33,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
+        for name in ("stdin", "stdout"):
+            if getattr(sys, name) is None:
+                raise BadUsage(f"{name} is closed")
         status: int = options.command(options)
         sys.stdout.flush()
         return status

@@ -33,6 +33,25 @@ def failing(jobs):
 def objects(jobs):
     return [object() for job in jobs]
 
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+def mute(jobs):
+    raise Mute
+
+def nameless(jobs):
+    raise KeyError
+
+def coloured(jobs):
+    raise ValueError("\\x1b[31mred" + "!" * 5000)
+
+def hang(jobs):
+    time.sleep(600)
+
+def same(jobs):
+    return jobs
+
 def endless(jobs):
     return [float("nan") for job in jobs]
 
@@ -137,6 +156,23 @@ def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> No
     assert word in errors and errors.startswith("line 1: ")
 
 
+@pytest.mark.parametrize(
+    "target, line, error",
+    [
+        ("same", '"\\ud800"', "UnicodeEncodeError: 'utf-8' codec can't encode"),
+        ("same", "[" * 100_000, "not JSON: "),
+        ("mute", "1", "Mute: (its text can't be had: RuntimeError)"),
+        ("nameless", "1", "KeyError\n"),
+        ("coloured", "1", " [31mred!!!"),
+    ],
+)
+def test_whatever_a_line_does_the_rest_goes_on(target: str, line: str, error: str) -> None:
+    status, values, errors = run(f"processors:{target}", f"{line}\n" + "7\n" * 1000, "--size", "1")
+    assert (1, [7] * 1000 if target == "same" else []) == (status, values)
+    assert errors.startswith(f"line 1: {error.lstrip()}")
+    assert len(errors.splitlines()[0]) < 1100
+
+
 def test_a_callable_inside_a_class_can_be_named() -> None:
     assert (0, [6], "") == run("processors:Group.double", "3")
 
@@ -225,6 +261,26 @@ def test_ctrl_c_ends_it_without_a_traceback() -> None:
         assert "2\n" == process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert (130, "") == (process.wait(timeout=20), process.stderr.read())
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs() -> None:
+    with command("run", "processors:hang") as process:
+        assert process.stdin and process.stderr
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+        assert "CancelledError" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_a_closed_stream_is_one_clear_line(closed: str) -> None:
+    line = f"{sys.executable} -m microbatch run processors:double {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=20, env=environment)
+    assert (2, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
 
 
 def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
