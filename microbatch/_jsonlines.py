@@ -93,7 +93,7 @@ class _Writer:
         self._sink = sink
         self._progress = progress
         self._entries: "queue.Queue[Optional[Entry]]" = queue.Queue(ahead)
-        self._thread = threading.Thread(target=self._run, name="microbatch-writer")
+        self._thread = threading.Thread(target=self._run, name="microbatch-writer", daemon=True)
 
     def put(self, entry: Entry) -> None:
         """Have the result of a line written. Blocks while the results lag behind."""
@@ -110,8 +110,9 @@ class _Writer:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self._entries.put(None)
-        self._thread.join()
+        if not self._stopped:
+            self._entries.put(None)
+            self._thread.join()
 
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:

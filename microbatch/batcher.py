@@ -250,9 +250,9 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
         """
         deadline = self._deadline(wait, timeout)
+        self._worker.close()
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._worker.close()
         if cancel_futures:
             for future in self._worker.ledger.unsettled():
                 future.cancel()
@@ -287,6 +287,8 @@ class Batcher(Generic[Job, Value]):
         if self._worker.start():
             self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, self._name, self._origin)
             self._finalizer.atexit = False  # the worker has an exit hook of its own
+            if self._worker.queue.closed:  # by a shutdown that came too early to detach it
+                self._finalizer.detach()
 
     def _start_anew_in_child(self) -> None:
         parents, self._worker = self._worker, self._make_worker(forked=True)

@@ -19,7 +19,11 @@ from microbatch.cli import main
 ROOT = Path(__file__).parent.parent
 
 PROCESSORS = """
+import pathlib
+import sys
+import threading
 import time
+import traceback
 
 def double(jobs):
     return [job * 2 for job in jobs]
@@ -47,6 +51,11 @@ def coloured(jobs):
     raise ValueError("\\x1b[31mred" + "!" * 5000)
 
 def hang(jobs):
+    pathlib.Path("hanging").touch()
+    main = threading.main_thread().ident
+    while "shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main])]:
+        time.sleep(0.01)
+    pathlib.Path("interrupted").touch()
     time.sleep(600)
 
 def same(jobs):
@@ -263,16 +272,19 @@ def test_ctrl_c_ends_it_without_a_traceback() -> None:
         assert (130, "") == (process.wait(timeout=20), process.stderr.read())
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs() -> None:
+def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs(folder: Path) -> None:
     with command("run", "processors:hang") as process:
         assert process.stdin and process.stderr
         process.stdin.write("1\n")
         process.stdin.flush()
-        while process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.5)
-        assert "CancelledError" not in process.stderr.read()
+        while not (folder / "hanging").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        while not (folder / "interrupted").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert 130 == process.wait(timeout=20)
+        assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
