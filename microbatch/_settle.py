@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections import UserString
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 from microbatch._futures import BatchInfo, JobFuture, JobResult
 from microbatch._ledger import Ledger, Outcome

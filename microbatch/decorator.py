@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, Union, overload
+from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, overload
 
 from microbatch._futures import JobFuture, JobResult
 from microbatch.batcher import DEFAULT_POLICY, Batcher

@@ -10,7 +10,6 @@ from typing import Any, Iterator, List
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
-from microbatch.testing import RecordingProcessor
 
 
 def echo(jobs: List[Any]) -> List[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Iterator, List, Optional
 
 import pytest
 
-from microbatch import Batcher, BatchInfo, Interval, JobFuture, JobState, ResultCountError, Size
+from microbatch import Batcher, BatchInfo, JobFuture, JobState, ResultCountError, Size
 
 Futures = List[JobFuture[Any]]
 
