@@ -27,7 +27,7 @@ Row = Tuple[str, str, int, str]
 
 _TRIALS = 20  # commits that are timed first, to know how many jobs can be done in good time
 _SECONDS = 20.0  # what one commit per job may take
-_FEWEST, _MOST = 1_000, 5_000  # jobs
+_FEWEST, _MOST = 2_000, 5_000  # jobs
 
 
 @dataclass(frozen=True)
