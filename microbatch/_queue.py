@@ -194,13 +194,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return bool(self.queue or self._withdrawn or self._notes) or seen != self._seen
 
     def take_news(self) -> News:
-        """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`."""
+        """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
+
+        The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
+        withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
+        """
         self._seen = self.epoch, self.closed, self.blocked
+        withdrawn, self._withdrawn = self._withdrawn, {}
+        notes, self._notes = self._notes, []
         self.taken = self.queue
         self.queue = deque()
-        news = News(self.taken, self._withdrawn, self._notes, self._seen[0] - 1, self._seen[1])
-        self._withdrawn, self._notes = {}, []
-        return news
+        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1])
 
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
