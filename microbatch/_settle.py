@@ -72,12 +72,9 @@ class Delivery:
         return bool(futures)
 
     def _settle_together(self, returned: Any) -> None:
-        expected = len(self._futures)
-        if len(returned) != expected:
-            raise ResultCountError(expected, len(returned))
-        values = list(self._iterator(returned))
-        if len(values) != expected:
-            raise ResultCountError(expected, len(values))
+        values = list(self._iterator(returned))  # and not len(returned), which may lie
+        if len(values) != len(self._futures):
+            raise ResultCountError(len(self._futures), len(values))
         self._settle(self._futures, values)
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:

@@ -473,24 +473,30 @@ def test_a_flush_ends_though_a_job_was_cancelled_while_shutting_down() -> None:
         assert batcher.flush(timeout=10)
 
 
-def test_a_cancellation_that_comes_after_the_last_batch_was_formed_is_struck_out() -> None:
+def test_a_job_that_is_cancelled_while_its_last_batch_is_formed_is_not_sent_and_not_waited_for() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     class Slow(Size):
+        asked = 0
+
         def due(self, window: Any) -> float:
-            asked.set()
-            assert go_on.wait(10)
+            self.asked += 1
+            if self.asked == 2:  # the first time at the submit, the second at the shutdown
+                asked.set()
+                assert go_on.wait(10)
             return super().due(window)
 
-    batcher = Batcher(echo, Slow(9))
-    future = batcher.submit(1)
-    assert asked.wait(10)
+    processor, clock = RecordingProcessor[int](), ManualClock()
+    batcher = Batcher(processor, Slow(9), clock=clock)
+    future = batcher.submit(1, expires_in=7)
+    clock.wait_for_sleeper(7.0)
     batcher.shutdown(wait=False)
+    assert asked.wait(10)
     assert future.cancel()
     go_on.set()
     assert batcher.shutdown(timeout=10)
-    assert batcher.flush(timeout=10)
-    assert (1, 0) == (batcher.stats().cancelled, batcher.stats().batched)
+    assert batcher.flush(timeout=0)
+    assert ([], 1, 0) == (processor.batches, batcher.stats().cancelled, batcher.stats().batches)
 
 
 def test_flushing_what_was_never_started_costs_nothing() -> None:
