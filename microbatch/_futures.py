@@ -91,6 +91,9 @@ class Keeper(Protocol):
     def withdraw(self, future: "JobFuture[Any]") -> bool:
         """Make *future* cancelled, readably so, and return True; or return False if it no longer waits."""
 
+    def is_own_thread(self) -> bool:
+        """Return whether the calling thread is one of the batcher's."""
+
 
 class JobFuture(Future[JobResult[Value]]):
     """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
@@ -143,6 +146,32 @@ class JobFuture(Future[JobResult[Value]]):
     def running(self) -> bool:
         """Return whether a worker has the job now."""
         return self.stage is JobState.RUNNING
+
+    def result(self, timeout: Optional[float] = None) -> JobResult[Value]:
+        """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
+
+        Raises:
+            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10).
+            CancelledError: the job was cancelled.
+            RuntimeError: it is not there, and the wait, in one of the batcher's own threads and without *timeout*,
+                might never end: that thread is needed to do the job.
+            Exception: whatever the job failed with.
+        """
+        try:
+            self._refuse_endless_wait(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # an exception refers to this frame, which must not refer to the future that holds it
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
+        self._refuse_endless_wait(timeout)
+        return super().exception(timeout)
+
+    def _refuse_endless_wait(self, timeout: Optional[float]) -> None:
+        keeper = self._keeper
+        if timeout is None and keeper is not None and keeper.is_own_thread():
+            raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
     def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
         """Make the outcome readable and wake all who wait for it. For the batcher only."""

@@ -1,5 +1,6 @@
 """Flush, shutdown, cancellation, expiry, and what is kept alive."""
 
+import concurrent.futures
 import gc
 import threading
 import weakref
@@ -220,6 +221,45 @@ def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: s
     assert ["a thread of the batcher can't wait for the batcher: use wait=False"] == [str(error) for error in refused]
 
 
+@pytest.mark.parametrize("call", ["result", "exception"])
+@pytest.mark.parametrize("place", ["processor", "callback", "expiry"])
+def test_the_batchers_own_threads_are_refused_to_wait_for_its_jobs(place: str, call: str, clock: ManualClock) -> None:
+    caught: List[BaseException] = []
+
+    def wait(_: Any = None) -> None:
+        inner = batcher.submit("inner")
+        for timeout in (None, 0):
+            try:
+                getattr(inner, call)(timeout)
+            except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError) as error:
+                caught.append(error)
+
+    def processor(jobs: List[Any]) -> None:
+        if place == "processor" and "outer" in jobs:
+            wait()
+
+    with Batcher[Any, None](processor, Interval(7), clock=clock) as batcher:
+        outer = batcher.submit("outer", expires_in=5 if place == "expiry" else None)
+        if place != "processor":
+            outer.add_done_callback(wait)
+        clock.advance(7)
+        outer.exception(timeout=10)
+        while len(caught) < 2:
+            batcher.flush(timeout=10)
+    assert "a thread of the batcher can't wait for its jobs without a timeout: it has to do them" == str(caught[0])
+    assert isinstance(caught[1], (TimeoutError, concurrent.futures.TimeoutError))
+
+
+def test_a_callback_may_read_the_other_results_of_its_batch() -> None:
+    seen: List[Any] = []
+    with Batcher(echo, Size(2)) as batcher:
+        first = batcher.submit(1)
+        first.add_done_callback(lambda future: seen.append(second.result().value))
+        second = batcher.submit(2)
+        assert 1 == first.result(timeout=10).value
+    assert [2] == seen
+
+
 def test_a_callback_may_submit_more(clock: ManualClock) -> None:
     more: List[JobFuture[Any]] = []
     with Batcher(echo, Size(1)) as batcher:
@@ -410,6 +450,8 @@ def test_a_settled_future_is_freed_without_the_garbage_collector() -> None:
         with Batcher[Any, None](fail) as batcher:
             future = batcher.submit(1)
             future.exception(timeout=10)
+            with pytest.raises(ValueError):
+                future.result()
             batcher.flush()
             reference = weakref.ref(future)
             del future
