@@ -168,6 +168,14 @@ class JobFuture(Future[JobResult[Value]]):
         self._refuse_endless_wait(timeout)
         return super().exception(timeout)
 
+    def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
+        """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
+        with self._condition._lock:  # type: ignore[attr-defined]  # see `publish`
+            if not self.published:
+                self._done_callbacks.append(fn)
+                return
+        self._call(fn)
+
     def _refuse_endless_wait(self, timeout: Optional[float]) -> None:
         keeper = self._keeper
         if timeout is None and keeper is not None and keeper.is_own_thread():
@@ -197,12 +205,15 @@ class JobFuture(Future[JobResult[Value]]):
         """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
         callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
-            try:
-                callback(self)
-            except BaseException:
-                report("exception calling callback for %r", self, logger="concurrent.futures")
+            self._call(callback)
 
     _invoke_callbacks = call_back
+
+    def _call(self, callback: Callable[["JobFuture[Value]"], object]) -> None:
+        try:
+            callback(self)
+        except BaseException:
+            report("exception calling callback for %r", self, logger="concurrent.futures")
 
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
