@@ -1,9 +1,9 @@
 """Submitting, limits, keys, weights, statistics, executors."""
 
 import threading
-from functools import partial
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Hashable, List
+from functools import partial
+from typing import Any, Hashable, List
 
 import pytest
 
@@ -24,6 +24,7 @@ from microbatch import (
     Window,
 )
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+from tests.threads import in_thread
 
 
 def echo(jobs: List[Any]) -> List[Any]:
@@ -36,19 +37,6 @@ class Weighing(BatchingPolicy[Any]):
 
     def fits(self, window: Window[Any], weight: float) -> bool:
         return window.weight + weight <= 10
-
-
-def in_thread(function: Callable[[], Any]) -> "Future[Any]":
-    result: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            result.set_result(function())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=call).start()
-    return result
 
 
 def test_jobs_of_many_threads_each_get_their_own_result() -> None:

@@ -4,23 +4,17 @@ import concurrent.futures
 import gc
 import threading
 import weakref
-from concurrent.futures import Future
-from typing import Any, Callable, Iterator, List
+from typing import Any, Iterator, List
 
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobExpired, JobFuture, JobState, Size
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+from tests.threads import in_thread
 
 
 def echo(jobs: List[Any]) -> List[Any]:
     return jobs
-
-
-def in_thread(function: Callable[[], Any]) -> "Future[Any]":
-    result: Future[Any] = Future()
-    threading.Thread(target=lambda: result.set_result(function())).start()
-    return result
 
 
 @pytest.fixture
