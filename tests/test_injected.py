@@ -1,0 +1,217 @@
+"""Whatever it is that a user injects, and whatever it raises: all futures are settled, and the next job is done."""
+
+import logging
+from concurrent.futures import Executor, Future
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, BatchingPolicy, Interval, JobState, Window
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+def failing(jobs: List[Any]) -> List[Any]:
+    return [KeyError() if job == "fail" else job for job in jobs]
+
+
+HOW = {
+    JobState.SUCCEEDED: "succeed",
+    JobState.FAILED: "fail",
+    JobState.CANCELLED: "cancel",
+    JobState.EXPIRED: "expire",
+}
+
+
+class Bomb:
+    """Raises when it is touched while it is armed, and is passed over otherwise."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.armed = False
+        self.explosions = 0
+
+    def touch(self, value: Any = None) -> Any:
+        if self.armed:
+            self.explosions += 1
+            raise self.error
+        return value
+
+
+class Key:
+    def __init__(self, bomb: Bomb) -> None:
+        self.bomb = bomb
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        self.bomb.touch()
+        return True
+
+
+def iterator(bomb: Bomb, jobs: List[Any]) -> Iterator[Any]:
+    yield from bomb.touch(jobs)
+
+
+def policy(bomb: Bomb, name: str) -> BatchingPolicy[Any]:
+    """Return a policy that sends two jobs together, with a bomb in the method of that name."""
+
+    class Mined(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            self.touch("due")
+            return window.opened
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            self.touch("fits")
+            return window.count < 2
+
+        def room(self, window: Window[Any]) -> float:
+            self.touch("room")
+            return 0
+
+        def reason(self, window: Window[Any]) -> str:
+            self.touch("reason")
+            return "mined"
+
+        def observe(self, report: Any) -> None:
+            self.touch("observe")
+
+        def touch(self, method: str) -> None:
+            if method == name:
+                bomb.touch()
+
+    return Mined()
+
+
+class Mined(Executor):
+    """Runs what it is given at once; with a bomb in `submit`, or in what it returns."""
+
+    def __init__(self, bomb: Bomb, place: str) -> None:
+        self.bomb = bomb
+        self.place = place
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        if self.place == "submit":
+            self.bomb.touch()
+        future: Future[Any] = Future()
+        if self.place == "future" and self.bomb.armed:
+            self.bomb.explosions += 1
+            future.set_exception(self.bomb.error)
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+PLACES: Dict[str, Callable[[Bomb], Dict[str, Any]]] = {
+    "processor": lambda bomb: {"processor": bomb.touch},
+    "results": lambda bomb: {"processor": lambda jobs: iterator(bomb, jobs)},
+    "policy.due": lambda bomb: {"policy": policy(bomb, "due")},
+    "policy.fits": lambda bomb: {"policy": policy(bomb, "fits")},
+    "policy.room": lambda bomb: {"policy": policy(bomb, "room")},
+    "policy.reason": lambda bomb: {"policy": policy(bomb, "reason")},
+    "policy.observe": lambda bomb: {"policy": policy(bomb, "observe")},
+    "key": lambda bomb: {"key": lambda job: bomb.touch("key")},
+    "key.__eq__": lambda bomb: {"key": lambda job: Key(bomb)},
+    "weigh": lambda bomb: {"weigh": lambda job: bomb.touch(1)},
+    "executor.submit": lambda bomb: {"executor": Mined(bomb, "submit")},
+    "executor's future": lambda bomb: {"executor": Mined(bomb, "future")},
+}
+
+REFUSED = ("key", "weigh")  # raise in `submit`, and nothing is accepted
+
+ERRORS = [ValueError("x"), SystemExit(), KeyboardInterrupt(), GeneratorExit(), StopIteration()]
+
+
+@pytest.fixture(params=ERRORS, ids=lambda error: type(error).__name__)
+def bomb(request: pytest.FixtureRequest) -> Bomb:
+    return Bomb(request.param)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_raises_all_futures_are_settled_and_the_next_job_is_done(place: str, bomb: Bomb) -> None:
+    with Batcher(**{"processor": echo, **PLACES[place](bomb)}) as batcher:
+        assert "before" == batcher.submit("before").result(timeout=10).value
+        bomb.armed = True
+        futures = []
+        for job in "ab":
+            if place in REFUSED:
+                with pytest.raises(type(bomb.error)):
+                    batcher.submit(job)
+            else:
+                futures.append(batcher.submit(job))
+        assert batcher.flush(timeout=10)
+        assert all(future.done() for future in futures)
+        bomb.armed = False
+        assert "after" == batcher.submit("after").result(timeout=10).value
+    stats = batcher.stats()
+    assert 2 + len(futures) == stats.accepted == stats.succeeded + stats.failed
+    assert bomb.explosions > 0 or place == "key.__eq__", "the bomb did not go off"
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel", "expire"])
+def test_a_callback_that_raises_stops_neither_the_next_one_nor_the_next_job(how: str, bomb: Bomb) -> None:
+    called: List[Any] = []
+    bomb.armed = True
+    with Batcher[Any, Any](failing, Interval(60)) as batcher:
+        future = batcher.submit(how, expires_in=0 if how == "expire" else None)
+        future.add_done_callback(lambda future: bomb.touch())
+        future.add_done_callback(called.append)
+        if how == "cancel":
+            future.cancel()
+        assert batcher.flush(timeout=10)
+        after = batcher.submit("after")
+    assert "after" == after.result(timeout=0).value
+    assert ([future], 1, how) == (called, bomb.explosions, HOW[future.state])
+
+
+def test_a_shutdown_callback_that_raises_stops_neither_the_next_one_nor_the_shutdown(bomb: Bomb) -> None:
+    called: List[str] = []
+    bomb.armed = True
+    for used in (False, True):
+        batcher = Batcher(echo)
+        batcher.add_shutdown_callback(bomb.touch)
+        batcher.add_shutdown_callback(lambda: called.append("next"))
+        if used:
+            batcher.submit(1).result(timeout=10)
+        assert batcher.shutdown(timeout=10)
+        batcher.add_shutdown_callback(bomb.touch)
+    assert (["next", "next"], 4) == (called, bomb.explosions)
+
+
+def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            bomb.touch()
+
+    handler = Handler()
+    bomb.armed = True
+    logging.getLogger("microbatch").addHandler(handler)
+    try:
+        with Batcher[Any, Any](lambda jobs: iter([*jobs, "surplus"])) as batcher:
+            assert ["a", "b"] == [batcher.submit(job).result(timeout=10).value for job in "ab"]
+    finally:
+        logging.getLogger("microbatch").removeHandler(handler)
+    assert 2 == bomb.explosions
+
+
+def test_a_job_that_cannot_be_compared_hashed_or_shown_is_a_job_like_any_other(bomb: Bomb) -> None:
+    class Job:
+        def __eq__(self, other: object) -> bool:
+            raise bomb.error
+
+        def __hash__(self) -> int:
+            raise bomb.error
+
+        def __repr__(self) -> str:
+            raise bomb.error
+
+    job = Job()
+    with Batcher[Any, Any](lambda jobs: [bomb.error] * len(jobs)) as batcher:
+        future = batcher.submit(job)
+        future.add_done_callback(lambda future: repr(future.job))  # which raises, and is logged
+        assert type(bomb.error) is type(future.exception(timeout=10))
+        assert (job is future.job, JobState.FAILED) == (True, future.state)
+        assert batcher.flush(timeout=10)
