@@ -95,6 +95,45 @@ def test_a_moment_in_the_past_is_now() -> None:
     assert ["a:interval"] == take_all(c, 99)
 
 
+def test_the_timer_of_a_batch_that_went_does_not_send_the_next_one() -> None:
+    c = collector(Size(2) | Interval(5), workers=9)
+    c.add(jobs("a"))
+    assert ([], 5) == (take_all(c, 0), c.next_moment())
+    c.add(jobs("b", submitted=3))
+    assert ["ab:size"] == take_all(c, 3)
+    c.add(jobs("c", submitted=4))
+    assert ([], 9) == (take_all(c, 5), c.next_moment())
+    assert ["c:interval"] == take_all(c, 9)
+
+
+def test_each_open_batch_has_a_timer_of_its_own() -> None:
+    c = collector(Interval(5), workers=9)
+    for moment, key in enumerate("abc"):
+        c.add([Job(key, key=key, submitted=moment)])
+    assert [([], 5), (["a:interval"], 6), (["b:interval"], 7), (["c:interval"], NEVER)] == [
+        (take_all(c, moment), c.next_moment()) for moment in (4, 5, 6, 7)
+    ]
+
+
+@pytest.mark.parametrize("how", ["size", "interval", "flush", "pressed", "error"])
+def test_counting_begins_anew_after_whatever_made_a_batch_go(how: str) -> None:
+    class Grumbling(Size):
+        def due(self, window: Window[Any]) -> float:
+            if "error" in window.jobs:
+                raise KeyError
+            return super().due(window)
+
+    c = collector(Grumbling(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
+    c.add([Job(each) for each in {"size": "abc", "error": ["a", "error"]}.get(how, "ab")])
+    if how == "flush":
+        c.flush(0)
+    assert c.take(5 if how == "interval" else 0, pressed=how == "pressed") is not None
+    c.add([Job("d", submitted=6, epoch=1), Job("e", submitted=6, epoch=1)])
+    assert [] == take_all(c, 6)
+    c.add([Job("f", submitted=6, epoch=1)])
+    assert ["def:grumbling" if how != "pressed" else "def:size"] == take_all(c, 6)
+
+
 def test_a_due_batch_without_a_free_worker_takes_more_jobs_up_to_its_limit() -> None:
     c = collector(Size(3) | Interval(0))
     c.add(jobs("a"))
