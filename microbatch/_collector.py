@@ -10,7 +10,6 @@ the others.
 
 import heapq
 import math
-import numbers
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
@@ -31,6 +30,7 @@ from typing import (
     overload,
 )
 
+from microbatch._arguments import check_answer
 from microbatch._clock import NEVER, NOW
 from microbatch.errors import JobTooLarge
 from microbatch.policies import BatchingPolicy, Window
@@ -325,7 +325,7 @@ class Collector(Generic[AnyEntry]):
             if entry.waiting:
                 if room < 1:
                     window = self._window(lane, entry)
-                    room = self.policy.room(window)
+                    room = check_answer("the room() of a policy", self.policy.room(window))
                     if room < 1 and not self.policy.fits(window, entry.weight):
                         if lane.open:
                             lane.full = True
@@ -346,9 +346,7 @@ class Collector(Generic[AnyEntry]):
 
     def _ask(self, lane: _Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join the line for a worker."""
-        due: Any = self.policy.due(self._window(lane))
-        if isinstance(due, bool) or not isinstance(due, numbers.Real) or due != due:
-            raise TypeError(f"the due() of a policy must return a moment in seconds, got {due!r}")
+        due = check_answer("the due() of a policy", self.policy.due(self._window(lane)))
         lane.forced = None
         if due == NEVER and lane.full:
             due = NOW  # nothing else could ever make it go

@@ -13,6 +13,7 @@ from concurrent.futures import thread as _pool_internals
 from functools import partial
 from typing import Any, Callable, List, Optional
 
+from microbatch._arguments import check_answer
 from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
 from microbatch._futures import BatchInfo, JobFuture
@@ -50,7 +51,9 @@ class Worker:
         self.ledger = Ledger(self.queue)
         self._exit_timeout = exit_timeout
         self._processor = processor
-        self._collector: Collector[JobFuture[Any]] = Collector(policy, max_workers, clock.now())
+        self._collector: Collector[JobFuture[Any]] = Collector(
+            policy, max_workers, check_answer("the now() of a clock", clock.now())
+        )
         self._clock = clock
         self._name = name
         self._executor = executor

@@ -8,7 +8,6 @@ import warnings
 import weakref
 from collections import deque
 from concurrent.futures import Executor
-from inspect import isasyncgenfunction, iscoroutinefunction
 from types import FrameType, TracebackType
 from typing import (
     Any,
@@ -26,7 +25,15 @@ from typing import (
     overload,
 )
 
-from microbatch._arguments import check_callable, check_count, check_number, check_timeout
+from microbatch._arguments import (
+    MOST_THREADS,
+    check_callable,
+    check_count,
+    check_flag,
+    check_number,
+    check_timeout,
+    shown,
+)
 from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture, JobResult
 from microbatch._ledger import BatcherStats
@@ -64,7 +71,8 @@ class Batcher(Generic[Job, Value]):
         key: gives the hashable key of a job; jobs of unequal keys never share a batch.
         weigh: gives the weight of a job, a number of at least 0, for policies that look at weights.
         max_pending: how many jobs may be accepted and not yet in a worker's hands; 0 for no bound.
-        max_workers: how many batches may run at once. With 1, they run one after another, in order.
+        max_workers: how many batches may run at once. With 1, they run one after another, in order. Each takes a thread,
+            so without an *executor* at most 10,000.
         executor: runs the processor instead of a thread pool of the batcher's own; never shut down by the batcher.
         name: what the threads are named after.
         exit_timeout: how many seconds the end of the interpreter may wait for jobs to be done; None for as long as it
@@ -137,16 +145,18 @@ class Batcher(Generic[Job, Value]):
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
     ) -> None:
-        check_processor(processor)
-        _check_policy(policy, check_count("max_pending", max_pending, 0))
+        check_callable("processor", processor)
+        max_pending = check_count("max_pending", max_pending, 0)
+        _check_policy(policy, max_pending)
         _check_functions(key, weigh, executor, clock)
+        max_workers = check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER)
         _check_name(name)
         self._policy = policy
         self._key = key
         self._weigh = weigh
         self._name = name
-        self._empty = Window[Any](workers=check_count("max_workers", max_workers))
-        self._clock = clock or SystemClock()
+        self._empty = Window[Any](workers=max_workers)
+        self._clock = SystemClock() if clock is None else clock
         self._make_worker = functools.partial(
             Worker,
             processor,
@@ -185,12 +195,9 @@ class Batcher(Generic[Job, Value]):
         """
         if timeout is not None:
             timeout = check_number("timeout", timeout)
+        expires_in = check_timeout("expires_in", expires_in)
         future: JobFuture[Value] = JobFuture(
-            job,
-            self._worker.queue,
-            self._key_of(job),
-            self._weight_of(job),
-            check_timeout("expires_in", expires_in),
+            job, self._worker.queue, self._key_of(job), self._weight_of(job), expires_in
         )
         if not self._worker.started:
             self._start()
@@ -216,7 +223,8 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: in one of the batcher's own threads, where that could not end.
         """
         size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
-        return self._map(_iterator(jobs), self._deadline(True, timeout), size)
+        deadline = self._deadline(True, timeout)
+        return self._map(_iterator(jobs), deadline, size)
 
     def flush(self, wait: bool = True, *, timeout: Optional[float] = None) -> bool:
         """Make every job accepted before this call due now.
@@ -250,6 +258,7 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
         """
         deadline = self._deadline(wait, timeout)
+        check_flag("cancel_futures", cancel_futures)
         self._worker.close()
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -340,14 +349,13 @@ class Batcher(Generic[Job, Value]):
     def _weight_of(self, job: Job) -> float:
         if self._weigh is None:
             return 1.0
-        weight = check_number("the weight of a job", self._weigh(job))
-        if weight == NEVER:
-            raise ValueError("the weight of a job must be finite, got inf")
+        weight = check_number("the weight of a job", self._weigh(job), below=NEVER)
         if not self._policy.fits(self._empty, weight):
             raise JobTooLarge(weight)
         return weight
 
     def _deadline(self, wait: bool, timeout: Optional[float]) -> float:
+        check_flag("wait", wait)
         deadline = self._clock.now() + check_timeout("timeout", timeout)
         if wait:
             self._refuse_own_thread()
@@ -387,29 +395,19 @@ def _iterator(jobs: Any) -> Iterator[Any]:
     try:
         return iter(jobs)
     except TypeError:
-        raise TypeError(f"jobs must be iterable, got {jobs!r}") from None
-
-
-_ASYNCHRONOUS = iscoroutinefunction, isasyncgenfunction
-
-
-def check_processor(processor: Any) -> None:
-    """Raise TypeError unless *processor* is a plain function, or like one."""
-    check_callable("processor", processor)
-    if any(test(function) for test in _ASYNCHRONOUS for function in (processor, getattr(processor, "__call__", None))):
-        raise TypeError(f"processor must be a plain function, got the asynchronous {processor!r}")
+        raise TypeError(f"jobs must be iterable, got {shown(jobs)}") from None
 
 
 def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.needs():
-        raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {policy!r}")
+        raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {shown(policy)}")
 
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         kind = ValueError if isinstance(name, str) else TypeError
-        raise kind(f"name must be a string that is not empty, got {name!r}")
+        raise kind(f"name must be a string that is not empty, got {shown(name)}")
 
 
 def _check_functions(key: Any, weigh: Any, executor: Any, clock: Any) -> None:
@@ -418,6 +416,7 @@ def _check_functions(key: Any, weigh: Any, executor: Any, clock: Any) -> None:
     if weigh is not None:
         check_callable("weigh", weigh)
     if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
-    if clock is not None and not (hasattr(clock, "now") and hasattr(clock, "wait_until")):
-        raise TypeError(f"clock must have now() and wait_until(), got {clock!r}")
+        raise TypeError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
+    methods = (getattr(clock, name, None) for name in ("now", "wait_until"))
+    if clock is not None and (isinstance(clock, type) or not all(map(callable, methods))):
+        raise TypeError(f"clock must have now() and wait_until(), got {shown(clock)}")

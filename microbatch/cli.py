@@ -9,9 +9,9 @@ from functools import reduce
 from typing import Any, BinaryIO, Callable, ContextManager, NoReturn, Optional, Sequence
 
 from microbatch import BatchingPolicy, Interval, Size, __version__
+from microbatch._arguments import MOST_THREADS, check_callable
 from microbatch._demo import run_demo
 from microbatch._jsonlines import process_lines
-from microbatch.batcher import check_processor
 
 __all__ = ["main"]
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare")
-    demo.add_argument("--threads", type=_count, default=32, metavar="N", help="callers at once (%(default)s)")
+    demo.add_argument("--threads", type=_threads, default=32, metavar="N", help="callers at once (%(default)s)")
     demo.add_argument("--jobs", type=_count, metavar="N", help="rows (as many as the disk takes in about 20 s)")
     _add_policy(demo)
     demo.set_defaults(command=_demo)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="process JSON Lines with a function of yours")
     run.add_argument("target", metavar="MODULE:CALLABLE", help="takes a list of jobs, returns one result for each")
     run.add_argument("file", nargs="?", default="-", metavar="FILE", help="one JSON value a line; - for standard input")
-    run.add_argument("--workers", type=_count, default=1, metavar="N", help="batches at once (%(default)s)")
+    run.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
     run.add_argument("-o", "--output", default="-", metavar="FILE", help="for the results, in the order of the input")
     _add_policy(run)
     run.set_defaults(command=_run)
@@ -86,6 +86,12 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if _count(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be an integer of at most {MOST_THREADS}, got {text!r}")
     return int(text)
 
 
@@ -129,7 +135,7 @@ def _load(target: str) -> Callable[[Any], Any]:
         sys.path.insert(0, os.getcwd())
     try:
         processor: Any = reduce(getattr, path.split("."), importlib.import_module(name))
-        check_processor(processor)
+        check_callable("processor", processor)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise BadUsage(f"can't use {target}: {type(error).__name__}: {error}") from error
     return processor  # type: ignore[no-any-return]

@@ -106,7 +106,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     Raises:
         TypeError, ValueError: as `Batcher` does, when the function is decorated.
     """
-    check_policy("policy", policy)
+    check_policy("policy", policy, ": write @batched(Size(100)), or @batched() for the default policy")
 
     def make(processor: Callable[[List[Any]], Any]) -> Batcher[Any, Any]:
         return Batcher(processor, policy, **options)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Hashable, Sequence, TypeVar
 
-from microbatch._arguments import check_count, check_number
+from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._futures import BatchInfo
 
@@ -86,7 +86,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     All methods are called from the batcher's own thread, one at a time; `fits` also from a thread in
     `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
-    An exception from `due`, `fits` or `reason` fails the jobs of that batch.
+    An exception from `due`, `fits`, `room` or `reason` fails the jobs of that batch; so does a `due` or `room` that is no
+    number.
     """
 
     watches_flow: bool = True
@@ -149,13 +150,26 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
 
 def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
-    return 0
+    return 0.0
 
 
-def check_policy(name: str, value: Any) -> None:
-    """Raise TypeError unless *value* is a policy."""
+def check_policy(name: str, value: Any, hint: str = "") -> None:
+    """Raise TypeError or ValueError unless *value* is a policy, and what it says of itself makes sense."""
     if not isinstance(value, BatchingPolicy):
-        raise TypeError(f"{name} must be a BatchingPolicy, got {value!r}")
+        raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
+    check_count("the needs() of a policy", value.needs(), 0)
+    check_flag("the watches_flow of a policy", value.watches_flow)
+
+
+# Not `min` and `max`, which pass over a NaN or not, as it comes: here it comes out, and the batcher refuses it.
+
+
+def _least(first: float, second: float) -> float:
+    return first if first < second or first != first else second
+
+
+def _most(first: float, second: float) -> float:
+    return first if first > second or first != first else second
 
 
 class Size(BatchingPolicy[object]):
@@ -218,7 +232,8 @@ class _Pair(BatchingPolicy[Job]):
     """Two policies as one: a job joins only where both let it."""
 
     def __init__(self, first: BatchingPolicy[Job], second: BatchingPolicy[Job]) -> None:
-        check_policy("a part of a policy", second)
+        for part in (first, second):
+            check_policy("a part of a policy", part)
         self.first = first
         self.second = second
         self.watches_flow = first.watches_flow or second.watches_flow
@@ -229,7 +244,7 @@ class _Pair(BatchingPolicy[Job]):
 
     def room(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.room`."""
-        return min(self.first.room(window), self.second.room(window))
+        return _least(self.first.room(window), self.second.room(window))
 
     def observe(self, report: BatchReport) -> None:
         """Hand the report to both, to the second even if the first raises."""
@@ -248,7 +263,7 @@ class Either(_Pair[Job]):
 
     def due(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.due`."""
-        return min(self.first.due(window), self.second.due(window))
+        return _least(self.first.due(window), self.second.due(window))
 
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""
@@ -272,7 +287,7 @@ class Both(_Pair[Job]):
 
     def due(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.due`."""
-        return max(self.first.due(window), self.second.due(window))
+        return _most(self.first.due(window), self.second.due(window))
 
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""

@@ -39,7 +39,7 @@ class ManualClock:
     """
 
     def __init__(self, start: float = 0.0) -> None:
-        self._now = check_number("start", start)
+        self._now = check_number("start", start, below=NEVER)
         self._changed = threading.Condition()  # guards both; never held while another lock is taken
         self._sleepers: List[Tuple[threading.Condition, float]] = []
 
@@ -50,7 +50,7 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Let *seconds* pass at once, and wake the threads whose moment has come by then."""
-        check_number("seconds", seconds)
+        seconds = check_number("seconds", seconds, below=NEVER)
         with self._changed:
             self._now += seconds
             due = [condition for condition, moment in self._sleepers if moment <= self._now]
@@ -83,6 +83,8 @@ class ManualClock:
         Raises:
             TimeoutError: no thread did in that time.
         """
+        moment = check_number("moment", moment)
+        check_number("timeout", timeout, below=threading.TIMEOUT_MAX)
         with self._changed:
             if not self._changed.wait_for(lambda: any(each == moment for _, each in self._sleepers), timeout):
                 moments = sorted(each for _, each in self._sleepers if each != NEVER)
@@ -147,6 +149,7 @@ class RecordingProcessor(Generic[Job]):
             TimeoutError: they did not come within *timeout* seconds of real time.
         """
         check_count("count", count, 0)
+        check_number("timeout", timeout, below=threading.TIMEOUT_MAX)
         with self._called:
             if not self._called.wait_for(lambda: len(self.batches) >= count, timeout):
                 raise TimeoutError(f"expected {count} batches within {timeout:g} s, got {len(self.batches)}")

@@ -224,6 +224,8 @@ def test_an_empty_input_is_all_right() -> None:
         ([], "the following arguments are required: COMMAND"),
         (["dance"], "argument COMMAND: "),
         (["demo", "--threads", "0"], "argument --threads: must be an integer of at least 1, got '0'"),
+        (["demo", "--threads", "10001"], "argument --threads: must be an integer of at most 10000, got '10001'"),
+        (["run", "processors:double", "--workers", "10001"], "argument --workers: must be an integer of at most 10000"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line_and_status_2(
