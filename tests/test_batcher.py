@@ -284,13 +284,6 @@ def test_a_job_above_the_limit_is_refused() -> None:
         assert 0 == batcher.stats().accepted
 
 
-@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_a_weight_that_cannot_be_added_up_is_refused(weight: float) -> None:
-    with Batcher(echo, weigh=lambda job: weight) as batcher:
-        with pytest.raises(ValueError, match="the weight of a job must be"):
-            batcher.submit(1)
-
-
 def test_an_exception_from_key_or_weigh_is_raised_and_nothing_is_accepted() -> None:
     def refuse(job: Any) -> Any:
         raise LookupError(job)
@@ -504,87 +497,6 @@ def test_a_batch_that_an_executor_drops_fails_its_jobs() -> None:
     with Batcher(echo, executor=Dropping()) as batcher:
         error = batcher.submit(1).exception(timeout=10)
     assert "CancelledError" == type(error).__name__
-
-
-# -- construction --
-
-
-async def generator(jobs: List[Any]) -> Any:
-    yield jobs
-
-
-class Asynchronous:
-    async def __call__(self, jobs: List[Any]) -> List[Any]:
-        return jobs
-
-
-async def coroutine(jobs: List[Any]) -> List[Any]:
-    return jobs
-
-
-@pytest.mark.parametrize(
-    "arguments, error, message",
-    [
-        ({"processor": 3}, TypeError, "processor must be callable, got 3"),
-        ({"processor": coroutine}, TypeError, "processor must be a plain function, got the asynchronous <function"),
-        ({"processor": generator}, TypeError, "processor must be a plain function, got the asynchronous"),
-        ({"processor": Asynchronous()}, TypeError, "processor must be a plain function, got the asynchronous"),
-        ({"policy": 3}, TypeError, "policy must be a BatchingPolicy, got 3"),
-        ({"policy": Size}, TypeError, "policy must be a BatchingPolicy, got <class"),
-        ({"key": 3}, TypeError, "key must be callable, got 3"),
-        ({"weigh": "x"}, TypeError, "weigh must be callable, got 'x'"),
-        ({"max_pending": -1}, ValueError, "max_pending must be at least 0, got -1"),
-        ({"max_pending": 1.5}, TypeError, "max_pending must be an integer, got 1.5"),
-        ({"max_workers": 0}, ValueError, "max_workers must be at least 1, got 0"),
-        ({"max_workers": None}, TypeError, "max_workers must be an integer, got None"),
-        ({"executor": 3}, TypeError, "executor must be a concurrent.futures.Executor, got 3"),
-        ({"name": ""}, ValueError, "name must be a string that is not empty, got ''"),
-        ({"name": 3}, TypeError, "name must be a string that is not empty, got 3"),
-        ({"exit_timeout": -1}, ValueError, "exit_timeout must be at least 0, got -1"),
-        ({"exit_timeout": "1"}, TypeError, "exit_timeout must be a number, got '1'"),
-        ({"clock": 3}, TypeError, r"clock must have now\(\) and wait_until\(\), got 3"),
-        ({"policy": Size(9), "max_pending": 8}, ValueError, "policy must be able to send .*max_pending=8, got Size.9"),
-        ({"policy": Size(9) & Interval(1), "max_pending": 8}, ValueError, "policy must be able to send"),
-    ],
-)
-def test_a_wrong_argument_is_refused_at_construction(arguments: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        Batcher(**{"processor": echo, **arguments})
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"policy": Size(9) | Interval(1), "max_pending": 8},
-        {"policy": Size(8), "max_pending": 8},
-        {"policy": Size(9), "max_pending": 0},
-        {"max_pending": 1},
-    ],
-)
-def test_what_can_work_is_accepted(arguments: Any) -> None:
-    with Batcher(echo, **arguments) as batcher:
-        batcher.submit(1)
-
-
-@pytest.mark.parametrize(
-    "call, error, message",
-    [
-        (lambda b: b.submit(1, timeout=-1), ValueError, "timeout must be at least 0, got -1"),
-        (lambda b: b.submit(1, timeout="1"), TypeError, "timeout must be a number, got '1'"),
-        (lambda b: b.submit(1, expires_in=float("nan")), ValueError, "expires_in must be at least 0, got nan"),
-        (lambda b: b.map([1], buffersize=0), ValueError, "buffersize must be at least 1, got 0"),
-        (lambda b: b.map([1], timeout=-1), ValueError, "timeout must be at least 0, got -1"),
-        (lambda b: b.map(3), TypeError, "jobs must be iterable, got 3"),
-        (lambda b: b.flush(timeout=-1), ValueError, "timeout must be at least 0, got -1"),
-        (lambda b: b.shutdown(timeout=[]), TypeError, "timeout must be a number"),
-        (lambda b: b.add_shutdown_callback(3), TypeError, "callback must be callable, got 3"),
-    ],
-)
-def test_a_wrong_argument_is_refused_at_the_call(call: Any, error: Any, message: str) -> None:
-    with Batcher(echo) as batcher:
-        with pytest.raises(error, match=message):
-            call(batcher)
-        assert 0 == batcher.stats().accepted
 
 
 def test_every_refusal_is_a_rejection() -> None:

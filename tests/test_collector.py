@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Hashable, List, Optional
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -339,19 +338,6 @@ def test_a_policy_that_raises_breaks_that_batch_at_once_and_no_other() -> None:
     assert ["bad"] == [entry.job for entry in batch.entries]
     c.finished()
     assert ["c:broken"] == take_all(c, 2)
-
-
-@pytest.mark.parametrize("answer", [float("nan"), "soon", None, True])
-def test_an_answer_that_is_no_moment_breaks_the_batch(answer: Any) -> None:
-    class Odd(BatchingPolicy[Any]):
-        def due(self, window: Window[Any]) -> float:
-            return answer  # type: ignore[no-any-return]
-
-    c = collector(Odd())
-    c.add(jobs("a"))
-    batch = c.take(0)
-    assert batch is not None and isinstance(batch.error, (TypeError, ValueError))
-    assert not c
 
 
 def test_a_reason_that_raises_breaks_the_batch() -> None:

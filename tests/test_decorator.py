@@ -151,21 +151,3 @@ def test_a_finalizer_may_use_the_method() -> None:
 
 def test_the_class_gives_the_decorated_function() -> None:
     assert "Price items." == Shop.price.__doc__
-
-
-@pytest.mark.parametrize(
-    "decorate, message",
-    [
-        (lambda: batched(echo), "policy must be a BatchingPolicy, got <function"),  # type: ignore[arg-type]
-        (lambda: batched(Size(2), max_workers="3")(echo), "max_workers must be an integer, got '3'"),
-        (lambda: batched(Size(2), nonsense=1)(echo), "nonsense"),
-        (lambda: batched(Size(2))(3), "processor must be callable, got 3"),  # type: ignore[call-overload]
-    ],
-)
-def test_a_wrong_argument_is_refused_when_decorating(decorate: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        decorate()
-
-
-def echo(jobs: List[Any]) -> List[Any]:
-    return jobs

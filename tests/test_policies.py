@@ -152,37 +152,6 @@ def test_both_parts_observe_even_if_the_first_raises() -> None:
     assert ([report], [report]) == (first.reports, second.reports)
 
 
-@pytest.mark.parametrize("value", [0, -1, 10**400 * -1])
-def test_a_size_below_one_is_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=r"n must be at least 1, got -?\d"):
-        Size(value)
-
-
-@pytest.mark.parametrize("value", [1.0, "3", None, True, float("nan")])
-def test_a_size_that_is_no_integer_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="n must be an integer, got "):
-        Size(value)
-
-
-@pytest.mark.parametrize("value", [-0.001, float("nan"), float("-inf"), -(10**400)])
-def test_an_interval_below_zero_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="seconds must be at least 0, got "):
-        Interval(value)
-
-
-@pytest.mark.parametrize("value", ["1", None, False, 1j])
-def test_an_interval_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="seconds must be a number, got "):
-        Interval(value)
-
-
-def test_policies_combine_only_with_policies() -> None:
-    with pytest.raises(TypeError, match="a part of a policy must be a BatchingPolicy, got 3"):
-        Size(3) | 3  # type: ignore[operator]
-    with pytest.raises(TypeError, match="got 'no'"):
-        Size(3) & "no"  # type: ignore[operator]
-
-
 def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() -> None:
     class Bytes(Size):
         def fits(self, window: Window[Any], weight: float) -> bool:

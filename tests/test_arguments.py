@@ -1,0 +1,395 @@
+"""Bad input at every door: the error says what must be and what came, and nothing has begun."""
+
+import inspect
+import operator
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from decimal import Decimal
+from fnmatch import fnmatch
+from fractions import Fraction
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, Set, Tuple
+
+import pytest
+
+import microbatch
+import microbatch.testing
+from microbatch import DEFAULT_POLICY, NEVER, Batcher, BatcherStats, BatchingPolicy, Interval, Size, Window, batched
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+
+NAN, INF = float("nan"), float("inf")
+HUGE = 10**5000  # beyond all floats, and more digits than Python prints
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+
+class Answering(BatchingPolicy[Any]):
+    """Says of itself, and of a window, what it is told to."""
+
+    def __init__(self, needs: Any = 0, watches_flow: Any = True, due: Any = NEVER, room: Any = NEVER) -> None:
+        self.watches_flow = watches_flow
+        self._needs, self._due, self._room = needs, due, room
+
+    def due(self, window: Window[Any]) -> Any:
+        return self._due
+
+    def room(self, window: Window[Any]) -> Any:
+        return self._room
+
+    def needs(self) -> Any:
+        return self._needs
+
+
+class Asynchronous:
+    async def __call__(self, jobs: List[Any]) -> List[Any]:
+        return jobs
+
+
+async def coroutine(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+async def generator(jobs: List[Any]) -> Any:
+    yield jobs
+
+
+def echo(jobs: List[Any]) -> List[Any]:
+    return jobs
+
+
+Wrong = Tuple[Any, str, Any]
+
+
+def wrong(error: Any, must_be: str, *values: Any) -> List[Wrong]:
+    return [(error, must_be, value) for value in values]
+
+
+# -- what is wrong of each kind --
+
+NO_FLAG = wrong(TypeError, "True or False", 5, 0, 0.5, NAN, "yes", Shy())
+NO_INTEGER = wrong(TypeError, "an integer", "3", True, 1.0, 1.5, NAN, INF, 1j, Fraction(3, 2), [3], Shy())
+NO_NUMBER = wrong(TypeError, "a number", "1", b"1", True, False, 1j, Decimal(1), [], [1] * 9999, "x" * 9999, Shy())
+NO_CALLABLE = wrong(TypeError, "callable", 3, True, NAN, "x", [], Shy())
+NOT_PLAIN = wrong(TypeError, "a plain function", coroutine, generator, Asynchronous(), partial(coroutine))
+NO_POLICY = wrong(TypeError, "a BatchingPolicy", 3, True, "size", echo, Size, Shy())
+NO_ITERABLE = wrong(TypeError, "iterable", 3, True, NAN, generator([]), Shy())
+NO_EXECUTOR = wrong(TypeError, r"a concurrent.futures.Executor", 3, True, "x", ThreadPoolExecutor, Shy())
+NO_CLOCK = wrong(
+    TypeError, r"clock must have now\(\) and wait_until\(\)", 3, True, ManualClock, SimpleNamespace(now=float), Shy()
+)
+NO_CLOCK += wrong(TypeError, r"clock must have now\(\) and wait_until\(\)", SimpleNamespace(now=1.5, wait_until=2))
+NO_TEXT = wrong(TypeError, "a string that is not empty", 3, True, b"x", Shy())
+NO_TEXT += wrong(ValueError, "a string that is not empty", "")
+NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fraction(-1, 2))
+INFINITE = wrong(ValueError, "below inf", INF, HUGE)
+BEYOND_WAITING = wrong(ValueError, r"below [\d.e+]+", INF, 1e308, HUGE)
+BELOW_0 = wrong(ValueError, "at least 0", -1, -HUGE)
+BELOW_1 = wrong(ValueError, "at least 1", 0, -1, -HUGE)
+TOO_MANY = wrong(ValueError, "at most 10000", 10_001, 10**9, HUGE)
+NO_NEEDS = wrong(TypeError, r"the needs\(\) of a policy must be an integer", *(Answering(x) for x in ("3", 1.0, NAN)))
+NO_NEEDS += wrong(ValueError, r"the needs\(\) of a policy must be at least 0", Answering(needs=-1))
+NO_NEEDS += wrong(TypeError, "the watches_flow of a policy must be True or False", Answering(watches_flow=1))
+
+# -- which kind each argument is of: what is wrong, what is right --
+
+ANYTHING: List[Any] = [None, NAN, Shy(), [], echo]
+SECONDS = [0, 0.5, Fraction(1, 2), 1e308, INF, HUGE]
+DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
+    ("Batcher.processor", NO_CALLABLE + NOT_PLAIN, [echo, list, Shy]),
+    ("Batcher.policy", NO_POLICY + NO_NEEDS, [Size(1), Size(10_000), Size(HUGE) | Interval(1), Answering(needs=9)]),
+    ("Batcher.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("Batcher.weigh", NO_CALLABLE + NOT_PLAIN, [None, len]),
+    ("Batcher.max_pending", NO_INTEGER + BELOW_0, [0, 1, HUGE]),
+    ("Batcher.max_workers", NO_INTEGER + BELOW_1 + TOO_MANY, [1, 10_000]),
+    ("Batcher.executor", NO_EXECUTOR, [None, InlineExecutor()]),
+    ("Batcher.name", NO_TEXT, ["x", "\0"]),
+    ("Batcher.exit_timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.clock", NO_CLOCK, [None, ManualClock()]),
+    ("Batcher.submit.job", [], ANYTHING),
+    ("Batcher.submit.timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.submit.expires_in", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.map.jobs", NO_ITERABLE, ["ab", b"ab", {}, iter([])]),
+    ("Batcher.map.timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.map.buffersize", NO_INTEGER + BELOW_1, [None, 1, HUGE]),
+    ("Batcher.flush.wait", NO_FLAG, [True, False]),
+    ("Batcher.flush.timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.shutdown.wait", NO_FLAG, [True, False]),
+    ("Batcher.shutdown.cancel_futures", NO_FLAG, [True, False]),
+    ("Batcher.shutdown.timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
+    ("Batcher.add_shutdown_callback.callback", NO_CALLABLE + NOT_PLAIN, [list]),
+    ("BatchedFunction.__call__.job", [], ANYTHING),
+    ("batched.policy", NO_POLICY + NO_NEEDS, [Size(1)]),
+    ("Size.n", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("Interval.seconds", NO_NUMBER + NEGATIVE, SECONDS),
+    ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
+    ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
+    ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
+    ("ManualClock.advance.seconds", NO_NUMBER + NEGATIVE + INFINITE, [0, 1e308]),
+    ("ManualClock.wait_for_sleeper.moment", NO_NUMBER + NEGATIVE, SECONDS),
+    ("ManualClock.wait_for_sleeper.timeout", NO_NUMBER + NEGATIVE + BEYOND_WAITING, [0]),
+    ("RecordingProcessor.function", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("RecordingProcessor.wait_for_batches.count", NO_INTEGER + BELOW_0, [0]),
+    ("RecordingProcessor.wait_for_batches.timeout", NO_NUMBER + NEGATIVE + BEYOND_WAITING, [0, 1e9]),
+]
+DOORS += [
+    (door.replace("Batcher", "BatchedFunction"), refused, accepted)
+    for door, refused, accepted in DOORS
+    if re.match(r"Batcher\.(submit|map|shutdown)\.", door)
+]
+NO_DOORS = {
+    "BatchInfo.*": "a fact",
+    "BatchReport.*": "a fact",
+    "BatcherStats.*": "a fact",
+    "JobResult.*": "a fact",
+    "Window.*": "a fact",
+    "BacklogFull.*": "a fact, as an exception",
+    "JobExpired.*": "a fact, as an exception",
+    "JobTooLarge.*": "a fact, as an exception",
+    "ResultCountError.*": "a fact, as an exception",
+    "JobFuture.*": "made by the batcher, and in all that its user calls a future of the standard library",
+    "InlineExecutor.submit.*": "an executor of the standard library, which calls anything",
+    "BatchedFunction.function": "made by batched()",
+    "BatchedFunction.make": "made by batched()",
+    "batched.options": "for Batcher, which looks at them",
+    "*.window": "the batcher asks policies",
+    "*.fits.weight": "the batcher asks policies",
+    "BatchingPolicy.observe.report": "the batcher tells policies",
+    "ManualClock.wait_until.*": "the batcher waits",
+    "RecordingProcessor.__call__.jobs": "the batcher calls processors",
+}
+NEEDED: Dict[str, Dict[str, Any]] = {
+    "Batcher": {"processor": echo},
+    "submit": {"job": 1},
+    "map": {"jobs": [1]},
+    "wait_for_sleeper": {"moment": 1, "timeout": 0},
+    "wait_for_batches": {"count": 0},
+}
+
+
+def parameters() -> Iterator[str]:
+    """All parameters of what the package offers, as ``class.method.parameter``, ``class.parameter`` and the like."""
+    for module in (microbatch, microbatch.testing):
+        for name in module.__all__:
+            offered = getattr(module, name)
+            for method, function in vars(offered).items() if inspect.isclass(offered) else [("", offered)]:
+                public = not method.startswith("_") or method in ("__init__", "__call__", "__or__", "__and__")
+                if public and inspect.isfunction(function):
+                    names = list(inspect.signature(function).parameters)[bool(method) :]
+                    yield from (f"{name}.{method}.{each}".replace(".__init__", "").replace("..", ".") for each in names)
+
+
+def exempt(door: str) -> Set[str]:
+    return {pattern for pattern in NO_DOORS if fnmatch(door, pattern)}
+
+
+def test_every_parameter_of_what_is_public_is_in_the_table_or_no_door() -> None:
+    assert sorted(door for door, _, _ in DOORS) == sorted(door for door in parameters() if not exempt(door))
+    assert set(NO_DOORS) == {pattern for door in parameters() for pattern in exempt(door)}
+
+
+def knock(function: Any, door: str, value: Any) -> None:
+    """Call what has the door, of *function* and its batcher or of something new, with *value* there and all else right."""
+    owners = {
+        "Batcher": function.batcher,
+        "BatchedFunction": function,
+        "BatchingPolicy": Size(3),
+        "ManualClock": ManualClock(),
+        "RecordingProcessor": RecordingProcessor[Any](),
+    }
+    *path, name = door.split(".")
+    offered = getattr(microbatch, path[0], None) or getattr(microbatch.testing, path[0])
+    called = getattr(owners[path[0]], path[1]) if path[1:] else offered
+    called(**{**NEEDED.get(path[-1], {}), name: value})
+
+
+def none_too(refused: List[Wrong], accepted: List[Any]) -> List[Wrong]:
+    """None is wrong wherever it is not right."""
+    return [] if None in accepted else wrong(TypeError, refused[0][1], None)
+
+
+def message(name: str, must_be: str) -> str:
+    subject = "" if " must " in must_be else f"{'a part of a policy' if name == 'other' else name} must be "
+    return rf"^{subject}{must_be}, got \S.{{0,200}}$"
+
+
+@pytest.mark.parametrize(
+    "door, error, must_be, value",
+    [
+        pytest.param(door, error, must_be, value, id=f"{door} {number} {type(value).__name__}")
+        for door, refused, accepted in DOORS
+        for number, (error, must_be, value) in enumerate(refused + none_too(refused, accepted))
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_begins(door: str, error: Any, must_be: str, value: Any) -> None:
+    function, before = batched()(echo), threading.active_count()
+    with pytest.raises(error, match=message(door.split(".")[-1], must_be)):
+        knock(function, door, value)
+    assert (before, BatcherStats()) == (threading.active_count(), function.batcher.stats())
+    assert "still open" == function("still open")
+    function.shutdown()
+
+
+@pytest.mark.parametrize(
+    "door, value",
+    [
+        pytest.param(door, value, id=f"{door} {number} {type(value).__name__}")
+        for door, _, accepted in DOORS
+        for number, value in enumerate(accepted)
+    ],
+)
+def test_a_right_argument_is_accepted(door: str, value: Any) -> None:
+    function = batched()(echo)
+    with suppress(TimeoutError):  # nobody sleeps, and no batch comes
+        knock(function, door, value)
+    function.shutdown()
+
+
+# -- what goes together --
+
+
+@pytest.mark.parametrize("policy", [Size(9), Size(9) & Interval(1), Answering(needs=9)])
+def test_a_policy_that_needs_more_jobs_than_may_wait_is_refused(policy: Any) -> None:
+    with pytest.raises(ValueError, match="policy must be able to send within max_pending=8, got "):
+        Batcher(echo, policy, max_pending=8)
+
+
+@pytest.mark.parametrize(
+    "policy, max_pending", [(Size(9) | Interval(1), 8), (Size(8), 8), (Size(9), 0), (DEFAULT_POLICY, 1)]
+)
+def test_a_policy_that_can_send_in_time_is_accepted(policy: Any, max_pending: int) -> None:
+    with Batcher(echo, policy, max_pending=max_pending) as batcher:
+        batcher.submit(1)
+
+
+def test_any_number_of_batches_may_run_in_an_executor_of_the_callers() -> None:
+    with Batcher(echo, executor=InlineExecutor(), max_workers=HUGE) as batcher:
+        assert 1 == batcher.submit(1).result(timeout=10).value
+
+
+def test_each_part_of_a_policy_must_make_sense() -> None:
+    with pytest.raises(TypeError, match=r"the needs\(\) of a policy must be an integer, got 'x'"):
+        Answering(needs="x") | Size(3)
+
+
+# -- what the caller's functions answer --
+
+
+@pytest.mark.parametrize(
+    "error, must_be, weight",
+    NO_NUMBER + NEGATIVE + INFINITE + wrong(TypeError, "a number", None),
+    ids=lambda value: type(value).__name__,
+)
+def test_a_weight_that_cannot_be_added_up_is_refused(error: Any, must_be: str, weight: Any) -> None:
+    with Batcher(echo, weigh=lambda job: weight) as batcher:
+        with pytest.raises(error, match=message("the weight of a job", must_be)):
+            batcher.submit(1)
+        assert BatcherStats() == batcher.stats()
+
+
+@pytest.mark.parametrize("weight", [0, 1e308, Fraction(1, 2)])
+def test_any_finite_number_is_a_weight(weight: Any) -> None:
+    with Batcher(echo, weigh=lambda job: weight) as batcher:
+        assert weight == batcher.submit(1).result(timeout=10).batch.weight
+
+
+def test_a_job_is_not_looked_at_before_the_arguments_are() -> None:
+    looked_at: List[Any] = []
+
+    class Jobs:
+        def __iter__(self) -> Iterator[Any]:
+            looked_at.append(self)
+            return iter("ab")
+
+    def look(job: Any) -> int:
+        looked_at.append(job)
+        return 1
+
+    with Batcher(echo, key=look, weigh=look) as batcher:
+        for call in (
+            lambda: batcher.submit("job", timeout=-1),
+            lambda: batcher.submit("job", expires_in=-1),
+            lambda: batcher.map(Jobs(), timeout=-1),
+            lambda: batcher.map(Jobs(), buffersize=0),
+        ):
+            with pytest.raises(ValueError):
+                call()
+    assert [] == looked_at
+
+
+@pytest.mark.parametrize("answer", [NAN, "x", None, True])
+@pytest.mark.parametrize("question", ["due", "room"])
+def test_a_policy_that_answers_with_no_number_fails_the_batch(question: str, answer: Any) -> None:
+    with Batcher(echo, Answering(**{question: answer})) as batcher:
+        error = batcher.submit(1).exception(timeout=10)
+    assert isinstance(error, TypeError)
+    assert re.match(message(rf"the {question}\(\) of a policy", "a number"), str(error))
+
+
+@pytest.mark.parametrize("question", ["due", "room"])
+@pytest.mark.parametrize("combine", [operator.or_, operator.and_])
+def test_a_part_of_a_policy_that_answers_with_no_number_fails_the_batch(combine: Any, question: str) -> None:
+    odd = Answering(**{question: NAN})
+    for policy in (combine(odd, Size(2)), combine(Size(2), odd)):
+        with Batcher(echo, policy) as batcher:
+            assert isinstance(batcher.submit(1).exception(timeout=10), TypeError)
+
+
+def test_a_policy_may_answer_with_a_number_beyond_all_floats() -> None:
+    with Batcher(echo, Answering(due=HUGE, room=HUGE)) as batcher:
+        first = batcher.submit(1)
+        assert batcher.flush()
+        second = batcher.submit(2)
+    assert ("flush", "shutdown") == (first.result().batch.trigger, second.result().batch.trigger)
+
+
+@pytest.mark.parametrize("now", [lambda: "noon", lambda: NAN, lambda: None])
+def test_a_clock_that_tells_no_time_is_refused(now: Any) -> None:
+    with pytest.raises(TypeError, match=r"the now\(\) of a clock must be a number, got "):
+        Batcher(echo, clock=SimpleNamespace(now=now, wait_until=echo))
+
+
+def test_a_clock_that_is_false_is_still_the_clock() -> None:
+    class Empty(ManualClock):
+        def __len__(self) -> int:
+            return 0
+
+    clock = Empty()
+    with Batcher(echo, Interval(60), clock=clock) as batcher:
+        future = batcher.submit(1)
+        clock.advance(60)
+        assert "interval" == future.result(timeout=10).batch.trigger
+
+
+# -- the decorator --
+
+
+@pytest.mark.parametrize(
+    "decorate, must_be",
+    [
+        (lambda: batched(Size(2), max_workers="3")(echo), "max_workers must be an integer"),
+        (lambda: batched(Size(2))(3), "processor must be callable"),  # type: ignore[call-overload]
+        (lambda: batched(Size(2))(coroutine), "processor must be a plain function"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_argument_is_refused_when_decorating(decorate: Any, must_be: str) -> None:
+    with pytest.raises(TypeError, match=message("", must_be)):
+        decorate()
+
+
+def test_an_unknown_option_is_refused_when_decorating() -> None:
+    with pytest.raises(TypeError, match="nonsense"):
+        batched(Size(2), nonsense=1)(echo)
+
+
+@pytest.mark.parametrize("policy", [echo, Size, "x"])
+def test_a_decorator_without_its_brackets_says_how_to_write_it(policy: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"got .*: write @batched\(Size\(100\)\), or @batched\(\) for the default policy"
+    ):
+        batched(policy)
