@@ -123,13 +123,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         with self.mutex:
             if self._full() and not self.closed:
                 self._wait_for_room(block and not self.is_own_thread(), timeout)
-            if self.closed:
-                raise BatcherClosed("the batcher is shut down")
             item.submitted = self.clock.now()
             item.expires = item.submitted + item.expires_in
             item.epoch = self.epoch
             self.not_empty.notify()
-            self.queue.append(item)  # last: from here on the job is accepted
+            # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
+            # worker thread: a condition's wait() gives up the whole of a re-entrant lock. Between the look and the append
+            # there is no call and no jump, so that no handler comes in (on CPython 3.10 a jump lets one in).
+            if not self.closed:
+                self.queue.append(item)  # from here on the job is accepted
+                return
+        raise BatcherClosed("the batcher is shut down")
 
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout

@@ -10,6 +10,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
+from microbatch.testing import ManualClock
 
 
 def echo(jobs: List[Any]) -> List[Any]:
@@ -204,3 +205,21 @@ def test_a_first_submit_that_a_signal_breaks_off_can_be_repeated(begun: bool, mo
     assert "job" == batcher.submit("job").result(timeout=10).value
     assert batcher.shutdown(timeout=10)
     assert 1 == batcher.stats().accepted
+
+
+def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
+    class Interrupted(ManualClock):
+        """Calls the handler of a signal, as it were, when `submit` reads the time."""
+
+        def now(self) -> float:
+            if handlers and threading.current_thread() is threading.main_thread():
+                handlers.pop()()
+            return super().now()
+
+    handlers: List[Any] = []
+    batcher = Batcher(echo, clock=Interrupted())
+    batcher.submit("early").result(timeout=10)
+    handlers.append(batcher.shutdown)
+    with pytest.raises(BatcherClosed):
+        batcher.submit("late")
+    assert 1 == batcher.stats().accepted == batcher.stats().succeeded
