@@ -4,9 +4,10 @@ Rules of this file:
 
 1. `JobFuture.stage` says where the job is. It is written with the batcher's lock held. Who moves it out of the waiting
    stages has won: cancellation, expiry and hand-over can race, and one wins.
-2. The winner calls `JobFuture.publish` and then `JobFuture.call_back`. Either does its work once. Callbacks are run
-   without any lock; a cancellation alone is published under the batcher's lock, so the order is: that lock, then
-   the future's own condition, never the other way round.
+2. The winner calls `JobFuture.publish` and then `JobFuture.call_back`, without the batcher's lock: a signal handler or
+   finalizer that uses the batcher may interrupt a thread that holds the future's own condition, and nobody may wait for
+   that one with the batcher's lock held. The worker thread publishes a cancellation too, for a signal may break off the
+   caller of `cancel`, in whose thread the callbacks are run.
 3. What ``concurrent.futures.wait``, ``as_completed`` and ``asyncio`` read is written here exactly as `Future` does.
 """
 
@@ -88,8 +89,8 @@ class JobResult(Generic[Value]):
 class Keeper(Protocol):
     """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
 
-    def withdraw(self, future: "JobFuture[Any]") -> bool:
-        """Make *future* cancelled, readably so, and return True; or return False if it no longer waits."""
+    def withdraw(self, future: "JobFuture[Any]") -> None:
+        """Move *future* to the stage `CANCELLED`, if it still waits."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
@@ -139,8 +140,13 @@ class JobFuture(Future[JobResult[Value]]):
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
         keeper = self._keeper
-        if keeper is not None and keeper.withdraw(self):
-            self.call_back()
+        try:
+            if keeper is not None:
+                keeper.withdraw(self)
+        finally:  # after a signal too
+            if self.stage is JobState.CANCELLED:
+                self.publish()
+                self.call_back()
         return self.stage is JobState.CANCELLED
 
     def running(self) -> bool:
@@ -203,7 +209,8 @@ class JobFuture(Future[JobResult[Value]]):
 
     def call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
-        callbacks, self._done_callbacks = self._done_callbacks, []
+        with self._condition._lock:  # type: ignore[attr-defined]
+            callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
             self._call(callback)
 

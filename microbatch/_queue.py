@@ -152,17 +152,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         finally:
             self.blocked -= unlimited
 
-    def withdraw(self, future: JobFuture[Any]) -> bool:
+    def withdraw(self, future: JobFuture[Any]) -> None:
         """See `Keeper.withdraw`."""
         with self.mutex:
-            if self.moving or not future.waiting:
-                return False
             self.not_full.notify()
             self.not_empty.notify()
-            self._withdrawn.setdefault(future, future.stage)
-            future.stage = JobState.CANCELLED
-            future.publish()  # in here, so that the worker thread can tell a cancellation that a signal broke off
-            return True
+            if not self.moving and future.waiting:
+                self._withdrawn.setdefault(future, future.stage)
+                future.stage = JobState.CANCELLED
 
     def post(self, note: Callable[[], None]) -> None:
         """Have the worker thread make this call, after it has taken in all jobs accepted until now."""

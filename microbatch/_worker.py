@@ -16,7 +16,7 @@ from typing import Any, Callable, List, Optional
 from microbatch._arguments import check_answer
 from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
-from microbatch._futures import BatchInfo, JobFuture
+from microbatch._futures import BatchInfo, JobFuture, JobState
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._queue import JobQueue
@@ -155,6 +155,9 @@ class Worker:
         self.ledger.claim(futures)
         delivery = Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, None, ""))
         delivery.fail(error)
+        for future in futures:
+            if future.stage is JobState.CANCELLED:
+                future.publish()
         self.ledger.release([future for future in futures if future.published])
         return delivery.failed
 
@@ -224,9 +227,7 @@ class Worker:
 
     def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
         for future in cancelled:
-            if not future.published:  # a signal broke off the caller's cancel()
-                future.publish()
-                future.call_back()
+            future.publish()
         self._collector.drop(cancelled)
         self.ledger.release(cancelled)
 

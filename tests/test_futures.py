@@ -206,3 +206,20 @@ def test_a_result_can_be_pickled() -> None:
         result = batcher.submit(1).result()
     assert isinstance(result, JobResult)
     assert result == pickle.loads(pickle.dumps(result))
+
+
+def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_the_batcher() -> None:
+    counted: List[Any] = []
+    with Batcher(RecordingProcessor(double), Size(9)) as batcher:
+        future = batcher.submit("job")
+        canceller = threading.Thread(target=future.cancel)
+        counter = threading.Thread(target=lambda: counted.append(batcher.stats()), daemon=True)
+        with future._condition:  # as in done(), where a signal handler that uses the batcher may come in
+            canceller.start()
+            while future.state is not JobState.CANCELLED:
+                pass
+            counter.start()
+            counter.join(10)
+        canceller.join(10)
+        assert [1] == [stats.cancelled for stats in counted]
+        assert future.cancelled()
