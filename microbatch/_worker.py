@@ -144,8 +144,9 @@ class Worker:
                 if self._clock.now() >= moment:
                     return False
                 self._clock.wait_until(self.queue.settled, moment)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()  # it has nothing left to do but to end
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()  # it has nothing left to do but to end
         return True
 
     def abandon(self, error: BaseException) -> int:
@@ -166,7 +167,10 @@ class Worker:
         return self._clock.now() + self._exit_timeout
 
     def disown_threads(self) -> None:
-        """Have the interpreter end without waiting for a processor that may never return."""
+        """Have the interpreter, and whoever shuts down, end without waiting for a processor that may never return."""
+        with self.queue.mutex:
+            self._ended, self._thread = True, None
+            self.queue.settled.notify_all()
         if self._pool is not None:
             for thread in self._pool._threads:
                 _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]

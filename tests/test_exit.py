@@ -104,6 +104,21 @@ def test_a_processor_that_never_returns_does_not_hold_up_the_end_for_longer_than
     )
 
 
+@pytest.mark.parametrize(
+    "shutdown",
+    ["import atexit; atexit.register(b.shutdown)", "threading.Thread(target=b.shutdown).start()"],
+    ids=["in an atexit function", "in another thread"],
+)
+def test_a_shutdown_does_not_wait_for_what_the_end_of_the_interpreter_has_given_up(shutdown: str) -> None:
+    script = """
+    import logging
+    logging.disable()
+    b = Batcher(lambda jobs: threading.Event().wait(), exit_timeout=0.2)
+    b.submit(1)
+    """
+    assert (0, "", "") == run(textwrap.dedent(script) + shutdown)
+
+
 def test_ctrl_c_inside_a_with_block_settles_all_that_was_accepted() -> None:
     script = """
     import os, signal
