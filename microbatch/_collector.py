@@ -363,7 +363,8 @@ class Collector(Generic[AnyEntry]):
 
     def _send(self, lane: _Lane[AnyEntry], trigger: Optional[str]) -> Batch[AnyEntry]:
         try:
-            trigger = trigger or str(self.policy.reason(self._window(lane)))
+            # Twice, for the first may give an instance of a subclass of str, which hashes as it likes.
+            trigger = trigger or str.__str__(str(self.policy.reason(self._window(lane))))
         except BaseException as error:
             return Batch(lane.key, "", self._empty(lane), error)
         return Batch(lane.key, trigger, self._empty(lane))

@@ -320,6 +320,21 @@ def test_a_policy_that_raises_fails_the_jobs_of_that_batch_and_the_next_one_runs
     assert (1, 1, 1) == (batcher.stats().failed, batcher.stats().succeeded, batcher.stats().batches)
 
 
+def test_a_reason_that_cannot_be_hashed_stops_nothing() -> None:
+    class Word(str):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __str__(self) -> str:
+            return self
+
+    class Wordy(Size):
+        def reason(self, window: Window[Any]) -> str:
+            return Word("wordy")
+
+    with Batcher(echo, Wordy(1)) as batcher:
+        assert ["wordy", "wordy"] == [batcher.submit("job").result(timeout=10).batch.trigger for _ in range(2)]
+
+
 def test_a_job_that_fits_nowhere_fails_without_weighing_too() -> None:
     class Nothing(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:

@@ -581,3 +581,14 @@ class LightEnough(BatchingPolicy[Any]):
 
 TestLedgerOfJobs = LedgerOfJobs.TestCase
 TestLedgerOfJobs.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_moment_beyond_all_floats_is_one_that_a_clock_can_calculate_with() -> None:
+    class Late(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return 10**400
+
+    c = collector(Late())
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0)
+    assert NEVER == c.next_moment()
