@@ -386,7 +386,9 @@ def _at_exit() -> None:
 def _forget_parents_workers() -> None:
     global _registry, _living
     _registry = threading.RLock()
-    _living = weakref.WeakSet()
+    parents, _living = list(_living), weakref.WeakSet()
+    for worker in parents:  # those too whose batchers are gone
+        worker.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):

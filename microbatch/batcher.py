@@ -305,7 +305,6 @@ class Batcher(Generic[Job, Value]):
             self._finalizer.detach()
         if parents.queue.closed:
             self._worker.close()
-        parents.leave_to_parent()
 
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
         ahead: Deque[JobFuture[Value]] = deque()

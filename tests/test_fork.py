@@ -90,6 +90,22 @@ def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> 
     assert "[0, 1, 2, 3, 4] 1\n" == run(script)
 
 
+def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:
+    script = """
+    go_on = threading.Event()
+    def ask():
+        batcher = Batcher(lambda jobs: [go_on.wait()])
+        future = batcher.submit("job")
+        batcher.shutdown(wait=False)
+        return future
+    future = ask()
+    in_child(lambda: print("child", type(future.exception(timeout=10)).__name__))
+    go_on.set()
+    print("parent", future.result(timeout=10).value)
+    """
+    assert "child ForkedError\nparent True\n" == run(script)
+
+
 def test_a_settled_future_keeps_its_result_in_the_child() -> None:
     script = """
     batcher = Batcher(echo)
