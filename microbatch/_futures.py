@@ -227,6 +227,10 @@ class JobFuture(Future[JobResult[Value]]):
         self._condition = threading.Condition()  # a thread that does not exist here may have held the old one
         self._done_callbacks = []
         if not self.published:
+            for waiter in self._waiters:  # the same goes for their locks
+                waiter.event._at_fork_reinit()  # type: ignore[attr-defined]
+                if hasattr(waiter, "lock"):
+                    waiter.lock._at_fork_reinit()
             self.stage = JobState.FAILED
             self.publish(error=error)
 

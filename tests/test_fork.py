@@ -106,6 +106,32 @@ def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:
     assert "child ForkedError\nparent True\n" == run(script)
 
 
+def test_the_child_is_not_held_up_by_a_thread_of_the_parent_that_was_about_to_wait_for_a_future() -> None:
+    script = """
+    class Paused(threading.Event):
+        def wait(self, timeout=None):
+            with self._cond:  # as every wait() does for a moment
+                reached.set()
+                go_on.wait()
+            return super().wait(timeout)
+    import concurrent.futures
+    reached, go_on, event = threading.Event(), threading.Event(), threading.Event
+    batcher = Batcher(echo, Size(9))
+    future = batcher.submit("job")
+    threading.Event = Paused
+    waiting = threading.Thread(target=concurrent.futures.wait, args=([future],))
+    waiting._started = event()
+    waiting.start()
+    reached.wait()
+    threading.Event = event
+    in_child(lambda: print(type(future.exception(timeout=10)).__name__))
+    go_on.set()
+    batcher.shutdown()
+    waiting.join()
+    """
+    assert "ForkedError\n" == run(script, timeout=20)
+
+
 def test_a_settled_future_keeps_its_result_in_the_child() -> None:
     script = """
     batcher = Batcher(echo)
