@@ -339,27 +339,29 @@ def _call_back(callback: Callable[[], object]) -> None:
 
 # -- the end of the process --
 
-_registry = threading.RLock()  # guards the two below; re-entrant, since a finalizer may interrupt its holder
+_registry = threading.RLock()  # guards the three below; re-entrant, since a finalizer may interrupt its holder
 _living: "weakref.WeakSet[Worker]" = weakref.WeakSet()
-_exiting: Optional[bool] = None  # None before the exit hook is registered
+_exiting = False
+_hook: Any = None  # what ``threading`` made of our exit hook when it was last registered
 
 
 def _enlist(worker: Worker) -> None:
     """Have the interpreter wait for this worker when it ends.
 
     An ``atexit`` function would come too late: `concurrent.futures` has closed every pool by then. Its own hook, and
-    this one, are called by ``threading`` before that, the last registered first; and the module of the pools, which we
-    import, registers its hook when it is imported. So ours runs while the pools still take work.
+    this one, are called by ``threading`` before that, the last registered first; and each module of pools registers its
+    hook when it is imported, which for that of the process pools may be late. So ours is registered once more where it
+    is not the last, and runs while the pools still take work.
     """
-    global _exiting
+    global _hook
     with _registry:
-        if _exiting is None:
-            try:
+        hooks = threading._threading_atexits  # type: ignore[attr-defined]
+        try:
+            if _hook is None or hooks[-1] is not _hook:
                 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-            except RuntimeError:
-                _exiting = True
-            else:
-                _exiting = False
+                _hook = hooks[-1]
+        except RuntimeError:
+            raise BatcherClosed("the interpreter is going down") from None
         if _exiting:
             raise BatcherClosed("the interpreter is going down")
         _living.add(worker)
