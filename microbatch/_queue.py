@@ -1,9 +1,10 @@
 """The queue between the callers' threads and the worker thread."""
 
+import contextlib
 import queue
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
 
 from microbatch._clock import NEVER, Clock
 from microbatch._futures import JobFuture, JobState
@@ -112,6 +113,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
         return getattr(self.inside, "mine", False)
+
+    @contextlib.contextmanager
+    def own_thread(self) -> Iterator[None]:
+        """Have the calling thread be one of the batcher's for a while."""
+        before, self.inside.mine = self.is_own_thread(), True
+        try:
+            yield
+        finally:
+            self.inside.mine = before
 
     def put(self, item: JobFuture[Any], block: bool = True, timeout: Optional[float] = None) -> None:
         """Accept a job, waiting for room up to *timeout* seconds (None: as long as it takes) if *block* is true.

@@ -297,7 +297,8 @@ class Worker:
                     self.queue.settled.notify_all()
                     return
                 callback = self._callbacks.pop(0)
-            _call_back(callback)
+            with self.queue.own_thread():  # where no thread was ever started, a caller's
+                _call_back(callback)
 
     # -- called by the threads that run batches --
 
@@ -312,16 +313,14 @@ class Worker:
 
     def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
         """Take what the caller's executor gives back, in whatever thread it calls from."""
-        inside = self.queue.inside
-        before, inside.mine = getattr(inside, "mine", False), True
-        try:
-            delivery.complete(done.result())
-        except BaseException as error:
-            delivery.fail(error)
-        finally:
-            self._report(delivery)
-            inside.mine = before
-            del done  # which holds the exception whose traceback leads here
+        with self.queue.own_thread():
+            try:
+                delivery.complete(done.result())
+            except BaseException as error:
+                delivery.fail(error)
+            finally:
+                self._report(delivery)
+                del done  # which holds the exception whose traceback leads here
 
     def _report(self, delivery: Delivery) -> None:
         if not delivery.forget():

@@ -282,6 +282,20 @@ def test_shutdown_callbacks_run_once_in_order_after_the_last_job(caplog: pytest.
     assert [True, "last", "late"] == seen
 
 
+def test_a_shutdown_callback_may_not_wait_for_the_shutdown_that_calls_it() -> None:
+    outcomes: List[Any] = []
+
+    def callback() -> None:
+        with pytest.raises(RuntimeError, match="wait=False"):
+            batcher.shutdown()
+        outcomes.append(batcher.shutdown(wait=False))
+
+    batcher = Batcher(echo)
+    batcher.add_shutdown_callback(callback)
+    assert batcher.shutdown(timeout=10)
+    assert [True] == outcomes
+
+
 def test_shutdown_callbacks_run_without_any_job_too() -> None:
     seen: List[Any] = []
     with Batcher(echo) as batcher:
