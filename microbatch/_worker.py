@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
 from typing import Any, Callable, List, Optional
@@ -25,6 +25,27 @@ from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
+
+
+class _Opening:
+    """Tells whether the threads run. No condition, for the handler of a signal that comes in may wait for those threads."""
+
+    def __init__(self) -> None:
+        self._error: Optional[BaseException] = None
+        self._latch = threading.Lock()  # taken until that is known
+        self._latch.acquire()
+
+    def settle(self, error: Optional[BaseException] = None) -> None:
+        """Say that they run, or why not. To be called once."""
+        self._error = error
+        self._latch.release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until they run, for *timeout* seconds at most, or raise why they don't."""
+        if self._latch.acquire(timeout=timeout):
+            self._latch.release()
+        if self._error is not None:
+            raise self._error
 
 
 class Worker:
@@ -62,7 +83,7 @@ class Worker:
         self._starting = threading.RLock()
         self._starter: Optional[int] = None  # the thread that is in start()
         self._thread: Optional[threading.Thread] = None
-        self._opening: Optional[Future[None]] = None  # done when the threads run; None before that is tried
+        self._opening: Optional[_Opening] = None  # None before the threads are started
         self._callbacks: List[Callable[[], object]] = []
         self._started = False
         self._ended = False
@@ -97,12 +118,9 @@ class Worker:
                 opening = self._opening or self._launch()
             finally:
                 self._starter = None
-        try:
-            # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread
-            # that is being started.
-            opening.result(timeout=None if launched else 1)
-        except TimeoutError:
-            pass
+        # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
+        # being started.
+        opening.wait(-1 if launched else 1)
         return launched
 
     def _check_startable(self) -> None:
@@ -111,13 +129,15 @@ class Worker:
         if self._forked and self._executor is not None:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _launch(self) -> "Future[None]":
+    def _launch(self) -> _Opening:
         _enlist(self)
-        self._opening = opening = Future[None]()
+        self._opening = opening = _Opening()
         try:
             threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True).start()
-        except BaseException:  # a signal, maybe, and then the thread may well exist: it finds that it is not wanted
-            self._opening = None
+        except BaseException:  # a signal, maybe, and then the thread may well exist: if not at work, it is not wanted
+            with self.queue.mutex:
+                if self._thread is None:
+                    self._opening = None
             raise
         return opening
 
@@ -131,10 +151,16 @@ class Worker:
 
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
-        with self._starting:
-            closed_now = self.queue.close()
-            unstarted = self._opening is None
-        if closed_now and unstarted:
+        with self._starting, self.queue.mutex:
+            unstarted = self.queue.close() and self._thread is None
+            opening = self._opening
+            if unstarted:
+                self._opening = None  # this may interrupt the start of the thread: it finds that it is not wanted
+        if unstarted:
+            error = BatcherClosed("the batcher was shut down before its threads were started")
+            if opening is not None:
+                opening.settle(error)
+            self.abandon(error)
             self._end()
 
     def wait_ended(self, moment: float = NEVER) -> bool:
@@ -188,8 +214,10 @@ class Worker:
 
     # -- called by the worker thread --
 
-    def _run(self, opening: "Future[None]") -> None:
-        with self._starting:
+    def _run(self, opening: _Opening) -> None:
+        # Not with _starting, which is held while this thread is started: a signal handler that comes in there may shut
+        # down, and wait for this thread to end.
+        with self.queue.mutex:
             if self._opening is not opening:
                 return
             self._thread = threading.current_thread()
@@ -197,14 +225,16 @@ class Worker:
         try:
             self._open_pool()
         except BaseException as error:
-            with self._starting:
-                self._opening = None
-            if self.queue.closed:  # by a thread that left the rest to this one
+            self.abandon(error)  # of those who did not wait for the threads to run
+            with self.queue.mutex:
+                self._opening = self._thread = None
+                closed = self.queue.closed
+            if closed:  # by a thread that left the rest to this one
                 self._end()
-            opening.set_exception(error)
+            opening.settle(error)
             return
         self._started = True
-        opening.set_result(None)
+        opening.settle()
         try:
             while self._collector or self._collector.in_flight or not self.queue.drained():
                 self._turn()

@@ -193,9 +193,11 @@ def test_a_first_submit_that_a_signal_breaks_off_can_be_repeated(begun: bool, mo
     start = threading.Thread.start
 
     def broken_off(thread: threading.Thread) -> None:
-        if begun:
+        signalled = threading.current_thread() is threading.main_thread()
+        if begun or not signalled:
             start(thread)
-        raise KeyboardInterrupt
+        if signalled:
+            raise KeyboardInterrupt
 
     batcher = Batcher(echo)
     monkeypatch.setattr(threading.Thread, "start", broken_off)
@@ -223,3 +225,53 @@ def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
     with pytest.raises(BatcherClosed):
         batcher.submit("late")
     assert 1 == batcher.stats().accepted == batcher.stats().succeeded
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the thread runs", "when it runs already"])
+def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
+    begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        if begun:
+            start(thread)
+        assert batcher.shutdown(timeout=10)  # as the handler of a signal that comes in here
+        if not begun:
+            start(thread)
+
+    batcher = Batcher(echo)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(BatcherClosed):
+        batcher.submit("job")
+    assert 0 == batcher.stats().accepted
+
+
+def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, reached, go_on = threading.Thread.start, threading.Event(), threading.Event()
+
+    def failing(thread: threading.Thread) -> None:
+        if thread.name != "slow_0":
+            return start(thread)
+        reached.set()
+        go_on.wait(10)
+        raise RuntimeError("can't start new thread")
+
+    def first() -> None:
+        with pytest.raises(RuntimeError, match="can't start"):
+            batcher.submit("first")
+
+    batcher = Batcher(echo, name="slow")
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert reached.wait(10)
+    future = batcher.submit("second")
+    go_on.set()
+    thread.join()
+    assert batcher.shutdown(timeout=10)
+    assert "can't start new thread" == str(future.exception(timeout=0))
+    assert 1 == batcher.stats().accepted == batcher.stats().failed
