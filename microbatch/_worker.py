@@ -95,8 +95,13 @@ class Worker:
         """Whether the threads have been started, and may have ended."""
         return self._started
 
-    def start(self) -> bool:
-        """Start all threads, once, return when they run, and say whether it was this call that started them.
+    @property
+    def launched(self) -> bool:
+        """Whether the threads run, or will do so soon."""
+        return self._opening is not None
+
+    def start(self) -> None:
+        """Start all threads, once, and return when they run.
 
         They are daemons, so that the interpreter does not join them before our exit hook has let them finish, nor at
         all if that takes longer than `exit_timeout`. All are started now, since no thread can be started once the
@@ -121,7 +126,6 @@ class Worker:
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started.
         opening.wait(-1 if launched else 1)
-        return launched
 
     def _check_startable(self) -> None:
         if self.queue.closed:

@@ -293,16 +293,23 @@ class Batcher(Generic[Job, Value]):
         return f"<Batcher {self._name!r} with {self._policy!r}>"
 
     def _start(self) -> None:
-        if self._worker.start():
-            self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, self._name, self._origin)
-            self._finalizer.atexit = False  # the worker has an exit hook of its own
-            if self._worker.queue.closed:  # by a shutdown that came too early to detach it
+        try:
+            self._worker.start()
+        finally:  # after a signal too: the threads run all the same
+            with self._worker.queue.mutex:
+                if self._worker.launched and self._finalizer is None:
+                    self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, self._name, self._origin)
+                    self._finalizer.atexit = False  # the worker has an exit hook of its own
+            if (
+                self._finalizer is not None and self._worker.queue.closed
+            ):  # by a shutdown that came too early to detach it
                 self._finalizer.detach()
 
     def _start_anew_in_child(self) -> None:
         parents, self._worker = self._worker, self._make_worker(forked=True)
         if self._finalizer is not None:
             self._finalizer.detach()
+            self._finalizer = None
         if parents.queue.closed:
             self._worker.close()
 

@@ -275,3 +275,26 @@ def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_to
     assert batcher.shutdown(timeout=10)
     assert "can't start new thread" == str(future.exception(timeout=0))
     assert 1 == batcher.stats().accepted == batcher.stats().failed
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread")
+def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def interrupting(thread: threading.Thread) -> None:
+        if threading.current_thread() is not threading.main_thread():  # but the worker thread, which starts the others
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        start(thread)
+
+    batcher = Batcher(echo, Size(9))
+    monkeypatch.setattr(threading.Thread, "start", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.submit("broken off")
+    monkeypatch.undo()
+    future = batcher.submit("job")
+    with pytest.warns(ResourceWarning, match="never shut down"):
+        del batcher
+        gc.collect()
+    assert "job" == future.result(timeout=10).value
