@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Hashable, List, Optional
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
