@@ -224,13 +224,11 @@ class JobFuture(Future[JobResult[Value]]):
 
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
-        self._condition = threading.Condition()  # a thread that does not exist here may have held the old one
+        # A thread that does not exist here may have held the old condition, or the lock of one of the waiters.
+        self._condition = threading.Condition()
+        self._waiters = []
         self._done_callbacks = []
         if not self.published:
-            for waiter in self._waiters:  # the same goes for their locks
-                waiter.event._at_fork_reinit()  # type: ignore[attr-defined]
-                if hasattr(waiter, "lock"):
-                    waiter.lock._at_fork_reinit()
             self.stage = JobState.FAILED
             self.publish(error=error)
 
