@@ -12,7 +12,7 @@ from microbatch._ledger import Ledger, Outcome
 from microbatch._log import report
 from microbatch.errors import ResultCountError
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "fail"]
 
 # Iterable, but not one result per job in order: never taken apart.
 _REFUSED = (str, UserString, bytes, bytearray, memoryview, Mapping, Set)
@@ -60,7 +60,7 @@ class Delivery:
 
     def fail(self, error: BaseException) -> None:
         """Fail every job that is not settled yet. Never raises."""
-        self.failed += self._ledger.settle([(future, (None, _own(error))) for future in self._futures])
+        self.failed += fail(self._ledger, self._futures, error)
 
     def forget(self) -> bool:
         """Drop all references, and return whether there were any.
@@ -124,6 +124,11 @@ class Delivery:
             return _own(error)
         self._errors[id(error)] = error
         return error
+
+
+def fail(ledger: Ledger, futures: List[JobFuture[Any]], error: BaseException) -> int:
+    """Fail those of the jobs that are running, each with an exception of its own, and return how many those are."""
+    return ledger.settle([(future, (None, _own(error))) for future in futures])
 
 
 def _own(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from microbatch._futures import BatchInfo, JobFuture, JobState
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._queue import JobQueue
-from microbatch._settle import Delivery
+from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
 
@@ -138,12 +138,20 @@ class Worker:
         self._opening = opening = _Opening()
         try:
             threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True).start()
-        except BaseException:  # a signal, maybe, and then the thread may well exist: if not at work, it is not wanted
-            with self.queue.mutex:
-                if self._thread is None:
-                    self._opening = None
+        except BaseException:  # a signal, maybe, and then the thread may well exist
+            self._call_off(Rejected("the start of the batcher was broken off"))
             raise
         return opening
+
+    def _call_off(self, error: BaseException) -> bool:
+        """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
+        with self.queue.mutex:
+            if self._thread is not None:
+                return False
+            opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.settle(error)
+        return True
 
     def leave_to_parent(self) -> None:
         """Fail, in a forked child, all jobs that the parent still has to do there. No thread of this worker lives here.
@@ -155,15 +163,10 @@ class Worker:
 
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
-        with self._starting, self.queue.mutex:
-            unstarted = self.queue.close() and self._thread is None
-            opening = self._opening
-            if unstarted:
-                self._opening = None  # this may interrupt the start of the thread: it finds that it is not wanted
+        error = BatcherClosed("the batcher was shut down before its threads were started")
+        with self._starting:
+            unstarted = self.queue.close() and self._call_off(error)  # this may interrupt the start of the thread
         if unstarted:
-            error = BatcherClosed("the batcher was shut down before its threads were started")
-            if opening is not None:
-                opening.settle(error)
             self.abandon(error)
             self._end()
 
@@ -184,13 +187,12 @@ class Worker:
         self.ledger.take_in(NOW)
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
-        delivery = Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, None, ""))
-        delivery.fail(error)
+        failed = fail(self.ledger, futures, error)
         for future in futures:
             if future.stage is JobState.CANCELLED:
                 future.publish()
         self.ledger.release([future for future in futures if future.published])
-        return delivery.failed
+        return failed
 
     def exit_deadline(self) -> float:
         """Return the moment until which the interpreter's end may wait, if that wait begins now."""
@@ -279,7 +281,7 @@ class Worker:
         if not futures:
             return
         if batch.error is not None:
-            Delivery(self.ledger, futures, BatchInfo(0, len(futures), 0.0, batch.key, "")).fail(batch.error)
+            fail(self.ledger, futures, batch.error)
             return
         weight = sum(future.weight for future in futures)
         number = self.ledger.count_batch(batch.trigger)
@@ -322,17 +324,23 @@ class Worker:
         present.wait()
 
     def _end(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-        while True:
+        try:
+            if self._pool is not None:
+                self._pool.shutdown()
+            while (callback := self._next_shutdown_callback()) is not None:
+                with self.queue.own_thread():  # where no thread was ever started, a caller's
+                    _call_back(callback)
+        finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
             with self.queue.mutex:
-                if not self._callbacks:
-                    self._ended = True
-                    self.queue.settled.notify_all()
-                    return
-                callback = self._callbacks.pop(0)
-            with self.queue.own_thread():  # where no thread was ever started, a caller's
-                _call_back(callback)
+                self._ended = True
+                self.queue.settled.notify_all()
+
+    def _next_shutdown_callback(self) -> Optional[Callable[[], object]]:
+        with self.queue.mutex:
+            if self._callbacks:
+                return self._callbacks.pop(0)
+            self._ended = True  # in the same step: from now on a callback that is added is called at once
+            return None
 
     # -- called by the threads that run batches --
 

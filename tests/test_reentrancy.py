@@ -298,3 +298,22 @@ def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_drop
         del batcher
         gc.collect()
     assert "job" == future.result(timeout=10).value
+
+
+def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody_waiting() -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if event == "return" and frame.f_code.co_name == "_call_back":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt
+
+    batcher = Batcher(echo)
+    batcher.add_shutdown_callback(lambda: None)
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            batcher.shutdown()
+    finally:
+        sys.settrace(before)
+    assert batcher.shutdown(timeout=10)
