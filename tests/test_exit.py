@@ -1,24 +1,29 @@
 """The end of the interpreter: every accepted job is processed, and then the process ends."""
 
+import re
+import signal
 import subprocess
 import sys
 import textwrap
-from typing import Tuple
+from pathlib import Path
+from typing import Optional, Tuple
 
 import pytest
 
+README = (Path(__file__).parent.parent / "README.rst").read_text(encoding="utf-8")
+
 HEAD = """
-import sys, threading
-from microbatch import Batcher, Interval, Size
+import os, signal, sys, threading
+from microbatch import Batcher, BatcherClosed, Interval, Size
 def processor(jobs):
     print(*jobs)
     return jobs
 """
 
 
-def run(script: str) -> Tuple[int, str, str]:
+def run(script: str, directory: Optional[Path] = None) -> Tuple[int, str, str]:
     command = [sys.executable, "-W", "error", "-c", HEAD + textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=directory)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -34,8 +39,12 @@ def run(script: str) -> Tuple[int, str, str]:
             0,
         ),
         ("b = Batcher(processor, Size(9), max_workers=4); b.submit(1)", 0),
+        (
+            "b = Batcher(processor, Size(9)); t = threading.Thread(target=lambda: b.submit(1) and 1 / 0); t.start(); t.join()",
+            0,
+        ),
     ],
-    ids=["plain", "sys.exit", "exception", "interval", "thread", "workers"],
+    ids=["plain", "sys.exit", "exception", "interval", "thread", "workers", "exception in a thread"],
 )
 def test_a_forgotten_shutdown_loses_nothing(script: str, status: int) -> None:
     code, out, err = run(script)
@@ -136,7 +145,6 @@ def test_a_shutdown_does_not_wait_for_what_the_end_of_the_interpreter_has_given_
 
 def test_ctrl_c_inside_a_with_block_settles_all_that_was_accepted() -> None:
     script = """
-    import os, signal
     def settled(future):
         print("done" if future.exception() is None else "failed")
     with Batcher(processor, Size(9)) as b:
@@ -146,3 +154,150 @@ def test_ctrl_c_inside_a_with_block_settles_all_that_was_accepted() -> None:
     """
     code, out, err = run(script)
     assert ("1\ndone\n", True) == (out, "KeyboardInterrupt" in err)
+
+
+def test_the_batcher_of_an_imported_module_is_drained(tmp_path: Path) -> None:
+    (tmp_path / "inserts.py").write_text(
+        "from microbatch import *\nbatcher = Batcher(lambda jobs: print(*jobs), Size(9))"
+    )
+    assert (0, "1\n", "") == run("import inserts; inserts.batcher.submit(1); del inserts", tmp_path)
+
+
+def test_a_batcher_that_was_made_and_used_in_a_thread_that_has_ended_is_drained() -> None:
+    script = """
+    def work():
+        global b
+        b = Batcher(processor, Size(9))
+        b.submit(1)
+    thread = threading.Thread(target=work); thread.start(); thread.join()
+    """
+    assert (0, "1\n", "") == run(script)
+
+
+def test_a_thread_that_is_blocked_in_submit_is_refused_at_the_end_and_what_was_accepted_is_done() -> None:
+    script = """
+    full, refused = threading.Event(), threading.Event()
+    def slow(jobs):
+        refused.wait()
+        return processor(jobs)
+    def submit_for_ever():
+        for number in (1, 2):
+            b.submit(number)
+        full.set()
+        try:
+            b.submit(3)
+        except BatcherClosed as error:
+            print(error, flush=True)
+            refused.set()
+    b = Batcher(slow, Size(1), max_pending=1)
+    threading.Thread(target=submit_for_ever).start()
+    full.wait()
+    """
+    assert (0, "the batcher is shut down\n1\n2\n", "") == run(script)
+
+
+def test_each_batcher_is_waited_for_as_long_as_its_own_exit_timeout_says() -> None:
+    script = """
+    released = threading.Event()
+    def dead(jobs):
+        threading.Event().wait()
+    def outcome(future):
+        print(future.job, "failed" if future.exception() else "done")
+        if future.job == "second":
+            released.set()
+    batchers = [
+        Batcher(lambda jobs: released.wait() and jobs, exit_timeout=3600, name="third"),
+        Batcher(dead, exit_timeout=0.3, name="second"),
+        Batcher(dead, exit_timeout=0.1, name="first"),
+    ]
+    for batcher, name in zip(batchers, ("third", "second", "first")):
+        batcher.submit(name).add_done_callback(outcome)
+    """
+    code, out, err = run(script)
+    assert (0, "first failed\nsecond failed\nthird done\n") == (code, out), err
+
+
+def test_a_callers_executor_that_is_not_done_in_time_fails_its_jobs_and_only_python_waits_for_it() -> None:
+    script = """
+    from concurrent.futures import ThreadPoolExecutor
+    started, released = threading.Event(), threading.Event()
+    def slow(jobs):
+        started.set()
+        released.wait()
+        return processor(jobs)
+    def outcome(future):
+        print(type(future.exception()).__name__, flush=True)
+        released.set()
+    b = Batcher(slow, exit_timeout=0.1, executor=ThreadPoolExecutor(1))
+    b.submit(1).add_done_callback(outcome)
+    started.wait()
+    """
+    code, out, err = run(script)
+    assert (0, "BatcherClosed\n1\n") == (code, out), err
+
+
+def test_an_executor_whose_module_is_imported_after_the_first_job_does_its_jobs_at_the_end() -> None:
+    script = """
+    first = Batcher(processor)
+    first.submit(0).result()
+    assert "concurrent.futures.process" not in sys.modules
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    pool.submit(int).result()  # Python 3.12 starts no process any more at the end
+    second = Batcher(list, Size(9), executor=pool)
+    for job in (1, 2):
+        second.submit(job).add_done_callback(lambda future: print(future.result().value))
+    """
+    assert (0, "0\n1\n2\n", "") == run(script)
+
+
+def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_readme_make_it_an_exit() -> None:
+    three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", README)
+    assert three_lines is not None
+    script = """
+    b = Batcher(processor, Size(9))
+    b.submit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+    """
+    assert (-signal.SIGTERM, "", "") == run(script)
+    assert (0, "1\n", "") == run(textwrap.dedent(three_lines[1]) + textwrap.dedent(script))
+
+
+def test_sigterm_that_is_an_exit_drains_a_with_block() -> None:
+    script = """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(5))
+    with Batcher(processor, Size(9)) as b:
+        b.submit(1)
+        b.add_shutdown_callback(lambda: print("ended"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()
+    """
+    assert (5, "1\nended\n", "") == run(script)
+
+
+def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_unsettled() -> None:
+    script = """
+    interrupted = threading.Event()
+    def dead(jobs):
+        threading.Event().wait()
+    def interrupt_at_the_end():
+        try:
+            for number in range(3, 9):
+                b.submit(number)
+        except BatcherClosed:
+            while not interrupted.wait(0.1):  # a signal just before a wait does not interrupt it
+                os.kill(os.getpid(), signal.SIGINT)
+    def outcome(future):
+        interrupted.set()
+        print(future.job, type(future.exception()).__name__, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    b = Batcher(dead, Size(1), max_pending=2)
+    for number in (1, 2):
+        b.submit(number).add_done_callback(outcome)
+    threading.Thread(target=interrupt_at_the_end, daemon=True).start()
+    """
+    code, out, err = run(script)
+    assert (0, "1 BatcherClosed\n2 BatcherClosed\n") == (code, out), err
+    assert "KeyboardInterrupt" in err and "the interpreter did not wait for them any longer" in err
