@@ -51,21 +51,6 @@ def test_a_forgotten_shutdown_loses_nothing(script: str, status: int) -> None:
     assert (status, "1\n") == (code, out), err
 
 
-def test_an_executor_whose_module_was_imported_late_still_does_its_jobs() -> None:
-    script = """
-    early = Batcher(processor)
-    early.submit(1).result()
-    from concurrent.futures import ProcessPoolExecutor
-    pool = ProcessPoolExecutor(1)
-    pool.submit(abs, -2).result()  # CPython 3.12 starts no process once the interpreter is going down
-    late = Batcher(abs_all, Size(9), executor=pool)
-    late.submit(-2).add_done_callback(lambda future: print(future.result().value))
-    """
-    assert (0, "1\n2\n", "") == run(
-        "def abs_all(jobs):\n    return [abs(job) for job in jobs]\n" + textwrap.dedent(script)
-    )
-
-
 def test_several_batchers_with_full_queues_and_slow_processors_are_drained() -> None:
     script = """
     import time
