@@ -237,6 +237,20 @@ def test_an_executor_whose_module_is_imported_after_the_first_job_does_its_jobs_
     assert (0, "0\n1\n2\n", "") == run(script)
 
 
+def test_the_end_gives_up_once_however_many_kinds_of_executors_there_are() -> None:
+    script = """
+    from microbatch.testing import InlineExecutor
+    def dead(jobs):
+        threading.Event().wait()
+    inline = Batcher(processor, executor=InlineExecutor())
+    inline.submit(1)
+    b = Batcher(dead, exit_timeout=0.1)
+    b.submit(2)
+    """
+    code, out, err = run(script)
+    assert (0, "1\n", 1) == (code, out, err.count(" lost ")), err
+
+
 def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_readme_make_it_an_exit() -> None:
     three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", README)
     assert three_lines is not None
