@@ -24,7 +24,7 @@ from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "look_for_a_fork", "renewals"]
 
 
 class _Opening:
@@ -68,6 +68,7 @@ class Worker:
         clock: Clock,
         forked: bool = False,
     ) -> None:
+        self.process = os.getpid()
         self.queue = JobQueue(clock, max_pending)
         self.ledger = Ledger(self.queue)
         self._exit_timeout = exit_timeout
@@ -199,13 +200,19 @@ class Worker:
         return self._clock.now() + self._exit_timeout
 
     def disown_threads(self) -> None:
-        """Have the interpreter, and whoever shuts down, end without waiting for a processor that may never return."""
-        with self.queue.mutex:
-            self._ended, self._thread = True, None
-            self.queue.settled.notify_all()
+        """Have the interpreter end without waiting for the threads of a pool of our own."""
         if self._pool is not None:
             for thread in self._pool._threads:
                 _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
+
+    def give_up(self) -> int:
+        """Fail what is left because the interpreter goes down, have nobody wait for it, and return how many jobs it was."""
+        lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
+        with self.queue.mutex:
+            self._ended, self._thread = True, None
+            self.queue.settled.notify_all()
+        self.disown_threads()
+        return lost
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called after the last job is settled; at once if that is over."""
@@ -380,7 +387,7 @@ def _call_back(callback: Callable[[], object]) -> None:
 
 # -- the end of the process --
 
-_registry = threading.RLock()  # guards the three below; re-entrant, since a finalizer may interrupt its holder
+_registry = threading.RLock()  # guards the next three; re-entrant, since a finalizer may interrupt its holder
 _living: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 _exiting = False
 _hook: Any = None  # what ``threading`` made of our exit hook when it was last registered
@@ -395,6 +402,7 @@ def _enlist(worker: Worker) -> None:
     is not the last, and runs while the pools still take work.
     """
     global _hook
+    look_for_a_fork()
     with _registry:
         hooks = threading._threading_atexits  # type: ignore[attr-defined]
         try:
@@ -410,12 +418,13 @@ def _enlist(worker: Worker) -> None:
 
 def _at_exit() -> None:
     global _exiting
+    look_for_a_fork()
     with _registry:
         _exiting = True
         workers = {worker: worker.exit_deadline() for worker in _living}
-    for worker in workers:
-        worker.close()
     try:
+        for worker in workers:
+            worker.close()
         for worker in sorted(workers, key=workers.__getitem__):
             if not worker.wait_ended(workers[worker]):
                 _give_up(worker)
@@ -426,19 +435,37 @@ def _at_exit() -> None:
         raise
 
 
-def _forget_parents_workers() -> None:
-    global _registry, _living
-    _registry = threading.RLock()
+def _give_up(worker: Worker) -> None:
+    lost = worker.give_up()
+    report("%r lost %d jobs: the interpreter did not wait for them any longer", worker, lost, level=logging.ERROR)
+
+
+# -- forks --
+
+renewals: List[Callable[[], None]] = []  # called in a forked child
+_process = os.getpid()  # whose workers these are
+_renewing = threading.RLock()  # lets one thread of a child renew what no hook has renewed
+
+
+def look_for_a_fork() -> None:
+    """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
+    if _process != os.getpid():
+        with _renewing:
+            if _process != os.getpid():
+                _renew()
+
+
+def _renew() -> None:
+    global _registry, _living, _process
+    _registry = threading.RLock()  # a thread that does not exist here may have held the old one
     parents, _living = list(_living), weakref.WeakSet()
     for worker in parents:  # those too whose batchers are gone
+        worker.disown_threads()
         worker.leave_to_parent()
+    for renew in renewals:
+        renew()
+    _process = os.getpid()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parents_workers)
-
-
-def _give_up(worker: Worker) -> None:
-    lost = worker.abandon(BatcherClosed("the interpreter went down before the job was done"))
-    worker.disown_threads()
-    report("%r lost %d jobs: the interpreter did not wait for them any longer", worker, lost, level=logging.ERROR)
+    os.register_at_fork(after_in_child=_renew)

@@ -37,7 +37,7 @@ from microbatch._arguments import (
 from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture, JobResult
 from microbatch._ledger import BatcherStats
-from microbatch._worker import Worker
+from microbatch._worker import Worker, look_for_a_fork, renewals
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
 
@@ -168,7 +168,7 @@ class Batcher(Generic[Job, Value]):
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
         )
-        self._worker = self._make_worker()
+        self._newest_worker = self._make_worker()
         self._origin = _origin()
         self._finalizer: Optional[weakref.finalize[Any, Any]] = None  # from the start of the threads on
         _batchers.add(self)
@@ -196,12 +196,11 @@ class Batcher(Generic[Job, Value]):
         if timeout is not None:
             timeout = check_number("timeout", timeout)
         expires_in = check_timeout("expires_in", expires_in)
-        future: JobFuture[Value] = JobFuture(
-            job, self._worker.queue, self._key_of(job), self._weight_of(job), expires_in
-        )
-        if not self._worker.started:
-            self._start()
-        self._worker.queue.put(future, timeout=timeout)
+        worker = self._worker
+        future: JobFuture[Value] = JobFuture(job, worker.queue, self._key_of(job), self._weight_of(job), expires_in)
+        if not worker.started:
+            self._start(worker)
+        worker.queue.put(future, timeout=timeout)
         return future
 
     def map(
@@ -240,8 +239,9 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
         """
         deadline = self._deadline(wait, timeout)
-        epoch = self._worker.queue.flush()
-        return not wait or self._worker.ledger.wait_settled(epoch, deadline)
+        worker = self._worker
+        epoch = worker.queue.flush()
+        return not wait or worker.ledger.wait_settled(epoch, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: Optional[float] = None) -> bool:
         """Accept no more jobs, and make all that were accepted due now. May be called again.
@@ -259,13 +259,14 @@ class Batcher(Generic[Job, Value]):
         """
         deadline = self._deadline(wait, timeout)
         check_flag("cancel_futures", cancel_futures)
-        self._worker.close()
+        worker = self._worker
+        worker.close()
         if self._finalizer is not None:
             self._finalizer.detach()
         if cancel_futures:
-            for future in self._worker.ledger.unsettled():
+            for future in worker.ledger.unsettled():
                 future.cancel()
-        return not wait or self._worker.wait_ended(deadline)
+        return not wait or worker.wait_ended(deadline)
 
     def stats(self) -> BatcherStats:
         """Return what the batcher has done until now. Never blocks."""
@@ -292,21 +293,25 @@ class Batcher(Generic[Job, Value]):
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r} with {self._policy!r}>"
 
-    def _start(self) -> None:
+    @property
+    def _worker(self) -> Worker:
+        if self._newest_worker.process != os.getpid():
+            look_for_a_fork()
+        return self._newest_worker
+
+    def _start(self, worker: Worker) -> None:
         try:
-            self._worker.start()
-        finally:  # after a signal too: the threads run all the same
-            with self._worker.queue.mutex:
-                if self._worker.launched and self._finalizer is None:
-                    self._finalizer = weakref.finalize(self, _drain_unclosed, self._worker, self._name, self._origin)
+            worker.start()
+        finally:  # after a signal too: the threads may run all the same
+            with worker.queue.mutex:
+                if worker.launched and self._finalizer is None:
+                    self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     self._finalizer.atexit = False  # the worker has an exit hook of its own
-            if (
-                self._finalizer is not None and self._worker.queue.closed
-            ):  # by a shutdown that came too early to detach it
+            if self._finalizer is not None and worker.queue.closed:  # by a shutdown that came too early to detach it
                 self._finalizer.detach()
 
     def _start_anew_in_child(self) -> None:
-        parents, self._worker = self._worker, self._make_worker(forked=True)
+        parents, self._newest_worker = self._newest_worker, self._make_worker(forked=True)
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None
@@ -373,6 +378,8 @@ class Batcher(Generic[Job, Value]):
 
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
+    if worker.process != os.getpid():
+        return  # the batcher is the parent's to drain
     worker.close()  # first, since a warning may be an error
     warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
 
@@ -385,8 +392,7 @@ def _start_anew_in_child() -> None:
         batcher._start_anew_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_in_child)
+renewals.append(_start_anew_in_child)
 
 
 def _origin() -> str:

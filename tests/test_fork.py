@@ -34,8 +34,15 @@ def echo(jobs):
 """
 
 
-def run(script: str, timeout: float = 30) -> str:
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", HEAD + textwrap.dedent(script)]
+# As in a server that forks in C (uWSGI), but for CPython's own locks, which such a fork leaves to luck.
+NO_HOOKS = """
+import concurrent.futures.thread, logging, os, threading
+os.register_at_fork = lambda **hooks: None
+"""
+
+
+def run(script: str, timeout: float = 30, head: str = "") -> str:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", head + HEAD + textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout
@@ -131,6 +138,27 @@ def test_a_thread_that_waits_for_futures_during_the_fork_does_not_deadlock_the_c
     assert "['ForkedError', 'ForkedError']\n" == run(script)
 
 
+def test_a_first_job_that_another_thread_submits_during_the_fork_does_not_deadlock_the_child() -> None:
+    script = """
+    starting, go_on = threading.Event(), threading.Event()
+    def stop_with_all_locks_of_the_start_held(frame, event, argument):
+        if frame.f_code is threading._register_atexit.__code__:
+            starting.set()
+            go_on.wait()
+    def submit_first():
+        sys.settrace(stop_with_all_locks_of_the_start_held)
+        print("parent", batcher.submit(1).result().value)
+    batcher = Batcher(echo)
+    thread = threading.Thread(target=submit_first, daemon=True)
+    thread.start()
+    starting.wait()
+    in_child(lambda: print("child", batcher.submit(2).result(timeout=5).value, batcher.shutdown()))
+    go_on.set()
+    thread.join()
+    """
+    assert "child 2 True\nparent 1\n" == run(script)
+
+
 def test_a_settled_future_keeps_its_result_in_the_child() -> None:
     script = """
     batcher = Batcher(echo)
@@ -205,6 +233,45 @@ def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> 
     print(stats.accepted == stats.succeeded > 0)
     """
     assert "True\n" == run(script, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "first_use",
+    ["batcher.submit('x')", "next(batcher.map('x'))", "batcher.flush()", "batcher.stats()", "batcher.shutdown()"],
+)
+def test_a_fork_that_calls_no_hook_is_noticed_by_the_first_use_in_the_child(first_use: str) -> None:
+    script = f"""
+    batcher, other = Batcher(echo, Interval(0)), Batcher(echo, Size(9))
+    inherited = [batcher.submit(1), batcher.submit(2), other.submit(3)]
+    wait(inherited[:2])
+    def child():
+        {first_use}
+        print(type(inherited[2].exception(timeout=0)).__name__, batcher.stats().accepted, other.stats().accepted)
+        assert other.submit(4) and other.flush(timeout=5)
+        assert batcher.shutdown(timeout=5)
+    in_child(child)
+    print(other.flush(), inherited[2].result().value, flush=True)
+    """
+    used = int("'x'" in first_use)
+    assert f"ForkedError {used} 0\nTrue 3\n" == run(script, head=NO_HOOKS)
+
+
+@pytest.mark.parametrize("use", ["pass", "batcher.submit('child')"])
+def test_a_child_of_a_fork_that_calls_no_hook_ends_as_any_program_and_does_its_own_jobs_only(use: str) -> None:
+    script = f"""
+    def show(jobs):
+        print(*jobs, flush=True)
+    batcher = Batcher(show, Size(9))
+    batcher.submit("parent")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        {use}
+        sys.exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    """
+    own = "child\n" * ("child" in use)
+    assert f"{own}3\nparent\n" == run(script, head=NO_HOOKS)
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
