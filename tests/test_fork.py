@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 HEAD = """
-import os, signal, sys, threading
+import os, signal, sys, threading, warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from microbatch import Batcher, BatcherClosed, ForkedError, Interval, JobState, Size
 
@@ -256,7 +256,7 @@ def test_a_fork_that_calls_no_hook_is_noticed_by_the_first_use_in_the_child(firs
     assert f"ForkedError {used} 0\nTrue 3\n" == run(script, head=NO_HOOKS)
 
 
-@pytest.mark.parametrize("use", ["pass", "batcher.submit('child')"])
+@pytest.mark.parametrize("use", ["pass", "batcher.submit('child')", "warnings.simplefilter('error'); del batcher"])
 def test_a_child_of_a_fork_that_calls_no_hook_ends_as_any_program_and_does_its_own_jobs_only(use: str) -> None:
     script = f"""
     def show(jobs):
