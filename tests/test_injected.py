@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
-from microbatch import Batcher, BatchingPolicy, Interval, JobState, Window
+from microbatch import Batcher, BatchingPolicy, Interval, JobState, Size, Window
 
 
 def echo(jobs: List[Any]) -> List[Any]:
@@ -186,15 +186,30 @@ def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             bomb.touch()
 
+    def fail(*_: Any) -> None:
+        raise KeyError
+
+    class Grumbling(Size):
+        def observe(self, report: Any) -> None:
+            fail()
+
+    called: List[Any] = []
     handler = Handler()
     bomb.armed = True
-    logging.getLogger("microbatch").addHandler(handler)
+    for name in ("microbatch", "concurrent.futures"):
+        logging.getLogger(name).addHandler(handler)
     try:
-        with Batcher[Any, Any](lambda jobs: iter([*jobs, "surplus"])) as batcher:
-            assert ["a", "b"] == [batcher.submit(job).result(timeout=10).value for job in "ab"]
+        with Batcher[Any, Any](lambda jobs: iter([*jobs, "surplus"]), Grumbling(1)) as batcher:
+            batcher.add_shutdown_callback(fail)
+            for job in "ab":
+                future = batcher.submit(job)
+                future.add_done_callback(fail)
+                future.add_done_callback(called.append)
+                assert job == future.result(timeout=10).value
+        assert (2, 2 * 3 + 1) == (len(called), bomb.explosions)
     finally:
-        logging.getLogger("microbatch").removeHandler(handler)
-    assert 2 == bomb.explosions
+        for name in ("microbatch", "concurrent.futures"):
+            logging.getLogger(name).removeHandler(handler)
 
 
 def test_a_job_that_cannot_be_compared_hashed_or_shown_is_a_job_like_any_other(bomb: Bomb) -> None:
