@@ -134,12 +134,11 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def __init_subclass__(cls, **options: Any) -> None:
         """Let no subclass inherit an answer that was given for what it overrides."""
         super().__init_subclass__(**options)
-        own = vars(cls)
-        if "fits" in own and "room" not in own:
+        if _depth(cls, "fits") < _depth(cls, "room"):
             cls.room = _no_room  # type: ignore[method-assign]
-        if "due" in own and "needs" not in own:
+        if _depth(cls, "due") < _depth(cls, "needs"):
             cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
-        if ("due" in own or "observe" in own) and "watches_flow" not in own:
+        if min(_depth(cls, "due"), _depth(cls, "observe")) < _depth(cls, "watches_flow"):
             cls.watches_flow = True
 
     def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
@@ -147,6 +146,11 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
         return Both(self, other)
+
+
+def _depth(cls: type, name: str) -> int:
+    # Not only the class itself: it may have the method from a mixin, which stands before the policy.
+    return next(depth for depth, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:

@@ -167,3 +167,30 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
     assert (0, False) == (Bytes(9).room(Window()), Bytes(9).watches_flow)
     assert (9, True, 0) == (WhenIdle(9).room(Window()), WhenIdle(9).watches_flow, WhenIdle(9).needs())
     assert (9, False, 9) == (Smaller(9).room(Window()), Smaller(9).watches_flow, Smaller(9).needs())
+
+
+def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
+    class Bytes:
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            return window.weight + weight <= 10
+
+    class Answer:
+        def due(self, window: Window[Any]) -> float:
+            return NOW
+
+    class Learn:
+        def observe(self, report: BatchReport) -> None:
+            """May learn."""
+
+    class Limited(Bytes, Size):
+        """Has its limit from the mixin."""
+
+    class Answering(Answer, Size):
+        """Has its moment from the mixin."""
+
+    class Watching(Learn, Size):
+        """Has from the mixin what it learns."""
+
+    assert (0, False, 9) == (Limited(9).room(Window()), Limited(9).watches_flow, Limited(9).needs())
+    assert (9, True, 0) == (Answering(9).room(Window()), Answering(9).watches_flow, Answering(9).needs())
+    assert (9, True, 9) == (Watching(9).room(Window()), Watching(9).watches_flow, Watching(9).needs())
