@@ -59,6 +59,7 @@ def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: f
     [
         (Size(3), Window(count=2), 1.0, True),
         (Size(3), Window(count=3), 1.0, False),
+        (Size(3), Window(count=4), 1.0, False),
         (Interval(1), Window(count=10**6), 1e9, True),
         (Light(), Window(weight=9.0), 1.0, True),
         (Light(), Window(weight=9.0), 1.1, False),
@@ -77,6 +78,8 @@ def test_a_job_fits_where_every_part_lets_it(
     "policy, window, room",
     [
         (Size(3), Window(count=1), 2),
+        (Size(5), Window(count=3), 2),
+        (Size(4) | Size(3), Window(count=1), 2),
         (Interval(1), Window(count=1), NEVER),
         (Size(3) | Interval(1), Window(count=1), 2),
         (Size(3) | Light(), Window(count=1), 0),
@@ -169,6 +172,26 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
     assert (9, False, 9) == (Smaller(9).room(Window()), Smaller(9).watches_flow, Smaller(9).needs())
 
 
+def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
+    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, (), False) == Window()
+
+
+@pytest.mark.parametrize(
+    "fact, name", [(Window(), "count"), (BatchReport(BatchInfo(1, 1, 1.0, None, "size"), 0.5, 0), "failed")]
+)
+def test_a_policy_cannot_change_what_it_sees(fact: object, name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(fact, name, 9)
+
+
+def test_a_policy_that_never_says_when_is_refused() -> None:
+    class Undecided(BatchingPolicy[Any]):
+        """Has no `due`."""
+
+    with pytest.raises(TypeError, match="due"):
+        Undecided()  # type: ignore[abstract]
+
+
 def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
     class Bytes:
         def fits(self, window: Window[Any], weight: float) -> bool:
@@ -194,3 +217,40 @@ def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
     assert (0, False, 9) == (Limited(9).room(Window()), Limited(9).watches_flow, Limited(9).needs())
     assert (9, True, 0) == (Answering(9).room(Window()), Answering(9).watches_flow, Answering(9).needs())
     assert (9, True, 9) == (Watching(9).room(Window()), Watching(9).watches_flow, Watching(9).needs())
+
+
+def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
+    class Own(Size):
+        watches_flow = False
+
+        def due(self, window: Window[Any]) -> float:
+            return NOW
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            return True
+
+        def room(self, window: Window[Any]) -> float:
+            return 7
+
+        def needs(self) -> int:
+            return 2
+
+        def observe(self, report: BatchReport) -> None:
+            """Learns nothing."""
+
+    class Listening(Size):
+        def observe(self, report: BatchReport) -> None:
+            """May learn."""
+
+    assert (7, False, 2) == (Own(9).room(Window()), Own(9).watches_flow, Own(9).needs())
+    assert (9, True, 9) == (Listening(9).room(Window()), Listening(9).watches_flow, Listening(9).needs())
+
+
+def test_each_part_of_a_policy_sees_the_window_when_it_is_asked_for_its_reason() -> None:
+    class Counting(Size):
+        def reason(self, window: Window[Any]) -> str:
+            return f"{window.count} of {self.n}"
+
+    window = Window[Any](count=3)
+    assert "3 of 3 & 3 of 2" == (Counting(3) & Counting(2)).reason(window)
+    assert ("3 of 3", "3 of 2") == ((Counting(3) | Counting(2)).reason(window), (Size(4) | Counting(2)).reason(window))
