@@ -1,7 +1,8 @@
 """The collector alone: no thread, no lock, no clock. Moments are plain numbers."""
 
+import weakref
 from dataclasses import dataclass
-from typing import Any, Hashable, List, Optional
+from typing import Any, Callable, ClassVar, Hashable, List, Optional
 
 import pytest
 from hypothesis import settings
@@ -487,6 +488,289 @@ def test_nothing_is_pressed_that_would_go_by_itself() -> None:
     c.add(jobs("a"))
     assert [] == take_all(c, 0, pressed=True)
     assert ["a:interval"] == take_all(c, 5, pressed=True)
+
+
+class Colliding(int):
+    """Unequal to others of its kind, with an equal hash."""
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [int, Colliding, lambda number: ("table", int(number))], ids=["int", "hash", "tuple"])
+def test_keys_share_a_batch_if_they_are_equal_and_only_then(kind: Callable[[str], Hashable]) -> None:
+    c = collector(Size(2), workers=9)
+    c.add([Job(letter, key=kind(number)) for letter, number in zip("abcdef", "213213")])
+    assert ["ad:size", "be:size", "cf:size"] == take_all(c, 0)
+    assert not c
+
+
+def test_a_key_that_loses_its_hash_is_only_itself() -> None:
+    class Hashless:
+        def __hash__(self) -> int:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    same = Hashless()
+    gone, stays = Job("a", key=same), Job("b", key=Hashless())
+    c.add([gone, stays, Job("c", key=same), Job("d", key=same)])
+    assert ["ac:size"] == take_all(c, 0)
+    assert ["b:interval", "d:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_nothing_is_pressed_unless_that_is_said() -> None:
+    c = collector(Size(3))
+    c.add(jobs("a"))
+    assert c.take(0) is None
+
+
+@dataclass(eq=False)
+class CountingJob(Job):
+    """Counts how often one looks whether a job waits, or weighs it."""
+
+    looks: ClassVar[int]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("waiting", "weight"):
+            CountingJob.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_each_job_costs_a_few_looks_however_many_wait_for_their_alarm() -> None:
+    CountingJob.looks = 0
+    c = collector(Interval(1))
+    for _ in range(3000):
+        c.add([CountingJob("a", expires=9)])
+        assert c.take(0) is None
+    assert CountingJob.looks < 10 * 3000
+
+
+def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None:
+    CountingJob.looks = 0
+    c = collector(Size(1))
+    backlog = [CountingJob("a") for _ in range(3000)]
+    c.add(backlog)
+    take_all(c, 0)
+    for job in backlog[-1000:]:
+        withdraw(c, job)
+        assert c.take(0) is None
+    assert CountingJob.looks < 10 * 3000
+
+
+def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
+    class Wavering(BatchingPolicy[Any]):
+        """Due soon, then never, then now."""
+
+        def due(self, window: Window[Any]) -> float:
+            return {1: window.opened + 5, 2: float("inf"), 3: NOW}[window.count]
+
+    c = collector(Wavering(), workers=10**6)
+    c.add(Job("x", key=key, expires=8) for key in range(100))
+    assert [] == take_all(c, 0)
+    known: "weakref.WeakSet[Job]" = weakref.WeakSet()
+    for _ in range(400):
+        for job in jobs("abcd", expires=9):
+            known.add(job)
+            c.add([job])
+            take_all(c, 0)
+            job.waiting = job.job == "d"
+        withdraw(c, job)
+        take_all(c, 0)
+        c.joined.clear()
+    del job
+    assert len(known) < 800
+
+
+def test_a_backlog_that_is_withdrawn_at_one_go_is_freed() -> None:
+    c = collector(Size(1))
+    c.add(jobs("abcdefgh"))
+    assert ["a:size"] == take_all(c, 0)
+    unwanted = jobs("x" * 100)
+    known = weakref.WeakSet(unwanted)
+    c.add(unwanted)
+    assert [] == take_all(c, 0)
+    for job in unwanted:
+        job.waiting = False
+    c.drop(unwanted)
+    assert [] == take_all(c, 0)
+    del job, unwanted[:]
+    assert 0 == len(known)
+
+
+@pytest.mark.parametrize(
+    "change, watching, asked_again",
+    [
+        (lambda c: None, True, []),
+        (lambda c: c.add(jobs("b")), False, ["ab", "abb"]),
+        (lambda c: c.flush(4), False, ["a"]),
+        (lambda c: c.flush(3), False, []),
+        (lambda c: c.flush(2), False, []),
+        (lambda c: c.flush(-1, closing=True), False, ["a"]),
+        (lambda c: c.flush(-1, closing=True) or c.flush(-1), False, ["a"]),
+        (lambda c: c.started(0), False, []),
+        (lambda c: c.started(0), True, ["a", "a"]),
+        (lambda c: c.finished(), False, []),
+        (lambda c: c.finished(), True, ["a", "a"]),
+    ],
+)
+def test_a_policy_is_asked_again_only_after_something_changed(
+    change: Callable[[Collector[Job]], None], watching: bool, asked_again: List[str]
+) -> None:
+    asked: List[str] = []
+
+    class Asked(Size):
+        watches_flow = watching
+
+        def due(self, window: Window[Any]) -> float:
+            asked.append("".join(window.jobs))
+            return super().due(window)
+
+    c = collector(Asked(9))
+    c.started(0)
+    c.flush(3)
+    c.add(jobs("a", epoch=5))
+    assert [] == take_all(c, 0)
+    asked.clear()
+    for _ in range(2):
+        change(c)
+        assert [] == take_all(c, 0)
+    assert asked_again == asked
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_room_is_asked_once_for_all_jobs_that_fit_and_then_fits_once(size: int) -> None:
+    asked: List[Any] = []
+
+    class Roomy(Size):
+        def room(self, window: Window[Any]) -> float:
+            asked.append(window.count)
+            return super().room(window)
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            asked.append("fits")
+            return super().fits(window, weight)
+
+    c = collector(Roomy(size), workers=1)
+    c.add(jobs("a" * (size + 1)))
+    assert ["a" * size + ":roomy"] == take_all(c, 0)
+    assert [0, size, "fits", 0] == asked
+
+
+def test_a_full_batch_goes_when_its_policy_says_so_and_no_sooner() -> None:
+    c = collector(Light() | Interval(5))
+    c.add([Job("a", weight=6), Job("b", weight=6)])
+    assert ([], 5) == (take_all(c, 4.9), c.next_moment())
+    assert ["a:interval"] == take_all(c, 5)
+
+
+def test_a_policy_sees_that_nothing_can_join_any_more() -> None:
+    class WhenFull(Light):
+        def due(self, window: Window[Any]) -> float:
+            return window.opened + (1 if window.full else 2)
+
+    c = collector(WhenFull())
+    c.add([Job("a", weight=6), Job("b", weight=6)])
+    assert ([], 1) == (take_all(c, 0), c.next_moment())
+
+
+def test_a_batch_leaves_the_line_for_a_worker_if_its_policy_changes_its_mind() -> None:
+    class Hesitant(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return NEVER if window.count == 2 else NOW
+
+    c = collector(Hesitant())
+    c.started(0)
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0)
+    c.add(jobs("b"))
+    assert [] == take_all(c, 0)
+    c.finished()
+    assert [] == take_all(c, 0)
+    c.add(jobs("c"))
+    assert ["abc:hesitant"] == take_all(c, 0)
+
+
+@pytest.mark.parametrize("now", [2, 3])
+def test_a_batch_that_takes_more_jobs_keeps_its_place_in_the_line_for_a_worker(now: float) -> None:
+    c = collector(Interval(1))
+    c.started(0)
+    c.add([Job("a", key="first", submitted=1), Job("b", key="second", submitted=1)])
+    assert [] == take_all(c, now)
+    c.add([Job("c", key="first", submitted=now)])
+    assert [] == take_all(c, now)
+    c.finished()
+    assert ["ac:interval"] == take_all(c, now)
+
+
+def test_each_of_very_many_timers_rings() -> None:
+    c = collector(Interval(5), workers=1000)
+    c.add(Job("a", key=key, submitted=key) for key in range(500))
+    for now in range(500):
+        assert ([], now + 5) == (take_all(c, now + 4.9), c.next_moment())
+        assert ["a:interval"] == take_all(c, now + 5)
+
+
+def test_it_is_empty_when_the_last_job_has_left_it_whatever_became_of_that() -> None:
+    c = collector(Broken(), workers=9)
+    assert not c
+    c.add([Job("a", key=1), Job("bad", key=2), Job("bad", key=3)])
+    for key in (2, 3):
+        batch = c.take(0)
+        assert c and batch is not None
+        assert (key, ["bad"]) == (batch.key, [entry.job for entry in batch.entries])
+    assert ["a:broken"] == take_all(c, 1)
+    assert not c
+    c.add([Job("bad", key=4), Job("bad", key=5)])
+    assert c.take(1) is not None
+    assert c  # for the other one
+
+
+def test_the_jobs_of_a_batch_whose_reason_raises_fail_with_it() -> None:
+    class Speechless(Size):
+        def reason(self, window: Window[Any]) -> str:
+            raise LookupError
+
+    c = collector(Speechless(2))
+    c.add(jobs("ab", key="k"))
+    batch = c.take(0)
+    assert batch is not None
+    assert ("k", ["a", "b"]) == (batch.key, [entry.job for entry in batch.entries])
+
+
+def test_the_jobs_that_joined_a_batch_are_noted_in_order() -> None:
+    c = collector(Size(2))
+    c.add(jobs("abc"))
+    assert c.take(0) is not None
+    assert "ab" == "".join(entry.job for entry in c.joined)
+    assert c.take(0) is None
+    assert "abc" == "".join(entry.job for entry in c.joined)
+
+
+@pytest.mark.parametrize("workers", [1, 1000])
+def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_busy(workers: int) -> None:
+    c = collector(Interval(5), workers)
+    for _ in range(workers):
+        c.started(0)
+    c.add(jobs("a", submitted=1))
+    assert ([], NEVER) == (take_all(c, 1), c.next_moment())
+    assert ([], NEVER) == (take_all(c, 6), c.next_moment())
+    c.finished()
+    assert ["a:interval"] == take_all(c, 7)
+
+
+def test_an_error_says_what_it_is_about() -> None:
+    class Odd(Light):
+        def due(self, window: Window[Any]) -> float:
+            return "soon"  # type: ignore[return-value]
+
+    c = collector(Odd())
+    c.add([Job("a", weight=11), Job("b", weight=10)])
+    errors = [batch.error for batch in (c.take(0), c.take(0)) if batch is not None]
+    assert [
+        "a job that weighs 11 fits in no batch",
+        "the due() of a policy must be a number, got 'soon'",
+    ] == list(map(str, errors))
 
 
 class LedgerOfJobs(RuleBasedStateMachine):
