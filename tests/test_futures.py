@@ -223,3 +223,31 @@ def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_
         canceller.join(10)
         assert [1] == [stats.cancelled for stats in counted]
         assert future.cancelled()
+
+
+class Waiter:
+    """Stands for what `wait` and `as_completed` put into a future. They give no sign that they have, so a test can't."""
+
+    def __init__(self) -> None:
+        self.told: List[Any] = []
+
+    def add_result(self, future: Future[Any]) -> None:
+        self.told.append((future, "result"))
+
+    def add_exception(self, future: Future[Any]) -> None:
+        self.told.append((future, "exception"))
+
+    def add_cancelled(self, future: Future[Any]) -> None:
+        self.told.append((future, "cancelled"))
+
+
+def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    good, bad, unwanted = futures = [batcher.submit(job) for job in (1, "bad", 3)]
+    processor.wait_for_batches(1)
+    waiter = Waiter()
+    for future in futures:
+        future._waiters.append(waiter)  # type: ignore[arg-type]
+    unwanted.cancel()
+    processor.release()
+    batcher.shutdown()
+    assert [(unwanted, "cancelled"), (good, "result"), (bad, "exception")] == waiter.told

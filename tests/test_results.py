@@ -8,7 +8,8 @@ from typing import Any, Callable, Iterable, Iterator, List, Optional
 
 import pytest
 
-from microbatch import Batcher, BatchInfo, JobFuture, JobState, ResultCountError, Size
+from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobState, ResultCountError, Size
+from microbatch.testing import ManualClock
 
 Futures = List[JobFuture[Any]]
 
@@ -55,6 +56,10 @@ class Ledgerless:
 )
 def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
     assert [1, 2, 3] == values(run(lambda jobs: returned))
+
+
+def test_a_large_batch_is_no_exception() -> None:
+    assert list(range(300)) == values(run(echo, range(300)))
 
 
 def test_a_generator_function_is_a_processor() -> None:
@@ -212,6 +217,13 @@ class Picky(Exception):
         self.code = code
 
 
+class Equal(Exception):
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+    __hash__ = Exception.__hash__
+
+
 class Single(Exception):
     def __copy__(self) -> "Single":
         raise RuntimeError("I am the only one")
@@ -235,6 +247,7 @@ class Single(Exception):
         concurrent.futures.CancelledError(),
         Custom(5),
         Picky(code=6),
+        Equal(7),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -325,3 +338,134 @@ def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCa
     future.add_done_callback(leave)  # one that comes late is called at once
     assert 2 * [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
     assert "exception calling callback" in caplog.text
+
+
+class Copied(Exception):
+    """Can't be copied by `copy.copy` without a change, which each kind makes in its own place."""
+
+    def __str__(self) -> str:
+        return getattr(self, "text", "text")
+
+
+class CopiedAsItself(Copied):
+    def __copy__(self) -> Exception:
+        return self
+
+
+class CopiedAsAnother(Copied):
+    def __copy__(self) -> Exception:
+        return Copied(*self.args)
+
+
+class CopiedWithAnEarlierText(Copied):
+    def __copy__(self) -> Exception:
+        twin = type(self)(*self.args)
+        twin.text = "a text"  # type: ignore[attr-defined]
+        return twin
+
+
+class CopiedWithALaterText(Copied):
+    def __copy__(self) -> Exception:
+        twin = type(self)(*self.args)
+        twin.text = "that text"  # type: ignore[attr-defined]
+        return twin
+
+
+class CopiedWithMoreArguments(Copied):
+    def __copy__(self) -> Exception:
+        return type(self)(*self.args, "more")
+
+
+class CopiedWithoutArguments(Copied):
+    def __copy__(self) -> Exception:
+        return type(self)()
+
+
+class CopiedWithOtherArguments(Copied):
+    def __copy__(self) -> Exception:
+        return type(self)([*self.args[0]])
+
+
+@pytest.mark.parametrize("kind", Copied.__subclasses__())
+def test_a_copy_of_an_exception_that_is_not_like_it_is_not_used(kind: Callable[[List[str]], Exception]) -> None:
+    raised = kind(["an argument"])
+
+    def processor(jobs: List[str]) -> None:
+        raise raised
+
+    for error in errors(run(processor)):
+        assert error is not None and error is not raised
+        assert (type(raised), "text", 1) == (type(error), str(error), len(error.args))
+        assert raised.args[0] is error.args[0]
+        assert raised is error.__cause__
+    assert raised.__cause__ is None
+
+
+def lists_two_errors(jobs: List[str]) -> List[Any]:
+    return [KeyError(1), 2, KeyError(3)]
+
+
+def yields_an_error_and_raises(jobs: List[str]) -> Iterator[Any]:
+    yield KeyError(1)
+    yield 2
+    raise KeyError(3)
+
+
+def yields_two_errors(jobs: List[str]) -> Iterator[Any]:
+    yield from lists_two_errors(jobs)
+
+
+@pytest.mark.parametrize("processor", [lists_two_errors, yields_an_error_and_raises, yields_two_errors])
+def test_a_policy_is_told_how_many_jobs_failed_and_how_long_the_batch_took(
+    processor: Callable[[List[str]], Any], clock: ManualClock
+) -> None:
+    reports: List[BatchReport] = []
+    clock.advance(10)
+
+    class Watching(Size):
+        def observe(self, report: BatchReport) -> None:
+            reports.append(report)
+
+    def slow(jobs: List[str]) -> Any:
+        clock.advance(4)
+        return processor(jobs)
+
+    with Batcher(slow, Watching(3), clock=clock) as batcher:
+        for job in "abc":
+            batcher.submit(job)
+    assert [BatchReport(BatchInfo(1, 3, 3.0, None, "watching"), 4.0, 2)] == reports
+
+
+def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(clock: ManualClock) -> None:
+    clock.advance(10)
+
+    def processor(jobs: List[float]) -> Iterator[float]:
+        for seconds in jobs:
+            clock.advance(seconds)
+            yield seconds
+
+    with Batcher(processor, Size(2), clock=clock) as batcher:
+        first = batcher.submit(2.0)
+        clock.advance(5)
+        second = batcher.submit(3.0)
+    times = [(result.queue_time, result.service_time) for result in (first.result(), second.result())]
+    assert [(5.0, 2.0), (0.0, 5.0)] == times
+
+
+@pytest.mark.parametrize(
+    "last, message, level",
+    [
+        (str, "the processor gave more than 3 results for batch 1", logging.WARNING),
+        (int, "the processor raised after its last result, in batch 1", logging.ERROR),
+    ],
+    ids=["a surplus", "an exception"],
+)
+def test_what_comes_after_the_last_result_is_logged(
+    last: Callable[[str], Any], message: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def processor(jobs: List[str]) -> Iterator[Any]:
+        yield from jobs
+        yield last("d")
+
+    assert ["a", "b", "c"] == values(run(processor))
+    assert [("microbatch", level, message)] == caplog.record_tuples
