@@ -340,7 +340,7 @@ class Collector(Generic[AnyEntry]):
     def _forget_dead(self, lane: _Lane[AnyEntry]) -> None:
         if lane.weight != lane.weight:
             lane.weight = sum((entry.weight for entry in lane.open), 0.0)
-        if lane.dead > 64 and lane.dead > len(lane.backlog) // 2:
+        if lane.dead > len(lane.backlog) // 2:
             lane.backlog = deque(entry for entry in lane.backlog if entry.waiting)
             lane.dead = 0
 

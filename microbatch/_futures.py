@@ -107,9 +107,7 @@ class JobFuture(Future[JobResult[Value]]):
         expires: the moment at which it expires if no worker has taken it; infinite for never.
     """
 
-    def __init__(
-        self, job: Any, keeper: Keeper, key: Hashable = None, weight: float = 1.0, expires_in: float = math.inf
-    ) -> None:
+    def __init__(self, job: Any, keeper: Keeper, key: Hashable, weight: float, expires_in: float) -> None:
         super().__init__()
         self.job = job
         self.key = key
