@@ -246,6 +246,28 @@ def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
     assert (9, True, 9) == (Listening(9).room(Window()), Listening(9).watches_flow, Listening(9).needs())
 
 
+def test_a_subclass_may_give_another_answer_without_overriding_what_it_is_about() -> None:
+    class Other(Size):
+        watches_flow = False
+
+        def room(self, window: Window[Any]) -> float:
+            return 7
+
+        def needs(self) -> int:
+            return 2
+
+    class Quiet(Urgent):
+        watches_flow = False
+
+    assert (7, False, 2) == (Other(9).room(Window()), Other(9).watches_flow, Other(9).needs())
+    assert not Quiet().watches_flow
+
+
+def test_what_is_kept_of_each_batch_has_no_dict_of_its_own() -> None:
+    info = BatchInfo(1, 1, 1.0, None, "size")
+    assert [False, False] == [hasattr(fact, "__dict__") for fact in (info, BatchReport(info, 0.5, 0))]
+
+
 def test_each_part_of_a_policy_sees_the_window_when_it_is_asked_for_its_reason() -> None:
     class Counting(Size):
         def reason(self, window: Window[Any]) -> str:
