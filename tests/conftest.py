@@ -1,12 +1,16 @@
 """What every test gets: no thread may be left when it ends."""
 
 import gc
+import signal
 import threading
 from typing import Iterator
 
 import pytest
 
 from microbatch.testing import ManualClock
+
+# A shell that starts the tests in the background has Ctrl-C ignored, in all processes that they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
