@@ -3,11 +3,11 @@
 import gc
 import signal
 import threading
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
-from microbatch.testing import ManualClock
+from microbatch.testing import ManualClock, RecordingProcessor
 
 # A shell that starts the tests in the background has Ctrl-C ignored, in all processes that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,3 +28,12 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+def processor() -> Iterator[RecordingProcessor[Any]]:
+    """Holds every batch until the test, or its end, releases it."""
+    processor = RecordingProcessor[Any]()
+    processor.hold()
+    yield processor
+    processor.release()

@@ -4,7 +4,7 @@ import concurrent.futures
 import gc
 import threading
 import weakref
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 
@@ -15,15 +15,6 @@ from tests.threads import in_thread
 
 def echo(jobs: List[Any]) -> List[Any]:
     return jobs
-
-
-@pytest.fixture
-def processor() -> Iterator[RecordingProcessor[Any]]:
-    """Holds every batch until the test, or its end, releases it."""
-    processor = RecordingProcessor[Any]()
-    processor.hold()
-    yield processor
-    processor.release()
 
 
 # -- flush --

@@ -3,7 +3,7 @@
 import concurrent.futures
 import threading
 from functools import partial
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, List, Optional
 
 import pytest
 
@@ -25,15 +25,6 @@ from tests.threads import in_thread
 
 def echo(jobs: List[Any]) -> List[Any]:
     return jobs
-
-
-@pytest.fixture
-def processor() -> Iterator[RecordingProcessor[Any]]:
-    """Holds every batch until the test, or its end, releases it."""
-    processor = RecordingProcessor[Any]()
-    processor.hold()
-    yield processor
-    processor.release()
 
 
 # -- the worker thread and its sleep --
