@@ -458,10 +458,13 @@ def look_for_a_fork() -> None:
 def _renew() -> None:
     global _registry, _living, _process
     _registry = threading.RLock()  # a thread that does not exist here may have held the old one
-    parents, _living = list(_living), weakref.WeakSet()
-    for worker in parents:  # those too whose batchers are gone
-        worker.disown_threads()
-        worker.leave_to_parent()
+    workers, _living = list(_living), weakref.WeakSet()
+    for worker in workers:  # those too whose batchers are gone
+        if worker.process == os.getpid():  # by another library's hook, which was called before ours
+            _living.add(worker)
+        else:
+            worker.disown_threads()
+            worker.leave_to_parent()
     for renew in renewals:
         renew()
     _process = os.getpid()

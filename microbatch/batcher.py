@@ -311,6 +311,8 @@ class Batcher(Generic[Job, Value]):
                 self._finalizer.detach()
 
     def _start_anew_in_child(self) -> None:
+        if self._newest_worker.process == os.getpid():
+            return  # made here, before the fork was noticed
         parents, self._newest_worker = self._newest_worker, self._make_worker(forked=True)
         if self._finalizer is not None:
             self._finalizer.detach()

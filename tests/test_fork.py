@@ -274,6 +274,30 @@ def test_a_child_of_a_fork_that_calls_no_hook_ends_as_any_program_and_does_its_o
     assert f"{own}3\nparent\n" == run(script, head=NO_HOOKS)
 
 
+def test_a_batcher_that_is_made_in_the_child_of_a_fork_that_calls_no_hook_keeps_its_jobs() -> None:
+    script = """
+    def child():
+        batcher = Batcher(echo, Size(2))
+        future = batcher.submit(1)
+        print(batcher.flush(timeout=5), future.done(), batcher.stats().accepted, batcher.shutdown(timeout=5))
+    in_child(child)
+    """
+    assert "True True 1 True\n" == run(script, head=NO_HOOKS)
+
+
+def test_a_hook_that_is_called_before_ours_may_use_a_batcher_in_the_child() -> None:
+    head = """
+import concurrent.futures.thread, logging, os, threading
+born = []
+os.register_at_fork(after_in_child=lambda: born.append(batcher.submit("born")))
+"""
+    script = """
+    batcher = Batcher(echo, Interval(0))
+    in_child(lambda: print(born[0].result(timeout=5).value, batcher.stats().accepted, batcher.shutdown(timeout=5)))
+    """
+    assert "born 1 True\n" == run(script, head=head)
+
+
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str, tmp_path: Path) -> None:
     script = f"""
