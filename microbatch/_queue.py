@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
 
-from microbatch._clock import NEVER, Clock
+from microbatch._clock import NEVER, NOW, Clock
 from microbatch._futures import JobFuture, JobState
 from microbatch.errors import BacklogFull, BatcherClosed
 
@@ -197,7 +197,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def wait_for_news(self, moment: float) -> None:
         """Wait until there is news or *moment* has come; with `mutex` held."""
         self.not_empty.silence()
-        while not self._has_news() and self.clock.now() < moment:
+        # NOW asks no clock: jobs are failed with it where the clock raises.
+        while not self._has_news() and moment != NOW and self.clock.now() < moment:
             self.clock.wait_until(self.not_empty, moment)
 
     def _has_news(self) -> bool:

@@ -175,7 +175,7 @@ class Worker:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
         with self.queue.mutex:
             while not self._ended:
-                if self._clock.now() >= moment:
+                if moment != NEVER and self._clock.now() >= moment:
                     return False
                 self._clock.wait_until(self.queue.settled, moment)
             thread = self._thread
@@ -196,8 +196,11 @@ class Worker:
         return failed
 
     def exit_deadline(self) -> float:
-        """Return the moment until which the interpreter's end may wait, if that wait begins now."""
-        return self._clock.now() + self._exit_timeout
+        """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
+        try:
+            return self._clock.now() + self._exit_timeout
+        except BaseException:  # of a clock that a user injected: the worker thread fails by it, and soon ends
+            return NEVER
 
     def disown_threads(self) -> None:
         """Have the interpreter end without waiting for the threads of a pool of our own."""

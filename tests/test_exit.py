@@ -300,3 +300,25 @@ def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_u
     code, out, err = run(script)
     assert (0, "1 BatcherClosed\n2 BatcherClosed\n") == (code, out), err
     assert "KeyboardInterrupt" in err and "the interpreter did not wait for them any longer" in err
+
+
+def test_a_clock_that_raises_at_the_end_costs_only_the_jobs_of_its_own_batcher() -> None:
+    script = """
+    import logging, os, time
+    logging.disable()
+    class Clock:
+        broken = False
+        def now(self):
+            if self.broken:
+                raise OSError("no clock")
+            return time.monotonic()
+        def wait_until(self, condition, moment):
+            condition.wait()
+    def show(future):
+        os.write(1, f"{future.state.name}\\n".encode())
+    batchers = [Batcher(lambda jobs: jobs, Size(9), clock=clock) for clock in (Clock(), None)]
+    for batcher in batchers:
+        batcher.submit("job").add_done_callback(show)
+    Clock.broken = True
+    """
+    assert ["FAILED", "SUCCEEDED"] == sorted(run(script)[1].split())
