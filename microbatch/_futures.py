@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Callable, Generic, Hashable, List, Optional, Protocol, Tuple, TypeVar
+from typing import Any, Callable, Generic, Hashable, List, NoReturn, Optional, Protocol, Tuple, TypeVar
 
 from microbatch._log import report
 
@@ -205,6 +205,17 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_result(self)
             self._condition.notify_all()
 
+    def publish_cancellation(self) -> None:
+        """Publish, should a signal have broken off the canceller. One whom it only interrupts will do so afterwards."""
+        lock = self._condition._lock  # type: ignore[attr-defined]
+        if lock.acquire(
+            timeout=1
+        ):  # it may be held by that one, and the handler of the signal may wait for this thread
+            try:
+                self.publish()
+            finally:
+                lock.release()
+
     def call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
         with self._condition._lock:  # type: ignore[attr-defined]
@@ -229,6 +240,9 @@ class JobFuture(Future[JobResult[Value]]):
         if not self.published:
             self.stage = JobState.FAILED
             self.publish(error=error)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
 
     def __repr__(self) -> str:
         return f"<JobFuture at {id(self):#x} {self.stage.value}>"

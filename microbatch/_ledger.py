@@ -144,11 +144,11 @@ class Ledger:
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
         """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
-        with self.queue.mutex:
+        with self.queue.mutex, self.queue.settled.hung() as bell:
             while self._oldest_epoch() <= epoch:
                 if self.queue.clock.now() >= moment:
                     return False
-                self.queue.clock.wait_until(self.queue.settled, moment)
+                self.queue.clock.wait_until(bell, moment)
             return True
 
     def unsettled(self) -> List[JobFuture[Any]]:

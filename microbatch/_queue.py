@@ -12,6 +12,8 @@ from microbatch.errors import BacklogFull, BatcherClosed
 
 __all__ = ["JobQueue", "News"]
 
+_WAITING = (JobState.QUEUED, JobState.BATCHED)
+
 
 class News(NamedTuple):
     """What has come for the worker thread since it last looked."""
@@ -24,10 +26,10 @@ class News(NamedTuple):
 
 
 class Bell(threading.Condition):
-    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost after a `silence`.
+    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost.
 
     With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
-    submits a job) would notify nobody.
+    submits a job, a signal handler that shuts down) would notify nobody.
     """
 
     def __init__(self, lock: Any) -> None:
@@ -41,22 +43,66 @@ class Bell(threading.Condition):
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Release the lock, wait until it is rung or *timeout* seconds are over, and take the lock again."""
-        saved = self._release_save()  # type: ignore[attr-defined]
+        saved = 1, threading.get_ident()  # where a signal breaks this off before it is known
         try:
-            return self._rung.acquire(timeout=-1 if timeout is None else timeout)
+            saved = self._release_save()  # type: ignore[attr-defined]
+            rung = self._rung.acquire(timeout=-1 if timeout is None else timeout)
         finally:
+            try:
+                self._take_back(saved)
+            except BaseException:  # a signal: whoever called holds the lock, and will release it
+                self._take_back(saved)
+                raise
+        return rung
+
+    def _take_back(self, saved: Any) -> None:
+        if not self._is_owned():  # type: ignore[attr-defined]
             self._acquire_restore(saved)  # type: ignore[attr-defined]
+
+    def ring(self) -> bool:
+        """Ring it, and return whether it was silent."""
+        try:
+            self._rung.release()
+        except RuntimeError:
+            return False
+        return True
 
     def notify(self, n: int = 1) -> None:
         """Ring it."""
-        try:
-            self._rung.release()
-        except RuntimeError:  # it was rung already
-            pass
+        self.ring()
 
     def notify_all(self) -> None:
         """Ring it: one thread waits."""
-        self.notify()
+        self.ring()
+
+
+class Bells:
+    """For threads that wait for one thing: each hangs up a bell of its own before it looks whether it has to wait."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._hung: Dict[Bell, None] = {}  # in the order in which they came
+
+    @contextlib.contextmanager
+    def hung(self) -> Iterator[Bell]:
+        """Have a new bell rung when its turn comes. To be entered with the lock held."""
+        bell = Bell(self._lock)
+        try:
+            self._hung[bell] = None
+            yield bell
+        finally:
+            self._hung.pop(bell, None)
+
+    def notify(self, n: int = 1) -> None:
+        """Ring the first *n* of those that have not been rung."""
+        for bell in list(self._hung):
+            if n < 1:
+                return
+            n -= bell.ring()
+
+    def notify_all(self) -> None:
+        """Ring all."""
+        self.notify(len(self._hung))
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -64,7 +110,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     `mutex` guards every attribute here, those of the `Ledger`, and the `JobFuture.stage` of every job. It is held for a
     few plain statements at a time, and nothing that a user injects is called under it.
-    Its conditions:
+    What wakes whom:
 
     - `not_empty` wakes the worker thread, for all that `News` has.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
@@ -79,9 +125,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
         self.not_empty: Bell = Bell(self.mutex)
-        self.not_full = threading.Condition(self.mutex)
+        self.not_full: Bells = Bells(self.mutex)  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
-        self.settled = threading.Condition(self.mutex)
+        self.settled = Bells(self.mutex)
         self.clock = clock
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
@@ -113,6 +159,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
         return getattr(self.inside, "mine", False)
+
+    def is_held(self) -> bool:
+        """Return whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so."""
+        return self.not_empty._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
@@ -151,10 +201,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.blocked += unlimited
         try:
             self.not_empty.notify()
-            while self._full() and not self.closed:
-                if not block or self.clock.now() >= deadline:
-                    raise BacklogFull(self.maxsize)
-                self.clock.wait_until(self.not_full, deadline)
+            with self.not_full.hung() as bell:
+                while self._full() and not self.closed:
+                    if not block or self.clock.now() >= deadline:
+                        raise BacklogFull(self.maxsize)
+                    self.clock.wait_until(bell, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
             self.not_full.notify()
@@ -169,7 +220,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_empty.notify()
             if not self.moving and future.waiting:
                 self._withdrawn.setdefault(future, future.stage)
-                future.stage = JobState.CANCELLED
+                if future.stage in _WAITING:  # once more, and without a call before the step that counts: see `put`
+                    future.stage = JobState.CANCELLED
 
     def post(self, note: Callable[[], None]) -> None:
         """Have the worker thread make this call, after it has taken in all jobs accepted until now."""

@@ -85,6 +85,7 @@ class Worker:
         self._starter: Optional[int] = None  # the thread that is in start()
         self._thread: Optional[threading.Thread] = None
         self._opening: Optional[_Opening] = None  # None before the threads are started
+        self._ending = threading.Lock()  # held by the thread that ends what has no thread of its own
         self._callbacks: List[Callable[[], object]] = []
         self._started = False
         self._ended = False
@@ -120,13 +121,18 @@ class Worker:
             self._starter = threading.get_ident()
             try:
                 self._check_startable()
-                launched = self._opening is None
-                opening = self._opening or self._launch()
+                launching = self._opening is None
+                if self._opening is None:
+                    _enlist(self)
+                    self._opening = _Opening()
+                opening = self._opening
             finally:
                 self._starter = None
+        if launching:
+            self._launch(opening)
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
-        # being started.
-        opening.wait(-1 if launched else 1)
+        # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
+        opening.wait(0 if self.queue.is_held() else -1 if launching else 1)
 
     def _check_startable(self) -> None:
         if self.queue.closed:
@@ -134,20 +140,17 @@ class Worker:
         if self._forked and self._executor is not None:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _launch(self) -> _Opening:
-        _enlist(self)
-        self._opening = opening = _Opening()
+    def _launch(self, opening: _Opening) -> None:
         try:
             threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True).start()
         except BaseException:  # a signal, maybe, and then the thread may well exist
             self._call_off(Rejected("the start of the batcher was broken off"))
             raise
-        return opening
 
     def _call_off(self, error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
-            if self._thread is not None:
+            if self._thread is not None or self._started:
                 return False
             opening, self._opening = self._opening, None
         if opening is not None:
@@ -166,18 +169,28 @@ class Worker:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
         error = BatcherClosed("the batcher was shut down before its threads were started")
         with self._starting:
-            unstarted = self.queue.close() and self._call_off(error)  # this may interrupt the start of the thread
+            self.queue.close()
+            unstarted = self._call_off(error)  # this may interrupt the start of the thread
         if unstarted:
-            self.abandon(error)
-            self._end()
+            self._end_unstarted(error)
+
+    def _end_unstarted(self, error: BaseException) -> None:
+        """End without a thread at work, in whichever thread comes first; the next one finishes what a signal broke off."""
+        if not self._ended and self._ending.acquire(blocking=False):
+            try:
+                with self.queue.own_thread():
+                    self.abandon(error)
+                    self._end()
+            finally:
+                self._ending.release()
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
-        with self.queue.mutex:
+        with self.queue.mutex, self.queue.settled.hung() as bell:
             while not self._ended:
                 if moment != NEVER and self._clock.now() >= moment:
                     return False
-                self._clock.wait_until(self.queue.settled, moment)
+                self._clock.wait_until(bell, moment)
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()  # it has nothing left to do but to end
@@ -199,7 +212,7 @@ class Worker:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
-        except BaseException:  # of a clock that a user injected: the worker thread fails by it, and soon ends
+        except Exception:  # of a clock that a user injected: the worker thread fails by it, and soon ends
             return NEVER
 
     def disown_threads(self) -> None:
@@ -246,7 +259,7 @@ class Worker:
                 self._opening = self._thread = None
                 closed = self.queue.closed
             if closed:  # by a thread that left the rest to this one
-                self._end()
+                self._end_unstarted(error)
             opening.settle(error)
             return
         self._started = True
@@ -277,7 +290,7 @@ class Worker:
 
     def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
         for future in cancelled:
-            future.publish()
+            future.publish_cancellation()
         self._collector.drop(cancelled)
         self.ledger.release(cancelled)
 
@@ -338,8 +351,7 @@ class Worker:
             if self._pool is not None:
                 self._pool.shutdown()
             while (callback := self._next_shutdown_callback()) is not None:
-                with self.queue.own_thread():  # where no thread was ever started, a caller's
-                    _call_back(callback)
+                _call_back(callback)
         finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
             with self.queue.mutex:
                 self._ended = True

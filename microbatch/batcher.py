@@ -18,6 +18,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    NoReturn,
     Optional,
     Type,
     TypeVar,
@@ -261,8 +262,6 @@ class Batcher(Generic[Job, Value]):
         check_flag("cancel_futures", cancel_futures)
         worker = self._worker
         worker.close()
-        if self._finalizer is not None:
-            self._finalizer.detach()
         if cancel_futures:
             for future in worker.ledger.unsettled():
                 future.cancel()
@@ -293,6 +292,9 @@ class Batcher(Generic[Job, Value]):
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r} with {self._policy!r}>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Batcher has threads, and can't be copied or pickled")
+
     @property
     def _worker(self) -> Worker:
         if self._newest_worker.process != os.getpid():
@@ -307,16 +309,12 @@ class Batcher(Generic[Job, Value]):
                 if worker.launched and self._finalizer is None:
                     self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     self._finalizer.atexit = False  # the worker has an exit hook of its own
-            if self._finalizer is not None and worker.queue.closed:  # by a shutdown that came too early to detach it
-                self._finalizer.detach()
 
     def _start_anew_in_child(self) -> None:
         if self._newest_worker.process == os.getpid():
             return  # made here, before the fork was noticed
         parents, self._newest_worker = self._newest_worker, self._make_worker(forked=True)
-        if self._finalizer is not None:
-            self._finalizer.detach()
-            self._finalizer = None
+        self._finalizer = None
         if parents.queue.closed:
             self._worker.close()
 
@@ -380,8 +378,8 @@ class Batcher(Generic[Job, Value]):
 
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
-    if worker.process != os.getpid():
-        return  # the batcher is the parent's to drain
+    if worker.queue.closed or worker.process != os.getpid():
+        return  # it was shut down, or is the parent's to drain
     worker.close()  # first, since a warning may be an error
     warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
 

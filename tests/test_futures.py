@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import copy
 import pickle
 import threading
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
@@ -251,3 +252,11 @@ def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: Recordin
     processor.release()
     batcher.shutdown()
     assert [(unwanted, "cancelled"), (good, "result"), (bad, "exception")] == waiter.told
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_neither_it_nor_its_batcher_can_be_copied(duplicate: Any, batcher: Held) -> None:
+    with pytest.raises(TypeError, match="a Batcher has threads, and can't be copied or pickled"):
+        duplicate(batcher)
+    with pytest.raises(TypeError, match="a JobFuture belongs to its batcher, and can't be copied or pickled"):
+        duplicate(batcher.submit(1))

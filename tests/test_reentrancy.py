@@ -10,6 +10,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
+from tests.threads import in_thread
 from microbatch.testing import ManualClock
 
 
@@ -317,3 +318,18 @@ def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody
     finally:
         sys.settrace(before)
     assert batcher.shutdown(timeout=10)
+
+
+def test_a_finalizer_in_the_very_thread_that_is_being_started_may_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    finalized: List[JobFuture[Any]] = []
+    start = threading.Thread.start
+
+    def finalizing(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        finalized.append(in_thread(lambda: batcher.submit("from a finalizer")).result(timeout=10))
+        start(thread)
+
+    with Batcher(echo) as batcher:
+        monkeypatch.setattr(threading.Thread, "start", finalizing)
+        future = batcher.submit("job")
+        assert ["from a finalizer", "job"] == [each.result(timeout=10).value for each in [*finalized, future]]

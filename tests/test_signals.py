@@ -1,0 +1,152 @@
+"""A signal comes in at each place in our code where Python lets one in, one after another: nothing is lost, nobody waits."""
+
+import dis
+import sys
+from types import CodeType, FrameType
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import pytest
+
+from microbatch import Batcher, BatcherClosed, JobFuture, Size
+
+# Python looks for signals after these instructions, on one version or another.
+ENTRANCES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
+
+
+class Signal:
+    """Calls *handler* at the *place*-th entrance that the calling thread comes to in our code."""
+
+    def __init__(self, handler: Callable[[], Any], place: int) -> None:
+        self.handler = handler
+        self.places_left = place
+        self.came = False
+        self._names: Dict[CodeType, Dict[int, str]] = {}
+        self._before: Dict[FrameType, str] = {}
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_globals.get("__name__", "").startswith("microbatch."):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            entered = self._before.get(frame, "").startswith(ENTRANCES)
+            self._before[frame] = self._names_in(frame.f_code).get(frame.f_lasti, "")
+            self.places_left -= entered
+            if self.places_left < 0:
+                sys.settrace(None)
+                frame.f_trace = None
+                self.came = True
+                self.handler()
+        return self.trace
+
+    def _names_in(self, code: CodeType) -> Dict[int, str]:
+        if code not in self._names:
+            self._names[code] = {step.offset: step.opname for step in dis.get_instructions(code)}
+        return self._names[code]
+
+    def during(self, act: Callable[[], Any]) -> Optional[BaseException]:
+        """Call *act*, and return what it raised."""
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            act()
+        except BaseException as error:
+            return error
+        finally:
+            sys.settrace(before)
+        return None
+
+
+class Use:
+    """A batcher with one job, if it has been used, and what can be done with it."""
+
+    def __init__(self, used: bool, policy: Any = Size(1)) -> None:
+        self.batcher: Batcher[str, str] = Batcher(list, policy)
+        self.futures: List[JobFuture[str]] = [self.batcher.submit("before")] if used else []
+        self.answer: Any = None
+
+    def submit(self) -> None:
+        self.futures.append(self.batcher.submit("job"))
+
+    def cancel(self) -> None:
+        self.answer = self.futures[0].cancel()
+
+    def flush(self) -> None:
+        self.answer = self.batcher.flush(timeout=10)
+
+    def shutdown(self) -> None:
+        self.answer = self.batcher.shutdown(timeout=10)
+
+    def result(self) -> None:
+        self.answer = self.futures[0].result(timeout=10)
+
+    def stats(self) -> None:
+        self.answer = self.batcher.stats()
+
+    def check(self) -> None:
+        assert self.batcher.shutdown(timeout=10)
+        assert all(future.done() for future in self.futures)
+        stats = self.batcher.stats()
+        assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled
+        assert len(self.futures) <= stats.accepted <= len(self.futures) + 1  # one whose submit was broken off, maybe
+
+
+ACTS: Dict[str, Tuple[Callable[[], Use], Callable[[Use], None]]] = {
+    "first submit": (lambda: Use(used=False), Use.submit),
+    "submit": (lambda: Use(used=True), Use.submit),
+    "cancel": (lambda: Use(used=True, policy=Size(9)), Use.cancel),
+    "flush": (lambda: Use(used=True, policy=Size(9)), Use.flush),
+    "shutdown": (lambda: Use(used=True, policy=Size(9)), Use.shutdown),
+    "shutdown of one that was never used": (lambda: Use(used=False), Use.shutdown),
+    "result": (lambda: Use(used=True), Use.result),
+    "stats": (lambda: Use(used=True), Use.stats),
+}
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def everywhere(act: str, handle: Callable[[Use], Any]) -> List[Tuple[Use, Optional[BaseException]]]:
+    """Do *act* anew for each place where a signal can come in, with the signal coming in there."""
+    make, do = ACTS[act]
+    outcomes: List[Tuple[Use, Optional[BaseException]]] = []
+    while True:
+        use = make()
+        signal = Signal(lambda: handle(use), len(outcomes))
+        outcomes.append((use, signal.during(lambda: do(use))))
+        use.check()
+        if not signal.came:
+            return outcomes
+
+
+@pytest.mark.parametrize("act", [act for act in ACTS if "never used" not in act])
+def test_ctrl_c_anywhere_leaves_no_job_unsettled_and_nobody_waiting(act: str) -> None:
+    *outcomes, (_, undisturbed) = everywhere(act, lambda use: interrupt())
+    assert undisturbed is None
+    assert {KeyboardInterrupt} == {type(error) for _, error in outcomes}
+
+
+@pytest.mark.parametrize("act", [act for act in ACTS if "never used" not in act])
+def test_a_handler_that_shuts_down_anywhere_loses_nothing_and_waits_for_nobody(act: str) -> None:
+    closed = []
+    for use, error in everywhere(act, lambda use: closed.append(use.batcher.shutdown(timeout=10))):
+        assert error is None or isinstance(error, BatcherClosed) and "submit" in act
+        if act == "cancel":
+            assert use.answer is use.futures[0].cancelled()
+        elif act in ("flush", "shutdown"):
+            assert use.answer is True
+    assert closed and all(closed)
+
+
+@pytest.mark.parametrize("act", [act for act in ACTS if "submit" not in act])
+def test_a_handler_that_submits_anywhere_is_served_or_refused(act: str) -> None:
+    def handle(use: Use) -> None:
+        try:
+            use.futures.append(use.batcher.submit("from a handler", timeout=0))
+        except BatcherClosed:
+            refused.append(use)
+
+    refused: List[Use] = []
+    for use, error in everywhere(act, handle):
+        assert error is None
+        assert "shutdown" in act or use not in refused
