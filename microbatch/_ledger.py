@@ -154,7 +154,8 @@ class Ledger:
     def unsettled(self) -> List[JobFuture[Any]]:
         """Return the futures that have no outcome yet, in order of acceptance."""
         with self.queue.mutex:
-            return self.inherited()
+            futures = self.inherited()
+        return futures
 
     def inherited(self) -> List[JobFuture[Any]]:
         """Return the futures that have no outcome yet, without the lock, in order of acceptance.
@@ -173,13 +174,14 @@ class Ledger:
             for stage in self.queue.cancelled():
                 counts[stage] -= 1
                 counts[JobState.CANCELLED] += 1
-            return BatcherStats(
+            stats = BatcherStats(
                 accepted=sum(counts.values()),
                 **{state.value: counts[state] for state in JobState},
                 batches=self._batches,
                 triggers=dict(self._triggers),
                 oldest=max(0.0, self.queue.clock.now() - self._oldest()),
             )
+        return stats
 
     def _oldest(self) -> float:
         parts = [*self._unsettled.values(), [*self.queue.queue]]

@@ -85,7 +85,7 @@ class Worker:
         self._starter: Optional[int] = None  # the thread that is in start()
         self._thread: Optional[threading.Thread] = None
         self._opening: Optional[_Opening] = None  # None before the threads are started
-        self._ending = threading.Lock()  # held by the thread that ends what has no thread of its own
+        self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: List[Callable[[], object]] = []
         self._started = False
         self._ended = False
@@ -176,7 +176,7 @@ class Worker:
 
     def _end_unstarted(self, error: BaseException) -> None:
         """End without a thread at work, in whichever thread comes first; the next one finishes what a signal broke off."""
-        if not self._ended and self._ending.acquire(blocking=False):
+        if not self._ended and not self.queue.is_own_thread() and self._ending.acquire(blocking=False):
             try:
                 with self.queue.own_thread():
                     self.abandon(error)
