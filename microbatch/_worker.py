@@ -7,7 +7,6 @@ the `Batcher`, so that a batcher which nobody holds any more can be collected wh
 import logging
 import os
 import threading
-import weakref
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
@@ -19,12 +18,13 @@ from microbatch._collector import Batch, Collector
 from microbatch._futures import BatchInfo, JobFuture, JobState
 from microbatch._ledger import Ledger
 from microbatch._log import report
+from microbatch._process import enlist
 from microbatch._queue import JobQueue
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
 
-__all__ = ["Worker", "look_for_a_fork", "renewals"]
+__all__ = ["Worker"]
 
 
 class _Opening:
@@ -123,7 +123,7 @@ class Worker:
                 self._check_startable()
                 launching = self._opening is None
                 if self._opening is None:
-                    _enlist(self)
+                    enlist(self)
                     self._opening = _Opening()
                 opening = self._opening
             finally:
@@ -221,14 +221,14 @@ class Worker:
             for thread in self._pool._threads:
                 _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
 
-    def give_up(self) -> int:
-        """Fail what is left because the interpreter goes down, have nobody wait for it, and return how many jobs it was."""
+    def give_up(self) -> None:
+        """Fail what is left because the interpreter goes down, have nobody wait for it, and log how many jobs it was."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
             self._ended, self._thread = True, None
             self.queue.settled.notify_all()
         self.disown_threads()
-        return lost
+        report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called after the last job is settled; at once if that is over."""
@@ -398,92 +398,3 @@ def _call_back(callback: Callable[[], object]) -> None:
         callback()
     except BaseException:
         report("a shutdown callback raised")
-
-
-# -- the end of the process --
-
-_registry = threading.RLock()  # guards the next three; re-entrant, since a finalizer may interrupt its holder
-_living: "weakref.WeakSet[Worker]" = weakref.WeakSet()
-_exiting = False
-_hook: Any = None  # what ``threading`` made of our exit hook when it was last registered
-
-
-def _enlist(worker: Worker) -> None:
-    """Have the interpreter wait for this worker when it ends.
-
-    An ``atexit`` function would come too late: `concurrent.futures` has closed every pool by then. Its own hook, and
-    this one, are called by ``threading`` before that, the last registered first; and each module of pools registers its
-    hook when it is imported, which for that of the process pools may be late. So ours is registered once more where it
-    is not the last, and runs while the pools still take work.
-    """
-    global _hook
-    look_for_a_fork()
-    with _registry:
-        hooks = threading._threading_atexits  # type: ignore[attr-defined]
-        try:
-            if _hook is None or hooks[-1] is not _hook:
-                threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-                _hook = hooks[-1]
-        except RuntimeError:
-            raise BatcherClosed("the interpreter is going down") from None
-        if _exiting:
-            raise BatcherClosed("the interpreter is going down")
-        _living.add(worker)
-
-
-def _at_exit() -> None:
-    global _exiting
-    look_for_a_fork()
-    with _registry:
-        _exiting = True
-        workers = {worker: worker.exit_deadline() for worker in _living}
-    try:
-        for worker in workers:
-            worker.close()
-        for worker in sorted(workers, key=workers.__getitem__):
-            if not worker.wait_ended(workers[worker]):
-                _give_up(worker)
-    except BaseException:  # Ctrl-C: leave now, and say what that costs
-        for worker in workers:
-            if not worker.wait_ended(NOW):
-                _give_up(worker)
-        raise
-
-
-def _give_up(worker: Worker) -> None:
-    lost = worker.give_up()
-    report("%r lost %d jobs: the interpreter did not wait for them any longer", worker, lost, level=logging.ERROR)
-
-
-# -- forks --
-
-renewals: List[Callable[[], None]] = []  # called in a forked child
-_process = os.getpid()  # whose workers these are
-_renewing = threading.RLock()  # lets one thread of a child renew what no hook has renewed
-
-
-def look_for_a_fork() -> None:
-    """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
-    if _process != os.getpid():
-        with _renewing:
-            if _process != os.getpid():
-                _renew()
-
-
-def _renew() -> None:
-    global _registry, _living, _process
-    _registry = threading.RLock()  # a thread that does not exist here may have held the old one
-    workers, _living = list(_living), weakref.WeakSet()
-    for worker in workers:  # those too whose batchers are gone
-        if worker.process == os.getpid():  # by another library's hook, which was called before ours
-            _living.add(worker)
-        else:
-            worker.disown_threads()
-            worker.leave_to_parent()
-    for renew in renewals:
-        renew()
-    _process = os.getpid()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)

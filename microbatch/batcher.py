@@ -38,7 +38,8 @@ from microbatch._arguments import (
 from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture, JobResult
 from microbatch._ledger import BatcherStats
-from microbatch._worker import Worker, look_for_a_fork, renewals
+from microbatch._process import look_for_a_fork, renewals
+from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
 

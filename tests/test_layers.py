@@ -12,7 +12,7 @@ PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
     {"errors", "_clock", "_arguments", "_log"},
-    {"_futures"},
+    {"_futures", "_process"},
     {"_queue", "policies"},
     {"_ledger", "_collector"},
     {"_settle"},

@@ -1,0 +1,119 @@
+"""What happens to a process: its end, and forks. Which workers live here, and what becomes of them then."""
+
+import os
+import threading
+import weakref
+from typing import Any, Callable, List, Protocol
+
+from microbatch._clock import NOW
+from microbatch.errors import BatcherClosed
+
+__all__ = ["enlist", "look_for_a_fork", "renewals"]
+
+
+class Member(Protocol):
+    """What is to be known of a worker here."""
+
+    process: int
+
+    def exit_deadline(self) -> float:
+        """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
+
+    def close(self) -> None:
+        """Accept no more jobs, and make all that were accepted due. Does not wait."""
+
+    def wait_ended(self, moment: float) -> bool:
+        """Wait until every job is settled; False if *moment* comes first."""
+
+    def give_up(self) -> None:
+        """Fail what is left, and have nobody wait for it."""
+
+    def disown_threads(self) -> None:
+        """Have the interpreter end without waiting for threads."""
+
+    def leave_to_parent(self) -> None:
+        """Fail, in a forked child, what the parent has to do."""
+
+
+# -- the end --
+
+_registry = threading.RLock()  # guards the next three; re-entrant, since a finalizer may interrupt its holder
+_living: "weakref.WeakSet[Member]" = weakref.WeakSet()
+_exiting = False
+_hook: Any = None  # what ``threading`` made of our exit hook when it was last registered
+
+
+def enlist(worker: Member) -> None:
+    """Have the interpreter wait for this worker when it ends.
+
+    An ``atexit`` function would come too late: `concurrent.futures` has closed every pool by then. Its own hook, and
+    this one, are called by ``threading`` before that, the last registered first; and each module of pools registers its
+    hook when it is imported, which for that of the process pools may be late. So ours is registered once more where it
+    is not the last, and runs while the pools still take work.
+    """
+    global _hook
+    look_for_a_fork()
+    with _registry:
+        hooks = threading._threading_atexits  # type: ignore[attr-defined]
+        try:
+            if _hook is None or hooks[-1] is not _hook:
+                threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+                _hook = hooks[-1]
+        except RuntimeError:
+            raise BatcherClosed("the interpreter is going down") from None
+        if _exiting:
+            raise BatcherClosed("the interpreter is going down")
+        _living.add(worker)
+
+
+def _at_exit() -> None:
+    global _exiting
+    look_for_a_fork()
+    with _registry:
+        _exiting = True
+        workers = {worker: worker.exit_deadline() for worker in _living}
+    try:
+        for worker in workers:
+            worker.close()
+        for worker in sorted(workers, key=workers.__getitem__):
+            if not worker.wait_ended(workers[worker]):
+                worker.give_up()
+    except BaseException:  # Ctrl-C: leave now, and say what that costs
+        for worker in workers:
+            if not worker.wait_ended(NOW):
+                worker.give_up()
+        raise
+
+
+# -- forks --
+
+renewals: List[Callable[[], None]] = []  # called in a forked child
+_process = os.getpid()  # whose workers these are
+_renewing = threading.RLock()  # lets one thread of a child renew what no hook has renewed
+
+
+def look_for_a_fork() -> None:
+    """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
+    if _process != os.getpid():
+        with _renewing:
+            if _process != os.getpid():
+                _renew()
+
+
+def _renew() -> None:
+    global _registry, _living, _process
+    _registry = threading.RLock()  # a thread that does not exist here may have held the old one
+    workers, _living = list(_living), weakref.WeakSet()
+    for worker in workers:  # those too whose batchers are gone
+        if worker.process == os.getpid():  # by another library's hook, which was called before ours
+            _living.add(worker)
+        else:
+            worker.disown_threads()
+            worker.leave_to_parent()
+    for renew in renewals:
+        renew()
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
