@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Dict, Iterator, List, NamedTuple
 
@@ -106,18 +106,21 @@ def gunicorn(directory: Path, *options: str) -> Iterator[Server]:
     (directory / "gunicorn.conf.py").write_text(SETTINGS)
     command = [sys.executable, "-m", "gunicorn", *options, "application"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    with subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             yield Server(process, os.path.relpath(directory / "server.sock"))  # an absolute path may be too long
-        finally:
-            process.terminate()
+        finally:  # it has stopped by then, unless the test has failed
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("options", [(), ("--worker-class=gthread", "--threads=4")], ids=["sync", "gthread"])
 def test_each_request_gets_its_own_result_and_each_process_does_its_own_jobs(
     options: List[str], tmp_path: Path
 ) -> None:
-    with gunicorn(tmp_path, "--workers=2", *options) as server, ThreadPoolExecutor(8) as clients:
+    with ThreadPoolExecutor(8) as clients, gunicorn(tmp_path, "--workers=2", *options) as server:
         workers = {server.wait_for_worker(), server.wait_for_worker()}
         answers: List[Answer] = []
         while (

@@ -1,9 +1,10 @@
 """A signal comes in at each place in our code where Python lets one in, one after another: nothing is lost, nobody waits."""
 
 import dis
+import gc
 import sys
 from types import CodeType, FrameType
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -14,6 +15,14 @@ pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some
 
 # Python looks for signals after these instructions, on one version or another.
 ENTRANCES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
+
+
+@pytest.fixture(autouse=True)
+def no_finalizer_is_interrupted() -> Iterator[None]:
+    """Hold off the garbage collector, whose calls of finalizers would swallow what a handler raises there."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Signal:
