@@ -117,22 +117,31 @@ class Worker:
         """
         if self._starter == threading.get_ident():
             raise Rejected("this call interrupts the start of the batcher, and can't wait for its end")
+        mine = _Opening()
+        try:
+            opening = self._agree_on(mine)
+            if opening is mine:
+                threading.Thread(target=self._run, args=(mine,), name=self._name, daemon=True).start()
+        except BaseException:  # a signal, maybe, and then the thread may well exist
+            self._call_off(mine, Rejected("the start of the batcher was broken off"))
+            raise
+        # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
+        # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
+        opening.wait(0 if self.queue.is_held() else -1 if opening is mine else 1)
+
+    def _agree_on(self, opening: _Opening) -> _Opening:
+        """Return the opening that counts, which is this one if the caller is to start the threads."""
         with self._starting:
             self._starter = threading.get_ident()
             try:
                 self._check_startable()
-                launching = self._opening is None
-                if self._opening is None:
+                agreed = self._opening
+                if agreed is None:
                     enlist(self)
-                    self._opening = _Opening()
-                opening = self._opening
+                    agreed = self._opening = opening
+                return agreed
             finally:
                 self._starter = None
-        if launching:
-            self._launch(opening)
-        # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
-        # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
-        opening.wait(0 if self.queue.is_held() else -1 if launching else 1)
 
     def _check_startable(self) -> None:
         if self.queue.closed:
@@ -140,19 +149,12 @@ class Worker:
         if self._forked and self._executor is not None:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _launch(self, opening: _Opening) -> None:
-        try:
-            threading.Thread(target=self._run, args=(opening,), name=self._name, daemon=True).start()
-        except BaseException:  # a signal, maybe, and then the thread may well exist
-            self._call_off(Rejected("the start of the batcher was broken off"))
-            raise
-
-    def _call_off(self, error: BaseException) -> bool:
+    def _call_off(self, opening: Optional[_Opening], error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
-            if self._thread is not None or self._started:
+            if self._opening is not opening or self._thread is not None or self._started:
                 return False
-            opening, self._opening = self._opening, None
+            self._opening = None
         if opening is not None:
             opening.settle(error)
         return True
@@ -170,7 +172,7 @@ class Worker:
         error = BatcherClosed("the batcher was shut down before its threads were started")
         with self._starting:
             self.queue.close()
-            unstarted = self._call_off(error)  # this may interrupt the start of the thread
+            unstarted = self._call_off(self._opening, error)  # this may interrupt the start of the thread
         if unstarted:
             self._end_unstarted(error)
 

@@ -119,15 +119,17 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def everywhere(act: str, handle: Callable[[Use], Any]) -> List[Tuple[Use, Optional[BaseException]]]:
-    """Do *act* anew for each place where a signal can come in, with the signal coming in there."""
+def everywhere(
+    act: str, handle: Callable[[Use], Any], then: Callable[[Use], None] = Use.check
+) -> List[Tuple[Use, Optional[BaseException]]]:
+    """Do *act* anew for each place where a signal can come in, with the signal coming in there, and *then* that."""
     make, do = ACTS[act]
     outcomes: List[Tuple[Use, Optional[BaseException]]] = []
     while True:
         use = make()
         signal = Signal(lambda: handle(use), len(outcomes))
         outcomes.append((use, signal.during(lambda: do(use))))
-        use.check()
+        then(use)
         if not signal.came:
             return outcomes
 
@@ -137,6 +139,16 @@ def test_ctrl_c_anywhere_leaves_no_job_unsettled_and_nobody_waiting(act: str) ->
     *outcomes, (_, undisturbed) = everywhere(act, lambda use: interrupt())
     assert undisturbed is None
     assert {KeyboardInterrupt} == {type(error) for _, error in outcomes}
+
+
+@pytest.mark.parametrize("act", [act for act in ACTS if "submit" in act])
+def test_after_ctrl_c_anywhere_in_a_submit_the_next_one_is_served(act: str) -> None:
+    def submit_another(use: Use) -> None:
+        use.submit()
+        assert "job" == use.futures[-1].result(timeout=10).value
+        use.check()
+
+    assert len(everywhere(act, lambda use: interrupt(), submit_another)) > 1
 
 
 @pytest.mark.parametrize("act", [act for act in ACTS if "never used" not in act])
