@@ -123,7 +123,10 @@ class Worker:
             if opening is mine:
                 threading.Thread(target=self._run, args=(mine,), name=self._name, daemon=True).start()
         except BaseException:  # a signal, maybe, and then the thread may well exist
-            self._call_off(mine, Rejected("the start of the batcher was broken off"))
+            error = Rejected("the start of the batcher was broken off")
+            with self.queue.mutex:
+                left = self._claim_all() if self._call_off(mine, error) else []
+            self._fail(left, error)
             raise
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
@@ -200,9 +203,16 @@ class Worker:
 
     def abandon(self, error: BaseException) -> int:
         """Fail every job that is not settled, running ones too, and return how many those were."""
+        return self._fail(self._claim_all(), error)
+
+    def _claim_all(self) -> List[JobFuture[Any]]:
+        """Take every job that is not settled out of the worker thread's hands; in one step, if the mutex is held."""
         self.ledger.take_in(NOW)
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
+        return futures
+
+    def _fail(self, futures: List[JobFuture[Any]], error: BaseException) -> int:
         failed = fail(self.ledger, futures, error)
         for future in futures:
             if future.stage is JobState.CANCELLED:
@@ -256,10 +266,13 @@ class Worker:
         try:
             self._open_pool()
         except BaseException as error:
-            self.abandon(error)  # of those who did not wait for the threads to run
-            with self.queue.mutex:
+            with (
+                self.queue.mutex
+            ):  # in one step: whoever has a job accepted from now on will find that nobody is at work
+                left = self._claim_all()  # from those who did not wait for the threads to run
                 self._opening = self._thread = None
                 closed = self.queue.closed
+            self._fail(left, error)
             if closed:  # by a thread that left the rest to this one
                 self._end_unstarted(error)
             opening.settle(error)

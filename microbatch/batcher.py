@@ -203,6 +203,8 @@ class Batcher(Generic[Job, Value]):
         if not worker.started:
             self._start(worker)
         worker.queue.put(future, timeout=timeout)
+        if not worker.launched:  # their start, for which this call did not wait, has failed
+            self._start(worker)
         return future
 
     def map(

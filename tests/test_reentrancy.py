@@ -249,33 +249,59 @@ def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
     assert 0 == batcher.stats().accepted
 
 
+class Stuck:
+    """Lets the start of one thread fail, but not before it is told to."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        start = threading.Thread.start
+
+        def failing(thread: threading.Thread) -> None:
+            if thread.name != name:
+                return start(thread)
+            self.reached.set()
+            self.go_on.wait(10)
+            monkeypatch.undo()
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", failing)
+
+
+@pytest.mark.parametrize(
+    "name, error", [("slow", "the start of the batcher was broken off"), ("slow_0", "can't start new thread")]
+)
 def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_too(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, reached, go_on = threading.Thread.start, threading.Event(), threading.Event()
-
-    def failing(thread: threading.Thread) -> None:
-        if thread.name != "slow_0":
-            return start(thread)
-        reached.set()
-        go_on.wait(10)
-        raise RuntimeError("can't start new thread")
-
-    def first() -> None:
-        with pytest.raises(RuntimeError, match="can't start"):
-            batcher.submit("first")
-
     batcher = Batcher(echo, name="slow")
-    monkeypatch.setattr(threading.Thread, "start", failing)
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert reached.wait(10)
+    stuck = Stuck(name, monkeypatch)
+    first = in_thread(lambda: batcher.submit("first"))
+    assert stuck.reached.wait(10)
     future = batcher.submit("second")
-    go_on.set()
-    thread.join()
+    stuck.go_on.set()
+    with pytest.raises(RuntimeError, match="can't start"):
+        first.result(timeout=10)
+    assert error == str(future.exception(timeout=10))
     assert batcher.shutdown(timeout=10)
-    assert "can't start new thread" == str(future.exception(timeout=0))
     assert 1 == batcher.stats().accepted == batcher.stats().failed
+
+
+def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_starts_them_anew(
+    monkeypatch: pytest.MonkeyPatch, clock: ManualClock
+) -> None:
+    batcher = Batcher(echo, Size(1), name="slow", max_pending=1, clock=clock)
+    stuck = Stuck("slow_0", monkeypatch)
+    first = in_thread(lambda: batcher.submit("first"))
+    assert stuck.reached.wait(10)
+    second = batcher.submit("second")
+    third = in_thread(lambda: batcher.submit("third", timeout=60))
+    clock.wait_for_sleeper(60)  # for room, which the failure makes
+    stuck.go_on.set()
+    with pytest.raises(RuntimeError, match="can't start"):
+        first.result(timeout=10)
+    assert "can't start new thread" == str(second.exception(timeout=10))
+    assert "third" == third.result(timeout=10).result(timeout=10).value
+    assert batcher.shutdown(timeout=10)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread")
