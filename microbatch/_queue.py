@@ -118,7 +118,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
     two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
-    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work.
+    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Bells are
+    rung before that step, for a handler may raise after it; and by `put` and `close` once more after it, for a handler
+    that came in before it may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
     """
 
     def __init__(self, clock: Clock, max_pending: int) -> None:
@@ -188,10 +190,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item.epoch = self.epoch
             self.not_empty.notify()
             # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
-            # worker thread: a condition's wait() gives up the whole of a re-entrant lock. Between the look and the append
-            # there is no call and no jump, so that no handler comes in (on CPython 3.10 a jump lets one in).
+            # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
+            # CPython 3.10 a jump lets one in).
             if not self.closed:
                 self.queue.append(item)  # from here on the job is accepted
+                self.not_empty.notify()
                 return
         raise BatcherClosed("the batcher is shut down")
 
@@ -244,6 +247,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_empty.notify()
             self.not_full.notify_all()
             self.closed = True
+            self.not_empty.notify()
+            self.not_full.notify_all()
             return was_open
 
     def wait_for_news(self, moment: float) -> None:

@@ -3,6 +3,7 @@
 import dis
 import gc
 import sys
+from contextlib import suppress
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -175,3 +176,20 @@ def test_a_handler_that_submits_anywhere_is_served_or_refused(act: str) -> None:
     for use, error in everywhere(act, handle):
         assert error is None
         assert "shutdown" in act or use not in refused
+
+
+@pytest.mark.parametrize("act", ["submit", "cancel", "flush", "shutdown"])
+def test_a_handler_that_waits_for_a_job_of_its_own_anywhere_leaves_nobody_waiting(act: str) -> None:
+    def handle(use: Use) -> None:
+        with suppress(BatcherClosed):
+            use.batcher.submit("from a handler", timeout=0)
+        assert use.batcher.flush(timeout=10)
+
+    def nothing_else_happens(use: Use) -> None:
+        if act != "cancel":
+            use.futures[-1].result(timeout=10)
+        use.check()
+
+    for use, error in everywhere(act, handle, nothing_else_happens):
+        assert error is None
+        assert use.answer is (None if act == "submit" else use.futures[0].cancelled() if act == "cancel" else True)
