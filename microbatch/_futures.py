@@ -96,6 +96,17 @@ class Keeper(Protocol):
         """Return whether the calling thread is one of the batcher's."""
 
 
+class _Condition(threading.Condition):
+    """One that a signal can't leave locked.
+
+    ``with`` takes and releases the lock itself, each in one step, where the methods of a `threading.Condition` are Python
+    code: a signal that raises in there, in a thread that is in `JobFuture.result`, would leave the lock taken for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
+
+
 class JobFuture(Future[JobResult[Value]]):
     """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
 
@@ -109,6 +120,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def __init__(self, job: Any, keeper: Keeper, key: Hashable, weight: float, expires_in: float) -> None:
         super().__init__()
+        self._condition = _Condition()
         self.job = job
         self.key = key
         self.weight = weight
@@ -174,7 +186,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
-        with self._condition._lock:  # type: ignore[attr-defined]  # see `publish`
+        with self._condition:
             if not self.published:
                 self._done_callbacks.append(fn)
                 return
@@ -187,9 +199,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
         """Make the outcome readable and wake all who wait for it. For the batcher only."""
-        # The lock itself, for it is taken and released in one step: a condition's __enter__ is Python code, and a signal
-        # that raises in there leaves the lock taken for ever.
-        with self._condition._lock:  # type: ignore[attr-defined]
+        with self._condition:
             if self.published:
                 return
             self._keeper = None  # a future that is kept does not keep the batcher's queue
@@ -207,18 +217,16 @@ class JobFuture(Future[JobResult[Value]]):
 
     def publish_cancellation(self) -> None:
         """Publish, should a signal have broken off the canceller. One whom it only interrupts will do so afterwards."""
-        lock = self._condition._lock  # type: ignore[attr-defined]
-        if lock.acquire(
-            timeout=1
-        ):  # it may be held by that one, and the handler of the signal may wait for this thread
+        # The lock may be held by that one, and the handler of the signal may wait for this thread.
+        if self._condition.acquire(timeout=1):
             try:
                 self.publish()
             finally:
-                lock.release()
+                self._condition.release()
 
     def call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
-        with self._condition._lock:  # type: ignore[attr-defined]
+        with self._condition:
             callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
             self._call(callback)
@@ -234,7 +242,7 @@ class JobFuture(Future[JobResult[Value]]):
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
         # A thread that does not exist here may have held the old condition, or the lock of one of the waiters.
-        self._condition = threading.Condition()
+        self._condition = _Condition()
         self._waiters = []
         self._done_callbacks = []
         if not self.published:

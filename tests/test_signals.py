@@ -4,6 +4,7 @@ import dis
 import gc
 import sys
 from contextlib import suppress
+from itertools import count
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -27,17 +28,18 @@ def no_finalizer_is_interrupted() -> Iterator[None]:
 
 
 class Signal:
-    """Calls *handler* at the *place*-th entrance that the calling thread comes to in our code."""
+    """Calls *handler* at the *place*-th entrance that the calling thread comes to in *modules*."""
 
-    def __init__(self, handler: Callable[[], Any], place: int) -> None:
+    def __init__(self, handler: Callable[[], Any], place: int, modules: Tuple[str, ...] = ("microbatch.",)) -> None:
         self.handler = handler
         self.places_left = place
         self.came = False
+        self._modules = modules
         self._names: Dict[CodeType, Dict[int, str]] = {}
         self._before: Dict[FrameType, str] = {}
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_globals.get("__name__", "").startswith("microbatch."):
+        if not frame.f_globals.get("__name__", "").startswith(self._modules):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -193,3 +195,15 @@ def test_a_handler_that_waits_for_a_job_of_its_own_anywhere_leaves_nobody_waitin
     for use, error in everywhere(act, handle, nothing_else_happens):
         assert error is None
         assert use.answer is (None if act == "submit" else use.futures[0].cancelled() if act == "cancel" else True)
+
+
+def test_ctrl_c_anywhere_in_what_a_future_inherits_leaves_its_lock_to_others() -> None:
+    with Batcher[str, str](list, Size(9)) as batcher:
+        future = batcher.submit("job")
+        for place in count():
+            signal = Signal(interrupt, place, ("threading", "concurrent.futures."))
+            signal.during(future.done)
+            assert in_thread(future.done).result(timeout=10) is False
+            if not signal.came:
+                break
+    assert place > 0
