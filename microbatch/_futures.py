@@ -200,20 +200,19 @@ class JobFuture(Future[JobResult[Value]]):
     def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
         """Make the outcome readable and wake all who wait for it. For the batcher only."""
         with self._condition:
-            if self.published:
-                return
-            self._keeper = None  # a future that is kept does not keep the batcher's queue
-            self._result = result
-            self._exception = error
-            self._state = CANCELLED_AND_NOTIFIED if self.stage is JobState.CANCELLED else FINISHED
-            for waiter in self._waiters:
-                if self.stage is JobState.CANCELLED:
-                    waiter.add_cancelled(self)
-                elif error is not None:
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            self._condition.notify_all()
+            if not self.published:
+                self._keeper = None  # a future that is kept does not keep the batcher's queue
+                self._result = result
+                self._exception = error
+                self._state = CANCELLED_AND_NOTIFIED if self.stage is JobState.CANCELLED else FINISHED
+                for waiter in self._waiters:
+                    if self.stage is JobState.CANCELLED:
+                        waiter.add_cancelled(self)
+                    elif error is not None:
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+            self._condition.notify_all()  # once more, should a signal have broken off the canceller before
 
     def publish_cancellation(self) -> None:
         """Publish, should a signal have broken off the canceller. One whom it only interrupts will do so afterwards."""

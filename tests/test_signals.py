@@ -3,6 +3,9 @@
 import dis
 import gc
 import sys
+import threading
+import traceback
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import count
 from types import CodeType, FrameType
@@ -207,3 +210,28 @@ def test_ctrl_c_anywhere_in_what_a_future_inherits_leaves_its_lock_to_others() -
             if not signal.came:
                 break
     assert place > 0
+
+
+def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> None:
+    def wait_for_result() -> None:
+        waiting.append(threading.get_ident())
+        future.exception(timeout=20)
+
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future, waiting = batcher.submit("job"), list[int]()
+            waiter = in_thread(wait_for_result)
+            while not (waiting and threading.Condition.wait.__code__ in codes_of(waiting[0])):
+                pass
+            signal = Signal(interrupt, place, ("microbatch.", "threading"))
+            signal.during(future.cancel)
+            if future.cancelled():
+                assert isinstance(waiter.exception(timeout=10), CancelledError)
+        if not signal.came:
+            break
+    assert future.cancelled()
+
+
+def codes_of(thread: int) -> List[CodeType]:
+    """Return the code of all functions that a thread is in."""
+    return [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames().get(thread))]
