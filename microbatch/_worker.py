@@ -181,12 +181,15 @@ class Worker:
 
     def _end_unstarted(self, error: BaseException) -> None:
         """End without a thread at work, in whichever thread comes first; the next one finishes what a signal broke off."""
-        if not self._ended and not self.queue.is_own_thread() and self._ending.acquire(blocking=False):
-            try:
+        if self._ended or self.queue.is_own_thread():
+            return
+        try:
+            if self._ending.acquire(blocking=False):
                 with self.queue.own_thread():
                     self.abandon(error)
                     self._end()
-            finally:
+        finally:  # asked of the lock itself, for a signal may come in just when it is taken
+            if self._ending._is_owned():  # type: ignore[attr-defined]
                 self._ending.release()
 
     def wait_ended(self, moment: float = NEVER) -> bool:

@@ -157,6 +157,14 @@ def test_after_ctrl_c_anywhere_in_a_submit_the_next_one_is_served(act: str) -> N
     assert len(everywhere(act, lambda use: interrupt(), submit_another)) > 1
 
 
+def test_what_ctrl_c_anywhere_in_a_shutdown_broke_off_is_finished_by_another_thread() -> None:
+    def shut_down_elsewhere(use: Use) -> None:
+        assert in_thread(lambda: use.batcher.shutdown(timeout=10)).result(timeout=20)
+
+    act = "shutdown of one that was never used"
+    assert len(everywhere(act, lambda use: interrupt(), shut_down_elsewhere)) > 1
+
+
 @pytest.mark.parametrize("act", [act for act in ACTS if "never used" not in act])
 def test_a_handler_that_shuts_down_anywhere_loses_nothing_and_waits_for_nobody(act: str) -> None:
     closed = []
