@@ -1,12 +1,14 @@
 """Whatever it is that a user injects, and whatever it raises: all futures are settled, and the next job is done."""
 
 import logging
+import threading
 from concurrent.futures import Executor, Future
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
 from microbatch import Batcher, BatchingPolicy, Interval, JobState, Size, Window
+from microbatch.testing import ManualClock
 
 
 def echo(jobs: List[Any]) -> List[Any]:
@@ -230,3 +232,26 @@ def test_a_job_that_cannot_be_compared_hashed_or_shown_is_a_job_like_any_other(b
         assert type(bomb.error) is type(future.exception(timeout=10))
         assert (job is future.job, JobState.FAILED) == (True, future.state)
         assert batcher.flush(timeout=10)
+
+
+def test_a_clock_that_raises_in_the_thread_of_one_batch_costs_no_other_batch(caplog: pytest.LogCaptureFixture) -> None:
+    class Clock(ManualClock):
+        thread, failures = 0, 0
+
+        def now(self) -> float:
+            if self.failures and self.thread == threading.get_ident():
+                self.failures -= 1
+                raise OSError("no clock")
+            return super().now()
+
+    def processor(jobs: List[str]) -> List[str]:
+        if jobs == ["first"]:
+            clock.thread, clock.failures = threading.get_ident(), 2
+        return jobs
+
+    clock = Clock()
+    batcher = Batcher(processor, clock=clock)
+    assert isinstance(batcher.submit("first").exception(timeout=10), OSError)
+    assert "second" == batcher.submit("second").result(timeout=10).value
+    assert batcher.shutdown()
+    assert ["batch 1 of microbatch can't be reported to the policy"] == caplog.messages
