@@ -218,9 +218,12 @@ class Worker:
     def _fail(self, futures: List[JobFuture[Any]], error: BaseException) -> int:
         failed = fail(self.ledger, futures, error)
         for future in futures:
-            if future.stage is JobState.CANCELLED:
-                future.publish()
-        self.ledger.release([future for future in futures if future.published])
+            if future.stage in (JobState.CANCELLED, JobState.FAILED):  # by a thread that a signal broke off, maybe
+                future.publish(error=error)
+        published = [future for future in futures if future.published]
+        self.ledger.release(published)
+        for future in published:
+            future.call_back()
         return failed
 
     def exit_deadline(self) -> float:

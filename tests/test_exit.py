@@ -302,6 +302,25 @@ def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_u
     assert "KeyboardInterrupt" in err and "the interpreter did not wait for them any longer" in err
 
 
+def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
+    script = """
+    published = []
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_name == "publish":
+            published.append(frame)
+            if len(published) == 2:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+    b = Batcher(lambda jobs: threading.Event().wait(), exit_timeout=0)
+    for number in range(3):
+        b.submit(number).add_done_callback(lambda future: print(future.job, type(future.exception()).__name__))
+    sys.settrace(interrupt)
+    """
+    code, out, err = run(script)
+    assert [f"{number} BatcherClosed" for number in range(3)] == sorted(out.splitlines()), err
+    assert "KeyboardInterrupt" in err
+
+
 def test_a_clock_that_raises_at_the_end_costs_only_the_jobs_of_its_own_batcher() -> None:
     script = """
     import logging, os, time
