@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
 import pytest
 
@@ -104,15 +104,22 @@ def run(target: str, text: str, *options: str) -> Tuple[int, List[Any], str]:
     return status, [json.loads(line) for line in written.splitlines()], errors.getvalue()
 
 
-def command(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextlib.contextmanager
+def command(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run the command; a test that fails does not wait for its end, which may never come."""
+    with subprocess.Popen(
         [sys.executable, "-m", "microbatch", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_results_come_in_the_order_of_the_input() -> None:

@@ -15,5 +15,5 @@ def in_thread(function: Callable[[], Any]) -> "Future[Any]":
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=call).start()
+    threading.Thread(target=call, daemon=True).start()  # so that one that hangs keeps no test run from its end
     return outcome
