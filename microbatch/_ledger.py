@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from microbatch._clock import NEVER
 from microbatch._futures import JobFuture, JobResult, JobState
-from microbatch._queue import JobQueue, News
+from microbatch._queue import Bell, JobQueue, News
 
 __all__ = ["BatcherStats", "Ledger", "Outcome"]
 
@@ -144,7 +144,8 @@ class Ledger:
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
         """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
-        with self.queue.mutex, self.queue.settled.hung() as bell:
+        bell = Bell(self.queue.mutex)
+        with self.queue.mutex, self.queue.settled.hung(bell):
             while self._oldest_epoch() <= epoch:
                 if self.queue.clock.now() >= moment:
                     return False

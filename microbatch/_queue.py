@@ -10,7 +10,7 @@ from microbatch._clock import NEVER, NOW, Clock
 from microbatch._futures import JobFuture, JobState
 from microbatch.errors import BacklogFull, BatcherClosed
 
-__all__ = ["JobQueue", "News"]
+__all__ = ["Bell", "JobQueue", "News"]
 
 _WAITING = (JobState.QUEUED, JobState.BATCHED)
 
@@ -79,17 +79,15 @@ class Bell(threading.Condition):
 class Bells:
     """For threads that wait for one thing: each hangs up a bell of its own before it looks whether it has to wait."""
 
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
+    def __init__(self) -> None:
         self._hung: Dict[Bell, None] = {}  # in the order in which they came
 
     @contextlib.contextmanager
-    def hung(self) -> Iterator[Bell]:
+    def hung(self, bell: Bell) -> Iterator[None]:
         """Have a new bell rung when its turn comes. To be entered with the lock held."""
-        bell = Bell(self._lock)
         try:
             self._hung[bell] = None
-            yield bell
+            yield
         finally:
             self._hung.pop(bell, None)
 
@@ -127,9 +125,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
         self.not_empty: Bell = Bell(self.mutex)
-        self.not_full: Bells = Bells(self.mutex)  # type: ignore[assignment]
+        self.not_full: Bells = Bells()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
-        self.settled = Bells(self.mutex)
+        self.settled = Bells()
         self.clock = clock
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
@@ -201,16 +199,19 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout
         unlimited = block and deadline == NEVER
+        bell = Bell(self.mutex)
         self.blocked += unlimited
         try:
             self.not_empty.notify()
-            with self.not_full.hung() as bell:
+            with self.not_full.hung(bell):
                 while self._full() and not self.closed:
                     if not block or self.clock.now() >= deadline:
                         raise BacklogFull(self.maxsize)
                     self.clock.wait_until(bell, deadline)
         except BaseException:
-            # Leaving without the place that this thread may just have been woken for: pass the word on.
+            # Leaving without the place that this thread may just have been woken for: pass the word on. Not to its own
+            # bell, which still hangs if a signal came in just after it was hung up, until the traceback is dropped.
+            bell.ring()
             self.not_full.notify()
             raise
         finally:

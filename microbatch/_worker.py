@@ -19,7 +19,7 @@ from microbatch._futures import BatchInfo, JobFuture, JobState
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._process import enlist
-from microbatch._queue import JobQueue
+from microbatch._queue import Bell, JobQueue
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
@@ -194,7 +194,8 @@ class Worker:
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
-        with self.queue.mutex, self.queue.settled.hung() as bell:
+        bell = Bell(self.queue.mutex)
+        with self.queue.mutex, self.queue.settled.hung(bell):
             while not self._ended:
                 if moment != NEVER and self._clock.now() >= moment:
                     return False

@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from microbatch import Batcher, BatcherClosed, JobFuture, Size
+from microbatch import BacklogFull, Batcher, BatcherClosed, JobFuture, Size
+from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some instructions are not traced")
@@ -238,6 +239,28 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
         if not signal.came:
             break
     assert future.cancelled()
+
+
+def test_ctrl_c_anywhere_in_a_wait_for_room_costs_no_other_its_place() -> None:
+    for place in count():
+        clock, processor = ManualClock(), RecordingProcessor[str]()
+        processor.hold()
+        with Batcher[str, str](processor, Size(1), max_pending=1, clock=clock) as batcher:
+            batcher.submit("runs")
+            processor.wait_for_batches(1)
+            batcher.submit("waits")
+            before = in_thread(lambda: batcher.submit("before", timeout=50))
+            clock.wait_for_sleeper(50)
+            signal = Signal(interrupt, place, ("contextlib",))
+            error = signal.during(lambda: batcher.submit("job", timeout=0))  # its traceback keeps all frames
+            after = in_thread(lambda: batcher.submit("after", timeout=60))
+            clock.wait_for_sleeper(60)
+            processor.release()
+            assert "before" == before.result(timeout=10).result(timeout=10).value
+            assert "after" == after.result(timeout=10).result(timeout=10).value
+        if not signal.came:
+            break
+    assert isinstance(error, BacklogFull)
 
 
 def codes_of(thread: int) -> List[CodeType]:
