@@ -52,7 +52,8 @@ class Worker:
     """Moves jobs from the queue to the processor. All that a `Batcher` has but its face.
 
     Which thread may write what: callers' threads the `queue`, the worker thread the collector and the `ledger`, threads
-    that run batches the `ledger`. `_starting` guards the decision to start, or to shut down what never started.
+    that run batches the `ledger`. The queue's mutex guards the decision to start, or to shut down what never started: with
+    a lock of its own for that, a signal handler that shuts down could wait for a thread that waits for the mutex.
     """
 
     def __init__(
@@ -81,8 +82,6 @@ class Worker:
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
-        self._starting = threading.RLock()
-        self._starter: Optional[int] = None  # the thread that is in start()
         self._thread: Optional[threading.Thread] = None
         self._opening: Optional[_Opening] = None  # None before the threads are started
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
@@ -112,11 +111,11 @@ class Worker:
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
             ForkedError: the executor belongs to the parent process.
-            Rejected: a signal handler or finalizer called while this very thread was in here.
+            Rejected: a signal broke it off, in another thread.
             RuntimeError: the system gives no more threads; nothing is left running.
         """
-        if self._starter == threading.get_ident():
-            raise Rejected("this call interrupts the start of the batcher, and can't wait for its end")
+        self._check_startable()
+        enlist(self)
         mine = _Opening()
         try:
             opening = self._agree_on(mine)
@@ -134,17 +133,12 @@ class Worker:
 
     def _agree_on(self, opening: _Opening) -> _Opening:
         """Return the opening that counts, which is this one if the caller is to start the threads."""
-        with self._starting:
-            self._starter = threading.get_ident()
-            try:
-                self._check_startable()
-                agreed = self._opening
-                if agreed is None:
-                    enlist(self)
-                    agreed = self._opening = opening
-                return agreed
-            finally:
-                self._starter = None
+        with self.queue.mutex:
+            self._check_startable()
+            agreed = self._opening  # no call from here on, so that no handler comes in and starts them too
+            if agreed is None:
+                agreed = self._opening = opening
+            return agreed
 
     def _check_startable(self) -> None:
         if self.queue.closed:
@@ -173,7 +167,7 @@ class Worker:
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
         error = BatcherClosed("the batcher was shut down before its threads were started")
-        with self._starting:
+        with self.queue.mutex:
             self.queue.close()
             unstarted = self._call_off(self._opening, error)  # this may interrupt the start of the thread
         if unstarted:
@@ -263,8 +257,6 @@ class Worker:
     # -- called by the worker thread --
 
     def _run(self, opening: _Opening) -> None:
-        # Not with _starting, which is held while this thread is started: a signal handler that comes in there may shut
-        # down, and wait for this thread to end.
         with self.queue.mutex:
             if self._opening is not opening:
                 return
