@@ -9,8 +9,7 @@ import json
 import queue
 import sys
 import threading
-from types import TracebackType
-from typing import Any, BinaryIO, Callable, Iterator, NoReturn, Optional, Protocol, Tuple, Type, Union
+from typing import Any, BinaryIO, Callable, Iterator, NoReturn, Optional, Protocol, Tuple, Union
 
 from microbatch import Batcher, BatchingPolicy, JobFuture
 from microbatch._clock import SystemClock
@@ -45,18 +44,20 @@ def process_lines(
     batcher: Batcher[Any, Any] = Batcher(
         processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
     )
-    with batcher, _progress() as progress, _Writer(sink, ahead, progress) as writer:
+    with batcher, _progress() as progress:
+        writer = _Writer(sink, ahead, progress)
         try:
             for number, line in enumerate(source, start=1):
                 if writer.error is not None:
                     break
                 if line.strip():
                     writer.put((number, _submit(batcher, line)))
+            batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
+            writer.finish()
         except BaseException:
             writer.stop()
             batcher.shutdown(wait=False, cancel_futures=True)
             raise
-        batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
     if writer.error is not None:
         raise writer.error
     return writer.failed
@@ -94,6 +95,7 @@ class _Writer:
         self._progress = progress
         self._entries: "queue.Queue[Optional[Entry]]" = queue.Queue(ahead)
         self._thread = threading.Thread(target=self._run, name="microbatch-writer", daemon=True)
+        self._thread.start()
 
     def put(self, entry: Entry) -> None:
         """Have the result of a line written. Blocks while the results lag behind."""
@@ -103,16 +105,10 @@ class _Writer:
         """Write and report nothing more."""
         self._stopped = True
 
-    def __enter__(self) -> "_Writer":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        if not self._stopped:
-            self._entries.put(None)
-            self._thread.join()
+    def finish(self) -> None:
+        """Block until all is written."""
+        self._entries.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:

@@ -122,6 +122,14 @@ def command(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
             raise
 
 
+def interrupt(process: "subprocess.Popen[str]") -> None:
+    """Send Ctrl-C, and then a line: if it came just before the wait for one, it is only noticed when that wait ends."""
+    process.send_signal(signal.SIGINT)
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        os.write(process.stdin.fileno(), b"2\n")
+
+
 def test_results_come_in_the_order_of_the_input() -> None:
     lines = "".join(f"{number}\n" for number in range(1000))
     assert (0, [number * 2 for number in range(1000)], "") == run("processors:double", lines, "--workers", "3")
@@ -277,7 +285,7 @@ def test_ctrl_c_ends_it_without_a_traceback() -> None:
         process.stdin.write("1\n")
         process.stdin.flush()
         assert "2\n" == process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert (130, "") == (process.wait(timeout=20), process.stderr.read())
 
 
@@ -288,10 +296,24 @@ def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs(folder: Path) -> N
         process.stdin.flush()
         while not (folder / "hanging").exists():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         while not (folder / "interrupted").exists():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        assert 130 == process.wait(timeout=20)
+        assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
+
+
+def test_ctrl_c_after_the_last_line_drops_what_has_not_been_sent(folder: Path) -> None:
+    with command("run", "processors:hang", "--size", "1") as process:
+        assert process.stdin and process.stderr
+        process.stdin.write("1\n2\n3\n")
+        process.stdin.close()
+        process.stdin = None
+        for seen in ("hanging", "interrupted"):
+            while not (folder / seen).exists():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
         assert 130 == process.wait(timeout=20)
         assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
 
