@@ -67,22 +67,27 @@ def enlist(worker: Member) -> None:
 
 
 def _at_exit() -> None:
+    try:
+        _end_all()
+    except BaseException:  # Ctrl-C: leave now, and say what that costs
+        for worker in list(_living):
+            if not worker.wait_ended(NOW):
+                worker.give_up()
+        raise
+
+
+def _end_all() -> None:
     global _exiting
     look_for_a_fork()
     with _registry:
         _exiting = True
-        workers = {worker: worker.exit_deadline() for worker in _living}
-    try:
-        for worker in workers:
-            worker.close()
-        for worker in sorted(workers, key=workers.__getitem__):
-            if not worker.wait_ended(workers[worker]):
-                worker.give_up()
-    except BaseException:  # Ctrl-C: leave now, and say what that costs
-        for worker in workers:
-            if not worker.wait_ended(NOW):
-                worker.give_up()
-        raise
+        workers = list(_living)
+    deadlines = {worker: worker.exit_deadline() for worker in workers}
+    for worker in workers:
+        worker.close()
+    for worker in sorted(workers, key=deadlines.__getitem__):
+        if not worker.wait_ended(deadlines[worker]):
+            worker.give_up()
 
 
 # -- forks --
