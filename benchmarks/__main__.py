@@ -1,0 +1,93 @@
+"""The command: ``python -m benchmarks``. Runs all, prints the tables, and writes them with plots and the raw figures."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from benchmarks.machine import machine, python, versions
+from benchmarks.measurements import MEASUREMENTS
+from benchmarks.measurements.base import Case, Measurement
+from benchmarks.one import CONTENDERS
+from benchmarks.plots import plot
+from benchmarks.runner import Launch, Run, alternate, launch, to_json
+from benchmarks.tables import render, rst, tables
+
+LABELS = {name: contender.label for name, contender in CONTENDERS.items()}
+
+
+def _cases(measurement: Measurement, quick: bool) -> Sequence[Case]:
+    return measurement.quick if quick else measurement.cases
+
+
+def report(runs: Sequence[Run], facts: Mapping[str, str], repeats: int, quick: bool) -> str:
+    """Return all tables, under the names of the machine and of all versions."""
+    parts = [
+        rst(f"Benchmarks on Python {python()}", "="),
+        *(f":{name}: {value}" for name, value in facts.items()),
+        f":repeats: {repeats}, alternating; each figure is a median, each ratio the median of ratios within a repeat",
+        "",
+    ]
+    for measurement in MEASUREMENTS.values():
+        made = tables(measurement, _cases(measurement, quick), runs, LABELS)
+        if made:
+            parts += ["", rst(measurement.title), f"{measurement.about}\n", *map(render, made)]
+    return "\n".join(parts)
+
+
+def write(runs: Sequence[Run], facts: Mapping[str, str], repeats: int, quick: bool, folder: Path) -> None:
+    """Write the tables, the plots and the raw figures into *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tables.rst").write_text(report(runs, facts, repeats, quick), encoding="utf-8")
+    raw = {"facts": dict(facts), "repeats": repeats, "quick": quick, "runs": to_json(runs)}
+    (folder / "results.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: matplotlib is not installed", file=sys.stderr)
+        return
+    for measurement in MEASUREMENTS.values():
+        plot(measurement, _cases(measurement, quick), runs, LABELS, folder / f"{measurement.name}.svg")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, a minute or two: to see that all runs, not how fast"
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", help="how often each is run (5; with --quick 1)")
+    parser.add_argument("--measurements", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
+    parser.add_argument(
+        "--timeout", type=float, default=180.0, metavar="S", help="seconds for one process (%(default)g)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write instead of benchmarks/results/")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Optional[Sequence[str]] = None, launch: Launch = launch) -> None:
+    """Do what the command line says."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    repeats: int = options.repeats or (1 if options.quick else 5)
+    default = Path(__file__).parent / "results" / (python() + ("-quick" if options.quick else ""))
+    facts: Dict[str, str] = {**machine(), **versions(CONTENDERS.values())}
+    runs: List[Run] = []
+    try:
+        for name in options.measurements or MEASUREMENTS:
+            measurement = MEASUREMENTS[name]
+            chosen = [one for one in measurement.contenders if one in (options.contenders or CONTENDERS)]
+            for run in alternate(
+                measurement, _cases(measurement, options.quick), chosen, repeats, options.timeout, launch
+            ):
+                runs.append(run)
+                said = run.problem or " ".join(f"{key} {value:.4g}" for key, value in run.figures.items())
+                print(f"{run.repeat + 1}/{repeats} {name}, {run.case}, {run.contender}: {said}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("broken off: the tables have what was measured until now", file=sys.stderr)
+    write(runs, facts, repeats, options.quick, options.output or default)
+    print(report(runs, facts, repeats, options.quick))
+
+
+if __name__ == "__main__":
+    main()

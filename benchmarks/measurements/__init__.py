@@ -1,0 +1,16 @@
+"""What is measured: one module for each question."""
+
+from benchmarks.measurements.closed import CLOSED
+from benchmarks.measurements.gather import GATHER
+from benchmarks.measurements.idle import IDLE
+from benchmarks.measurements.lone import LONE
+from benchmarks.measurements.memory import MEMORY
+from benchmarks.measurements.open_loop import OPEN
+from benchmarks.measurements.scale import JOBS, KEYS, THREADS
+from benchmarks.measurements.shutdown import SHUTDOWN
+from benchmarks.measurements.timer import TIMER
+
+MEASUREMENTS = {
+    measurement.name: measurement
+    for measurement in (GATHER, CLOSED, LONE, OPEN, IDLE, TIMER, MEMORY, SHUTDOWN, JOBS, THREADS, KEYS)
+}

@@ -1,0 +1,36 @@
+"""Idle: what an open batcher costs that has nothing to do.
+
+One job goes through, so that all threads run. Then the main thread sleeps, and the CPU time of the process is what the
+contender's threads used meanwhile: nothing, unless they poll.
+"""
+
+import time
+from typing import Dict, Type
+
+from benchmarks.contenders import Contender
+from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement
+from benchmarks.measurements.gather import no_op
+
+
+def run(contender: Type[Contender], *, seconds: float) -> Dict[str, float]:
+    """See the module."""
+    batcher = contender(no_op, size=SIZE, interval=INTERVAL, workers=1)
+    batcher.result(batcher.submit(b"job"))
+    time.sleep(min(seconds, 0.1))  # what follows the first job is not idleness
+    before = time.process_time()
+    time.sleep(seconds)
+    cpu = time.process_time() - before
+    batcher.close()
+    return {"cpu": cpu * 1e3}
+
+
+IDLE = Measurement(
+    name="idle",
+    title="Idle",
+    about="CPU time that an open batcher with nothing to do uses.",
+    run=run,
+    figures={"cpu": Figure("CPU, ms", 3)},
+    contenders=(*BATCHERS, POOL, *PEERS),
+    cases=[Case("5 s", {"seconds": 5})],
+    quick=[Case("0.5 s", {"seconds": 0.5})],
+)

@@ -1,0 +1,80 @@
+"""Memory: bytes per job that waits, beyond the job itself.
+
+The processor is held, and jobs pile up behind it. The jobs, and the list for their handles, are made before the first
+reading; both readings follow a full garbage collection. Once the process's resident memory is read, from Linux's
+``/proc``: all that the job costs, whoever allocates it. Once, in another process, `tracemalloc`: to the byte, but blind
+for what C code allocates by itself. A contender with a thread per batch pays for those threads too.
+"""
+
+import gc
+import os
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Type
+
+from benchmarks.contenders import Contender
+from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement, Unsuited
+
+STATM = Path("/proc/self/statm")
+
+
+def run(contender: Type[Contender], *, jobs: int, traced: int) -> Dict[str, float]:
+    """See the module."""
+    read = _traced if traced else _resident
+    go_on = threading.Event()
+
+    def processor(batch: List[bytes]) -> List[bytes]:
+        go_on.wait()
+        return batch
+
+    batcher = contender(processor, size=SIZE, interval=INTERVAL, workers=1)
+    waiting = [b"%d" % number for number in range(jobs)]
+    handles: List[Any] = [None] * jobs
+    if traced:
+        tracemalloc.start()
+    before = _after_collection(read)
+    for number, job in enumerate(waiting):
+        handles[number] = batcher.submit(job)
+    after = _after_collection(read)
+    tracemalloc.stop()
+    go_on.set()
+    if [batcher.result(handle) for handle in handles] != waiting:
+        raise AssertionError("somebody got the result of another job")
+    batcher.close()
+    return {"bytes": (after - before) / jobs}
+
+
+def _after_collection(read: Callable[[], int]) -> int:
+    gc.collect()
+    return read()
+
+
+def _resident() -> int:
+    if not STATM.exists():
+        raise Unsuited("resident memory is read from /proc, which is not here")
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _traced() -> int:
+    return tracemalloc.get_traced_memory()[0]
+
+
+def _cases(jobs: int) -> List[Case]:
+    return [
+        Case(f"{jobs:,} jobs, resident", {"jobs": jobs, "traced": 0}),
+        Case(f"{jobs:,} jobs, tracemalloc", {"jobs": jobs, "traced": 1}),
+    ]
+
+
+MEMORY = Measurement(
+    name="memory",
+    title="Memory",
+    about="Bytes per waiting job, beyond the job itself.",
+    run=run,
+    figures={"bytes": Figure("bytes per job", 0)},
+    contenders=(*BATCHERS, POOL, *PEERS, "floor"),
+    cases=_cases(200_000),
+    quick=_cases(20_000),
+    wide=True,
+)

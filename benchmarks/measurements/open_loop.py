@@ -1,0 +1,61 @@
+"""Open loop: jobs come when they come, whether the last ones are done or not.
+
+Arrivals are Poisson (the same ones in every run), at 10, 50 and 90 % of what the downstream can do with 64 jobs a call
+and one worker. Latency counts from the moment at which a job should have come, so that a slow `submit` is paid for by
+its own contender, until the downstream has its answer; handing that back to a caller is measured by the closed loop.
+Calls downstream per 1,000 jobs say what the latency was bought with. The policy decides here, so several are compared.
+
+Microbatch's default takes up to 100 jobs a call, so for it the same arrivals are a little less of a load.
+"""
+
+import itertools
+import random
+import time
+from typing import Dict, Type
+
+from benchmarks.contenders import Contender
+from benchmarks.measurements.base import INTERVAL, PEERS, SIZE, Case, Figure, Measurement, p50_and_p99
+from benchmarks.measurements.downstream import Downstream
+
+
+def run(contender: Type[Contender], *, load: float, seconds: float) -> Dict[str, float]:
+    """See the module."""
+    downstream = Downstream(1, SIZE)
+    rate = load * downstream.limit
+    draw = random.Random(0)
+    moments = list(itertools.accumulate(draw.expovariate(rate) for _ in range(int(rate * seconds))))
+    jobs = [b"%d" % number for number in range(len(moments))]
+    batcher = contender(downstream, size=SIZE, interval=INTERVAL, workers=1)
+
+    handles = []
+    submit, clock, sleep = batcher.submit, time.perf_counter, time.sleep
+    start = clock()
+    for moment, job in zip(moments, jobs):
+        delay = start + moment - clock()
+        if delay > 0:
+            sleep(delay)
+        handles.append(submit(job))
+    if [batcher.result(handle) for handle in handles] != jobs:
+        raise AssertionError("somebody got the result of another job")
+
+    batcher.close()
+    latencies = [end - start - moments[int(job)] for end, batch in downstream.calls for job in batch]
+    p50, p99 = p50_and_p99(latencies)
+    return {"p50": p50 * 1e3, "p99": p99 * 1e3, "calls": len(downstream.calls) / len(jobs) * 1e3}
+
+
+def _case(percent: int, seconds: float) -> Case:
+    return Case(f"{percent} % of capacity", {"load": percent / 100, "seconds": seconds})
+
+
+OPEN = Measurement(
+    name="open",
+    title="Open loop",
+    about="Poisson arrivals; a call takes 5 ms and 20 µs per job, one at a time.",
+    run=run,
+    figures={"p50": Figure("p50, ms"), "p99": Figure("p99, ms"), "calls": Figure("calls per 1,000 jobs", 1)},
+    contenders=("microbatch", "microbatch-now", "microbatch-interval", "microbatch-long", *PEERS),
+    cases=[_case(percent, 4) for percent in (10, 50, 90)],
+    quick=[_case(percent, 0.5) for percent in (10, 90)],
+    plot="p50",
+)

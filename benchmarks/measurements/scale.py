@@ -1,0 +1,68 @@
+"""Scale: does a job cost the same when there are many of them?
+
+As *submit then gather*, with the number of jobs, of threads, or of keys going up by steps. Of a thousand jobs the last,
+partial batch may wait for its interval, which is part of the cost. Nobody's cost is flat up to a million: with all
+handles kept, the garbage collector looks at more of them each time. So growth is set in relation to that of the pool.
+
+Only microbatch has keys: each key has an open batch of its own, and with as many keys as jobs nothing can be shared.
+"""
+
+from typing import Dict, Type
+
+from benchmarks.contenders import Contender, Microbatch
+from benchmarks.measurements import gather
+from benchmarks.measurements.base import BATCHERS, INTERVAL, POOL, SIZE, Case, Measurement, Unsuited
+
+
+def run_keys(contender: Type[Contender], *, jobs: int, keys: int) -> Dict[str, float]:
+    """See the module."""
+    if not issubclass(contender, Microbatch):
+        raise Unsuited("has no keys")
+    key_of = {b"%d" % number: number % keys for number in range(jobs)}
+    batcher = contender(gather.no_op, size=SIZE, interval=INTERVAL, workers=1, key=key_of.__getitem__)
+    return gather.cost(batcher, jobs, threads=1)
+
+
+JOBS = Measurement(
+    name="scale-jobs",
+    title="Scale: more jobs",
+    about="As submit then gather, from one thread.",
+    run=gather.run,
+    figures=gather.FIGURES,
+    contenders=(*BATCHERS, POOL, "floor"),
+    cases=[Case(f"{jobs:,}", {"jobs": jobs, "threads": 1}) for jobs in (1_000, 10_000, 100_000, 1_000_000)],
+    quick=[Case(f"{jobs:,}", {"jobs": jobs, "threads": 1}) for jobs in (1_000, 10_000, 100_000)],
+    ratios=[("wall", POOL)],
+    wide=True,
+    growth=("10,000", "1,000,000"),
+    plot="wall",
+)
+
+THREADS = Measurement(
+    name="scale-threads",
+    title="Scale: more threads",
+    about="As submit then gather, the same jobs shared out to more threads.",
+    run=gather.run,
+    figures=gather.FIGURES,
+    contenders=(*BATCHERS, POOL),
+    cases=[Case(str(threads), {"jobs": 100_000, "threads": threads}) for threads in (1, 2, 4, 8, 16, 32, 64)],
+    quick=[Case(str(threads), {"jobs": 10_000, "threads": threads}) for threads in (1, 8, 64)],
+    ratios=[("wall", POOL)],
+    wide=True,
+    growth=("1", "64"),
+    plot="wall",
+)
+
+KEYS = Measurement(
+    name="scale-keys",
+    title="Scale: more keys",
+    about="As submit then gather, from one thread, the jobs spread evenly over more keys.",
+    run=run_keys,
+    figures=gather.FIGURES,
+    contenders=BATCHERS,
+    cases=[Case(f"{keys:,}", {"jobs": 100_000, "keys": keys}) for keys in (1, 10, 100, 1_000, 10_000)],
+    quick=[Case(f"{keys:,}", {"jobs": 10_000, "keys": keys}) for keys in (1, 100, 1_000)],
+    wide=True,
+    growth=("1", "10,000"),
+    plot="wall",
+)

@@ -1,0 +1,46 @@
+"""Timer: how late a lone job goes after its interval of 5 ms.
+
+A job is submitted, alone; the processor notes when it is called. Lateness is that moment, less the one just before
+`submit`, less the interval. Below zero, the job went early: the contender's timer is not tied to the arrival of the job.
+Between jobs a pause of random length keeps the callers from falling into step with such a timer.
+"""
+
+import random
+import time
+from typing import Dict, List, Type
+
+from benchmarks.contenders import Contender
+from benchmarks.measurements.base import INTERVAL, PEERS, SIZE, Case, Figure, Measurement, p50_and_p99
+
+
+def run(contender: Type[Contender], *, jobs: int) -> Dict[str, float]:
+    """See the module."""
+    called: List[float] = []
+
+    def processor(batch: List[bytes]) -> List[bytes]:
+        called.append(time.perf_counter())
+        return batch
+
+    batcher = contender(processor, size=SIZE, interval=INTERVAL, workers=1)
+    draw = random.Random(0)
+    submitted = []
+    for _ in range(jobs + 1):
+        time.sleep(draw.uniform(0, 2 * INTERVAL))
+        submitted.append(time.perf_counter())
+        batcher.result(batcher.submit(b"job"))
+    batcher.close()
+    late = [call - submit - INTERVAL for submit, call in zip(submitted, called)]
+    p50, p99 = p50_and_p99(late[1:])  # the first job starts the threads
+    return {"p50": p50 * 1e3, "p99": p99 * 1e3}
+
+
+TIMER = Measurement(
+    name="timer",
+    title="Timer",
+    about="How late after its interval of 5 ms a lone job goes; below zero is early.",
+    run=run,
+    figures={"p50": Figure("p50, ms", 3), "p99": Figure("p99, ms", 3)},
+    contenders=("microbatch-interval", *PEERS),
+    cases=[Case("lone jobs", {"jobs": 300})],
+    quick=[Case("lone jobs", {"jobs": 30})],
+)

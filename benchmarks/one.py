@@ -1,0 +1,67 @@
+"""One measurement of one contender in a process of its own: ``python -m benchmarks.one MEASUREMENT CONTENDER KEY=VALUE ...``.
+
+Prints one line of JSON: ``{"figures": ...}``, ``{"skipped": why}`` or ``{"failed": why}``.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, Mapping, Sequence, Type
+
+from benchmarks import contenders, peers
+from benchmarks.contenders import Contender
+from benchmarks.measurements import MEASUREMENTS
+from benchmarks.measurements.base import Measurement, Unsuited
+
+CONTENDERS: Dict[str, Type[Contender]] = {
+    contender.name: contender
+    for contender in (
+        contenders.Microbatch,
+        contenders.MicrobatchNow,
+        contenders.MicrobatchInterval,
+        contenders.MicrobatchLong,
+        contenders.Pool,
+        peers.Batched,
+        peers.UBatch,
+        peers.PyBatcher,
+        peers.ServiceStreamer,
+        peers.PubSub,
+        contenders.Floor,
+        contenders.Locks,
+        contenders.LocksNow,
+    )
+}
+
+
+def measure(measurement: Measurement, contender: Type[Contender], settings: Mapping[str, float]) -> Dict[str, Any]:
+    """Run it in this process, and return what is printed."""
+    try:
+        return {"figures": measurement.run(contender, **settings)}
+    except Unsuited as reason:
+        return {"skipped": str(reason)}
+    except ImportError as error:
+        return {"skipped": f"can't be imported: {error.msg.partition(' (')[0]}"}  # what follows is a path
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".rstrip(": ")}
+
+
+def _setting(text: str) -> "tuple[str, float]":
+    key, _, value = text.partition("=")
+    return key, json.loads(value)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what the command line says, and end the process."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.one", description=__doc__.partition("\n")[0])
+    parser.add_argument("measurement", choices=MEASUREMENTS)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("settings", nargs="*", type=_setting, metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    outcome = measure(MEASUREMENTS[options.measurement], CONTENDERS[options.contender], dict(options.settings))
+    print(json.dumps(outcome), flush=True)
+    os._exit(0)  # a contender's thread that never ends must not hold up the next one
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

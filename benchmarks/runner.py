@@ -1,0 +1,87 @@
+"""Runs all contenders in turn, again and again, each time in a new process, so that the machine's moods hit all alike."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence
+
+from benchmarks.measurements.base import Case, Measurement
+
+ROOT = Path(__file__).parents[1]
+
+Launch = Callable[[Sequence[str], float], Mapping[str, Any]]
+"""Runs `benchmarks.one` with these arguments for at most so many seconds, and returns what it prints."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one contender gave in one repeat: figures, or the reason why not."""
+
+    measurement: str
+    case: str
+    contender: str
+    repeat: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
+    """Run it in a process of its own; one that hangs or crashes is an outcome too."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.one", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return {"hung": f"killed after {timeout:g} s"}
+    lines = done.stdout.splitlines()
+    try:
+        outcome: Dict[str, Any] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        last = done.stderr.splitlines()[-1:] or [""]
+        return {"failed": f"exit status {done.returncode}: {last[0]}"}
+    return outcome
+
+
+def alternate(
+    measurement: Measurement,
+    cases: Iterable[Case],
+    contenders: Sequence[str],
+    repeats: int,
+    timeout: float,
+    launch: Launch = launch,
+) -> Iterator[Run]:
+    """Yield the runs of one measurement as they are done.
+
+    Who can't do a case, or hung in it, is not asked again for that case.
+    """
+    out = set()
+    cases = list(cases)
+    for repeat in range(repeats):
+        for case in cases:
+            for contender in contenders:
+                if (case.label, contender) in out:
+                    continue
+                settings = [f"{key}={value}" for key, value in case.settings.items()]
+                outcome = launch([measurement.name, contender, *settings], timeout)
+                if "skipped" in outcome or "hung" in outcome:
+                    out.add((case.label, contender))
+                yield Run(
+                    measurement.name, case.label, contender, repeat, outcome.get("figures", {}), _problem(outcome)
+                )
+
+
+def _problem(outcome: Mapping[str, Any]) -> str:
+    problem = next((f"{word}: {outcome[word]}" for word in ("skipped", "failed", "hung") if word in outcome), "")
+    return re.sub(r"\S*[/\\](?=\S)", "", problem)[:120]  # no path of this machine
+
+
+def to_json(runs: Iterable[Run]) -> List[Dict[str, Any]]:
+    """Return *runs* as what JSON can hold."""
+    return [asdict(run) for run in runs]

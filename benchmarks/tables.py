@@ -1,0 +1,163 @@
+"""Makes tables in reStructuredText of many runs: medians, and medians of ratios."""
+
+import statistics
+import unicodedata
+from functools import partial
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+
+from benchmarks.measurements.base import Case, Measurement
+from benchmarks.runner import Run
+
+NOTHING = "–"
+
+Labels = Mapping[str, str]
+"""The label of each contender's name."""
+
+
+class Table(NamedTuple):
+    """A table as it is printed; the first cell of each row is a contender's label."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+class Runs:
+    """The runs of one measurement, to be asked for medians."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.all = list(runs)
+        self._figures: Dict[object, Dict[int, float]] = {}
+        for run in self.all:
+            for figure, value in run.figures.items():
+                self._figures.setdefault((run.case, run.contender, figure), {})[run.repeat] = value
+
+    def by_repeat(self, case: str, contender: str, figure: str) -> Mapping[int, float]:
+        """Return what *contender* gave, repeat by repeat."""
+        return self._figures.get((case, contender, figure), {})
+
+    def median(self, case: str, contender: str, figure: str) -> Optional[float]:
+        """Return the median over the repeats; None if there was none."""
+        return _median(self.by_repeat(case, contender, figure).values())
+
+    def ratios_by_repeat(self, case: str, contender: str, figure: str, reference: str) -> Mapping[int, float]:
+        """Return the ratio to what *reference* gave in the same repeat."""
+        return _ratios(self.by_repeat(case, contender, figure), self.by_repeat(case, reference, figure))
+
+    def ratio(self, case: str, contender: str, figure: str, reference: str) -> Optional[float]:
+        """Return the median of these ratios."""
+        return _median(self.ratios_by_repeat(case, contender, figure, reference).values())
+
+
+def _ratios(above: Mapping[int, float], below: Mapping[int, float]) -> Dict[int, float]:
+    return {repeat: above[repeat] / below[repeat] for repeat in above if below.get(repeat)}
+
+
+def _median(values: Iterable[float]) -> Optional[float]:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run], labels: Labels) -> List[Table]:
+    """Return the tables of one measurement: one for each case, or one for each figure if it is a wide one."""
+    those = Runs(run for run in runs if run.measurement == measurement.name)
+    cases = [case for case in cases if any(run.case == case.label for run in those.all)]
+    return (_wide if measurement.wide else _narrow)(measurement, cases, those, labels)
+
+
+def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> List[Table]:
+    made = []
+    for case in cases:
+        rows = []
+        for contender in _contenders(measurement, runs):
+            row = [
+                _shown(runs.median(case.label, contender, name), figure.digits)
+                for name, figure in measurement.figures.items()
+            ]
+            row += [_shown(runs.ratio(case.label, contender, *ratio)) for ratio in measurement.ratios]
+            rows.append([labels[contender], *row])
+        headings = [figure.heading for figure in measurement.figures.values()]
+        headings += [
+            _ratio_heading(measurement.figures[name].heading, reference) for name, reference in measurement.ratios
+        ]
+        made.append(Table(case.label, ["", *headings], rows, _notes(runs, labels, case.label)))
+    return made
+
+
+def _wide(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> List[Table]:
+    def table(title: str, digits: int, values: Callable[[str, str], Mapping[int, float]]) -> Table:
+        growth = [label for label in measurement.growth or () if label in {case.label for case in cases}]
+        grown = len(growth) == 2
+        rows = []
+        for contender in _contenders(measurement, runs):
+            row = [_shown(_median(values(case.label, contender).values()), digits) for case in cases]
+            if grown:
+                small, large = (values(label, contender) for label in growth)
+                row.append(_shown(_median(_ratios(large, small).values())))
+            rows.append([labels[contender], *row])
+        headings = ["", *(case.label for case in cases), *([f"{growth[1]} / {growth[0]}"] if grown else [])]
+        return Table(title, headings, rows, _notes(runs, labels))
+
+    made = [
+        table(figure.heading, figure.digits, partial(runs.by_repeat, figure=name))
+        for name, figure in measurement.figures.items()
+    ]
+    for name, reference in measurement.ratios:
+        title = _ratio_heading(measurement.figures[name].heading, reference)
+        made.append(table(title, 2, partial(runs.ratios_by_repeat, figure=name, reference=reference)))
+    return made
+
+
+def _contenders(measurement: Measurement, runs: Runs) -> List[str]:
+    asked = {run.contender for run in runs.all}
+    return [contender for contender in measurement.contenders if contender in asked]
+
+
+def _ratio_heading(heading: str, reference: str) -> str:
+    return f"{heading.partition(',')[0]}, × {reference}"
+
+
+def _shown(value: Optional[float], digits: int = 2) -> str:
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _notes(runs: Runs, labels: Labels, case: Optional[str] = None) -> List[str]:
+    """Say by name what is missing from the table, and of how many repeats."""
+    repeats = max((run.repeat for run in runs.all), default=0) + 1
+    said: Dict[str, int] = {}
+    for run in runs.all:
+        if run.problem and case in (None, run.case):
+            where = f" ({run.case})" if case is None else ""
+            note = f"{labels[run.contender]}{where}: {run.problem}"
+            said[note] = said.get(note, 0) + 1
+    return [note if ": skipped: " in note else f"{note}; {count} of {repeats} runs" for note, count in said.items()]
+
+
+def rst(title: str, underline: str = "-") -> str:
+    """Return *title* as a heading."""
+    return f"{title}\n{underline * _width(title)}\n"
+
+
+def render(table: Table) -> str:
+    """Return *table* as a simple table of reStructuredText, with its notes."""
+    # An empty first cell would make the row a continuation of the one above it.
+    rows = [[cell or "\\" for cell in row] for row in (table.headings, *table.rows)]
+    widths = [max(map(_width, column)) for column in zip(*rows)]
+    rule = "  ".join("=" * width for width in widths)
+    head, *body = (
+        "  ".join(_pad(cell, width, at == 0) for at, (cell, width) in enumerate(zip(row, widths))) for row in rows
+    )
+    lines = [f"**{table.title}**", "", rule, head.rstrip(), rule, *map(str.rstrip, body), rule, ""]
+    if table.notes:
+        lines += [*(f"* {note}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def _pad(cell: str, width: int, left: bool) -> str:
+    space = " " * (width - _width(cell))
+    return cell + space if left else space + cell
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
