@@ -1,0 +1,257 @@
+"""The benchmarks run, and their tables say what was measured. How fast anything was is never a reason to fail."""
+
+import inspect
+import json
+import math
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type
+
+import pytest
+
+from benchmarks.__main__ import LABELS, main
+from benchmarks.contenders import Contender, Pool, Processor
+from benchmarks.machine import versions
+from benchmarks.measurements import MEASUREMENTS
+from benchmarks.measurements.base import PEERS, Case, Figure, Measurement
+from benchmarks.one import CONTENDERS, measure
+from benchmarks.plots import plot
+from benchmarks.runner import Run, alternate, launch
+from benchmarks.tables import Table, render, tables
+
+TINY: Dict[str, List[Dict[str, float]]] = {
+    "gather": [{"jobs": 130, "threads": 1}, {"jobs": 130, "threads": 3}],
+    "closed": [{"workers": 1, "threads": 4, "seconds": 0.01}, {"workers": 2, "threads": 4, "seconds": 0.01}],
+    "lone": [{"calls": 2}],
+    "open": [{"load": 0.1, "seconds": 0.02}],
+    "idle": [{"seconds": 0.01}],
+    "timer": [{"jobs": 2}],
+    "memory": [{"jobs": 130, "traced": 1}],
+    "shutdown": [{"times": 2}],
+    "scale-jobs": [{"jobs": 70, "threads": 1}],
+    "scale-threads": [{"jobs": 70, "threads": 2}],
+    "scale-keys": [{"jobs": 70, "keys": 7}],
+}
+
+NO_EXTRA = [
+    (measurement.name, contender, settings)
+    for measurement in MEASUREMENTS.values()
+    for contender in measurement.contenders
+    if contender not in PEERS
+    for settings in TINY[measurement.name]
+]
+
+
+@pytest.mark.parametrize("name, contender, settings", NO_EXTRA)
+def test_a_measurement_gives_every_figure_of_its_table(name: str, contender: str, settings: Dict[str, float]) -> None:
+    figures = MEASUREMENTS[name].run(CONTENDERS[contender], **settings)
+    assert sorted(MEASUREMENTS[name].figures) == sorted(figures)
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS.values(), ids=MEASUREMENTS.keys())
+def test_what_a_measurement_says_of_itself_holds_together(measurement: Measurement) -> None:
+    for cases in (measurement.cases, measurement.quick):
+        for case in cases:
+            inspect.signature(measurement.run).bind(Pool, **case.settings)
+        assert len(cases) == len({case.label for case in cases})
+    assert set(measurement.contenders) <= set(CONTENDERS)
+    assert {figure for figure, _ in measurement.ratios} | ({measurement.plot} - {None}) <= set(measurement.figures)
+    assert {reference for _, reference in measurement.ratios} <= set(measurement.contenders)
+    assert set(measurement.growth or ()) <= {case.label for case in measurement.cases}
+
+
+def test_memory_is_read_from_the_system_too() -> None:
+    outcome = measure(MEASUREMENTS["memory"], Pool, {"jobs": 130, "traced": 0})
+    assert outcome.keys() <= ({"figures"} if Path("/proc/self/statm").exists() else {"skipped"})
+
+
+class Reversing(Contender):
+    """Gives each caller the result of another one."""
+
+    name = label = "reversing"
+
+    def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
+        self.jobs: List[bytes] = []
+
+    def submit(self, job: bytes) -> None:
+        self.jobs.append(job)
+
+    def result(self, handle: None) -> bytes:
+        return self.jobs.pop()
+
+    def close(self) -> None:
+        pass
+
+
+class Absent(Reversing):
+    """Needs what is not installed."""
+
+    name = label = distribution = "absent"
+
+    def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
+        import a_module_that_is_not_there  # type: ignore[import-not-found]  # noqa: F401
+
+
+def test_who_mixes_up_results_gives_no_figures() -> None:
+    expected = {"failed": "AssertionError: somebody got the result of another job"}
+    assert expected == measure(MEASUREMENTS["gather"], Reversing, {"jobs": 10, "threads": 1})
+    assert expected == measure(MEASUREMENTS["open"], Reversing, {"load": 0.1, "seconds": 0.02})
+    assert expected == measure(MEASUREMENTS["memory"], Reversing, {"jobs": 10, "traced": 1})
+
+
+def test_who_is_not_installed_is_skipped_with_the_reason() -> None:
+    expected = {"skipped": "can't be imported: No module named 'a_module_that_is_not_there'"}
+    assert expected == measure(MEASUREMENTS["gather"], Absent, {"jobs": 10, "threads": 1})
+    assert {"absent": "not installed"} == versions([Absent, Pool])
+
+
+def test_who_cannot_do_a_case_is_skipped_with_the_reason() -> None:
+    expected = {"skipped": "runs 1 batch at a time"}
+    settings = {"workers": 2, "threads": 1, "seconds": 0}
+    assert expected == measure(MEASUREMENTS["closed"], CONTENDERS["batched"], settings)
+    assert {"skipped": "has no keys"} == measure(MEASUREMENTS["scale-keys"], Pool, {"jobs": 1, "keys": 1})
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_that_is_installed_gives_each_caller_its_own_result(peer: str) -> None:
+    outcome = launch(["gather", peer, "jobs=100", "threads=2"], 20)
+    if "skipped" in outcome:
+        pytest.skip(outcome["skipped"])
+    assert ["figures"] == list(outcome)
+
+
+def test_a_process_that_hangs_or_crashes_is_an_outcome() -> None:
+    assert {"hung": "killed after 0.3 s"} == launch(["idle", "ThreadPoolExecutor", "seconds=60"], 0.3)
+    assert {"failed": "exit status 2"} == {
+        key: value.partition(":")[0] for key, value in launch(["gather", "nobody"], 20).items()
+    }
+
+
+def run_nothing(contender: Type[Contender]) -> Dict[str, float]:
+    raise NotImplementedError
+
+
+SMALL = Measurement(
+    name="small",
+    title="Small",
+    about="Nothing.",
+    run=run_nothing,
+    figures={"time": Figure("time, ms", 1)},
+    contenders=("microbatch", "ThreadPoolExecutor", "batched"),
+    cases=[Case("few", {"jobs": 1}), Case("many", {"jobs": 2})],
+    quick=[],
+    ratios=[("time", "ThreadPoolExecutor")],
+    plot="time",
+)
+WIDE = Measurement(**{**vars(SMALL), "wide": True, "growth": ("few", "many")})
+
+
+def test_contenders_take_turns_and_those_who_drop_out_are_not_asked_again() -> None:
+    asked: List[Sequence[str]] = []
+
+    def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
+        asked.append(arguments)
+        outcomes: Dict[str, Mapping[str, Any]] = {
+            "microbatch": {"figures": {"time": 1.0}},
+            "ThreadPoolExecutor": {"failed": "RuntimeError: /home/me/secret/lock.py is broken"},
+            "batched": {"skipped": "no"} if arguments[-1] == "jobs=1" else {"hung": "killed after 9 s"},
+        }
+        return outcomes[arguments[1]]
+
+    runs = list(alternate(SMALL, SMALL.cases, SMALL.contenders, 2, 9, launch))
+    first = [["small", contender, f"jobs={jobs}"] for jobs in (1, 2) for contender in SMALL.contenders]
+    assert first + [arguments for arguments in first if arguments[1] != "batched"] == asked
+    assert [0] * 6 + [1] * 4 == [run.repeat for run in runs]
+    assert ["", "failed: RuntimeError: lock.py is broken", "skipped: no"] == [run.problem for run in runs[:3]]
+    assert "hung: killed after 9 s" == runs[5].problem
+
+
+def some_runs() -> List[Run]:
+    times: Dict[Tuple[str, str], List[float]] = {
+        ("microbatch", "few"): [1.0, 3.0, 8.0],
+        ("ThreadPoolExecutor", "few"): [10.0, 10.0, 10.0],
+        ("microbatch", "many"): [4.0, 3.0, 8.0],
+        ("ThreadPoolExecutor", "many"): [2.0, 30.0, 32.0],
+    }
+    return [
+        Run("small", case, contender, repeat, {"time": time})
+        for (contender, case), values in times.items()
+        for repeat, time in enumerate(values)
+    ] + [Run("small", "few", "batched", 0, problem="skipped: why")]
+
+
+def cells(table: Table) -> List[List[str]]:
+    return [list(row[1:]) for row in table.rows]
+
+
+def test_a_table_has_medians_and_the_medians_of_ratios_within_a_repeat() -> None:
+    few, many = tables(SMALL, SMALL.cases, some_runs(), LABELS)
+    assert ["", "time, ms", "time, × ThreadPoolExecutor"] == list(few.headings)
+    assert [["3.0", "0.30"], ["10.0", "1.00"], ["–", "–"]] == cells(few)
+    assert [["4.0", "0.25"], ["30.0", "1.00"], ["–", "–"]] == cells(many)
+    assert (["batched: skipped: why"], []) == (few.notes, many.notes)
+
+
+def test_a_wide_table_has_a_column_for_each_case_and_one_for_growth() -> None:
+    plain, ratio = tables(WIDE, WIDE.cases, some_runs(), LABELS)
+    assert ["", "few", "many", "many / few"] == list(plain.headings)
+    assert [["3.0", "4.0", "1.00"], ["10.0", "30.0", "3.00"], ["–", "–", "–"]] == cells(plain)
+    assert [["0.30", "0.25", "0.33"], ["1.00", "1.00", "1.00"], ["–", "–", "–"]] == cells(ratio)
+    assert ["batched (few): skipped: why"] == plain.notes
+
+
+def test_a_table_says_how_many_runs_failed() -> None:
+    runs = [*some_runs(), *(Run("small", "many", "microbatch", repeat, problem="failed: E") for repeat in (3, 4))]
+    assert [f"{LABELS['microbatch']}: failed: E; 2 of 5 runs"] == tables(SMALL, SMALL.cases, runs, LABELS)[1].notes
+
+
+def test_a_table_is_rendered_as_restructured_text() -> None:
+    table = Table("few", ["", "ms"], [["a µ", "1.0"], ["b", "20.0"]], ["b: late"])
+    assert render(table).splitlines() == [
+        "**few**",
+        "",
+        "===  ====",
+        "\\      ms",
+        "===  ====",
+        "a µ   1.0",
+        "b    20.0",
+        "===  ====",
+        "",
+        "* b: late",
+    ]
+
+
+def test_the_command_prints_and_writes_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
+        if arguments[1] == "batched":
+            return {"skipped": "can't be imported: No module named 'batched'"}
+        return {"figures": {name: 1.5 for name in MEASUREMENTS[arguments[0]].figures}}
+
+    main(["--quick", "--measurements", "gather", "idle", "--repeats", "2", "--output", str(tmp_path)], launch)
+    text = (tmp_path / "tables.rst").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == text + "\n"
+    assert "batched: skipped: can't be imported: No module named 'batched'" in text
+    assert {"Submit then gather", "Idle"} <= set(text.splitlines())
+    assert "Closed loop" not in text
+    assert platform.python_version() in text
+    raw = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert {0, 1} == {run["repeat"] for run in json.loads(raw)["runs"]}
+    assert str(tmp_path) not in text + raw and sys.executable not in text + raw
+
+
+def test_a_plot_is_the_same_each_time_and_knows_no_date_and_no_place(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = []
+    for measurement in (SMALL, WIDE):
+        for name in ("one", "two"):
+            assert plot(measurement, measurement.cases, some_runs(), LABELS, tmp_path / name)
+        first, second = ((tmp_path / name).read_text(encoding="utf-8") for name in ("one", "two"))
+        assert first == second
+        assert "ThreadPoolExecutor.submit" in first
+        assert str(tmp_path) not in first and "dc:date" not in first
+        drawn.append(first)
+    assert drawn[0] != drawn[1]
+    assert not plot(SMALL, SMALL.cases, [], LABELS, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
