@@ -3,7 +3,7 @@
 import statistics
 import unicodedata
 from functools import partial
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from benchmarks.measurements.base import Case, Measurement
 from benchmarks.runner import Run
@@ -49,6 +49,10 @@ class Runs:
         """Return the median of these ratios."""
         return _median(self.ratios_by_repeat(case, contender, figure, reference).values())
 
+    def growth(self, contender: str, figure: str, small: str, large: str) -> Mapping[int, float]:
+        """Return the ratio of a contender's case *large* to its case *small* in the same repeat."""
+        return _ratios(self.by_repeat(large, contender, figure), self.by_repeat(small, contender, figure))
+
 
 def _ratios(above: Mapping[int, float], below: Mapping[int, float]) -> Dict[int, float]:
     return {repeat: above[repeat] / below[repeat] for repeat in above if below.get(repeat)}
@@ -76,13 +80,23 @@ def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels:
                 for name, figure in measurement.figures.items()
             ]
             row += [_shown(runs.ratio(case.label, contender, *ratio)) for ratio in measurement.ratios]
+            row += [_shown(_median(runs.growth(contender, *growth).values())) for growth in _growths(measurement, case)]
             rows.append([labels[contender], *row])
         headings = [figure.heading for figure in measurement.figures.values()]
         headings += [
             _ratio_heading(measurement.figures[name].heading, reference) for name, reference in measurement.ratios
         ]
+        headings += [
+            f"{measurement.figures[name].heading}, × {small}" for name, small, _ in _growths(measurement, case)
+        ]
         made.append(Table(case.label, ["", *headings], rows, _notes(runs, labels, case.label)))
     return made
+
+
+def _growths(measurement: Measurement, case: Case) -> List[Tuple[str, str, str]]:
+    if measurement.growth is None or measurement.plot is None or case.label != measurement.growth[1]:
+        return []
+    return [(measurement.plot, *measurement.growth)]
 
 
 def _wide(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> List[Table]:

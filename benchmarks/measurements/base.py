@@ -52,7 +52,7 @@ class Measurement:
         quick: the settings of a small run.
         ratios: figures to be set in relation to a contender's, run by run.
         wide: whether the cases are columns of one table, instead of a table each.
-        growth: in a wide table, the labels of two cases whose ratio is shown too.
+        growth: the labels of two cases whose ratio is shown too: in a wide table for each figure, else for *plot*.
         plot: the figure that is drawn; None for no plot.
     """
 

@@ -81,5 +81,6 @@ CLOSED = Measurement(
     cases=[_case(workers, 3) for workers in (1, 4)],
     quick=[_case(workers, 0.4) for workers in (1, 4)],
     ratios=[("rate", "locks")],
-    plot="share",
+    growth=("1 worker", "4 workers"),
+    plot="rate",
 )
