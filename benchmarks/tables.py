@@ -67,6 +67,8 @@ def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run],
     """Return the tables of one measurement: one for each case, or one for each figure if it is a wide one."""
     those = Runs(run for run in runs if run.measurement == measurement.name)
     cases = [case for case in cases if any(run.case == case.label for run in those.all)]
+    if not cases:
+        return []
     return (_wide if measurement.wide else _narrow)(measurement, cases, those, labels)
 
 
