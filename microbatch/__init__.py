@@ -1,7 +1,8 @@
 """Turns many single jobs into few batches, and gives each caller its own result. Start with `Batcher`."""
 
-from microbatch._futures import BatchInfo, JobFuture, JobResult, JobState
+from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
+from microbatch._results import BatchInfo, JobResult, JobState
 from microbatch.batcher import DEFAULT_POLICY, Batcher, BatchProcessor
 from microbatch.decorator import BatchedFunction, batched
 from microbatch.errors import (

@@ -72,7 +72,7 @@ def check_answer(name: str, value: Any) -> float:
 
 
 def _float(name: str, value: Any) -> float:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    real = type(value) is int or isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:

@@ -4,6 +4,7 @@ Moments are float seconds of a monotonic clock that starts anywhere. ``NOW`` is 
 so that both can be compared with any moment and a policy may answer with either.
 """
 
+import functools
 import importlib.util
 import math
 import threading
@@ -23,7 +24,7 @@ class Clock(Protocol):
         """Wait, with *condition* held, until it is notified or *moment* has come; may return sooner."""
 
 
-def _true_monotonic_module() -> object:
+def _true_time_module() -> object:
     # A tool that freezes time (freezegun) replaces time.monotonic wherever a module refers to it, and so it would for
     # an import inside the freeze. The worker thread would then wait in real time for a moment of frozen time, which
     # never comes. The built-in module made once more holds the function that nobody has replaced.
@@ -38,7 +39,7 @@ class SystemClock:
     """The machine's monotonic clock."""
 
     # An attribute of the class, not a global of the module: the tools that freeze time replace only the latter.
-    now = staticmethod(getattr(_true_monotonic_module(), "monotonic"))
+    now = staticmethod(getattr(_true_time_module(), "monotonic"))
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         """See `Clock.wait_until`."""
@@ -48,3 +49,7 @@ class SystemClock:
             remaining = moment - self.now()
             if remaining > 0:
                 condition.wait(min(remaining, threading.TIMEOUT_MAX))
+
+
+let_others_run = functools.partial(getattr(_true_time_module(), "sleep"), 0)
+"""Let other threads have the interpreter, and return when it is this one's turn again."""

@@ -1,106 +1,75 @@
 """The future of one job. The only file that knows the insides of `concurrent.futures.Future`.
 
-Rules of this file:
+A `Future` makes a condition, two lists and a lock for whoever may come to wait, and few ever do: those are three quarters
+of all that a job costs. `JobFuture` makes each of them when it is asked for, and is settled with its whole batch at a
+time. Rules of this file:
 
-1. `JobFuture.stage` says where the job is. It is written with the batcher's lock held. Who moves it out of the waiting
-   stages has won: cancellation, expiry and hand-over can race, and one wins.
-2. The winner calls `JobFuture.publish` and then `JobFuture.call_back`, without the batcher's lock: a signal handler or
-   finalizer that uses the batcher may interrupt a thread that holds the future's own condition, and nobody may wait for
-   that one with the batcher's lock held. The worker thread publishes a cancellation too, for a signal may break off the
-   caller of `cancel`, in whose thread the callbacks are run.
-3. What ``concurrent.futures.wait``, ``as_completed`` and ``asyncio`` read is written here exactly as `Future` does.
+1. `JobFuture.stage` says where the job is, and with it whether there is an outcome: `_state`, which the standard library
+   reads, is computed from it. The outcome is written first and the stage last, both with the mutex of the batcher held.
+   Who moves a job out of the waiting stages has won: cancellation, expiry and hand-over can race, and one wins.
+2. Who finds no outcome and wants to wait for it, hangs up a bell or leaves a callback with the mutex held; who settles
+   rings the bells with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
+   never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
+3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
+   their futures must not change. Such a future is *watched*, from then on: it is settled by itself, in `publish`, which
+   takes the condition first and the mutex second. Nobody waits for a condition with the mutex held, for it may be held by
+   a thread that a signal handler interrupts, and which waits for the batcher. So who cancels one, maybe in such a
+   handler, does not ask for its condition: it is `CANCELLED` until the worker thread has told those who watch.
+4. Callbacks are run without any lock, in the thread that settles or cancels.
+5. In a forked child the mutex may be held by a thread that does not exist there. Nothing needs it once there is an outcome.
+
+Where the insides are not those that this file knows, each job gets a `PlainFuture` (``_plain_future.py``).
 """
 
-import math
 import threading
-from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Callable, Generic, Hashable, List, NoReturn, Optional, Protocol, Tuple, TypeVar
+from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from contextlib import nullcontext
+from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Tuple, TypeVar
 
+from microbatch._bells import Bell, Bells
+from microbatch._clock import NEVER
 from microbatch._log import report
+from microbatch._results import OVER, WAITING, JobResult, JobState, Outcome
 
-__all__ = ["BatchInfo", "JobFuture", "JobResult", "JobState"]
+__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "conclude"]
 
 Value = TypeVar("Value")
 
 
-class JobState(Enum):
-    """Where a job is. Jobs wait in the first two states, and end in one of the last four."""
-
-    QUEUED = "queued"
-    """Accepted."""
-    BATCHED = "batched"
-    """In an open batch, which has not gone yet."""
-    RUNNING = "running"
-    """A worker has it; it can no longer be cancelled."""
-    SUCCEEDED = "succeeded"
-    """The processor gave a result for it."""
-    FAILED = "failed"
-    """The processor gave an exception for it, or for its whole batch."""
-    CANCELLED = "cancelled"
-    """Cancelled before a worker took it."""
-    EXPIRED = "expired"
-    """Its ``expires_in`` ran out before a worker took it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchInfo:
-    """What is known of the batch that a job went in.
-
-    Attributes:
-        id: counts the batches of a batcher, from 1.
-        size: how many jobs it held.
-        weight: their weights, added up; the size where nothing weighs.
-        key: what their ``key`` is; None without a key function.
-        trigger: why it went: the policy's word, or ``"flush"`` or ``"shutdown"``.
-    """
-
-    id: int
-    size: int
-    weight: float
-    key: Hashable
-    trigger: str
-
-
-@dataclass(frozen=True)
-class JobResult(Generic[Value]):
-    """What became of one job.
-
-    Attributes:
-        value: what the processor returned for it.
-        batch: the batch that it went in.
-        queue_time: seconds from its acceptance to the call of the processor.
-        service_time: seconds from the call of the processor until its value was there.
-    """
-
-    __slots__ = ("value", "batch", "queue_time", "service_time")  # made by dataclass, they would break JobResult[int]()
-
-    value: Value
-    batch: BatchInfo
-    queue_time: float
-    service_time: float
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return JobResult, (self.value, self.batch, self.queue_time, self.service_time)
+# As globals they are found in half the time.
+_RUNNING, _SUCCEEDED, _CANCELLED = JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
 
 
 class Keeper(Protocol):
     """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
 
+    mutex: Any
+
     def withdraw(self, future: "JobFuture[Any]") -> None:
-        """Move *future* to the stage `CANCELLED`, if it still waits."""
+        """Move *future* to the stage `CANCELLED` if it still waits, and have it announced in the worker thread."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
+
+
+class Fittings:
+    """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex."""
+
+    __slots__ = ("bells", "callbacks", "watched", "told")
+
+    def __init__(self) -> None:
+        self.bells = Bells()
+        self.callbacks: List[Callable[[Any], object]] = []
+        self.watched = False  # see the rules
+        self.told = False  # whether those who watch have been told of the outcome
 
 
 class _Condition(threading.Condition):
     """One that a signal can't leave locked.
 
     ``with`` takes and releases the lock itself, each in one step, where the methods of a `threading.Condition` are Python
-    code: a signal that raises in there, in a thread that is in `JobFuture.result`, would leave the lock taken for ever.
+    code: a signal that raises in there would leave the lock taken for ever.
     """
 
     __enter__ = property(lambda self: self._lock.__enter__)
@@ -118,19 +87,21 @@ class JobFuture(Future[JobResult[Value]]):
         expires: the moment at which it expires if no worker has taken it; infinite for never.
     """
 
-    def __init__(self, job: Any, keeper: Keeper, key: Hashable, weight: float, expires_in: float) -> None:
-        super().__init__()
-        self._condition = _Condition()
+    # Here, so that what few jobs need takes neither time nor memory in each.
+    key: Hashable = None
+    weight = 1.0
+    expires_in = NEVER
+    expires = NEVER
+    epoch: int
+    submitted: float
+    _result: Any = None
+    _exception: Optional[BaseException] = None
+
+    def __init__(self, job: Any, keeper: Keeper) -> None:
         self.job = job
-        self.key = key
-        self.weight = weight
-        self.expires_in = expires_in
-        self.submitted = math.nan
-        self.expires = math.inf
-        self.epoch = 0
         self.stage = JobState.QUEUED
-        self._done_callbacks: List[Callable[["JobFuture[Value]"], object]]  # made by Future
-        self._keeper: Optional[Keeper] = keeper
+        self.fittings: Optional[Fittings] = None
+        self._keeper = keeper
 
     @property
     def state(self) -> JobState:
@@ -140,28 +111,29 @@ class JobFuture(Future[JobResult[Value]]):
     @property
     def waiting(self) -> bool:
         """Whether no worker has the job, and nothing else has become of it."""
-        return self.stage is JobState.QUEUED or self.stage is JobState.BATCHED
-
-    @property
-    def published(self) -> bool:
-        """Whether the outcome can be read: as `done`, but takes no lock."""
-        return self._state in (CANCELLED_AND_NOTIFIED, FINISHED)
+        return self.stage in WAITING
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
-        keeper = self._keeper
         try:
-            if keeper is not None:
-                keeper.withdraw(self)
+            if self.stage not in OVER:
+                self._keeper.withdraw(self)
         finally:  # after a signal too
-            if self.stage is JobState.CANCELLED:
-                self.publish()
+            if self.stage is _CANCELLED:
                 self.call_back()
-        return self.stage is JobState.CANCELLED
+        return self.stage is _CANCELLED
+
+    def cancelled(self) -> bool:
+        """Return whether the job was cancelled."""
+        return self.stage is _CANCELLED
 
     def running(self) -> bool:
         """Return whether a worker has the job now."""
-        return self.stage is JobState.RUNNING
+        return self.stage is _RUNNING
+
+    def done(self) -> bool:
+        """Return whether there is an outcome: a result, an error, or a cancellation."""
+        return self.stage in OVER
 
     def result(self, timeout: Optional[float] = None) -> JobResult[Value]:
         """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
@@ -173,64 +145,69 @@ class JobFuture(Future[JobResult[Value]]):
                 might never end: that thread is needed to do the job.
             Exception: whatever the job failed with.
         """
-        try:
-            self._refuse_endless_wait(timeout)
-            return super().result(timeout)
-        finally:
-            del self  # an exception refers to this frame, which must not refer to the future that holds it
+        error = None if self.stage is _SUCCEEDED else self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del self, error  # the exception refers to this frame, which must not refer to who holds the exception
+        return self._result  # type: ignore[no-any-return]
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
-        self._refuse_endless_wait(timeout)
-        return super().exception(timeout)
+        if self.stage not in OVER:
+            self._wait(timeout)
+        if self.stage is _CANCELLED:
+            raise CancelledError
+        return self._exception
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
-        with self._condition:
-            if not self.published:
-                self._done_callbacks.append(fn)
-                return
+        if self.stage not in OVER:
+            with self._keeper.mutex:
+                if self.stage not in OVER:
+                    self._fit().callbacks.append(fn)
+                    return
         self._call(fn)
 
+    def set_running_or_notify_cancel(self) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        raise InvalidStateError("the future of a job is settled by its batcher")
+
+    def set_result(self, result: object) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        self.set_running_or_notify_cancel()
+
+    def set_exception(self, exception: object) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        self.set_running_or_notify_cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
+
+    def __repr__(self) -> str:
+        return f"<JobFuture at {id(self):#x} {self.stage.value}>"
+
+    def _wait(self, timeout: Optional[float]) -> None:
+        self._refuse_endless_wait(timeout)
+        bell = Bell(self._keeper.mutex)
+        with self._keeper.mutex:
+            bells = self._fit().bells
+        try:
+            bells.hang(bell)
+            if not self.done() and not bell.hear(timeout) and not self.done():
+                raise TimeoutError
+        finally:
+            bells.take_down(bell)
+
+    def _fit(self) -> Fittings:
+        if self.fittings is None:
+            self.fittings = Fittings()
+        return self.fittings
+
     def _refuse_endless_wait(self, timeout: Optional[float]) -> None:
-        keeper = self._keeper
-        if timeout is None and keeper is not None and keeper.is_own_thread():
+        if timeout is None and not self.done() and self._keeper.is_own_thread():
             raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
-
-    def publish(self, result: Optional[JobResult[Value]] = None, error: Optional[BaseException] = None) -> None:
-        """Make the outcome readable and wake all who wait for it. For the batcher only."""
-        with self._condition:
-            if not self.published:
-                self._keeper = None  # a future that is kept does not keep the batcher's queue
-                self._result = result
-                self._exception = error
-                self._state = CANCELLED_AND_NOTIFIED if self.stage is JobState.CANCELLED else FINISHED
-                for waiter in self._waiters:
-                    if self.stage is JobState.CANCELLED:
-                        waiter.add_cancelled(self)
-                    elif error is not None:
-                        waiter.add_exception(self)
-                    else:
-                        waiter.add_result(self)
-            self._condition.notify_all()  # once more, should a signal have broken off the canceller before
-
-    def publish_cancellation(self) -> None:
-        """Publish, should a signal have broken off the canceller. One whom it only interrupts will do so afterwards."""
-        # The lock may be held by that one, and the handler of the signal may wait for this thread.
-        if self._condition.acquire(timeout=1):
-            try:
-                self.publish()
-            finally:
-                self._condition.release()
-
-    def call_back(self) -> None:
-        """Run the done-callbacks, once; one that raises is logged and stops nothing. For the batcher only."""
-        with self._condition:
-            callbacks, self._done_callbacks = self._done_callbacks, []
-        for callback in callbacks:
-            self._call(callback)
-
-    _invoke_callbacks = call_back
 
     def _call(self, callback: Callable[["JobFuture[Value]"], object]) -> None:
         try:
@@ -238,18 +215,141 @@ class JobFuture(Future[JobResult[Value]]):
         except BaseException:
             report("exception calling callback for %r", self, logger="concurrent.futures")
 
+    # -- for the batcher --
+
+    def publish(self, move: Callable[[], object]) -> None:
+        """Have *move* give a watched future its outcome, and tell those who watch."""
+        with self._get_lock():
+            move()
+            self._tell_watchers()
+
+    def announce(self) -> bool:
+        """Tell all who wait for the outcome, which is there, and have not been told; False if that was not possible."""
+        if self.fittings is None:
+            return True
+        with self._keeper.mutex:
+            self.fittings.bells.notify_all()
+        if self.watched:
+            lock = self._get_lock()
+            if not lock.acquire(
+                timeout=1
+            ):  # held by a thread that a signal interrupts, whose handler waits for this one
+                return False
+            try:
+                self._tell_watchers()
+            finally:
+                lock.release()
+        return True
+
+    @property
+    def watched(self) -> bool:
+        """Whether it is to be settled by `publish`."""
+        return self.fittings is not None and self.fittings.watched
+
+    def ring(self) -> None:
+        """Wake all who wait for the outcome, which is there; with the mutex held."""
+        if self.fittings is not None:
+            self.fittings.bells.notify_all()
+
+    def call_back(self) -> None:
+        """Run the done-callbacks, once; one that raises is logged and stops nothing."""
+        if self.fittings is not None and self.fittings.callbacks:
+            with self._keeper.mutex:
+                callbacks, self.fittings.callbacks = self.fittings.callbacks, []
+            for callback in callbacks:
+                self._call(callback)
+
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
-        # A thread that does not exist here may have held the old condition, or the lock of one of the waiters.
-        self._condition = _Condition()
-        self._waiters = []
-        self._done_callbacks = []
-        if not self.published:
+        # A thread that does not exist here may have held the condition, or the lock of one of the waiters.
+        vars(self).pop("_own_condition", None)
+        vars(self).pop("_own_waiters", None)
+        self.fittings = None
+        if not self.done():
+            self._exception = error
             self.stage = JobState.FAILED
-            self.publish(error=error)
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
+    # -- what ``concurrent.futures`` looks at --
 
-    def __repr__(self) -> str:
-        return f"<JobFuture at {id(self):#x} {self.stage.value}>"
+    def _get_state(self) -> str:
+        stage = self.stage  # once: it changes at any time
+        if stage is _CANCELLED:
+            untold = self.fittings is not None and self.fittings.watched and not self.fittings.told
+            return CANCELLED if untold else CANCELLED_AND_NOTIFIED
+        if stage in OVER:
+            return FINISHED
+        return RUNNING if stage is _RUNNING else PENDING
+
+    def _get_condition(self) -> Any:
+        with nullcontext() if self.done() else self._keeper.mutex:
+            if not self.done():
+                self._fit().watched = True
+            condition = vars(self).setdefault("_own_condition", _Condition())
+        return condition
+
+    def _get_lock(self) -> Any:
+        return self._condition
+
+    def _get_waiters(self) -> Any:
+        return vars(self).setdefault("_own_waiters", [])
+
+    _state: str = property(_get_state)  # type: ignore[assignment]
+    _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
+    _waiters: List[Any] = property(_get_waiters)  # type: ignore[assignment]
+
+    def _tell_watchers(self) -> None:
+        if self.done() and self.fittings is not None and not self.fittings.told:
+            self.fittings.told = True
+            for waiter in self._waiters:
+                if self.cancelled():
+                    waiter.add_cancelled(self)
+                elif self._exception is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+
+
+class Conclusion(NamedTuple):
+    """What became of futures that were to get their outcomes."""
+
+    done: List[JobFuture[Any]]
+    """All that have them now."""
+    fitted: List[JobFuture[Any]]
+    """Those of them that may have callbacks."""
+    watched: List[Tuple[JobFuture[Any], Outcome]]
+    """Those that have none yet, and are to be settled by `JobFuture.publish`."""
+    failures: int
+    """How many of those that are done have failed."""
+
+
+def conclude(
+    futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState, held: bool = False
+) -> Conclusion:
+    """Give running jobs their outcomes, passing over those that have one. With the mutex held.
+
+    Args:
+        failed: the stage of those whose outcome is an error.
+        held: whether the futures' conditions are held.
+    """
+    done, fitted, watched, failures = [], [], [], 0
+    for future, outcome in zip(futures, outcomes):
+        if future.stage is not _RUNNING:
+            continue
+        succeeded = type(outcome) is JobResult
+        # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
+        if future.fittings is not None:
+            if future.watched and not held:
+                watched.append((future, outcome))
+                continue
+            fitted.append(future)
+        if succeeded:
+            future._result = outcome
+            future.stage = _SUCCEEDED
+        else:
+            future._exception = outcome  # type: ignore[assignment]
+            future.stage = failed
+            failures += 1
+        done.append(future)
+    for future in fitted:
+        future.ring()
+    return Conclusion(done, fitted, watched, failures)

@@ -3,16 +3,15 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Sequence
 
+from microbatch._bells import Bell
 from microbatch._clock import NEVER
-from microbatch._futures import JobFuture, JobResult, JobState
-from microbatch._queue import Bell, JobQueue, News
+from microbatch._futures import Conclusion, JobFuture, conclude
+from microbatch._queue import JobQueue, News
+from microbatch._results import WAITING, JobState, Outcome
 
-__all__ = ["BatcherStats", "Ledger", "Outcome"]
-
-Outcome = Tuple[Optional[JobResult[Any]], Optional[BaseException]]
-"""A result or an error."""
+__all__ = ["BatcherStats", "Ledger"]
 
 
 @dataclass(frozen=True)
@@ -57,50 +56,40 @@ class Ledger:
         self._counts = dict.fromkeys(JobState, 0)
         self._batches = 0
         self._triggers: Counter[str] = Counter()
-        # By epoch, in order of acceptance. Dicts and not sets, so that the oldest is found at the head.
-        self._unsettled: Dict[int, Dict[JobFuture[Any], None]] = {}
+        self._unsettled: Dict[JobFuture[Any], None] = {}  # in order of acceptance
+        self._epochs: Counter[int] = Counter()  # how many of those are of which
 
-    def take_in(self, moment: float) -> News:
-        """Wait until there is news or *moment* has come, enter it, and return it. For the worker thread."""
+    def take_in(self, moment: float, wanted: int = 1) -> News:
+        """Wait until there is news (*wanted* jobs, or other) or *moment* has come, enter it, and return it.
+
+        For the worker thread.
+        """
         with self.queue.mutex:
-            self.queue.wait_for_news(moment)
+            self.queue.wait_for_news(moment, wanted)
             news = self.queue.take_news()
-            self._counts[JobState.QUEUED] += len(news.jobs)
-            for future in news.jobs:
-                self._unsettled.setdefault(future.epoch, {})[future] = None
+            count = len(news.jobs)
+            self._counts[JobState.QUEUED] += count
+            self._unsettled.update(dict.fromkeys(news.jobs))
+            for epoch, number in _epochs(news.jobs).items():
+                self._epochs[epoch] += number
             self.queue.taken = deque()
-            for future, stage in news.withdrawn.items():
-                if future.stage is JobState.CANCELLED:
-                    self._counts[stage] -= 1
-                    self._counts[JobState.CANCELLED] += 1
+            for stage in news.withdrawn.values():
+                self._counts[stage] -= 1
+                self._counts[JobState.CANCELLED] += 1
             self._count_held()
             return news
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
         with self.queue.mutex:
-            self.queue.moving = True
-            for future in futures:
-                if future.stage is JobState.QUEUED:
-                    self._move(future, JobState.BATCHED)
-            self.queue.moving = False
+            self._move([future for future in futures if future.stage is JobState.QUEUED], JobState.BATCHED)
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> List[JobFuture[Any]]:
         """Return those of the jobs that still wait, as running: from here on they can't be withdrawn."""
-        return self._take_out(futures, JobState.RUNNING)
-
-    def expire(self, futures: Iterable[JobFuture[Any]]) -> List[JobFuture[Any]]:
-        """Return those of the jobs that still wait, as expired. Call `finish` for them."""
-        return self._take_out(futures, JobState.EXPIRED)
-
-    def _take_out(self, futures: Iterable[JobFuture[Any]], stage: JobState) -> List[JobFuture[Any]]:
         with self.queue.mutex:
-            self.queue.moving = True
-            live = [future for future in futures if future.waiting]
-            for future in live:
-                self._move(future, stage)
+            live = [future for future in futures if future.stage in WAITING]
+            self._move(live, JobState.RUNNING)
             self._count_held()
-            self.queue.moving = False
             self.queue.not_full.notify(len(live))
             return live
 
@@ -111,46 +100,61 @@ class Ledger:
             self._triggers[trigger] += 1
             return self._batches
 
-    def settle(self, outcomes: Iterable[Tuple[JobFuture[Any], Outcome]]) -> int:
-        """Give running jobs their outcomes, passing over those that have one; return how many of them failed.
+    def settle(
+        self, futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState = JobState.FAILED
+    ) -> int:
+        """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
 
-        The books are right first, then all futures are readable, then those in `flush` are woken, and only then are
-        the callbacks run: a callback may use the batcher, and may wait for another job of its own batch.
+        The books are right and all futures readable at once, but for those that somebody watches: these follow one by
+        one. Then those in `flush` are woken, and only then are the callbacks run: a callback may use the batcher, and
+        may wait for another job of its own batch.
         """
         with self.queue.mutex:
-            won = [(future, outcome) for future, outcome in outcomes if future.stage is JobState.RUNNING]
-            for future, (_, error) in won:
-                self._move(future, JobState.SUCCEEDED if error is None else JobState.FAILED)
-        self.finish(won)
-        return sum(error is not None for _, (_, error) in won)
-
-    def finish(self, outcomes: List[Tuple[JobFuture[Any], Outcome]]) -> None:
-        """Make these outcomes, which the books have already, readable; then wake who waits, then call back."""
-        for future, (result, error) in outcomes:
-            future.publish(result, error)
-        self.release([future for future, _ in outcomes])
-        for future, _ in outcomes:
+            now = self._conclude(futures, outcomes, failed)
+            self.release(now.done)
+        later = []
+        for future, outcome in now.watched:
+            future.publish(lambda: later.append(self._conclude([future], [outcome], failed, held=True)))
+            self.release([future])
+        for future in chain(now.fitted, *(each.fitted for each in later)):
             future.call_back()
+        return now.failures + sum(each.failures for each in later)
 
-    def release(self, futures: List[JobFuture[Any]]) -> None:
+    def _conclude(
+        self, futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState, held: bool = False
+    ) -> Conclusion:
+        with self.queue.mutex:
+            conclusion = conclude(futures, outcomes, failed, held)
+            count, failures = len(conclusion.done), conclusion.failures
+            # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
+            # and others count too.
+            self._counts[JobState.RUNNING] -= count
+            self._counts[JobState.SUCCEEDED] += count - failures
+            self._counts[failed] += failures
+            return conclusion
+
+    def release(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""
         with self.queue.mutex:
-            for future in futures:
-                self._unsettled.get(future.epoch, {}).pop(future, None)
-            for epoch in {future.epoch for future in futures}:
-                if self._unsettled.get(epoch) == {}:
-                    del self._unsettled[epoch]
+            strike = self._unsettled.pop
+            known = [future for future in futures if strike(future, self) is None]
+            for epoch, count in _epochs(known).items():
+                self._epochs[epoch] -= count
+                if not self._epochs[epoch]:
+                    del self._epochs[epoch]
                     self.queue.settled.notify_all()
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
         """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
         bell = Bell(self.queue.mutex)
-        with self.queue.mutex, self.queue.settled.hung(bell):
-            while self._oldest_epoch() <= epoch:
-                if self.queue.clock.now() >= moment:
-                    return False
-                self.queue.clock.wait_until(bell, moment)
-            return True
+        with self.queue.mutex:
+            try:
+                self.queue.settled.hang(bell)
+                while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
+                    self.queue.clock.wait_until(bell, moment)
+            finally:
+                self.queue.settled.take_down(bell)
+            return self._oldest_epoch() > epoch
 
     def unsettled(self) -> List[JobFuture[Any]]:
         """Return the futures that have no outcome yet, in order of acceptance."""
@@ -164,8 +168,7 @@ class Ledger:
         For a forked child, where nobody may ever release it: at whatever statement the parent's threads were, each
         future is in one of these three places.
         """
-        booked = chain.from_iterable(self._unsettled.values())
-        return list(dict.fromkeys([*booked, *self.queue.taken, *self.queue.queue]))
+        return list(dict.fromkeys([*self._unsettled, *self.queue.taken, *self.queue.queue]))
 
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
@@ -185,18 +188,32 @@ class Ledger:
         return stats
 
     def _oldest(self) -> float:
-        parts = [*self._unsettled.values(), [*self.queue.queue]]
-        heads = (next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
-        return min(heads, default=NEVER)
+        parts = self._unsettled, list(self.queue.queue)  # a copy, for a signal handler may submit meanwhile
+        return min(next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
 
     def _oldest_epoch(self) -> float:
         # The queue's jobs are younger than the others, and its first is the oldest of them.
-        return min(self._unsettled, default=self.queue.queue[0].epoch if self.queue.queue else NEVER)
+        if self._unsettled:
+            return min(self._epochs, default=NEVER)
+        return self.queue.queue[0].epoch if self.queue.queue else NEVER
 
-    def _move(self, future: JobFuture[Any], stage: JobState) -> None:
-        self._counts[future.stage] -= 1
-        self._counts[stage] += 1
-        future.stage = stage
+    def _move(self, futures: Collection[JobFuture[Any]], stage: JobState) -> None:
+        self.queue.moving = True
+        stages = [future.stage for future in futures]
+        queued, batched, total = stages.count(JobState.QUEUED), stages.count(JobState.BATCHED), len(stages)
+        self._counts[JobState.QUEUED] -= queued
+        self._counts[JobState.BATCHED] -= batched
+        self._counts[stage] += total
+        for future in futures:
+            future.stage = stage
+        self.queue.moving = False
 
     def _count_held(self) -> None:
         self.queue.held = self._counts[JobState.QUEUED] + self._counts[JobState.BATCHED]
+
+
+def _epochs(futures: Sequence[JobFuture[Any]]) -> Mapping[int, int]:
+    """Return how many of the futures are of which epoch."""
+    epochs = [future.epoch for future in futures]
+    distinct = set(epochs)
+    return Counter(epochs) if len(distinct) > 1 else dict.fromkeys(distinct, len(epochs))

@@ -2,17 +2,18 @@
 
 import contextlib
 import queue
+import sys
 import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
 
-from microbatch._clock import NEVER, NOW, Clock
-from microbatch._futures import JobFuture, JobState
+from microbatch._bells import Bell, Bells
+from microbatch._clock import NEVER, NOW, Clock, let_others_run
+from microbatch._futures import JobFuture
+from microbatch._results import WAITING, JobState
 from microbatch.errors import BacklogFull, BatcherClosed
 
-__all__ = ["Bell", "JobQueue", "News"]
-
-_WAITING = (JobState.QUEUED, JobState.BATCHED)
+__all__ = ["JobQueue", "News"]
 
 
 class News(NamedTuple):
@@ -23,84 +24,7 @@ class News(NamedTuple):
     notes: List[Callable[[], None]]
     flushed: int
     closed: bool
-
-
-class Bell(threading.Condition):
-    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost.
-
-    With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
-    submits a job, a signal handler that shuts down) would notify nobody.
-    """
-
-    def __init__(self, lock: Any) -> None:
-        super().__init__(lock)
-        self._rung = threading.Lock()
-        self._rung.acquire()
-
-    def silence(self) -> None:
-        """Forget that it was rung. Look for what it may have been rung for afterwards."""
-        self._rung.acquire(blocking=False)
-
-    def wait(self, timeout: Optional[float] = None) -> bool:
-        """Release the lock, wait until it is rung or *timeout* seconds are over, and take the lock again."""
-        saved = 1, threading.get_ident()  # where a signal breaks this off before it is known
-        try:
-            saved = self._release_save()  # type: ignore[attr-defined]
-            rung = self._rung.acquire(timeout=-1 if timeout is None else timeout)
-        finally:
-            try:
-                self._take_back(saved)
-            except BaseException:  # a signal: whoever called holds the lock, and will release it
-                self._take_back(saved)
-                raise
-        return rung
-
-    def _take_back(self, saved: Any) -> None:
-        if not self._is_owned():  # type: ignore[attr-defined]
-            self._acquire_restore(saved)  # type: ignore[attr-defined]
-
-    def ring(self) -> bool:
-        """Ring it, and return whether it was silent."""
-        try:
-            self._rung.release()
-        except RuntimeError:
-            return False
-        return True
-
-    def notify(self, n: int = 1) -> None:
-        """Ring it."""
-        self.ring()
-
-    def notify_all(self) -> None:
-        """Ring it: one thread waits."""
-        self.ring()
-
-
-class Bells:
-    """For threads that wait for one thing: each hangs up a bell of its own before it looks whether it has to wait."""
-
-    def __init__(self) -> None:
-        self._hung: Dict[Bell, None] = {}  # in the order in which they came
-
-    @contextlib.contextmanager
-    def hung(self, bell: Bell) -> Iterator[None]:
-        """Have a new bell rung when its turn comes. To be entered with the lock held."""
-        try:
-            self._hung[bell] = None
-            yield
-        finally:
-            self._hung.pop(bell, None)
-
-    def notify(self, n: int = 1) -> None:
-        """Ring the first *n* of those that have not been rung."""
-        for bell in list(self._hung):
-            if n < 1:
-                return
-            n -= bell.ring()
-
-    def notify_all(self) -> None:
-        """Ring all."""
-        self.notify(len(self._hung))
+    expiring: bool  # there may be jobs that expire
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -117,8 +41,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
     two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
     caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Bells are
-    rung before that step, for a handler may raise after it; and by `put` and `close` once more after it, for a handler
-    that came in before it may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
+    rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
+    may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
     """
 
     def __init__(self, clock: Clock, max_pending: int) -> None:
@@ -129,6 +53,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Bells()
         self.clock = clock
+        self._now = clock.now
+        self._limit = max_pending or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
         self.blocked = 0  # callers who wait for room without a limit
@@ -139,6 +65,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
         self._seen = (0, False, 0)  # of epoch, closed and blocked, by the worker thread
+        self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while it is awake
+        self._expiring = False  # there is a job with a moment of its own
 
     def _qsize(self) -> int:
         return len(self.queue) + self.held - len(self._withdrawn)
@@ -162,7 +90,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_held(self) -> bool:
         """Return whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so."""
-        return self.not_empty._is_owned()  # type: ignore[attr-defined, no-any-return]
+        return self.mutex._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
@@ -173,27 +101,54 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         finally:
             self.inside.mine = before
 
-    def put(self, item: JobFuture[Any], block: bool = True, timeout: Optional[float] = None) -> None:
+    def put(
+        self,
+        item: JobFuture[Any],
+        block: bool = True,
+        timeout: Optional[float] = None,
+        expires_in: Optional[float] = None,
+    ) -> None:
         """Accept a job, waiting for room up to *timeout* seconds (None: as long as it takes) if *block* is true.
 
         Raises:
             BacklogFull: there was no room in that time; in the batcher's own threads, there is none now.
             BatcherClosed: the queue is closed, or was while waiting.
         """
-        with self.mutex:
-            if self._full() and not self.closed:
-                self._wait_for_room(block and not self.is_own_thread(), timeout)
-            item.submitted = self.clock.now()
-            item.expires = item.submitted + item.expires_in
-            item.epoch = self.epoch
-            self.not_empty.notify()
-            # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
-            # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
-            # CPython 3.10 a jump lets one in).
+        if self.is_held():  # by what this call interrupts
+            with self.mutex:
+                self._accept(item, block, timeout, expires_in)
+            return
+        try:
+            # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to wait,
+            # and once some do, they do for ever: each job then costs a switch of threads.
+            while not self.mutex.acquire(blocking=False):
+                let_others_run()
+            self._accept(item, block, timeout, expires_in)
+        except BaseException:
+            if self.is_held():  # or a signal came in before it was
+                self.mutex.release()
+            raise
+        self.mutex.release()
+
+    def _accept(self, item: JobFuture[Any], block: bool, timeout: Optional[float], expires_in: Optional[float]) -> None:
+        if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
+            self._wait_for_room(block and not self.is_own_thread(), timeout)
+        item.submitted = self._now()
+        if expires_in is not None:
+            item.expires_in = expires_in
+            item.expires = item.submitted + expires_in
+            self._expiring = True
+        item.epoch = self.epoch
+        # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
+        # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
+        # CPython 3.10 a jump lets one in).
+        try:
             if not self.closed:
                 self.queue.append(item)  # from here on the job is accepted
-                self.not_empty.notify()
                 return
+        finally:
+            if len(self.queue) >= self._wanted or self._expiring:
+                self.not_empty.ring()
         raise BatcherClosed("the batcher is shut down")
 
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
@@ -203,35 +158,41 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.blocked += unlimited
         try:
             self.not_empty.notify()
-            with self.not_full.hung(bell):
-                while self._full() and not self.closed:
-                    if not block or self.clock.now() >= deadline:
-                        raise BacklogFull(self.maxsize)
-                    self.clock.wait_until(bell, deadline)
+            self.not_full.hang(bell)
+            while self._full() and not self.closed:
+                if not block or self.clock.now() >= deadline:
+                    raise BacklogFull(self.maxsize)
+                self.clock.wait_until(bell, deadline)
         except BaseException:
-            # Leaving without the place that this thread may just have been woken for: pass the word on. Not to its own
-            # bell, which still hangs if a signal came in just after it was hung up, until the traceback is dropped.
-            bell.ring()
+            # Leaving without the place that this thread may just have been woken for: pass the word on.
+            self.not_full.take_down(bell)
             self.not_full.notify()
             raise
         finally:
+            self.not_full.take_down(bell)
             self.blocked -= unlimited
 
     def withdraw(self, future: JobFuture[Any]) -> None:
         """See `Keeper.withdraw`."""
         with self.mutex:
-            self.not_full.notify()
-            self.not_empty.notify()
             if not self.moving and future.waiting:
-                self._withdrawn.setdefault(future, future.stage)
-                if future.stage in _WAITING:  # once more, and without a call before the step that counts: see `put`
+                self._tell_of_withdrawal()
+                if future.stage in WAITING:  # once more, and from here on without a call: see `put`
+                    self._withdrawn[future] = future.stage
                     future.stage = JobState.CANCELLED
+                    future.ring()
+                self._tell_of_withdrawal()
+
+    def _tell_of_withdrawal(self) -> None:
+        self.not_full.notify()
+        self.not_empty.notify()
 
     def post(self, note: Callable[[], None]) -> None:
         """Have the worker thread make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
             self.not_empty.notify()
             self._notes.append(note)
+            self.not_empty.notify()
 
     def flush(self) -> int:
         """Have all jobs accepted until now go, and return the number of their epoch."""
@@ -239,6 +200,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             epoch = self.epoch
             self.not_empty.notify()
             self.epoch = epoch + 1
+            self.not_empty.notify()
             return epoch
 
     def close(self) -> bool:
@@ -252,16 +214,20 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_full.notify_all()
             return was_open
 
-    def wait_for_news(self, moment: float) -> None:
-        """Wait until there is news or *moment* has come; with `mutex` held."""
+    def wait_for_news(self, moment: float, wanted: int) -> None:
+        """Wait until there is news, *wanted* jobs or other, or *moment* has come; with `mutex` held."""
         self.not_empty.silence()
-        # NOW asks no clock: jobs are failed with it where the clock raises.
-        while not self._has_news() and moment != NOW and self.clock.now() < moment:
+        while True:
+            self._wanted = wanted  # before the look, for the sake of a finalizer that comes in after it and submits
+            # NOW asks no clock: jobs are failed with it where the clock raises.
+            if self._has_news(wanted) or moment == NOW or self._now() >= moment:
+                break
             self.clock.wait_until(self.not_empty, moment)
+        self._wanted = sys.maxsize
 
-    def _has_news(self) -> bool:
+    def _has_news(self, wanted: int) -> bool:
         seen = self.epoch, self.closed, self.blocked
-        return bool(self.queue or self._withdrawn or self._notes) or seen != self._seen
+        return bool(len(self.queue) >= wanted or self._expiring or self._withdrawn or self._notes) or seen != self._seen
 
     def take_news(self) -> News:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
@@ -272,10 +238,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._seen = self.epoch, self.closed, self.blocked
         withdrawn, self._withdrawn = self._withdrawn, {}
         notes, self._notes = self._notes, []
-        self.taken = self.queue
-        self.queue = deque()
-        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1])
+        empty: Deque[JobFuture[Any]] = deque()
+        # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
+        expiring, self._expiring = self._expiring, False
+        self.taken, self.queue = self.queue, empty
+        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1], expiring)
 
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return [stage for future, stage in list(self._withdrawn.items()) if future.stage is JobState.CANCELLED]
+        return list(self._withdrawn.values())

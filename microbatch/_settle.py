@@ -5,11 +5,13 @@ import inspect
 import logging
 from collections import UserString
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from itertools import repeat
 from typing import Any, Dict, List
 
-from microbatch._futures import BatchInfo, JobFuture, JobResult
-from microbatch._ledger import Ledger, Outcome
+from microbatch._futures import JobFuture
+from microbatch._ledger import Ledger
 from microbatch._log import report
+from microbatch._results import BatchInfo, JobResult, Outcome
 from microbatch.errors import ResultCountError
 
 __all__ = ["Delivery", "fail"]
@@ -51,7 +53,7 @@ class Delivery:
         try:
             if returned is None:
                 self._settle(self._futures, [None] * len(self._futures))
-            elif isinstance(returned, Sized) and not isinstance(returned, _REFUSED):
+            elif type(returned) is list or isinstance(returned, Sized) and not isinstance(returned, _REFUSED):
                 self._settle_together(returned)
             else:
                 self._settle_one_by_one(self._iterator(returned))
@@ -72,7 +74,8 @@ class Delivery:
         return bool(futures)
 
     def _settle_together(self, returned: Any) -> None:
-        values = list(self._iterator(returned))  # and not len(returned), which may lie
+        # Not len(returned), which may lie. And the usual case first, since the other asks many abstract classes.
+        values = list(returned if type(returned) is list else self._iterator(returned))
         if len(values) != len(self._futures):
             raise ResultCountError(len(self._futures), len(values))
         self._settle(self._futures, values)
@@ -107,16 +110,15 @@ class Delivery:
         return iter(returned)
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
-        now, started = self._clock.now(), self._started
-        outcomes = []
-        for future, value in zip(futures, values):
-            outcome: Outcome
-            if isinstance(value, BaseException):
-                outcome = None, self._unshared(value)
-            else:
-                outcome = JobResult(value, self.info, started - future.submitted, now - started), None
-            outcomes.append((future, outcome))
-        self.failed += self._ledger.settle(outcomes)
+        started = self._started
+        queue_times = [started - future.submitted for future in futures]
+        fields = zip(values, repeat(self.info), queue_times, repeat(self.service_time))
+        outcomes: List[Outcome] = list(map(tuple.__new__, repeat(JobResult), fields))  # faster than one by one
+        if True in map(isinstance, values, repeat(BaseException)):
+            for position, value in enumerate(values):
+                if isinstance(value, BaseException):
+                    outcomes[position] = self._unshared(value)
+        self.failed += self._ledger.settle(futures, outcomes)
 
     def _unshared(self, error: BaseException) -> BaseException:
         """Return *error*, or for all but the first job that it is the value of, one like it."""
@@ -128,7 +130,7 @@ class Delivery:
 
 def fail(ledger: Ledger, futures: List[JobFuture[Any]], error: BaseException) -> int:
     """Fail those of the jobs that are running, each with an exception of its own, and return how many those are."""
-    return ledger.settle([(future, (None, _own(error))) for future in futures])
+    return ledger.settle(futures, [_own(error) for _ in futures])
 
 
 def _own(error: BaseException) -> BaseException:

@@ -6,20 +6,25 @@ the `Batcher`, so that a batcher which nobody holds any more can be collected wh
 
 import logging
 import os
+import sys
 import threading
+from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Callable, List, Optional
 
 from microbatch._arguments import check_answer
+from microbatch._bells import Bell
 from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
-from microbatch._futures import BatchInfo, JobFuture, JobState
+from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._process import enlist
-from microbatch._queue import Bell, JobQueue
+from microbatch._queue import JobQueue
+from microbatch._results import BatchInfo, JobState
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.policies import BatchingPolicy, BatchReport
@@ -67,6 +72,7 @@ class Worker:
         name: str,
         exit_timeout: float,
         clock: Clock,
+        alike: bool,
         forked: bool = False,
     ) -> None:
         self.process = os.getpid()
@@ -78,28 +84,20 @@ class Worker:
             policy, max_workers, check_answer("the now() of a clock", clock.now())
         )
         self._clock = clock
+        self._alike = alike  # jobs have neither keys nor weights
         self._name = name
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
+        self._inbox: "SimpleQueue[Optional[Delivery]]" = SimpleQueue()  # for the threads of that pool
         self._thread: Optional[threading.Thread] = None
-        self._opening: Optional[_Opening] = None  # None before the threads are started
+        self.opening: Optional[_Opening] = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: List[Callable[[], object]] = []
-        self._started = False
+        self.started = False  # whether the threads have been started, and may have ended
         self._ended = False
 
     # -- called by any thread --
-
-    @property
-    def started(self) -> bool:
-        """Whether the threads have been started, and may have ended."""
-        return self._started
-
-    @property
-    def launched(self) -> bool:
-        """Whether the threads run, or will do so soon."""
-        return self._opening is not None
 
     def start(self) -> None:
         """Start all threads, once, and return when they run.
@@ -135,9 +133,9 @@ class Worker:
         """Return the opening that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
-            agreed = self._opening  # no call from here on, so that no handler comes in and starts them too
+            agreed = self.opening  # no call from here on, so that no handler comes in and starts them too
             if agreed is None:
-                agreed = self._opening = opening
+                agreed = self.opening = opening
             return agreed
 
     def _check_startable(self) -> None:
@@ -149,9 +147,9 @@ class Worker:
     def _call_off(self, opening: Optional[_Opening], error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
-            if self._opening is not opening or self._thread is not None or self._started:
+            if self.opening is not opening or self._thread is not None or self.started:
                 return False
-            self._opening = None
+            self.opening = None
         if opening is not None:
             opening.settle(error)
         return True
@@ -163,13 +161,14 @@ class Worker:
         """
         for future in self.ledger.inherited():
             future.disinherit(ForkedError("the job was submitted in the parent process, and is done there"))
+        self.queue.queue = deque()  # which a future that is kept here keeps
 
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
         error = BatcherClosed("the batcher was shut down before its threads were started")
         with self.queue.mutex:
             self.queue.close()
-            unstarted = self._call_off(self._opening, error)  # this may interrupt the start of the thread
+            unstarted = self._call_off(self.opening, error)  # this may interrupt the start of the thread
         if unstarted:
             self._end_unstarted(error)
 
@@ -189,15 +188,17 @@ class Worker:
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
         bell = Bell(self.queue.mutex)
-        with self.queue.mutex, self.queue.settled.hung(bell):
-            while not self._ended:
-                if moment != NEVER and self._clock.now() >= moment:
-                    return False
-                self._clock.wait_until(bell, moment)
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        with self.queue.mutex:
+            try:
+                self.queue.settled.hang(bell)
+                while not self._ended and (moment == NEVER or self._clock.now() < moment):
+                    self._clock.wait_until(bell, moment)
+            finally:
+                self.queue.settled.take_down(bell)
+            ended, thread = self._ended, self._thread
+        if ended and thread is not None and thread is not threading.current_thread():
             thread.join()  # it has nothing left to do but to end
-        return True
+        return ended
 
     def abandon(self, error: BaseException) -> int:
         """Fail every job that is not settled, running ones too, and return how many those were."""
@@ -212,12 +213,11 @@ class Worker:
 
     def _fail(self, futures: List[JobFuture[Any]], error: BaseException) -> int:
         failed = fail(self.ledger, futures, error)
-        for future in futures:
-            if future.stage in (JobState.CANCELLED, JobState.FAILED):  # by a thread that a signal broke off, maybe
-                future.publish(error=error)
-        published = [future for future in futures if future.published]
-        self.ledger.release(published)
-        for future in published:
+        over = [future for future in futures if future.done()]
+        for future in over:
+            future.announce()
+        self.ledger.release(over)
+        for future in over:
             future.call_back()
         return failed
 
@@ -258,7 +258,7 @@ class Worker:
 
     def _run(self, opening: _Opening) -> None:
         with self.queue.mutex:
-            if self._opening is not opening:
+            if self.opening is not opening:
                 return
             self._thread = threading.current_thread()
         self.queue.inside.mine = True
@@ -269,14 +269,14 @@ class Worker:
                 self.queue.mutex
             ):  # in one step: whoever has a job accepted from now on will find that nobody is at work
                 left = self._claim_all()  # from those who did not wait for the threads to run
-                self._opening = self._thread = None
+                self.opening = self._thread = None
                 closed = self.queue.closed
             self._fail(left, error)
             if closed:  # by a thread that left the rest to this one
                 self._end_unstarted(error)
             opening.settle(error)
             return
-        self._started = True
+        self.started = True
         opening.settle()
         try:
             while self._collector or self._collector.in_flight or not self.queue.drained():
@@ -289,9 +289,10 @@ class Worker:
 
     def _turn(self) -> None:
         """Wait until there is something to do, and do all of it."""
-        news = self.ledger.take_in(self._collector.next_moment())
-        self._collector.add(news.jobs)
-        self._strike_out([future for future in news.withdrawn if not future.waiting])
+        news = self.ledger.take_in(self._collector.next_moment(), 1 if self._collector.has_worker else sys.maxsize)
+        self._collector.add(news.jobs, self._alike and not news.expiring)
+        if news.withdrawn:
+            self._strike_out(list(news.withdrawn))
         self._collector.flush(news.flushed, closing=news.closed)
         for note in news.notes:
             note()
@@ -299,19 +300,27 @@ class Worker:
         self._expire(now)
         while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
             self._send(batch, now)
-        self.ledger.mark_batched(self._collector.joined)
-        self._collector.joined.clear()
+        if self._collector.joined:
+            self.ledger.mark_batched(self._collector.joined)
+            self._collector.joined.clear()
 
     def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
-        for future in cancelled:
-            future.publish_cancellation()
         self._collector.drop(cancelled)
+        for future in cancelled:
+            self._announce(future)
         self.ledger.release(cancelled)
 
+    def _announce(self, future: JobFuture[Any]) -> None:
+        if not future.announce():
+            self.queue.post(partial(self._announce, future))
+
     def _expire(self, now: float) -> None:
-        expired = self.ledger.expire(self._collector.expire(now))
+        expired = self._collector.expire(now)
+        if not expired:
+            return
+        expired = self.ledger.claim(expired)
         self._collector.drop(expired)
-        self.ledger.finish([(future, (None, JobExpired(future.expires_in))) for future in expired])
+        self.ledger.settle(expired, [JobExpired(future.expires_in) for future in expired], JobState.EXPIRED)
 
     def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
         futures = self.ledger.claim(batch.entries)
@@ -320,13 +329,15 @@ class Worker:
         if batch.error is not None:
             fail(self.ledger, futures, batch.error)
             return
-        weight = sum(future.weight for future in futures)
+        weight = batch.weight
+        if len(futures) < len(batch.entries):
+            weight = sum([future.weight for future in futures])
         number = self.ledger.count_batch(batch.trigger)
         delivery = Delivery(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
         self._collector.started(now)
         try:
             if self._pool is not None:
-                self._pool.submit(self._serve, delivery)
+                self._inbox.put(delivery)
             elif self._executor is not None:
                 self._executor.submit(self._processor, delivery.jobs).add_done_callback(
                     partial(self._receive, delivery)
@@ -347,13 +358,11 @@ class Worker:
         if self._executor is not None:
             return
         workers = self._collector.workers
-        self._pool = ThreadPoolExecutor(
-            workers, self._name, initializer=setattr, initargs=(self.queue.inside, "mine", True)
-        )
+        self._pool = ThreadPoolExecutor(workers, self._name)
         present = threading.Barrier(workers + 1)
         try:
             for _ in range(workers):
-                self._pool.submit(present.wait)  # a pool starts a thread only if none of its threads is idle
+                self._pool.submit(self._serve_all, present)
         except BaseException:
             present.abort()
             self._pool.shutdown()
@@ -363,6 +372,8 @@ class Worker:
     def _end(self) -> None:
         try:
             if self._pool is not None:
+                for _ in self._pool._threads:
+                    self._inbox.put(None)
                 self._pool.shutdown()
             while (callback := self._next_shutdown_callback()) is not None:
                 _call_back(callback)
@@ -380,8 +391,19 @@ class Worker:
 
     # -- called by the threads that run batches --
 
+    def _serve_all(self, present: threading.Barrier) -> None:
+        """Process what comes into the inbox until that is None; in a thread of our own pool.
+
+        One call per thread and not per batch, since the futures of a pool cost as much as a batch of ours.
+        """
+        self.queue.inside.mine = True
+        present.wait()
+        while (delivery := self._inbox.get()) is not None:
+            self._serve(delivery)
+            del delivery  # keep nothing alive while idle
+
     def _serve(self, delivery: Delivery) -> None:
-        """Process one batch, in a thread of our own pool."""
+        """Process one batch."""
         try:
             delivery.start()
             delivery.complete(self._processor(delivery.jobs))

@@ -36,9 +36,11 @@ from microbatch._arguments import (
     shown,
 )
 from microbatch._clock import NEVER, Clock, SystemClock
-from microbatch._futures import JobFuture, JobResult
+from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
-from microbatch._process import look_for_a_fork, renewals
+from microbatch._plain_future import new_future
+from microbatch._process import is_same_process, look_for_a_fork, renewals
+from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
@@ -169,6 +171,7 @@ class Batcher(Generic[Job, Value]):
             name=name,
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
+            alike=key is None and weigh is None,
         )
         self._newest_worker = self._make_worker()
         self._origin = _origin()
@@ -197,13 +200,19 @@ class Batcher(Generic[Job, Value]):
         """
         if timeout is not None:
             timeout = check_number("timeout", timeout)
-        expires_in = check_timeout("expires_in", expires_in)
-        worker = self._worker
-        future: JobFuture[Value] = JobFuture(job, worker.queue, self._key_of(job), self._weight_of(job), expires_in)
+        if expires_in is not None:
+            expires_in = check_timeout("expires_in", expires_in)
+        worker = self._newest_worker if is_same_process() else self._worker
+        future: JobFuture[Value] = new_future(job, worker.queue)
+        if self._key is not None:
+            future.key = self._key(job)
+            hash(future.key)
+        if self._weigh is not None:
+            future.weight = self._weight(self._weigh(job))
         if not worker.started:
             self._start(worker)
-        worker.queue.put(future, timeout=timeout)
-        if not worker.launched:  # their start, for which this call did not wait, has failed
+        worker.queue.put(future, True, timeout, expires_in)
+        if worker.opening is None:  # their start, for which this call did not wait, has failed
             self._start(worker)
         return future
 
@@ -300,8 +309,7 @@ class Batcher(Generic[Job, Value]):
 
     @property
     def _worker(self) -> Worker:
-        if self._newest_worker.process != os.getpid():
-            look_for_a_fork()
+        look_for_a_fork()
         return self._newest_worker
 
     def _start(self, worker: Worker) -> None:
@@ -309,7 +317,7 @@ class Batcher(Generic[Job, Value]):
             worker.start()
         finally:  # after a signal too: the threads may run all the same
             with worker.queue.mutex:
-                if worker.launched and self._finalizer is None:
+                if worker.opening is not None and self._finalizer is None:
                     self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     self._finalizer.atexit = False  # the worker has an exit hook of its own
 
@@ -353,17 +361,8 @@ class Batcher(Generic[Job, Value]):
         remaining = max(0.0, deadline - self._clock.now())
         return remaining if remaining < threading.TIMEOUT_MAX else None
 
-    def _key_of(self, job: Job) -> Hashable:
-        if self._key is None:
-            return None
-        key = self._key(job)
-        hash(key)
-        return key
-
-    def _weight_of(self, job: Job) -> float:
-        if self._weigh is None:
-            return 1.0
-        weight = check_number("the weight of a job", self._weigh(job), below=NEVER)
+    def _weight(self, weight: float) -> float:
+        weight = check_number("the weight of a job", weight, below=NEVER)
         if not self._policy.fits(self._empty, weight):
             raise JobTooLarge(weight)
         return weight

@@ -4,7 +4,8 @@ import functools
 import weakref
 from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, overload
 
-from microbatch._futures import JobFuture, JobResult
+from microbatch._futures import JobFuture
+from microbatch._results import JobResult
 from microbatch.batcher import DEFAULT_POLICY, Batcher
 from microbatch.policies import BatchingPolicy, check_policy
 

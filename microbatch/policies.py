@@ -18,7 +18,7 @@ from typing import Any, Generic, Hashable, Sequence, TypeVar
 
 from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
-from microbatch._futures import BatchInfo
+from microbatch._results import BatchInfo
 
 __all__ = ["BatchReport", "BatchingPolicy", "Interval", "NEVER", "NOW", "Size", "Window"]
 

@@ -146,7 +146,6 @@ NO_DOORS = {
     "BatchInfo.*": "a fact",
     "BatchReport.*": "a fact",
     "BatcherStats.*": "a fact",
-    "JobResult.*": "a fact",
     "Window.*": "a fact",
     "BacklogFull.*": "a fact, as an exception",
     "JobExpired.*": "a fact, as an exception",

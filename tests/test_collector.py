@@ -235,6 +235,7 @@ def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
     (job,) = jobs("a")
     c.add([job])
     job.waiting = False
+    c.drop([job])
     assert [] == take_all(c, 0)
     assert not c
 
@@ -566,7 +567,7 @@ def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
             return {1: window.opened + 5, 2: float("inf"), 3: NOW}[window.count]
 
     c = collector(Wavering(), workers=10**6)
-    c.add(Job("x", key=key, expires=8) for key in range(100))
+    c.add([Job("x", key=key, expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
     known: "weakref.WeakSet[Job]" = weakref.WeakSet()
     for _ in range(400):
@@ -705,7 +706,7 @@ def test_a_batch_that_takes_more_jobs_keeps_its_place_in_the_line_for_a_worker(n
 
 def test_each_of_very_many_timers_rings() -> None:
     c = collector(Interval(5), workers=1000)
-    c.add(Job("a", key=key, submitted=key) for key in range(500))
+    c.add([Job("a", key=key, submitted=key) for key in range(500)])
     for now in range(500):
         assert ([], now + 5) == (take_all(c, now + 4.9), c.next_moment())
         assert ["a:interval"] == take_all(c, now + 5)

@@ -304,11 +304,11 @@ def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_u
 
 def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
     script = """
-    published = []
+    told = []
     def interrupt(frame, event, argument):
-        if frame.f_code.co_name == "publish":
-            published.append(frame)
-            if len(published) == 2:
+        if frame.f_code.co_name == "ring":
+            told.append(frame)
+            if len(told) == 2:
                 sys.settrace(None)
                 raise KeyboardInterrupt
     b = Batcher(lambda jobs: threading.Event().wait(), exit_timeout=0)

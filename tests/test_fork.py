@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import microbatch._process
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 HEAD = """
@@ -96,6 +98,28 @@ def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> 
     print([future.result().value for future in futures], len(called))
     """
     assert "[0, 1, 2, 3, 4] 1\n" == run(script)
+
+
+def test_a_future_that_was_cancelled_before_can_be_cancelled_again_in_the_child() -> None:
+    script = """
+    def hold():
+        with future._keeper.mutex:  # as any call of the batcher does, for a moment
+            held.set()
+            release.wait()
+    held, release = threading.Event(), threading.Event()
+    with Batcher(echo, Size(9)) as batcher:
+        future = batcher.submit("job")
+        future.add_done_callback(lambda future: None)
+        future.cancel()
+        batcher.flush()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
+        in_child(lambda: print(future.cancel()))
+        release.set()
+        holder.join()
+    """
+    assert "True\n" == run(script)
 
 
 def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:
@@ -322,3 +346,19 @@ def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str,
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
     assert ("81\n[0, 1, 4, 9, 16]\n", "") == (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("platform", ["linux", "any other"])
+def test_a_process_knows_that_it_is_a_child_until_it_signs_as_itself(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    is_same_process, sign = microbatch._process._make_sign()
+    sign()
+    child = os.fork()
+    if child == 0:
+        known = bool(is_same_process())
+        sign()
+        os._exit(2 * known + (not is_same_process()))
+    assert is_same_process()
+    assert 0 == os.waitpid(child, 0)[1]

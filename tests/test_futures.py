@@ -10,14 +10,24 @@ from typing import Any, Iterator, List
 
 import pytest
 
+import microbatch.batcher
 from microbatch import Batcher, JobFuture, JobResult, JobState, Size
+from microbatch._plain_future import PlainFuture, new_future
 from microbatch.testing import RecordingProcessor
+from tests.threads import in_thread
 
 Held = Batcher[Any, Any]
 
 
 def double(job: Any) -> Any:
     return ValueError(job) if job == "bad" else job * 2
+
+
+@pytest.fixture(autouse=True, params=["fitted lazily", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said here holds for the futures of a Python whose own have unknown insides, too."""
+    if request.param == "plain":
+        monkeypatch.setattr(microbatch.batcher, "new_future", PlainFuture)
 
 
 @pytest.fixture
@@ -35,6 +45,10 @@ def batcher(processor: RecordingProcessor[Any]) -> Iterator[Held]:
     yield batcher
     processor.release()
     batcher.shutdown()
+
+
+def test_the_insides_of_the_futures_of_this_python_are_known() -> None:
+    assert JobFuture is new_future
 
 
 def test_it_is_a_future(batcher: Held) -> None:
@@ -91,12 +105,6 @@ def test_wait_sees_what_was_done_before(when: str) -> None:
         futures = [batcher.submit(1), batcher.submit("bad")]
     done, not_done = concurrent.futures.wait(futures, timeout=0, return_when=when)
     assert (set(futures), set()) == (done, not_done)
-
-
-def in_thread(function: Any) -> "Future[Any]":
-    result: Future[Any] = Future()
-    threading.Thread(target=lambda: result.set_result(function())).start()
-    return result
 
 
 def test_wait_for_the_first_completed_is_woken(batcher: Held, processor: RecordingProcessor[Any]) -> None:
@@ -215,14 +223,13 @@ def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_
         future = batcher.submit("job")
         canceller = threading.Thread(target=future.cancel)
         counter = threading.Thread(target=lambda: counted.append(batcher.stats()), daemon=True)
-        with future._condition:  # as in done(), where a signal handler that uses the batcher may come in
+        with future._condition:  # as wait() holds it, where a signal handler that uses the batcher may come in
             canceller.start()
-            while future.state is not JobState.CANCELLED:
-                pass
+            canceller.join(0.1)  # which it can't, for it waits for the reader
             counter.start()
             counter.join(10)
         canceller.join(10)
-        assert [1] == [stats.cancelled for stats in counted]
+        assert [1] == [stats.accepted for stats in counted]
         assert future.cancelled()
 
 
@@ -242,16 +249,28 @@ class Waiter:
         self.told.append((future, "cancelled"))
 
 
+@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
+def test_a_cancellation_does_not_wait_for_those_who_watch(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+    batcher.submit("runs")
+    processor.wait_for_batches(1)
+    future = batcher.submit("waits")
+    with future._condition:  # as `wait` holds it, while it may wait for the batcher's mutex
+        assert in_thread(future.cancel).result(timeout=10)
+    assert {future} == concurrent.futures.wait([future], timeout=10).done
+
+
 def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: RecordingProcessor[Any]) -> None:
     good, bad, unwanted = futures = [batcher.submit(job) for job in (1, "bad", 3)]
     processor.wait_for_batches(1)
     waiter = Waiter()
     for future in futures:
-        future._waiters.append(waiter)  # type: ignore[arg-type]
+        with future._condition:
+            future._waiters.append(waiter)
     unwanted.cancel()
     processor.release()
     batcher.shutdown()
-    assert [(unwanted, "cancelled"), (good, "result"), (bad, "exception")] == waiter.told
+    assert 3 == len(waiter.told)
+    assert {(unwanted, "cancelled"), (good, "result"), (bad, "exception")} == set(waiter.told)
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])

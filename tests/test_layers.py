@@ -11,9 +11,10 @@ import microbatch
 PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
-    {"errors", "_clock", "_arguments", "_log"},
-    {"_futures", "_process"},
-    {"_queue", "policies"},
+    {"errors", "_bells", "_clock", "_arguments", "_log"},
+    {"_process", "_results"},
+    {"_futures", "policies"},
+    {"_plain_future", "_queue"},
     {"_ledger", "_collector"},
     {"_settle"},
     {"_worker"},

@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import threading
+import tracemalloc
 import weakref
 from typing import Any, List
 
@@ -415,6 +416,23 @@ class Thing:
 
 class Failure(Exception):
     """Unlike a built-in one, it can be referred to weakly."""
+
+
+def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingProcessor[Any]) -> None:
+    count = 20_000
+    with Batcher(processor, max_pending=0) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        futures: List[Any] = [None] * count
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                futures[number] = batcher.submit("job")
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        processor.release()
+    assert taken / count < 300  # bytes; a Future of the standard library alone takes 1,500
 
 
 def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:

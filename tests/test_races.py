@@ -85,6 +85,24 @@ def test_an_idle_batcher_sleeps_once_however_long_it_takes() -> None:
         assert asleep == clock.sleeps
 
 
+def test_what_comes_while_all_workers_are_busy_wakes_nobody_unless_it_may_expire(
+    processor: RecordingProcessor[Any],
+) -> None:
+    clock = Interrupting()
+    with Batcher(processor, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        clock.wait_for_sleeper(NEVER)
+        asleep = clock.sleeps
+        # Each from a thread of its own, so that others get their turn in between.
+        futures = [in_thread(lambda: batcher.submit(number)).result(timeout=10) for number in range(100)]
+        futures.append(batcher.submit("late", expires_in=5))
+        clock.wait_for_sleeper(5.0)
+        assert asleep + 1 == clock.sleeps
+        processor.release()
+        assert [*range(100), "late"] == [future.result(timeout=10).value for future in futures]
+
+
 def test_a_batch_that_is_overdue_is_no_reason_to_stay_awake(processor: RecordingProcessor[Any]) -> None:
     clock = Interrupting()
     with Batcher(processor, Interval(1), clock=clock) as batcher:

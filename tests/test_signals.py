@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import traceback
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, TimeoutError, wait
 from contextlib import suppress
 from itertools import count
 from types import CodeType, FrameType
@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from microbatch import BacklogFull, Batcher, BatcherClosed, JobFuture, Size
+from microbatch import NEVER, BacklogFull, Batcher, BatcherClosed, JobFuture, Size
+from microbatch._bells import Bell
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -209,16 +210,108 @@ def test_a_handler_that_waits_for_a_job_of_its_own_anywhere_leaves_nobody_waitin
         assert use.answer is (None if act == "submit" else use.futures[0].cancelled() if act == "cancel" else True)
 
 
-def test_ctrl_c_anywhere_in_what_a_future_inherits_leaves_its_lock_to_others() -> None:
-    with Batcher[str, str](list, Size(9)) as batcher:
-        future = batcher.submit("job")
-        for place in count():
-            signal = Signal(interrupt, place, ("threading", "concurrent.futures."))
-            signal.during(future.done)
-            assert in_thread(future.done).result(timeout=10) is False
-            if not signal.came:
-                break
-    assert place > 0
+def test_a_handler_that_waits_anywhere_in_a_flush_leaves_it_heard() -> None:
+    def wait_a_moment() -> None:
+        with suppress(TimeoutError):
+            future.result(timeout=0.02)
+
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future = batcher.submit("job")
+            signal = Signal(wait_a_moment, place)
+            signal.during(lambda: batcher.flush(wait=False))
+            assert "flush" == future.result(timeout=10).batch.trigger
+        if not signal.came:
+            break
+    assert place > 1
+
+
+def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting() -> None:
+    def wait_in_vain() -> None:
+        with suppress(TimeoutError):
+            held.result(timeout=0.02)
+
+    for place in count():
+        clock, processor = ManualClock(), RecordingProcessor[str]()
+        processor.hold()
+        with Batcher[str, str](processor, Size(1), max_workers=3, clock=clock) as batcher:
+            held = batcher.submit("held")
+            processor.wait_for_batches(1)
+            clock.wait_for_sleeper(NEVER)
+            signal = Signal(wait_in_vain, place)
+            assert signal.during(lambda: batcher.submit("job")) is None
+            batcher.submit("later")
+            try:
+                processor.wait_for_batches(3)
+            finally:
+                processor.release()
+        if not signal.came:
+            break
+    assert place > 1
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_a_handler_that_waits_anywhere_in_a_cancel_leaves_the_books_right(goes: bool) -> None:
+    def wait_a_moment() -> None:
+        with suppress(TimeoutError):
+            batcher.flush(timeout=10) if goes else other.result(timeout=0.02)
+
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            other, future = batcher.submit("other"), batcher.submit("job")
+            signal = Signal(wait_a_moment, place)
+            assert signal.during(future.cancel) is None
+            assert batcher.flush(timeout=10)
+            stats = batcher.stats()
+            assert (int(future.cancelled()), 2) == (stats.cancelled, stats.cancelled + stats.succeeded)
+        if not signal.came:
+            break
+    assert future.cancelled()
+
+
+def test_ctrl_c_anywhere_in_the_cancel_of_a_watched_future_leaves_its_lock_to_others() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future = batcher.submit("job")
+            wait([future], timeout=0)
+            signal = Signal(interrupt, place, ("microbatch.", "threading"))
+            signal.during(future.cancel)
+            done = in_thread(lambda: wait([future], timeout=5 if future.cancelled() else 0).done).result(timeout=10)
+            assert (future in done) is future.cancelled()
+        if not signal.came:
+            break
+    assert future.cancelled()
+
+
+def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_end_of_the_future() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future = batcher.submit("job")
+            waiter = in_thread(lambda: wait([future], timeout=10).not_done)
+            while not future._waiters:
+                pass
+            signal = Signal(interrupt, place)
+            signal.during(future.cancel)
+            if future.cancelled():
+                assert set() == waiter.result(timeout=20)
+        if not signal.came:
+            break
+    assert future.cancelled()
+
+
+def test_a_handler_that_cancels_anywhere_in_a_wait_is_noticed_by_it() -> None:
+    def cancel() -> None:
+        waiting.append(bool(future._waiters))
+        future.cancel()
+
+    waiting: List[bool] = []
+    while not any(waiting):
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future, undone = batcher.submit("job"), list[Any]()
+            signal = Signal(cancel, len(waiting), ("microbatch.", "concurrent."))
+            assert signal.during(lambda: undone.append(wait([future], timeout=5).not_done)) is None
+            assert set() == undone[-1]
+    assert len(waiting) > 1
 
 
 def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> None:
@@ -230,7 +323,7 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
         with Batcher[str, str](list, Size(9)) as batcher:
             future, waiting = batcher.submit("job"), list[int]()
             waiter = in_thread(wait_for_result)
-            while not (waiting and threading.Condition.wait.__code__ in codes_of(waiting[0])):
+            while not (waiting and Bell.hear.__code__ in codes_of(waiting[0])):
                 pass
             signal = Signal(interrupt, place, ("microbatch.", "threading"))
             signal.during(future.cancel)
@@ -239,6 +332,55 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
         if not signal.came:
             break
     assert future.cancelled()
+
+
+def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        submitted.wait()
+        sys.settrace(signal.trace)  # of this thread
+        return jobs
+
+    for place in count():
+        submitted, called = threading.Event(), list[JobFuture[str]]()
+        with Batcher[str, str](processor, Size(1)) as batcher:
+            future = batcher.submit("job")
+            signal = Signal(lambda: future.add_done_callback(called.append), place)
+            submitted.set()
+        if not signal.came:
+            break
+        assert [future] == called
+    assert place > 1
+
+
+def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        if jobs == ["held"]:
+            release.wait()
+        if jobs == ["job"]:
+            submitted.wait()
+            sys.settrace(signal.trace)  # of this thread
+        return jobs
+
+    def submit_another_and_wait() -> None:
+        with suppress(BatcherClosed, TimeoutError):  # what a finalizer raises goes nowhere
+            batcher.submit("another")
+            held.result(timeout=0.01)
+
+    for place in count():
+        submitted, release = threading.Event(), threading.Event()
+        with Batcher[str, str](processor, Size(1), max_workers=3) as batcher:
+            held, future = batcher.submit("held"), batcher.submit("job")
+            signal = Signal(submit_another_and_wait, place)
+            submitted.set()
+            try:
+                future.result(timeout=5)
+            finally:
+                release.set()
+        stats = batcher.stats()
+        assert (0, stats.accepted) == (stats.running, stats.succeeded)
+        if not signal.came:
+            break
+    assert place > 1
 
 
 def test_ctrl_c_anywhere_in_a_wait_for_room_costs_no_other_its_place() -> None:

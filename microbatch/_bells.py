@@ -1,0 +1,104 @@
+"""Waiting for a word from another thread, in a way that a signal handler or finalizer can't spoil."""
+
+import threading
+from typing import Any, Dict, Optional
+
+__all__ = ["Bell", "Bells"]
+
+
+class Bell(threading.Condition):
+    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost.
+
+    With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
+    submits a job, a signal handler that shuts down) would notify nobody.
+
+    Args:
+        lock: re-entrant; `wait` gives up the whole of it.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        # Not Condition's own, which makes much that a bell has no use for.
+        self._lock = lock
+        self.acquire = lock.acquire  # type: ignore[method-assign]
+        self.release = lock.release  # type: ignore[method-assign]
+        self._rung = threading.Lock()
+        self._rung.acquire()
+
+    __repr__ = object.__repr__  # Condition's own asks for what is not here
+
+    def silence(self) -> None:
+        """Forget that it was rung. Look for what it may have been rung for afterwards."""
+        self._rung.acquire(blocking=False)
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Release the lock, wait until it is rung or *timeout* seconds are over, and take the lock again."""
+        saved = 1, threading.get_ident()  # where a signal breaks this off before it is known
+        try:
+            saved = self._lock._release_save()
+            rung = self._sleep(timeout)
+        finally:
+            try:
+                self._take_back(saved)
+            except BaseException:  # a signal: whoever called holds the lock, and will release it
+                self._take_back(saved)
+                raise
+        return rung
+
+    def hear(self, timeout: Optional[float] = None) -> bool:
+        """Wait as `wait` does, but without the lock, so that those who are rung for do not queue for it."""
+        if self._lock._is_owned():  # by what this call interrupts
+            return self.wait(timeout)
+        return self._sleep(timeout)
+
+    def _sleep(self, timeout: Optional[float]) -> bool:
+        return self._rung.acquire(timeout=-1 if timeout is None else timeout if timeout > 0 else 0)
+
+    def _take_back(self, saved: Any) -> None:
+        if not self._lock._is_owned():
+            self._lock._acquire_restore(saved)
+
+    def ring(self) -> bool:
+        """Ring it, and return whether it was silent."""
+        if not self._rung.locked():
+            return False
+        try:
+            self._rung.release()
+        except RuntimeError:  # what came in between rang it
+            return False
+        return True
+
+    def notify(self, n: int = 1) -> None:
+        """Ring it."""
+        self.ring()
+
+    def notify_all(self) -> None:
+        """Ring it: one thread waits."""
+        self.ring()
+
+
+class Bells:
+    """For threads that wait for one thing: each hangs up a bell of its own before it looks whether it has to wait."""
+
+    __slots__ = ("_hung",)
+
+    def __init__(self) -> None:
+        self._hung: Dict[Bell, None] = {}  # in the order in which they came
+
+    def hang(self, bell: Bell) -> None:
+        """Have it rung when its turn comes. With the lock held."""
+        self._hung[bell] = None
+
+    def take_down(self, bell: Bell) -> None:
+        """Have it rung no more. In a ``finally`` of the statement that hangs it, for a signal may break that off."""
+        self._hung.pop(bell, None)
+
+    def notify(self, n: int = 1) -> None:
+        """Ring the first *n* of those that have not been rung."""
+        for bell in list(self._hung):
+            if n < 1:
+                return
+            n -= bell.ring()
+
+    def notify_all(self) -> None:
+        """Ring all."""
+        self.notify(len(self._hung))
