@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gc
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -432,7 +433,8 @@ def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingPr
         finally:
             tracemalloc.stop()
         processor.release()
-    assert taken / count < 300  # bytes; a Future of the standard library alone takes 1,500
+    # In bytes; a Future of the standard library alone takes 1,500. Python 3.10 gives some objects a dict each.
+    assert taken / count < (300 if sys.version_info >= (3, 11) else 600)
 
 
 def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
