@@ -231,9 +231,8 @@ class JobFuture(Future[JobResult[Value]]):
             self.fittings.bells.notify_all()
         if self.watched:
             lock = self._get_lock()
-            if not lock.acquire(
-                timeout=1
-            ):  # held by a thread that a signal interrupts, whose handler waits for this one
+            # It may be held by a thread that a signal interrupts, whose handler waits for this one.
+            if not lock.acquire(timeout=1):
                 return False
             try:
                 self._tell_watchers()

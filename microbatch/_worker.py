@@ -265,9 +265,8 @@ class Worker:
         try:
             self._open_pool()
         except BaseException as error:
-            with (
-                self.queue.mutex
-            ):  # in one step: whoever has a job accepted from now on will find that nobody is at work
+            # In one step: whoever has a job accepted from then on will find that nobody is at work.
+            with self.queue.mutex:
                 left = self._claim_all()  # from those who did not wait for the threads to run
                 self.opening = self._thread = None
                 closed = self.queue.closed
