@@ -14,7 +14,10 @@ Value = TypeVar("Value")
 
 
 class PlainFuture(JobFuture[Value]):
-    """Uses nothing but the public methods of a `Future`, and is always watched. Slower, and otherwise the same."""
+    """Uses nothing but the public methods of a `Future`, and is always watched.
+
+    Slower; and a signal that raises in the standard library's own code can leave a lock taken there. Otherwise the same.
+    """
 
     _condition: Any = None
     _state: Any = None
