@@ -188,7 +188,7 @@ class Ledger:
         return stats
 
     def _oldest(self) -> float:
-        parts = self._unsettled, list(self.queue.queue)  # a copy, for a signal handler may submit meanwhile
+        parts = list(self._unsettled), list(self.queue.queue)  # copies, for a signal handler may come in and wait
         return min(next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
 
     def _oldest_epoch(self) -> float:

@@ -119,7 +119,7 @@ ACTS: Dict[str, Tuple[Callable[[], Use], Callable[[Use], None]]] = {
     "shutdown": (lambda: Use(used=True, policy=Size(9)), Use.shutdown),
     "shutdown of one that was never used": (lambda: Use(used=False), Use.shutdown),
     "result": (lambda: Use(used=True), Use.result),
-    "stats": (lambda: Use(used=True), Use.stats),
+    "stats": (lambda: Use(used=True, policy=Size(9)), Use.stats),
 }
 
 
