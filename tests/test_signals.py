@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import traceback
-from concurrent.futures import CancelledError, TimeoutError, wait
+from concurrent.futures import CancelledError, Executor, Future, TimeoutError, wait
 from contextlib import suppress
 from itertools import count
 from types import CodeType, FrameType
@@ -119,7 +119,7 @@ ACTS: Dict[str, Tuple[Callable[[], Use], Callable[[Use], None]]] = {
     "shutdown": (lambda: Use(used=True, policy=Size(9)), Use.shutdown),
     "shutdown of one that was never used": (lambda: Use(used=False), Use.shutdown),
     "result": (lambda: Use(used=True), Use.result),
-    "stats": (lambda: Use(used=True, policy=Size(9)), Use.stats),
+    "stats": (lambda: Use(used=True), Use.stats),
 }
 
 
@@ -403,6 +403,27 @@ def test_ctrl_c_anywhere_in_a_wait_for_room_costs_no_other_its_place() -> None:
         if not signal.came:
             break
     assert isinstance(error, BacklogFull)
+
+
+def test_a_handler_that_settles_a_job_anywhere_in_stats_disturbs_nothing() -> None:
+    class Held(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            return running
+
+    for place in count():
+        running: Future[Any] = Future()
+        with Batcher[str, str](list, Size(1), executor=Held()) as batcher:
+            future = batcher.submit("job")
+            while not future.running():
+                pass
+            signal = Signal(lambda: running.set_result(["job"]), place)
+            assert signal.during(batcher.stats) is None
+            if not signal.came:
+                running.set_result(["job"])
+        assert "job" == future.result().value
+        if not signal.came:
+            break
+    assert place > 0
 
 
 def codes_of(thread: int) -> List[CodeType]:
