@@ -94,9 +94,10 @@ class _Nobody:
     mutex = threading.RLock()
 
     def withdraw(self, future: JobFuture[Any]) -> None:
-        pass
+        """See `Keeper.withdraw`."""
 
     def is_own_thread(self) -> bool:
+        """See `Keeper.is_own_thread`."""
         return False
 
 

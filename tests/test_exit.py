@@ -321,6 +321,21 @@ def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
     assert "KeyboardInterrupt" in err
 
 
+def test_ctrl_c_as_the_end_begins_gives_up_and_says_so() -> None:
+    script = """
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_name == "look_for_a_fork":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+    b = Batcher(lambda jobs: threading.Event().wait())
+    b.submit(1).add_done_callback(lambda future: print(type(future.exception()).__name__))
+    sys.settrace(interrupt)
+    """
+    code, out, err = run(script)
+    assert "BatcherClosed\n" == out, err
+    assert "lost 1 jobs" in err
+
+
 def test_a_clock_that_raises_at_the_end_costs_only_the_jobs_of_its_own_batcher() -> None:
     script = """
     import logging, os, time
