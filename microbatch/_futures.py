@@ -30,7 +30,7 @@ from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn
 from microbatch._bells import Bell, Bells
 from microbatch._clock import NEVER
 from microbatch._log import report
-from microbatch._results import OVER, WAITING, JobResult, JobState, Outcome
+from microbatch._results import OVER, WAITING, JobResult, JobState, Service
 
 __all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "conclude"]
 
@@ -94,7 +94,8 @@ class JobFuture(Future[JobResult[Value]]):
     expires = NEVER
     epoch: int
     submitted: float
-    _result: Any = None
+    _value: Any = None
+    _service: Optional[Service] = None
     _exception: Optional[BaseException] = None
 
     def __init__(self, job: Any, keeper: Keeper) -> None:
@@ -145,13 +146,14 @@ class JobFuture(Future[JobResult[Value]]):
                 might never end: that thread is needed to do the job.
             Exception: whatever the job failed with.
         """
-        error = None if self.stage is _SUCCEEDED else self.exception(timeout)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del self, error  # the exception refers to this frame, which must not refer to who holds the exception
-        return self._result  # type: ignore[no-any-return]
+        if self.stage is not _SUCCEEDED:
+            error = self.exception(timeout)
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    del self, error  # the exception refers to this frame, which must not refer to who holds it
+        return self._get_result()  # type: ignore[return-value]
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
@@ -268,7 +270,7 @@ class JobFuture(Future[JobResult[Value]]):
             self._exception = error
             self.stage = JobState.FAILED
 
-    # -- what ``concurrent.futures`` looks at --
+    # -- what ``concurrent.futures`` and ``asyncio`` look at --
 
     def _get_state(self) -> str:
         stage = self.stage  # once: it changes at any time
@@ -278,6 +280,14 @@ class JobFuture(Future[JobResult[Value]]):
         if stage in OVER:
             return FINISHED
         return RUNNING if stage is _RUNNING else PENDING
+
+    def _get_result(self) -> Optional[JobResult[Value]]:
+        # Made when it is read, for most of them are dropped at once: kept, each is one more thing to collect as garbage.
+        service = self._service
+        if service is None:
+            return None
+        queue_time = service.started - self.submitted
+        return tuple.__new__(JobResult, (self._value, service.batch, queue_time, service.time))  # past a call in Python
 
     def _get_condition(self) -> Any:
         with nullcontext() if self.done() else self._keeper.mutex:
@@ -293,6 +303,7 @@ class JobFuture(Future[JobResult[Value]]):
         return vars(self).setdefault("_own_waiters", [])
 
     _state: str = property(_get_state)  # type: ignore[assignment]
+    _result: JobResult[Value] = property(_get_result)  # type: ignore[assignment]
     _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
     _waiters: List[Any] = property(_get_waiters)  # type: ignore[assignment]
 
@@ -315,39 +326,46 @@ class Conclusion(NamedTuple):
     """All that have them now."""
     fitted: List[JobFuture[Any]]
     """Those of them that may have callbacks."""
-    watched: List[Tuple[JobFuture[Any], Outcome]]
+    watched: List[Tuple[JobFuture[Any], Any]]
     """Those that have none yet, and are to be settled by `JobFuture.publish`."""
     failures: int
     """How many of those that are done have failed."""
 
 
 def conclude(
-    futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState, held: bool = False
+    futures: Iterable[JobFuture[Any]],
+    outcomes: Iterable[Any],
+    service: Optional[Service],
+    failed: JobState = JobState.FAILED,
+    held: bool = False,
 ) -> Conclusion:
     """Give running jobs their outcomes, passing over those that have one. With the mutex held.
 
     Args:
-        failed: the stage of those whose outcome is an error.
+        outcomes: a value, or an exception, for each.
+        service: what the values come from.
+        failed: the stage of those whose outcome is an exception.
         held: whether the futures' conditions are held.
     """
     done, fitted, watched, failures = [], [], [], 0
     for future, outcome in zip(futures, outcomes):
         if future.stage is not _RUNNING:
             continue
-        succeeded = type(outcome) is JobResult
+        broken = isinstance(outcome, BaseException)
         # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
         if future.fittings is not None:
             if future.watched and not held:
                 watched.append((future, outcome))
                 continue
             fitted.append(future)
-        if succeeded:
-            future._result = outcome
-            future.stage = _SUCCEEDED
-        else:
-            future._exception = outcome  # type: ignore[assignment]
+        if broken:
+            future._exception = outcome
             future.stage = failed
             failures += 1
+        else:
+            future._value = outcome
+            future._service = service
+            future.stage = _SUCCEEDED
         done.append(future)
     for future in fitted:
         future.ring()

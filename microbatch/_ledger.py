@@ -3,13 +3,13 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Collection, Dict, Iterable, List, Mapping, Sequence
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from microbatch._bells import Bell
 from microbatch._clock import NEVER
 from microbatch._futures import Conclusion, JobFuture, conclude
 from microbatch._queue import JobQueue, News
-from microbatch._results import WAITING, JobState, Outcome
+from microbatch._results import WAITING, JobState, Service
 
 __all__ = ["BatcherStats", "Ledger"]
 
@@ -59,13 +59,23 @@ class Ledger:
         self._unsettled: Dict[JobFuture[Any], None] = {}  # in order of acceptance
         self._epochs: Counter[int] = Counter()  # how many of those are of which
 
-    def take_in(self, moment: float, wanted: int = 1) -> News:
-        """Wait until there is news (*wanted* jobs, or other) or *moment* has come, enter it, and return it.
-
-        For the worker thread.
-        """
+    def wait_for_news(self, moment: float, wanted: int) -> News:
+        """Leave the lead, wait until there is news (*wanted* jobs, or other) or *moment* has come, and lead again."""
         with self.queue.mutex:
-            self.queue.wait_for_news(moment, wanted)
+            self.queue.resign(moment, wanted)
+            self.queue.wait_for_lead()
+            news = self.take_in()
+        return news
+
+    def lead(self) -> Optional[News]:
+        """Take the lead and what news there is, unless there is a leader."""
+        with self.queue.mutex:
+            news = self.take_in() if self.queue.lead() else None
+        return news
+
+    def take_in(self) -> News:
+        """Enter all news into the books, and return it."""
+        with self.queue.mutex:
             news = self.queue.take_news()
             count = len(news.jobs)
             self._counts[JobState.QUEUED] += count
@@ -77,7 +87,7 @@ class Ledger:
                 self._counts[stage] -= 1
                 self._counts[JobState.CANCELLED] += 1
             self._count_held()
-            return news
+        return news
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
@@ -101,30 +111,41 @@ class Ledger:
             return self._batches
 
     def settle(
-        self, futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState = JobState.FAILED
+        self,
+        futures: Iterable[JobFuture[Any]],
+        outcomes: Iterable[Any],
+        service: Optional[Service] = None,
+        failed: JobState = JobState.FAILED,
     ) -> int:
         """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
+
+        The outcomes are values, which come from a *service*, or exceptions.
 
         The books are right and all futures readable at once, but for those that somebody watches: these follow one by
         one. Then those in `flush` are woken, and only then are the callbacks run: a callback may use the batcher, and
         may wait for another job of its own batch.
         """
         with self.queue.mutex:
-            now = self._conclude(futures, outcomes, failed)
+            now = self._conclude(futures, outcomes, service, failed)
             self.release(now.done)
         later = []
         for future, outcome in now.watched:
-            future.publish(lambda: later.append(self._conclude([future], [outcome], failed, held=True)))
+            future.publish(lambda: later.append(self._conclude([future], [outcome], service, failed, held=True)))
             self.release([future])
         for future in chain(now.fitted, *(each.fitted for each in later)):
             future.call_back()
         return now.failures + sum(each.failures for each in later)
 
     def _conclude(
-        self, futures: Iterable[JobFuture[Any]], outcomes: Iterable[Outcome], failed: JobState, held: bool = False
+        self,
+        futures: Iterable[JobFuture[Any]],
+        outcomes: Iterable[Any],
+        service: Optional[Service],
+        failed: JobState,
+        held: bool = False,
     ) -> Conclusion:
         with self.queue.mutex:
-            conclusion = conclude(futures, outcomes, failed, held)
+            conclusion = conclude(futures, outcomes, service, failed, held)
             count, failures = len(conclusion.done), conclusion.failures
             # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
             # and others count too.

@@ -5,8 +5,9 @@ from concurrent.futures import Future, InvalidStateError, as_completed, wait
 from contextlib import suppress
 from typing import Any, Callable, Optional, Type, TypeVar
 
+from microbatch._clock import NOW
 from microbatch._futures import Fittings, JobFuture, Keeper, conclude
-from microbatch._results import OVER, JobResult, JobState
+from microbatch._results import OVER, BatchInfo, JobResult, JobState, Service
 
 __all__ = ["PlainFuture", "new_future"]
 
@@ -20,6 +21,7 @@ class PlainFuture(JobFuture[Value]):
     """
 
     _condition: Any = None
+    _result: Any = None
     _state: Any = None
     _waiters: Any = None
 
@@ -73,16 +75,16 @@ class PlainFuture(JobFuture[Value]):
             elif self._exception is not None:
                 Future.set_exception(self, self._exception)
             else:
-                Future.set_result(self, self._result)
+                Future.set_result(self, self._get_result())  # type: ignore[misc]
         self._own_fittings.told = True
 
     def disinherit(self, error: BaseException) -> None:
         """See `JobFuture.disinherit`."""
         if not self._own_fittings.told:
-            outcome = (None, error) if self.stage not in OVER else (self._result, self._exception)
+            outcome = error if self.stage not in OVER else self._exception
             Future.__init__(self)  # a thread that does not exist here may have held its lock, and ours
             self._lock = threading.RLock()
-            self._result, self._exception = outcome
+            self._exception = outcome
             self.stage = self.stage if self.stage in OVER else JobState.FAILED
             self._own_fittings.callbacks = []
             self._tell_watchers()
@@ -105,12 +107,16 @@ def _insides_are_known() -> bool:
     """Try whether the functions of `concurrent.futures` can be made to believe in a `JobFuture`."""
     try:
         known = {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"}
-        future, other = (JobFuture[Any](None, _Nobody()) for _ in range(2))
+        future, other, third = (JobFuture[Any](None, _Nobody()) for _ in range(3))
         waits = wait([future], timeout=0).not_done == {future} and future.watched and not future._waiters
-        future.stage = JobState.RUNNING
-        watched = conclude([future], [ValueError()], JobState.FAILED).watched
-        future.publish(lambda: conclude([future], [ValueError()], JobState.FAILED, held=True))
+        future.stage = third.stage = JobState.RUNNING
+        watched = conclude([future], [ValueError()], None).watched
+        future.publish(lambda: conclude([future], [ValueError()], None, held=True))
         ends = wait([future, other], return_when="FIRST_COMPLETED").done == {future} == set(as_completed([future]))
+        # All that a future ever holds, while few have been made: attributes that come later, Python does not keep in the
+        # compact form that objects of a class share (PEP 412).
+        third.submitted, third.epoch = NOW, 0
+        conclude([third], [None], Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0))
         return vars(Future()).keys() == known and waits and len(watched) == 1 and ends
     except Exception:
         return False

@@ -65,7 +65,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
         self._seen = (0, False, 0)  # of epoch, closed and blocked, by the worker thread
-        self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while it is awake
+        self.led = True  # a thread leads: the worker thread while it is awake, or one that has run a batch
+        self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
+        self._moment = NEVER  # when it is to wake up in any case
+        self._alarm = NOW  # until when it sleeps now, or before everything while it is awake
         self._expiring = False  # there is a job with a moment of its own
 
     def _qsize(self) -> int:
@@ -214,20 +217,40 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_full.notify_all()
             return was_open
 
-    def wait_for_news(self, moment: float, wanted: int) -> None:
-        """Wait until there is news, *wanted* jobs or other, or *moment* has come; with `mutex` held."""
-        self.not_empty.silence()
-        while True:
-            self._wanted = wanted  # before the look, for the sake of a finalizer that comes in after it and submits
-            # NOW asks no clock: jobs are failed with it where the clock raises.
-            if self._has_news(wanted) or moment == NOW or self._now() >= moment:
-                break
-            self.clock.wait_until(self.not_empty, moment)
-        self._wanted = sys.maxsize
+    def lead(self) -> bool:
+        """Become the one thread that drives the collector, if there is none, and return whether this is it.
 
-    def _has_news(self, wanted: int) -> bool:
+        With `mutex` held, as for all that is here about the lead. Once the queue is closed, only the worker thread leads.
+        """
+        free = not self.led and not self.closed
+        if free:
+            self._take_lead()
+        return free
+
+    def _take_lead(self) -> None:
+        self.led, self._moment, self._wanted = True, NEVER, sys.maxsize
+
+    def resign(self, moment: float, wanted: int) -> None:
+        """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
+        # Before the look, for the sake of a finalizer that comes in after it and submits.
+        self.led, self._moment, self._wanted = False, moment, wanted
+        if self._has_news() or moment < self._alarm:
+            self.not_empty.ring()
+
+    def wait_for_lead(self) -> None:
+        """Wait until there is something for the worker thread to do, and take the lead."""
+        self.not_empty.silence()
+        while self.led or not (self._has_news() or self._now() >= self._moment):
+            self._alarm = self._moment
+            self.clock.wait_until(self.not_empty, self._alarm)
+        self._alarm = NOW
+        self._take_lead()
+
+    def _has_news(self) -> bool:
         seen = self.epoch, self.closed, self.blocked
-        return bool(len(self.queue) >= wanted or self._expiring or self._withdrawn or self._notes) or seen != self._seen
+        return bool(len(self.queue) >= self._wanted or self._expiring or self._withdrawn or self._notes) or (
+            seen != self._seen
+        )
 
     def take_news(self) -> News:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Hashable, Tuple, TypeVar, Union
+from typing import Hashable, NamedTuple, Tuple, TypeVar
 
-__all__ = ["BatchInfo", "JobResult", "JobState", "OVER", "Outcome", "WAITING"]
+__all__ = ["BatchInfo", "JobResult", "JobState", "OVER", "Service", "WAITING"]
 
 Value = TypeVar("Value")
 
@@ -56,7 +56,7 @@ class BatchInfo:
 class JobResult(Tuple[Value, BatchInfo, float, float]):
     """What became of one job."""
 
-    # A tuple, since one is made for each job: a frozen dataclass takes three times as long.
+    # A tuple, for many are made: a frozen dataclass takes three times as long.
     __slots__ = ()
 
     def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":
@@ -90,4 +90,11 @@ class JobResult(Tuple[Value, BatchInfo, float, float]):
         return f"JobResult({fields}, service_time={self.service_time!r})"
 
 
-Outcome = Union[JobResult[Any], BaseException]
+class Service(NamedTuple):
+    """What the results that a processor gave together have in common."""
+
+    batch: BatchInfo
+    started: float
+    """When the processor was called."""
+    time: float
+    """How many seconds later the results were there."""

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
-from microbatch._results import BatchInfo, JobResult, Outcome
+from microbatch._results import BatchInfo, Service
 from microbatch.errors import ResultCountError
 
 __all__ = ["Delivery", "fail"]
@@ -110,15 +110,10 @@ class Delivery:
         return iter(returned)
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
-        started = self._started
-        queue_times = [started - future.submitted for future in futures]
-        fields = zip(values, repeat(self.info), queue_times, repeat(self.service_time))
-        outcomes: List[Outcome] = list(map(tuple.__new__, repeat(JobResult), fields))  # faster than one by one
         if True in map(isinstance, values, repeat(BaseException)):
-            for position, value in enumerate(values):
-                if isinstance(value, BaseException):
-                    outcomes[position] = self._unshared(value)
-        self.failed += self._ledger.settle(futures, outcomes)
+            values = [self._unshared(value) if isinstance(value, BaseException) else value for value in values]
+        service = Service(self.info, self._started, self.service_time)
+        self.failed += self._ledger.settle(futures, values, service)
 
     def _unshared(self, error: BaseException) -> BaseException:
         """Return *error*, or for all but the first job that it is the value of, one like it."""

@@ -13,17 +13,17 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 from microbatch._arguments import check_answer
 from microbatch._bells import Bell
-from microbatch._clock import NEVER, NOW, Clock
+from microbatch._clock import NEVER, Clock
 from microbatch._collector import Batch, Collector
 from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._process import enlist
-from microbatch._queue import JobQueue
+from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
@@ -206,7 +206,7 @@ class Worker:
 
     def _claim_all(self) -> List[JobFuture[Any]]:
         """Take every job that is not settled out of the worker thread's hands; in one step, if the mutex is held."""
-        self.ledger.take_in(NOW)
+        self.ledger.take_in()
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
         return futures
@@ -288,7 +288,16 @@ class Worker:
 
     def _turn(self) -> None:
         """Wait until there is something to do, and do all of it."""
-        news = self.ledger.take_in(self._collector.next_moment(), 1 if self._collector.has_worker else sys.maxsize)
+        self._advance(self.ledger.wait_for_news(*self._terms()))
+
+    # -- called by the thread that leads --
+
+    def _terms(self) -> Tuple[float, int]:
+        """Return when somebody has to lead again: at which moment, or with how many jobs."""
+        return self._collector.next_moment(), 1 if self._collector.has_worker else sys.maxsize
+
+    def _advance(self, news: News) -> None:
+        """Do all that there is to do now."""
         self._collector.add(news.jobs, self._alike and not news.expiring)
         if news.withdrawn:
             self._strike_out(list(news.withdrawn))
@@ -319,7 +328,7 @@ class Worker:
             return
         expired = self.ledger.claim(expired)
         self._collector.drop(expired)
-        self.ledger.settle(expired, [JobExpired(future.expires_in) for future in expired], JobState.EXPIRED)
+        self.ledger.settle(expired, [JobExpired(future.expires_in) for future in expired], failed=JobState.EXPIRED)
 
     def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
         futures = self.ledger.claim(batch.entries)
@@ -429,7 +438,32 @@ class Worker:
             done = partial(self._finish, BatchReport(delivery.info, delivery.service_time, delivery.failed))
         except BaseException:  # of a clock that a user injected: the worker is free all the same
             report("batch %d of %s can't be reported to the policy", delivery.info.id, self._name)
-        self.queue.post(done)
+        self._pass_on(done)
+
+    def _pass_on(self, note: Callable[[], None]) -> None:
+        """Have *note* called by whoever leads; by this very thread if nobody does, and then it finds its own next batch.
+
+        That is the Leader/Followers pattern of Schmidt and others, Pattern-Oriented Software Architecture 2: no word to
+        another thread, and no sleep, while there is work.
+        """
+        news = self.ledger.lead() if self._pool is not None else None
+        if news is None:
+            self.queue.post(note)
+            return
+        terms = NEVER, 1
+        try:
+            news.notes.append(note)
+            self._advance(news)
+            terms = self._terms()
+        except BaseException as error:  # for the worker thread to fail by
+            self.queue.post(partial(_fail_by, error))
+        finally:
+            with self.queue.mutex:
+                self.queue.resign(*terms)
+
+
+def _fail_by(error: BaseException) -> None:
+    raise error
 
 
 def _call_back(callback: Callable[[], object]) -> None:
