@@ -11,7 +11,7 @@ the others.
 import heapq
 from collections import deque
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from typing import (
     Any,
     Callable,
@@ -365,7 +365,7 @@ class Collector(Generic[AnyEntry]):
     def _join(self, lane: _Lane[AnyEntry], room: float) -> None:
         backlog = lane.backlog
         if room < len(backlog):
-            entries = [backlog.popleft() for _ in range(int(room))]
+            entries = list(map(deque.popleft, repeat(backlog, int(room))))
         else:
             entries = list(backlog)
             backlog.clear()

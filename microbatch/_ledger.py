@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from microbatch._bells import Bell
 from microbatch._clock import NEVER
@@ -92,13 +92,12 @@ class Ledger:
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
         with self.queue.mutex:
-            self._move([future for future in futures if future.stage is JobState.QUEUED], JobState.BATCHED)
+            self._move(futures, (JobState.QUEUED,), JobState.BATCHED)
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> List[JobFuture[Any]]:
         """Return those of the jobs that still wait, as running: from here on they can't be withdrawn."""
         with self.queue.mutex:
-            live = [future for future in futures if future.stage in WAITING]
-            self._move(live, JobState.RUNNING)
+            live = self._move(futures, WAITING, JobState.RUNNING)
             self._count_held()
             self.queue.not_full.notify(len(live))
             return live
@@ -113,7 +112,7 @@ class Ledger:
     def settle(
         self,
         futures: Iterable[JobFuture[Any]],
-        outcomes: Iterable[Any],
+        outcomes: List[Any],
         service: Optional[Service] = None,
         failed: JobState = JobState.FAILED,
     ) -> int:
@@ -139,7 +138,7 @@ class Ledger:
     def _conclude(
         self,
         futures: Iterable[JobFuture[Any]],
-        outcomes: Iterable[Any],
+        outcomes: List[Any],
         service: Optional[Service],
         failed: JobState,
         held: bool = False,
@@ -218,22 +217,26 @@ class Ledger:
             return min(self._epochs, default=NEVER)
         return self.queue.queue[0].epoch if self.queue.queue else NEVER
 
-    def _move(self, futures: Collection[JobFuture[Any]], stage: JobState) -> None:
-        self.queue.moving = True
-        stages = [future.stage for future in futures]
-        queued, batched, total = stages.count(JobState.QUEUED), stages.count(JobState.BATCHED), len(stages)
-        self._counts[JobState.QUEUED] -= queued
+    def _move(
+        self, futures: Iterable[JobFuture[Any]], before: Tuple[JobState, ...], stage: JobState
+    ) -> List[JobFuture[Any]]:
+        """Move those of the futures that are in one of the stages *before*, and return them."""
+        self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
+        live = [future for future in futures if future.stage in before]
+        batched = 0 if JobState.BATCHED not in before else [future.stage for future in live].count(JobState.BATCHED)
+        self._counts[JobState.QUEUED] -= len(live) - batched
         self._counts[JobState.BATCHED] -= batched
-        self._counts[stage] += total
-        for future in futures:
+        self._counts[stage] += len(live)
+        for future in live:
             future.stage = stage
         self.queue.moving = False
+        return live
 
     def _count_held(self) -> None:
         self.queue.held = self._counts[JobState.QUEUED] + self._counts[JobState.BATCHED]
 
 
-def _epochs(futures: Sequence[JobFuture[Any]]) -> Mapping[int, int]:
+def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
     """Return how many of the futures are of which epoch."""
     epochs = [future.epoch for future in futures]
     distinct = set(epochs)

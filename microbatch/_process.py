@@ -1,6 +1,5 @@
 """What happens to a process: its end, and forks. Which workers live here, and what becomes of them then."""
 
-import functools
 import mmap
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Any, Callable, List, Protocol
 from microbatch._clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["enlist", "is_same_process", "look_for_a_fork", "renewals"]
+__all__ = ["enlist", "look_for_a_fork", "mark", "renewals"]
 
 
 class Member(Protocol):
@@ -96,33 +95,44 @@ def _end_all() -> None:
 # -- forks --
 
 
-def _make_sign() -> "tuple[Callable[[], Any], Callable[[], Any]]":
-    """Return two functions: one tells whether this process is the one in which the other was last called."""
+class _Process:
+    """Stands for the mark where there is none that a fork wipes."""
+
+    def __init__(self) -> None:
+        self[0] = 1
+
+    def __getitem__(self, index: int) -> int:
+        return self._process == os.getpid()
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._process = os.getpid()
+
+
+def _make_mark() -> Any:
     if sys.platform == "linux":
         try:
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(18)  # MADV_WIPEONFORK: a child finds nothing but zeros
+            page[0] = 1
+            return page
         except (OSError, ValueError):
             pass
-        else:
-            return functools.partial(page.__getitem__, 0), functools.partial(page.__setitem__, 0, 1)
-    processes = [0]
-    return lambda: processes[0] == os.getpid(), lambda: processes.__setitem__(0, os.getpid())
+    return _Process()
 
 
-is_same_process, _sign = _make_sign()
-"""Whether this process is not a child that has yet to notice it. Unlike ``os.getpid`` no system call, where possible."""
+mark = _make_mark()
+"""Its first item is false in a child that has yet to notice that it is one. Unlike ``os.getpid`` no system call, where
+possible; and no function, since every submit looks."""
 
-_sign()
 renewals: List[Callable[[], None]] = []  # called in a forked child
 _renewing = threading.RLock()  # lets one thread of a child renew what no hook has renewed
 
 
 def look_for_a_fork() -> None:
     """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
-    if not is_same_process():
+    if not mark[0]:
         with _renewing:
-            if not is_same_process():
+            if not mark[0]:
                 _renew()
 
 
@@ -138,7 +148,7 @@ def _renew() -> None:
             worker.leave_to_parent()
     for renew in renewals:
         renew()
-    _sign()
+    mark[0] = 1
 
 
 if hasattr(os, "register_at_fork"):

@@ -48,6 +48,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def __init__(self, clock: Clock, max_pending: int) -> None:
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
+        # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
+        self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
         self.not_empty: Bell = Bell(self.mutex)
         self.not_full: Bells = Bells()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
@@ -91,10 +93,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
         return getattr(self.inside, "mine", False)
 
-    def is_held(self) -> bool:
-        """Return whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so."""
-        return self.mutex._is_owned()  # type: ignore[attr-defined, no-any-return]
-
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
         """Have the calling thread be one of the batcher's for a while."""
@@ -124,7 +122,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to wait,
             # and once some do, they do for ever: each job then costs a switch of threads.
-            while not self.mutex.acquire(blocking=False):
+            while not self.mutex.acquire(False):
                 let_others_run()
             self._accept(item, block, timeout, expires_in)
         except BaseException:

@@ -30,7 +30,7 @@ class JobState(Enum):
     __hash__ = object.__hash__  # Enum's own is Python code
 
 
-WAITING = (JobState.QUEUED, JobState.BATCHED)
+WAITING = (JobState.BATCHED, JobState.QUEUED)  # in the order in which most are found
 OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 

@@ -39,7 +39,7 @@ from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
 from microbatch._plain_future import new_future
-from microbatch._process import is_same_process, look_for_a_fork, renewals
+from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
@@ -202,7 +202,7 @@ class Batcher(Generic[Job, Value]):
             timeout = check_number("timeout", timeout)
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
-        worker = self._newest_worker if is_same_process() else self._worker
+        worker = self._newest_worker if mark[0] else self._worker
         future: JobFuture[Value] = new_future(job, worker.queue)
         if self._key is not None:
             future.key = self._key(job)
