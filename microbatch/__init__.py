@@ -15,7 +15,7 @@ from microbatch.errors import (
     Rejected,
     ResultCountError,
 )
-from microbatch.policies import NEVER, NOW, BatchingPolicy, BatchReport, Interval, Size, Window
+from microbatch.policies import NEVER, NOW, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "MicrobatchError",
     "NEVER",
     "NOW",
+    "Natural",
     "Rejected",
     "ResultCountError",
     "Size",

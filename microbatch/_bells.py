@@ -1,7 +1,7 @@
 """Waiting for a word from another thread, in a way that a signal handler or finalizer can't spoil."""
 
 import threading
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
 __all__ = ["Bell", "Bells"]
 
@@ -16,14 +16,16 @@ class Bell(threading.Condition):
         lock: re-entrant; `wait` gives up the whole of it.
     """
 
+    caller: Any = None  # whatever is to be known of who waits
+
     def __init__(self, lock: Any) -> None:
         # Not Condition's own, which makes much that a bell has no use for.
         self._lock = lock
-        self.acquire = lock.acquire  # type: ignore[method-assign]
-        self.release = lock.release  # type: ignore[method-assign]
         self._rung = threading.Lock()
         self._rung.acquire()
 
+    acquire = property(lambda self: self._lock.acquire)
+    release = property(lambda self: self._lock.release)
     __repr__ = object.__repr__  # Condition's own asks for what is not here
 
     def silence(self) -> None:
@@ -51,7 +53,7 @@ class Bell(threading.Condition):
         return self._sleep(timeout)
 
     def _sleep(self, timeout: Optional[float]) -> bool:
-        return self._rung.acquire(timeout=-1 if timeout is None else timeout if timeout > 0 else 0)
+        return self._rung.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
 
     def _take_back(self, saved: Any) -> None:
         if not self._lock._is_owned():
@@ -59,11 +61,9 @@ class Bell(threading.Condition):
 
     def ring(self) -> bool:
         """Ring it, and return whether it was silent."""
-        if not self._rung.locked():
-            return False
         try:
             self._rung.release()
-        except RuntimeError:  # what came in between rang it
+        except RuntimeError:
             return False
         return True
 
@@ -92,6 +92,9 @@ class Bells:
         """Have it rung no more. In a ``finally`` of the statement that hangs it, for a signal may break that off."""
         self._hung.pop(bell, None)
 
+    def __iter__(self) -> Iterator[Bell]:
+        return iter(list(self._hung))
+
     def notify(self, n: int = 1) -> None:
         """Ring the first *n* of those that have not been rung."""
         for bell in list(self._hung):
@@ -101,4 +104,5 @@ class Bells:
 
     def notify_all(self) -> None:
         """Ring all."""
-        self.notify(len(self._hung))
+        for bell in list(self._hung):
+            bell.ring()

@@ -9,6 +9,7 @@ the others.
 """
 
 import heapq
+import sys
 from collections import deque
 from dataclasses import dataclass
 from itertools import count, repeat
@@ -29,7 +30,7 @@ from typing import (
     overload,
 )
 
-from microbatch._arguments import check_answer
+from microbatch._arguments import check_answer, check_count
 from microbatch._clock import NEVER, NOW
 from microbatch.errors import JobTooLarge
 from microbatch.policies import BatchingPolicy, Window
@@ -68,6 +69,9 @@ class Entry(Protocol):
     def waiting(self) -> bool:
         """Whether the job is still wanted. May turn false at any time, never true again."""
 
+
+_SHORT = 0.01
+"""How long jobs may wait, in seconds, before they are told that they are in a batch, if that saves work."""
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 Thing = TypeVar("Thing")
@@ -184,6 +188,7 @@ class _Lane(Generic[AnyEntry]):
         "changed",
         "due",
         "forced",
+        "wanted",
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
@@ -199,6 +204,7 @@ class _Lane(Generic[AnyEntry]):
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
         self.forced: Optional[str] = None  # the trigger, where it is not the policy's
+        self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
 
 
 class Collector(Generic[AnyEntry]):
@@ -212,9 +218,11 @@ class Collector(Generic[AnyEntry]):
         self.policy = policy
         self.workers = workers
         self.in_flight = 0
+        self.returning: Sequence[float] = ()  # see `Window.returning`; for the caller to write
         self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
         self._started_at = started
         self._watches_flow = bool(policy.watches_flow)
+        self._service_time = 0.0
         self._sent: Deque[float] = deque(maxlen=1000)
         self._flushed = -1
         self._closing = False
@@ -291,9 +299,12 @@ class Collector(Generic[AnyEntry]):
         if self._watches_flow:
             self._change_all()
 
-    def finished(self) -> None:
-        """Note that a worker is free again."""
+    def finished(self, service_time: Optional[float] = None) -> None:
+        """Note that a worker is free again, and how long the batch took, if that is known."""
         self.in_flight -= 1
+        if service_time is not None:
+            known = self._service_time or service_time
+            self._service_time = known + (service_time - known) / 8  # so that the last ones count most
         if self._watches_flow:
             self._change_all()
 
@@ -323,6 +334,15 @@ class Collector(Generic[AnyEntry]):
             self._timers.clear()
         moment = self._expiries.next_moment()
         return min(moment, self._timers.next_moment()) if self.has_worker else moment
+
+    def wanted(self) -> int:
+        """Return how many jobs must come before it makes sense to call `take` again, if nothing else happens."""
+        if not self.has_worker:
+            return sys.maxsize
+        if len(self._lanes) == 1:
+            for lane in self._lanes.values():
+                return lane.wanted
+        return 1
 
     def _change(self, lane: _Lane[AnyEntry]) -> None:
         if not lane.changed:
@@ -391,6 +411,9 @@ class Collector(Generic[AnyEntry]):
         """Find out when the open batch is due, and set a timer or join the line for a worker."""
         due = check_answer("the due() of a policy", self.policy.due(self._window(lane)))
         lane.forced = None
+        lane.wanted = 1
+        if now < due < now + _SHORT and lane.alike:
+            lane.wanted = check_count("the wants() of a policy", self.policy.wants(self._window(lane)))
         if due == NEVER and lane.full:
             due = NOW  # nothing else could ever make it go
         if due > now and (self._closing or lane.open[0].epoch <= self._flushed):
@@ -442,7 +465,9 @@ class Collector(Generic[AnyEntry]):
             in_flight=self.in_flight,
             workers=self.workers,
             started=self._started_at,
+            service_time=self._service_time,
             sent=self._sent,
             full=lane.full,
+            returning=self.returning if lane.key is None else (),  # of the others nobody knows for which key they come
         )
         return window

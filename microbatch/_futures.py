@@ -47,6 +47,9 @@ class Keeper(Protocol):
 
     mutex: Any
 
+    def know_caller(self) -> Any:
+        """Return what is known of the calling thread, which waits for a result; with the mutex held."""
+
     def withdraw(self, future: "JobFuture[Any]") -> None:
         """Move *future* to the stage `CANCELLED` if it still waits, and have it announced in the worker thread."""
 
@@ -54,16 +57,17 @@ class Keeper(Protocol):
         """Return whether the calling thread is one of the batcher's."""
 
 
-class Fittings:
-    """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex."""
+class Fittings(Bells):
+    """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex.
 
-    __slots__ = ("bells", "callbacks", "watched", "told")
+    Attributes:
+        watched: see the rules.
+        told: whether those who watch have been told of the outcome.
+    """
 
-    def __init__(self) -> None:
-        self.bells = Bells()
-        self.callbacks: List[Callable[[Any], object]] = []
-        self.watched = False  # see the rules
-        self.told = False  # whether those who watch have been told of the outcome
+    callbacks: Tuple[Callable[[Any], object], ...] = ()
+    watched = False
+    told = False
 
 
 class _Condition(threading.Condition):
@@ -147,8 +151,10 @@ class JobFuture(Future[JobResult[Value]]):
                 might never end: that thread is needed to do the job.
             Exception: whatever the job failed with.
         """
+        if self.stage not in OVER:
+            self._wait(timeout)
         if self.stage is not _SUCCEEDED:
-            error = self.exception(timeout)
+            error = self.exception()
             if error is not None:
                 try:
                     raise error
@@ -169,7 +175,7 @@ class JobFuture(Future[JobResult[Value]]):
         if self.stage not in OVER:
             with self._keeper.mutex:
                 if self.stage not in OVER:
-                    self._fit().callbacks.append(fn)
+                    self._fit().callbacks += (fn,)
                     return
         self._call(fn)
 
@@ -195,13 +201,14 @@ class JobFuture(Future[JobResult[Value]]):
         self._refuse_endless_wait(timeout)
         bell = Bell(self._keeper.mutex)
         with self._keeper.mutex:
-            bells = self._fit().bells
+            fittings = self._fit()
+            bell.caller = self._keeper.know_caller()
         try:
-            bells.hang(bell)
-            if not self.done() and not bell.hear(timeout) and not self.done():
+            fittings.hang(bell)
+            if self.stage not in OVER and not bell.hear(timeout) and self.stage not in OVER:
                 raise TimeoutError
         finally:
-            bells.take_down(bell)
+            fittings.take_down(bell)
 
     def _fit(self) -> Fittings:
         if self.fittings is None:
@@ -209,7 +216,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self.fittings
 
     def _refuse_endless_wait(self, timeout: Optional[float]) -> None:
-        if timeout is None and not self.done() and self._keeper.is_own_thread():
+        if timeout is None and self._keeper.is_own_thread() and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
     def _call(self, callback: Callable[["JobFuture[Value]"], object]) -> None:
@@ -231,7 +238,7 @@ class JobFuture(Future[JobResult[Value]]):
         if self.fittings is None:
             return True
         with self._keeper.mutex:
-            self.fittings.bells.notify_all()
+            self.fittings.notify_all()
         if self.watched:
             lock = self._get_lock()
             # It may be held by a thread that a signal interrupts, whose handler waits for this one.
@@ -251,13 +258,13 @@ class JobFuture(Future[JobResult[Value]]):
     def ring(self) -> None:
         """Wake all who wait for the outcome, which is there; with the mutex held."""
         if self.fittings is not None:
-            self.fittings.bells.notify_all()
+            self.fittings.notify_all()
 
     def call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing."""
         if self.fittings is not None and self.fittings.callbacks:
             with self._keeper.mutex:
-                callbacks, self.fittings.callbacks = self.fittings.callbacks, []
+                callbacks, self.fittings.callbacks = self.fittings.callbacks, ()
             for callback in callbacks:
                 self._call(callback)
 
@@ -325,12 +332,14 @@ class Conclusion(NamedTuple):
 
     done: List[JobFuture[Any]]
     """All that have them now."""
-    fitted: List[JobFuture[Any]]
-    """Those of them that may have callbacks."""
     watched: List[Tuple[JobFuture[Any], Any]]
     """Those that have none yet, and are to be settled by `JobFuture.publish`."""
     failures: int
     """How many of those that are done have failed."""
+    bells: List[Bell]
+    """Of those who waited, and have been rung for."""
+    called: List[JobFuture[Any]]
+    """Those of them that are done that have callbacks."""
 
 
 def conclude(
@@ -348,16 +357,15 @@ def conclude(
         failed: the stage of those whose outcome is an exception.
         held: whether the futures' conditions are held.
     """
-    done, fitted, watched, failures = [], [], [], 0
+    done, watched, failures, bells, called = [], [], 0, list[Bell](), []
     for future, outcome, broken in zip(futures, outcomes, map(isinstance, outcomes, repeat(BaseException))):
         # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
         if future.stage is not _RUNNING:
             continue
-        if future.fittings is not None:
-            if future.watched and not held:
-                watched.append((future, outcome))
-                continue
-            fitted.append(future)
+        fittings = future.fittings
+        if fittings is not None and fittings.watched and not held:
+            watched.append((future, outcome))
+            continue
         if broken:
             future._exception = outcome
             future.stage = failed
@@ -367,6 +375,10 @@ def conclude(
             future._service = service
             future.stage = _SUCCEEDED
         done.append(future)
-    for future in fitted:
-        future.ring()
-    return Conclusion(done, fitted, watched, failures)
+        if fittings is not None:
+            bells += fittings
+            if fittings.callbacks:
+                called.append(future)
+    for bell in bells:
+        bell.ring()
+    return Conclusion(done, watched, failures, bells, called)

@@ -131,7 +131,7 @@ class Ledger:
         for future, outcome in now.watched:
             future.publish(lambda: later.append(self._conclude([future], [outcome], service, failed, held=True)))
             self.release([future])
-        for future in chain(now.fitted, *(each.fitted for each in later)):
+        for future in chain(now.called, *(each.called for each in later)):
             future.call_back()
         return now.failures + sum(each.failures for each in later)
 
@@ -145,6 +145,8 @@ class Ledger:
     ) -> Conclusion:
         with self.queue.mutex:
             conclusion = conclude(futures, outcomes, service, failed, held)
+            if service is not None and conclusion.bells:
+                self.queue.callers.release(conclusion.bells, service.started + service.time, service.time)
             count, failures = len(conclusion.done), conclusion.failures
             # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
             # and others count too.

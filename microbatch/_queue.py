@@ -1,4 +1,4 @@
-"""The queue between the callers' threads and the worker thread."""
+"""The queue between the callers' threads and the one that leads."""
 
 import contextlib
 import queue
@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
 
 from microbatch._bells import Bell, Bells
+from microbatch._callers import Callers
 from microbatch._clock import NEVER, NOW, Clock, let_others_run
 from microbatch._futures import JobFuture
 from microbatch._results import WAITING, JobState
@@ -17,7 +18,7 @@ __all__ = ["JobQueue", "News"]
 
 
 class News(NamedTuple):
-    """What has come for the worker thread since it last looked."""
+    """What has come since somebody last led."""
 
     jobs: Deque[JobFuture[Any]]
     withdrawn: Dict[JobFuture[Any], JobState]
@@ -25,6 +26,7 @@ class News(NamedTuple):
     flushed: int
     closed: bool
     expiring: bool  # there may be jobs that expire
+    returning: List[float]  # see `Callers.expected`
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -45,7 +47,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
     """
 
-    def __init__(self, clock: Clock, max_pending: int) -> None:
+    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False) -> None:
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
         # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
@@ -54,19 +56,22 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full: Bells = Bells()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Bells()
+        self.callers = Callers(clock, watches_callers)
+        self.know_caller = self.callers.wait
         self.clock = clock
         self._now = clock.now
+        self._away = self.callers.away
         self._limit = max_pending or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
         self.blocked = 0  # callers who wait for room without a limit
         self.inside = threading.local()  # has ``mine``, true, in the batcher's own threads, which must not wait for it
-        self.held = 0  # jobs that the worker thread took out, and that no worker has: written by the ledger
+        self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
         self.taken: Deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
-        self._seen = (0, False, 0)  # of epoch, closed and blocked, by the worker thread
+        self._seen = (0, False, 0)  # of epoch, closed and blocked, by who led last
         self.led = True  # a thread leads: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
         self._moment = NEVER  # when it is to wake up in any case
@@ -140,6 +145,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item.expires = item.submitted + expires_in
             self._expiring = True
         item.epoch = self.epoch
+        if self._away:
+            self._away.pop(threading.get_ident(), None)
         # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
         # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
         # CPython 3.10 a jump lets one in).
@@ -189,7 +196,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_empty.notify()
 
     def post(self, note: Callable[[], None]) -> None:
-        """Have the worker thread make this call, after it has taken in all jobs accepted until now."""
+        """Have whoever leads next make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
             self.not_empty.notify()
             self._notes.append(note)
@@ -263,7 +270,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
         expiring, self._expiring = self._expiring, False
         self.taken, self.queue = self.queue, empty
-        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1], expiring)
+        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1], expiring, self.callers.expected())
 
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""

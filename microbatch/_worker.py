@@ -1,12 +1,12 @@
-"""The one thread that forms batches, and its life. The only file that knows what a thread is.
+"""The threads that form batches and run them, and their life. The only file that knows what a thread is.
 
-The worker thread pulls from the queue, keeps the collector, and hands batches to the executor. Nothing here refers to
-the `Batcher`, so that a batcher which nobody holds any more can be collected while its thread still runs.
+Whoever leads pulls from the queue, drives the collector, and hands batches to the executor: the worker thread, which
+waits for jobs and moments, or a thread of our own pool that has just run a batch. Nothing here refers to the `Batcher`,
+so that a batcher which nobody holds any more can be collected while its threads still run.
 """
 
 import logging
 import os
-import sys
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -56,9 +56,10 @@ class _Opening:
 class Worker:
     """Moves jobs from the queue to the processor. All that a `Batcher` has but its face.
 
-    Which thread may write what: callers' threads the `queue`, the worker thread the collector and the `ledger`, threads
-    that run batches the `ledger`. The queue's mutex guards the decision to start, or to shut down what never started: with
-    a lock of its own for that, a signal handler that shuts down could wait for a thread that waits for the mutex.
+    Which thread may write what: callers' threads the `queue`, the one that leads the collector and the `ledger`, threads
+    that run batches the `ledger`. The lead changes hands under the queue's mutex, which guards the decision to start, or to
+    shut down what never started, too: with a lock of its own for that, a signal handler that shuts down could wait for a
+    thread that waits for the mutex.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Worker:
         forked: bool = False,
     ) -> None:
         self.process = os.getpid()
-        self.queue = JobQueue(clock, max_pending)
+        self.queue = JobQueue(clock, max_pending, policy.watches_callers)
         self.ledger = Ledger(self.queue)
         self._exit_timeout = exit_timeout
         self._processor = processor
@@ -294,10 +295,11 @@ class Worker:
 
     def _terms(self) -> Tuple[float, int]:
         """Return when somebody has to lead again: at which moment, or with how many jobs."""
-        return self._collector.next_moment(), 1 if self._collector.has_worker else sys.maxsize
+        return self._collector.next_moment(), self._collector.wanted()
 
     def _advance(self, news: News) -> None:
         """Do all that there is to do now."""
+        self._collector.returning = news.returning
         self._collector.add(news.jobs, self._alike and not news.expiring)
         if news.withdrawn:
             self._strike_out(list(news.withdrawn))
@@ -355,7 +357,7 @@ class Worker:
             self._report(delivery)
 
     def _finish(self, summary: BatchReport) -> None:
-        self._collector.finished()
+        self._collector.finished(summary.service_time)
         try:
             self._collector.policy.observe(summary)
         except BaseException:

@@ -43,7 +43,7 @@ from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
-from microbatch.policies import BatchingPolicy, Interval, Size, Window, check_policy
+from microbatch.policies import BatchingPolicy, Natural, Size, Window, check_policy
 
 __all__ = ["BatchProcessor", "Batcher", "DEFAULT_POLICY"]
 
@@ -54,7 +54,7 @@ Self = TypeVar("Self", bound="Batcher[Any, Any]")
 BatchProcessor = Callable[[List[Job]], Optional[Iterable[Value]]]
 """Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
 
-DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Interval(0)
+DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Natural()
 """Natural batching: a batch goes as soon as a worker is free, so a lone job never waits and batches grow with the load."""
 
 

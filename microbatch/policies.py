@@ -12,6 +12,7 @@ True
 'size'
 """
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Hashable, Sequence, TypeVar
@@ -20,7 +21,7 @@ from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = ["BatchReport", "BatchingPolicy", "Interval", "NEVER", "NOW", "Size", "Window"]
+__all__ = ["BatchReport", "BatchingPolicy", "Interval", "NEVER", "NOW", "Natural", "Size", "Window"]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -43,8 +44,12 @@ class Window(Generic[Job_co]):
         in_flight: how many batches the workers are running now.
         workers: how many batches may run at once.
         started: when the batcher started.
+        service_time: how long the processor has taken for a batch of late, in seconds; 0 before it is known.
         sent: the moments of the batcher's latest dispatches under all keys, oldest first.
         full: a waiting job did not fit, so that nothing can join any more.
+        returning: for each caller who has just got a result that it waited for, and is likely to submit the next job soon,
+            the moment until which that is so; only for a policy that `BatchingPolicy.watches_callers`, and where jobs
+            have no keys.
     """
 
     count: int = 0
@@ -56,8 +61,10 @@ class Window(Generic[Job_co]):
     in_flight: int = 0
     workers: int = 1
     started: float = 0.0
+    service_time: float = 0.0
     sent: Sequence[float] = ()
     full: bool = False
+    returning: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     >>> (Urgent() | Size(2)).due(Window(count=1, jobs=[{"urgent": True}]))
     -inf
 
-    All methods are called from the batcher's own thread, one at a time; `fits` also from a thread in
+    All methods are called from the batcher's own threads, one at a time; `fits` also from a thread in
     `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
     An exception from `due`, `fits`, `room` or `reason` fails the jobs of that batch; so does a `due` or `room` that is no
     number.
@@ -96,6 +103,9 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     True, the safe answer, has every open batch looked at again whenever a batch starts or ends.
     With thousands of keys, say False where that is the truth.
     """
+
+    watches_callers: bool = False
+    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
@@ -120,6 +130,13 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """
         return NEVER
 
+    def wants(self, window: Window[Job_contra]) -> int:
+        """Return how many more jobs must join before `due` can be sooner than it is now: asked again then, or when it is due.
+
+        This only saves questions, and is only asked when `due` is near. By default 1: `due` is asked for each job.
+        """
+        return 1
+
     def needs(self) -> int:
         """Return how many jobs must be together before a batch can be due at all: 0 unless the policy counts jobs."""
         return 0
@@ -138,6 +155,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
             cls.room = _no_room  # type: ignore[method-assign]
         if _depth(cls, "due") < _depth(cls, "needs"):
             cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
+        if _depth(cls, "due") < _depth(cls, "wants"):
+            cls.wants = BatchingPolicy.wants  # type: ignore[method-assign]
         if min(_depth(cls, "due"), _depth(cls, "observe")) < _depth(cls, "watches_flow"):
             cls.watches_flow = True
 
@@ -202,6 +221,10 @@ class Size(BatchingPolicy[object]):
         """See `BatchingPolicy.room`."""
         return self.n - window.count
 
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return max(1, self.n - window.count)
+
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""
         return self.n
@@ -228,8 +251,53 @@ class Interval(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + self.seconds
 
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return sys.maxsize
+
     def __repr__(self) -> str:
         return f"Interval({self.seconds:.15g})"
+
+
+class Natural(BatchingPolicy[object]):
+    """A batch goes as soon as a worker is free, with all that has come by then: the slower the processor, the larger.
+
+    With several workers, starts are spaced by the service time over the workers, so that idle workers don't each take one
+    job:
+
+    >>> [Natural().due(Window(opened=10.0, sent=[9.5], service_time=2.0, workers=n)) for n in (1, 4, 8)]
+    [10.0, 10.0, 10.0]
+    >>> [Natural().due(Window(opened=10.0, sent=[9.75], service_time=2.0, workers=n)) for n in (1, 4, 8)]
+    [10.0, 10.25, 10.0]
+
+    And where callers who just got their results are likely to come back at once, it does not leave them without a worker,
+    but waits, as long as that costs those who are here less than it saves those who are not:
+
+    >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, returning=[11.0])) for n in (1, 4, 40)]
+    [11.0, 10.5, 10.05]
+    """
+
+    watches_callers = True
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        due = window.opened
+        pace = window.service_time / min(
+            window.workers, sys.maxsize
+        )  # in which a worker becomes free, when all are busy
+        if window.workers > 1 and window.sent:
+            due = max(due, window.sent[-1] + pace)
+        if window.returning and window.in_flight == window.workers - 1:
+            patience = pace * len(window.returning) / window.count
+            due = max(due, min(window.newest + patience, window.returning[-1]))
+        return due
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return max(1, len(window.returning) - len(window.returning) // 8)
+
+    def __repr__(self) -> str:
+        return "Natural()"
 
 
 class _Pair(BatchingPolicy[Job]):
@@ -241,6 +309,7 @@ class _Pair(BatchingPolicy[Job]):
         self.first = first
         self.second = second
         self.watches_flow = first.watches_flow or second.watches_flow
+        self.watches_callers = first.watches_callers or second.watches_callers
 
     def fits(self, window: Window[Job], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
@@ -249,6 +318,10 @@ class _Pair(BatchingPolicy[Job]):
     def room(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.room`."""
         return _least(self.first.room(window), self.second.room(window))
+
+    def wants(self, window: Window[Job]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return min(self.first.wants(window), self.second.wants(window))
 
     def observe(self, report: BatchReport) -> None:
         """Hand the report to both, to the second even if the first raises."""
@@ -268,6 +341,8 @@ class Either(_Pair[Job]):
     def due(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.due`."""
         return _least(self.first.due(window), self.second.due(window))
+
+    wants = _Pair.wants  # which holds for this `due` too
 
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""
@@ -292,6 +367,8 @@ class Both(_Pair[Job]):
     def due(self, window: Window[Job]) -> float:
         """See `BatchingPolicy.due`."""
         return _most(self.first.due(window), self.second.due(window))
+
+    wants = _Pair.wants  # which holds for this `due` too
 
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""

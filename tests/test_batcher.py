@@ -54,7 +54,7 @@ def test_jobs_of_many_threads_each_get_their_own_result() -> None:
 def test_by_default_a_lone_job_does_not_wait() -> None:
     with Batcher(echo) as batcher:
         result = batcher.submit("a").result(timeout=10)
-    assert (1, "interval") == (result.batch.size, result.batch.trigger)
+    assert (1, "natural") == (result.batch.size, result.batch.trigger)
 
 
 def test_by_default_batches_grow_while_the_worker_is_busy() -> None:

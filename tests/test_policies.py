@@ -173,7 +173,7 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
 
 
 def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
-    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, (), False) == Window()
+    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, ()) == Window()
 
 
 @pytest.mark.parametrize(
