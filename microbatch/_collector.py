@@ -189,6 +189,7 @@ class _Lane(Generic[AnyEntry]):
         "due",
         "forced",
         "wanted",
+        "asked",
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
@@ -204,6 +205,7 @@ class _Lane(Generic[AnyEntry]):
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
         self.forced: Optional[str] = None  # the trigger, where it is not the policy's
+        self.asked = 0  # at which count of starts and ends the policy answered last
         self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
 
 
@@ -222,6 +224,8 @@ class Collector(Generic[AnyEntry]):
         self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
         self._started_at = started
         self._watches_flow = bool(policy.watches_flow)
+        self._watches_callers = bool(policy.watches_callers)
+        self._flow = 0  # counts starts and ends of batches
         self._service_time = 0.0
         self._sent: Deque[float] = deque(maxlen=1000)
         self._flushed = -1
@@ -295,6 +299,7 @@ class Collector(Generic[AnyEntry]):
     def started(self, now: float) -> None:
         """Note that a batch went to a worker."""
         self.in_flight += 1
+        self._flow += 1
         self._sent.append(now)
         if self._watches_flow:
             self._change_all()
@@ -302,6 +307,7 @@ class Collector(Generic[AnyEntry]):
     def finished(self, service_time: Optional[float] = None) -> None:
         """Note that a worker is free again, and how long the batch took, if that is known."""
         self.in_flight -= 1
+        self._flow += 1
         if service_time is not None:
             known = self._service_time or service_time
             self._service_time = known + (service_time - known) / 8  # so that the last ones count most
@@ -317,12 +323,16 @@ class Collector(Generic[AnyEntry]):
         self._review(now)
         while (lane := self._timers.pop(now)) is not None:
             self._ready[lane] = None
+        while self._ready and self.has_worker and not self._broken:
+            first = next(iter(self._ready))
+            if first.asked == self._flow or not self._watches_callers:
+                return self._send(first, first.forced)
+            self._change(first)
+            self._review(now)
         if self._broken:
             return self._broken.popleft()
         if not self.has_worker:
             return None
-        for first in self._ready:
-            return self._send(first, first.forced)
         if pressed and self._lanes and not self.in_flight and self._timers.next_moment() == NEVER:
             return self._send(next(iter(self._lanes.values())), "flush")
         return None
@@ -410,6 +420,7 @@ class Collector(Generic[AnyEntry]):
     def _ask(self, lane: _Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join the line for a worker."""
         due = check_answer("the due() of a policy", self.policy.due(self._window(lane)))
+        lane.asked = self._flow
         lane.forced = None
         lane.wanted = 1
         if now < due < now + _SHORT and lane.alike:

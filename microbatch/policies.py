@@ -105,7 +105,10 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     watches_callers: bool = False
-    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
+    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for.
+
+    If so, it is asked once more when a worker has become free for the batch.
+    """
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
@@ -278,6 +281,7 @@ class Natural(BatchingPolicy[object]):
     """
 
     watches_callers = True
+    watches_flow = False  # which never makes a batch due sooner
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""

@@ -1,10 +1,11 @@
 """When each policy says that a batch goes, as tables around the border."""
 
+import sys
 from typing import Any
 
 import pytest
 
-from microbatch import NEVER, NOW, BatchingPolicy, BatchInfo, BatchReport, Interval, Size, Window
+from microbatch import NEVER, NOW, BatchingPolicy, BatchInfo, BatchReport, Interval, Natural, Size, Window
 
 
 class Urgent(BatchingPolicy[str]):
@@ -46,6 +47,15 @@ class Learning(BatchingPolicy[Any]):
         (Size(3) | Interval(0.5), Window(count=3, opened=10.0), NOW),
         (Size(3) & Interval(0.5), Window(count=2, opened=10.0), NEVER),
         (Size(3) & Interval(0.5), Window(count=3, opened=10.0), 10.5),
+        (Natural(), Window(count=1, opened=10.0), 10.0),
+        (Natural(), Window(count=1, opened=10.0, sent=[9.9], service_time=2.0), 10.0),
+        (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4), 10.25),
+        (Natural(), Window(count=1, opened=10.0, sent=[9.0], service_time=2.0, workers=4), 10.0),
+        (Natural(), Window(count=1, newest=10.0, service_time=2.0, returning=[10.5, 11.0]), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=[11.5, 12.0]), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=[9.0, 9.5]), 9.5),
+        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=[19.0], workers=2, in_flight=1), 10.5),
+        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=[19.0], workers=2), 0.0),
         (Urgent() | Size(3), Window(count=1, jobs=["later"]), NEVER),
         (Urgent() | Size(3), Window(count=2, jobs=["later", "now"]), NOW),
     ],
@@ -91,6 +101,26 @@ def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], windo
 
 
 @pytest.mark.parametrize(
+    "policy, window, wants",
+    [
+        (Size(3), Window(count=1), 2),
+        (Size(3), Window(count=3), 1),
+        (Interval(1), Window(count=1), sys.maxsize),
+        (Size(3) | Interval(1), Window(count=1), 2),
+        (Size(3) & Interval(1), Window(count=1), 2),
+        (Urgent() | Interval(1), Window(count=1), 1),
+        (Natural(), Window(count=1, returning=[9.0] * 64), 56),
+        (Natural(), Window(count=1, returning=[9.0] * 7), 7),
+        (Natural(), Window(count=1), 1),
+    ],
+)
+def test_wants_counts_the_jobs_that_surely_make_no_difference(
+    policy: BatchingPolicy[Any], window: Window[Any], wants: int
+) -> None:
+    assert wants == policy.wants(window)
+
+
+@pytest.mark.parametrize(
     "policy, window, reason",
     [
         (Size(3), Window(count=3), "size"),
@@ -109,6 +139,7 @@ def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], wi
     "text",
     [
         "Size(3)",
+        "Size(3) | Natural()",
         "Interval(0.05)",
         "Interval(0)",
         "Interval(0.123456789)",
