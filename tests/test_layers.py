@@ -19,7 +19,7 @@ LAYERS = [
     {"_settle"},
     {"_worker"},
     {"batcher"},
-    {"decorator", "testing"},
+    {"decorator", "simulation", "testing"},
     {"__init__"},
     {"_demo", "_jsonlines"},
     {"cli"},

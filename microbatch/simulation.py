@@ -1,0 +1,362 @@
+"""Try a policy on a load before production: the same policies, and the same collector, in virtual time.
+
+>>> from microbatch import Interval, Size
+>>> report = simulate(Size(3) | Interval(0.5), arrivals=[0.0, 0.1, 0.2, 5.0], service_time=lambda size: 1.0)
+>>> report.batch_sizes, dict(report.triggers)
+((3, 1), {'size': 1, 'interval': 1})
+>>> round(report.mean, 3), round(report.utilisation, 3)
+(1.2, 0.308)
+
+No thread runs and nothing sleeps, so that a simulated hour takes seconds, and the same arguments give the same report.
+"""
+
+import copy
+import heapq
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Hashable,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Tuple,
+    Union,
+)
+
+from microbatch._arguments import check_answer, check_callable, check_count, check_number
+from microbatch._clock import NEVER
+from microbatch._collector import Batch, Collector
+from microbatch._results import BatchInfo
+from microbatch.policies import BatchingPolicy, BatchReport, check_policy
+
+__all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
+
+
+class Arrival(NamedTuple):
+    """A job that is submitted."""
+
+    moment: float
+    """In seconds; none before that of the one before."""
+    key: Hashable = None
+    weight: float = 1.0
+
+
+class Run(NamedTuple):
+    """One batch in the hands of a worker."""
+
+    started: float
+    ended: float
+    size: int
+    trigger: str
+
+
+@dataclass(frozen=True)
+class callers:
+    """A closed loop: some callers who each submit a job, wait for its result, think, and submit the next.
+
+    Attributes:
+        count: how many there are.
+        jobs: how many jobs they submit in all.
+        think: how many seconds pass from a result to the next job, on average, distributed exponentially.
+        turn: how many seconds a caller keeps the others from going on when it does; as threads of Python do.
+    """
+
+    count: int
+    jobs: int
+    think: float = 0.0
+    turn: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
+        check_count("jobs", self.jobs)
+        check_number("think", self.think)
+        check_number("turn", self.turn)
+
+
+Arrivals = Union[Iterable[Union[float, Arrival]], Callable[[random.Random], Iterable[Union[float, Arrival]]], callers]
+
+
+def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]]:
+    """Return arrivals that know nothing of each other, *rate* a second on average, *jobs* in all."""
+    rate, jobs = check_number("rate", rate), check_count("jobs", jobs)
+
+    def arrivals(chance: random.Random) -> Iterator[float]:
+        moment = 0.0
+        for _ in range(jobs):
+            moment += chance.expovariate(rate)
+            yield moment
+
+    return arrivals
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """What became of the jobs of a simulation. All times are seconds.
+
+    Attributes:
+        jobs: how many were done.
+        batches: how many calls of the processor that took.
+        batch_sizes: of each, in the order in which they went.
+        mean: latency, from the submission of a job to its result, on average.
+        p50: half of the jobs had that latency, or less.
+        p95: 95 % of them.
+        p99: 99 % of them.
+        queue_time: from the submission to the call of the processor, on average.
+        service_time: from there to the result, on average over the jobs.
+        utilisation: the share of the time of all workers in which they worked, from the first job to the last result.
+        triggers: how many batches went for which reason.
+        runs: each batch in a worker's hands, in the order in which they went.
+        latencies: of each job, in the order in which they were done.
+    """
+
+    jobs: int
+    batches: int
+    batch_sizes: Tuple[int, ...] = field(repr=False)
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    queue_time: float
+    service_time: float
+    utilisation: float
+    triggers: Mapping[str, int]
+    runs: Tuple[Run, ...] = field(repr=False)
+    latencies: Tuple[float, ...] = field(repr=False)
+
+
+def simulate(
+    policy: BatchingPolicy[Any],
+    arrivals: Arrivals,
+    service_time: Callable[[int], float],
+    *,
+    max_workers: int = 1,
+    seed: int = 0,
+) -> SimulationReport:
+    """Run *policy* on a load, and report.
+
+    At the end, what the policy would hold back for ever goes, as it would by ``shutdown()``. The policy is copied first,
+    so that one that learns begins anew each time.
+
+    Args:
+        arrivals: when jobs come: the moments, or an `Arrival` for each, in order; or a function that gives them and is
+            handed a `random.Random`, as `poisson` makes one; or `callers`.
+        service_time: how many seconds the processor takes for a batch of so many jobs.
+        max_workers: how many batches run at once.
+        seed: of all that is random.
+
+    Raises:
+        ValueError: there is no job, or they are not in order, or a time is negative.
+        Exception: whatever the policy or the function raises.
+    """
+    check_policy("policy", policy)
+    check_callable("service_time", service_time)
+    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), service_time)
+    simulation.run(_source(arrivals, random.Random(seed)))
+    return simulation.report()
+
+
+class _Job:
+    """What the collector needs of a job, and who submitted it."""
+
+    __slots__ = ("submitted", "key", "weight", "caller")
+    job = None
+    expires = NEVER
+    epoch = 0
+    waiting = True
+
+    def __init__(self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: int = -1) -> None:
+        self.submitted = submitted
+        self.key = key
+        self.weight = weight
+        self.caller = caller
+
+
+class _Source(Protocol):
+    """Where jobs come from."""
+
+    alike: bool
+
+    def next_moment(self) -> float:
+        """Return when the next job comes; `NEVER` if none does before another is done."""
+
+    def until(self, now: float) -> List[_Job]:
+        """Take out the jobs that have come, in order."""
+
+    def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
+        """Note that callers have their results."""
+
+    def returning(self, now: float) -> List[float]:
+        """See `microbatch.Window.returning`."""
+
+
+def _source(arrivals: Arrivals, chance: random.Random) -> _Source:
+    if isinstance(arrivals, callers):
+        return _ClosedLoop(arrivals, chance)
+    return _OpenLoop(arrivals(chance) if callable(arrivals) else arrivals)
+
+
+class _OpenLoop:
+    """Jobs that come whatever becomes of the others."""
+
+    alike = False
+
+    def __init__(self, arrivals: Iterable[Union[float, Arrival]]) -> None:
+        self._coming = iter(arrivals)
+        self._next: Optional[_Job] = None
+        self._advance(0.0)
+
+    def _advance(self, last: float) -> None:
+        arrival = next(self._coming, None)
+        self._next = None
+        if arrival is not None:
+            job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
+            if not check_answer("an arrival", job.submitted) >= last:
+                raise ValueError(f"arrivals must be in order, from 0 on, got {job.submitted!r} after {last!r}")
+            self._next = job
+
+    def next_moment(self) -> float:
+        return NEVER if self._next is None else self._next.submitted
+
+    def until(self, now: float) -> List[_Job]:
+        jobs = []
+        while (job := self._next) is not None and job.submitted <= now:
+            jobs.append(job)
+            self._advance(job.submitted)
+        return jobs
+
+    def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
+        """Nobody comes back."""
+
+    def returning(self, now: float) -> List[float]:
+        return []
+
+
+class _ClosedLoop:
+    """Jobs of callers who wait for the results of those before. They are expected back as real ones are: see `Callers`."""
+
+    alike = True
+
+    def __init__(self, group: callers, chance: random.Random) -> None:
+        self._group = group
+        self._chance = chance
+        self._coming: List[Tuple[float, int]] = [(0.0, caller) for caller in range(min(group.count, group.jobs))]
+        self._left = group.jobs - len(self._coming)
+        self._soon = [-NEVER] * group.count
+        self._away: Dict[int, float] = {}
+
+    def next_moment(self) -> float:
+        return self._coming[0][0] if self._coming else NEVER
+
+    def until(self, now: float) -> List[_Job]:
+        jobs = []
+        while self._coming and self._coming[0][0] <= now:
+            moment, caller = heapq.heappop(self._coming)
+            self._away.pop(caller, None)
+            jobs.append(_Job(moment, caller=caller))
+        return jobs
+
+    def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
+        for position, job in enumerate(jobs, 1):
+            if job.submitted <= self._soon[job.caller]:
+                self._away[job.caller] = now + service_time
+            self._soon[job.caller] = now + service_time
+            if self._left:
+                self._left -= 1
+                thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
+                heapq.heappush(self._coming, (now + thought + position * self._group.turn, job.caller))
+
+    def returning(self, now: float) -> List[float]:
+        self._away = {caller: soon for caller, soon in self._away.items() if soon > now}
+        return list(self._away.values())
+
+
+class _Simulation:
+    """The collector, driven as the batcher drives it, by moments that nobody waits for."""
+
+    def __init__(self, policy: BatchingPolicy[Any], max_workers: int, service_time: Callable[[int], float]) -> None:
+        self._policy = policy
+        self._collector: Collector[_Job] = Collector(policy, max_workers, 0.0)
+        self._service_time = service_time
+        self._running: List[Tuple[float, int, BatchInfo, List[_Job]]] = []
+        self._runs: List[Run] = []
+        self._first = NEVER  # when the first job came
+        self._queue_times: List[float] = []
+        self._latencies: List[float] = []
+
+    def run(self, source: _Source) -> None:
+        """Run until every job is done."""
+        now = 0.0
+        while True:
+            moment = self._running[0][0] if self._running else NEVER
+            if self._collector.has_worker:
+                moment = min(moment, source.next_moment(), self._collector.next_moment())
+            if moment == NEVER:
+                if not self._collector:
+                    return
+                self._collector.flush(0, closing=True)
+            else:
+                now = max(now, moment)
+            self._step(source, now)
+
+    def _step(self, source: _Source, now: float) -> None:
+        collector = self._collector
+        collector.add(source.until(now), source.alike)
+        while self._running and self._running[0][0] <= now:
+            self._finish(source, *heapq.heappop(self._running))
+        collector.returning = source.returning(now)
+        while (batch := collector.take(now)) is not None:
+            if batch.error is not None:
+                raise batch.error
+            self._start(batch, now)
+            collector.started(now)
+        collector.joined.clear()
+
+    def _start(self, batch: Batch[_Job], now: float) -> None:
+        size = len(batch.entries)
+        time = check_number("the service_time of a batch", self._service_time(size))
+        self._runs.append(Run(now, now + time, size, batch.trigger))
+        self._first = min(self._first, batch.entries[0].submitted)
+        self._queue_times += [now - job.submitted for job in batch.entries]
+        info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
+        heapq.heappush(self._running, (now + time, info.id, info, batch.entries))
+
+    def _finish(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: List[_Job]) -> None:
+        time = now - self._runs[number - 1].started
+        self._latencies += [now - job.submitted for job in jobs]
+        source.done(jobs, now, time)
+        self._collector.finished(time)
+        self._policy.observe(BatchReport(info, time, 0))
+
+    def report(self) -> SimulationReport:
+        """Return what has become of all jobs."""
+        runs = self._runs
+        if not runs:
+            raise ValueError("arrivals must have at least one job")
+        ordered, count = sorted(self._latencies), len(self._latencies)
+        busy = math.fsum(run.ended - run.started for run in runs)
+        duration = max(run.ended for run in runs) - self._first
+        return SimulationReport(
+            jobs=count,
+            batches=len(runs),
+            batch_sizes=tuple(run.size for run in runs),
+            mean=math.fsum(ordered) / count,
+            **{name: ordered[math.ceil(share * count) - 1] for name, share in _SHARES.items()},
+            queue_time=math.fsum(self._queue_times) / count,
+            service_time=math.fsum((run.ended - run.started) * run.size for run in runs) / count,
+            utilisation=busy / duration / self._collector.workers if duration else 0.0,
+            triggers=dict(Counter(run.trigger for run in runs)),
+            runs=tuple(runs),
+            latencies=tuple(self._latencies),
+        )
+
+
+_SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

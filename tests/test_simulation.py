@@ -1,0 +1,154 @@
+"""Policies in virtual time."""
+
+import random
+from dataclasses import replace
+from typing import Any, Callable, List
+
+import pytest
+
+from microbatch import NOW, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
+from microbatch.simulation import Arrival, Run, SimulationReport, callers, poisson, simulate
+
+
+def second(size: int) -> float:
+    return 1.0
+
+
+def test_a_lone_job_takes_as_long_as_the_processor() -> None:
+    report = simulate(Natural(), [5.0], lambda size: 0.25)
+    assert (1, 1, (1,), 0.25, 0.25, 0.0) == (
+        report.jobs,
+        report.batches,
+        report.batch_sizes,
+        report.mean,
+        report.p99,
+        report.queue_time,
+    )
+    assert (0.25, 1.0, {"natural": 1}) == (report.service_time, report.utilisation, report.triggers)
+    assert (Run(5.0, 5.25, 1, "natural"),) == report.runs
+
+
+def test_what_comes_while_the_worker_is_busy_goes_together() -> None:
+    report = simulate(Size(3) | Natural(), [0.0, 0.1, 0.2, 0.3, 0.4], second)
+    assert (1, 3, 1) == report.batch_sizes
+    assert (0.0, 1.0, 2.0) == tuple(run.started for run in report.runs)
+    assert {"natural": 2, "size": 1} == report.triggers
+    assert pytest.approx([1.0, 1.9, 1.8, 1.7, 2.6]) == list(report.latencies)
+
+
+def test_an_interval_is_kept_to_the_moment() -> None:
+    report = simulate(Interval(0.5), [1.0, 1.25, 1.5, 1.75], second, max_workers=2)
+    assert [(1.5, 3), (2.25, 1)] == [(run.started, run.size) for run in report.runs]
+
+
+def test_as_many_batches_run_at_once_as_there_are_workers() -> None:
+    report = simulate(Size(1), [0.0] * 5, second, max_workers=2)
+    assert [0.0, 0.0, 1.0, 1.0, 2.0] == [run.started for run in report.runs]
+    assert pytest.approx(5 / 6) == report.utilisation
+
+
+def test_percentiles_are_latencies_of_jobs() -> None:
+    report = simulate(Size(1), [float(number) for number in range(100)], lambda size: 0.5, max_workers=1)
+    assert (0.5, 0.5, 0.5) == (report.p50, report.p95, report.p99)
+    slow = iter([0.1, 0.2, 0.3, 0.4])
+    report = simulate(Size(1), [0.0, 1.0, 2.0, 3.0], lambda size: next(slow))
+    assert pytest.approx([0.25, 0.2, 0.4, 0.4]) == [report.mean, report.p50, report.p95, report.p99]
+
+
+def test_what_a_policy_would_hold_back_for_ever_goes_at_the_end() -> None:
+    report = simulate(Size(3), [0.0, 0.1, 0.2, 7.0], second)
+    assert [(0.2, 3, "size"), (7.0, 1, "shutdown")] == [(run.started, run.size, run.trigger) for run in report.runs]
+
+
+def test_jobs_of_unequal_keys_share_no_batch_and_weights_count() -> None:
+    class Light(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return window.opened + 1
+
+        def fits(self, window: Window[Any], weight: float) -> bool:
+            return window.weight + weight <= 5
+
+    arrivals = [Arrival(0.0, "a"), Arrival(0.0, "b"), Arrival(0.0, "a"), Arrival(0.5, "b", 4.5), Arrival(0.5, "b", 1.0)]
+    report = simulate(Light(), arrivals, second, max_workers=9)
+    assert [(1.0, 2), (1.0, 1), (1.5, 1), (1.5, 1)] == [(run.started, run.size) for run in report.runs]
+
+
+def test_callers_in_a_loop_travel_together() -> None:
+    group = callers(8, jobs=800, turn=0.001)
+    now, natural = simulate(Interval(0), group, second), simulate(Natural(), group, second)
+    assert (800, 800) == (now.jobs, natural.jobs)
+    assert natural.mean < 1.02 < 1.5 < now.mean
+
+
+def test_callers_think() -> None:
+    report = simulate(Interval(0), callers(1, jobs=1000, think=9.0), second)
+    assert 0.09 < report.utilisation < 0.11
+    assert pytest.approx(1.0) == report.mean
+
+
+def test_arrivals_of_a_rate_come_at_that_rate() -> None:
+    moments = list(poisson(50, jobs=10_000)(random.Random(1)))
+    assert 195 < moments[-1] < 205
+    report = simulate(Size(1), poisson(50, jobs=100), lambda size: 0.0)
+    assert (100, 0.0) == (report.jobs, report.mean)
+
+
+@pytest.mark.parametrize("arrivals", [poisson(3, jobs=100), callers(5, jobs=100, think=0.5)], ids=["open", "closed"])
+def test_the_same_seed_gives_the_same_report(arrivals: Any) -> None:
+    def report(seed: int) -> SimulationReport:
+        return simulate(Size(4) | Interval(0.5), arrivals, second, seed=seed)
+
+    assert report(1) == report(1)
+    assert report(1) != report(2)
+
+
+def test_a_policy_that_learns_begins_anew_each_time() -> None:
+    class Learning(BatchingPolicy[Any]):
+        reports: List[BatchReport] = []
+
+        def due(self, window: Window[Any]) -> float:
+            return NOW
+
+        def observe(self, report: BatchReport) -> None:
+            self.reports = [*self.reports, report]
+            assert (len(self.reports), 1.0, 0) == (report.batch.id, report.service_time, report.failed)
+
+    policy = Learning()
+    assert simulate(policy, [0.0, 9.0], second) == simulate(policy, [0.0, 9.0], second)
+    assert [] == policy.reports
+
+
+def test_what_a_policy_raises_ends_the_simulation() -> None:
+    class Broken(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            raise OSError("no")
+
+    with pytest.raises(OSError):
+        simulate(Broken(), [0.0], second)
+
+
+@pytest.mark.parametrize(
+    "arrivals, message",
+    [
+        ([], "arrivals must have at least one job"),
+        ([1.0, 0.5], r"arrivals must be in order, from 0 on, got 0\.5 after 1\.0"),
+        ([-1.0], r"arrivals must be in order, from 0 on, got -1\.0 after 0\.0"),
+    ],
+)
+def test_arrivals_that_make_no_sense_are_refused(arrivals: List[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(Size(1), arrivals, second)
+
+
+@pytest.mark.parametrize("time", [-1.0, float("nan")])
+def test_a_service_time_must_be_a_time(time: float) -> None:
+    with pytest.raises(ValueError, match="the service_time of a batch"):
+        simulate(Size(1), [0.0], lambda size: time)
+
+
+def test_a_report_is_frozen_and_brief() -> None:
+    report = simulate(Size(1), poisson(1, jobs=1000), second)
+    with pytest.raises(AttributeError):
+        report.jobs = 9  # type: ignore[misc]
+    assert len(repr(report)) < 400
+    assert report == replace(report)
