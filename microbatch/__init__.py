@@ -15,7 +15,20 @@ from microbatch.errors import (
     Rejected,
     ResultCountError,
 )
-from microbatch.policies import NEVER, NOW, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
+from microbatch.policies import (
+    NEVER,
+    NOW,
+    BatchingPolicy,
+    BatchReport,
+    FixedWindow,
+    Interval,
+    Natural,
+    Rate,
+    Session,
+    Size,
+    Weight,
+    Window,
+)
 
 __version__ = "0.1.0"
 
@@ -30,6 +43,7 @@ __all__ = [
     "BatcherStats",
     "BatchingPolicy",
     "DEFAULT_POLICY",
+    "FixedWindow",
     "ForkedError",
     "Interval",
     "JobExpired",
@@ -41,9 +55,12 @@ __all__ = [
     "NEVER",
     "NOW",
     "Natural",
+    "Rate",
     "Rejected",
     "ResultCountError",
+    "Session",
     "Size",
+    "Weight",
     "Window",
     "batched",
 ]

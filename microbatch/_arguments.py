@@ -58,6 +58,14 @@ def check_number(name: str, value: Any, below: Optional[float] = None) -> float:
     return number
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Return *value* as a float if it is a finite real number above 0."""
+    number = check_number(name, value, below=math.inf)
+    if number == 0:
+        raise ValueError(f"{name} must be above 0, got {shown(value)}")
+    return number
+
+
 def check_timeout(name: str, value: Optional[float]) -> float:
     """Return *value* in seconds, infinite for None."""
     return math.inf if value is None else check_number(name, value)

@@ -224,10 +224,10 @@ class Collector(Generic[AnyEntry]):
         self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
         self._started_at = started
         self._watches_flow = bool(policy.watches_flow)
-        self._watches_callers = bool(policy.watches_callers)
+        self._holds_back = bool(policy.holds_back)
         self._flow = 0  # counts starts and ends of batches
         self._service_time = 0.0
-        self._sent: Deque[float] = deque(maxlen=1000)
+        self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
         self._flushed = -1
         self._closing = False
         self._lanes: Dict[Hashable, _Lane[AnyEntry]] = {}
@@ -325,7 +325,7 @@ class Collector(Generic[AnyEntry]):
             self._ready[lane] = None
         while self._ready and self.has_worker and not self._broken:
             first = next(iter(self._ready))
-            if first.asked == self._flow or not self._watches_callers:
+            if first.asked == self._flow or not self._holds_back:
                 return self._send(first, first.forced)
             self._change(first)
             self._review(now)
@@ -427,8 +427,12 @@ class Collector(Generic[AnyEntry]):
             lane.wanted = check_count("the wants() of a policy", self.policy.wants(self._window(lane)))
         if due == NEVER and lane.full:
             due = NOW  # nothing else could ever make it go
-        if due > now and (self._closing or lane.open[0].epoch <= self._flushed):
-            lane.forced, due = "shutdown" if self._closing else "flush", NOW
+        if due > now and self._closing:
+            lane.forced, due = "shutdown", NOW
+        elif due > now and lane.open[0].epoch <= self._flushed:
+            earliest = check_answer("the earliest() of a policy", self.policy.earliest(self._window(lane)))
+            if earliest < due:
+                lane.forced, due = "flush", earliest
         if due <= now:
             lane.due = due
             self._ready.setdefault(lane)

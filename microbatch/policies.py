@@ -17,11 +17,24 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Hashable, Sequence, TypeVar
 
-from microbatch._arguments import check_count, check_flag, check_number, shown
+from microbatch._arguments import check_count, check_flag, check_number, check_positive, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = ["BatchReport", "BatchingPolicy", "Interval", "NEVER", "NOW", "Natural", "Size", "Window"]
+__all__ = [
+    "BatchReport",
+    "BatchingPolicy",
+    "FixedWindow",
+    "Interval",
+    "NEVER",
+    "NOW",
+    "Natural",
+    "Rate",
+    "Session",
+    "Size",
+    "Weight",
+    "Window",
+]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -105,10 +118,16 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     watches_callers: bool = False
-    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for.
+    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
 
-    If so, it is asked once more when a worker has become free for the batch.
+    holds_back: bool = False
+    """Whether the start or the end of a batch can make another one due later than it was.
+
+    If so, `due` is asked once more when a worker is free for the batch.
     """
+
+    history: int = 1_000
+    """How many moments `Window.sent` holds at most: the latest."""
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
@@ -132,6 +151,10 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         This only saves questions. By default all of them; none in a class that has a `fits` of its own.
         """
         return NEVER
+
+    def earliest(self, window: Window[Job_contra]) -> float:
+        """Return the moment before which not even a flush makes the batch go. By default `NOW`."""
+        return NOW
 
     def wants(self, window: Window[Job_contra]) -> int:
         """Return how many more jobs must join before `due` can be sooner than it is now: asked again then, or when it is due.
@@ -176,6 +199,7 @@ def _depth(cls: type, name: str) -> int:
 
 
 def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
+    """Return 0: a `fits` of its own has to be asked for each job."""
     return 0.0
 
 
@@ -184,7 +208,9 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
     if not isinstance(value, BatchingPolicy):
         raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
     check_count("the needs() of a policy", value.needs(), 0)
-    check_flag("the watches_flow of a policy", value.watches_flow)
+    for name in ("watches_flow", "watches_callers", "holds_back"):
+        check_flag(f"the {name} of a policy", getattr(value, name))
+    check_count("the history of a policy", value.history)
 
 
 # Not `min` and `max`, which pass over a NaN or not, as it comes: here it comes out, and the batcher refuses it.
@@ -262,6 +288,117 @@ class Interval(BatchingPolicy[object]):
         return f"Interval({self.seconds:.15g})"
 
 
+class Weight(BatchingPolicy[object]):
+    """A batch goes when its weight reaches *limit*, or when the next job would bring it above, and never weighs more.
+
+    Without ``weigh`` every job weighs 1. A job that alone weighs more than *limit* is `JobTooLarge`.
+
+    >>> [Weight(10).due(Window(count=3, weight=weight, full=full)) for weight, full in ((9, False), (10, False), (9, True))]
+    [inf, -inf, -inf]
+    >>> [Weight(10).fits(Window(count=3, weight=9.0), weight=weight) for weight in (1.0, 1.5)]
+    [True, False]
+    """
+
+    watches_flow = False
+
+    def __init__(self, limit: float) -> None:
+        self.limit = check_positive("limit", limit)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.full or window.weight >= self.limit else NEVER
+
+    def fits(self, window: Window[object], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return window.weight + weight <= self.limit
+
+    def __repr__(self) -> str:
+        return f"Weight({self.limit:.15g})"
+
+
+class FixedWindow(BatchingPolicy[object]):
+    """A batch goes at the next multiple of *seconds* since the batcher started: so many times a minute, like a clock.
+
+    >>> [FixedWindow(5).due(Window(started=100.0, opened=opened)) for opened in (101.0, 104.5, 105.0, 105.1)]
+    [105.0, 105.0, 105.0, 110.0]
+    """
+
+    watches_flow = False
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_positive("seconds", seconds)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return window.opened + (window.started - window.opened) % self.seconds
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return sys.maxsize
+
+    def __repr__(self) -> str:
+        return f"FixedWindow({self.seconds:.15g})"
+
+
+class Session(BatchingPolicy[object]):
+    """A batch goes *gap* seconds after its newest job: when a burst is over. Each job pushes that back, so bound it.
+
+    >>> (Session(0.5) | Interval(3)).due(Window(count=7, opened=10.0, newest=12.0))
+    12.5
+    >>> (Session(0.5) | Interval(3)).due(Window(count=8, opened=10.0, newest=12.75))
+    13.0
+    """
+
+    watches_flow = False
+
+    def __init__(self, gap: float) -> None:
+        self.gap = check_number("gap", gap)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return window.newest + self.gap
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return sys.maxsize
+
+    def __repr__(self) -> str:
+        return f"Session({self.gap:.15g})"
+
+
+class Rate(BatchingPolicy[object]):
+    """A batch goes not before fewer than *n* went in the last *per* seconds, under all keys together. Compose it with ``&``.
+
+    >>> [Rate(2, per=60).due(Window(count=1, sent=sent)) for sent in ([], [30.0], [10.0, 30.0], [10.0, 30.0, 80.0])]
+    [-inf, -inf, 70.0, 90.0]
+
+    A flush keeps to it, a shutdown does not.
+    """
+
+    watches_flow = False
+    holds_back = True
+
+    def __init__(self, n: int, per: float) -> None:
+        self.n = check_count("n", n)
+        self.per = check_positive("per", per)
+        self.history = max(self.n, BatchingPolicy.history)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return self.earliest(window)
+
+    def earliest(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.earliest`."""
+        return NOW if len(window.sent) < self.n else window.sent[-self.n] + self.per
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return sys.maxsize
+
+    def __repr__(self) -> str:
+        return f"Rate({self.n}, per={self.per:.15g})"
+
+
 class Natural(BatchingPolicy[object]):
     """A batch goes as soon as a worker is free, with all that has come by then: the slower the processor, the larger.
 
@@ -281,7 +418,8 @@ class Natural(BatchingPolicy[object]):
     """
 
     watches_callers = True
-    watches_flow = False  # which never makes a batch due sooner
+    watches_flow = False
+    holds_back = True
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -314,6 +452,8 @@ class _Pair(BatchingPolicy[Job]):
         self.second = second
         self.watches_flow = first.watches_flow or second.watches_flow
         self.watches_callers = first.watches_callers or second.watches_callers
+        self.holds_back = first.holds_back or second.holds_back
+        self.history = max(first.history, second.history)
 
     def fits(self, window: Window[Job], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
@@ -348,6 +488,10 @@ class Either(_Pair[Job]):
 
     wants = _Pair.wants  # which holds for this `due` too
 
+    def earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.earliest`."""
+        return _least(self.first.earliest(window), self.second.earliest(window))
+
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""
         return min(self.first.needs(), self.second.needs())
@@ -373,6 +517,10 @@ class Both(_Pair[Job]):
         return _most(self.first.due(window), self.second.due(window))
 
     wants = _Pair.wants  # which holds for this `due` too
+
+    def earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.earliest`."""
+        return _most(self.first.earliest(window), self.second.earliest(window))
 
     def needs(self) -> int:
         """See `BatchingPolicy.needs`."""

@@ -88,6 +88,7 @@ NO_TEXT = wrong(TypeError, "a string that is not empty", 3, True, b"x", Shy())
 NO_TEXT += wrong(ValueError, "a string that is not empty", "")
 NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fraction(-1, 2))
 INFINITE = wrong(ValueError, "below inf", INF, HUGE)
+ZERO = wrong(ValueError, "above 0", 0, 0.0, Fraction(0))
 BEYOND_WAITING = wrong(ValueError, r"below [\d.e+]+", INF, 1e308, HUGE)
 BELOW_0 = wrong(ValueError, "at least 0", -1, -HUGE)
 BELOW_1 = wrong(ValueError, "at least 1", 0, -1, -HUGE)
@@ -127,6 +128,11 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("batched.policy", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("Size.n", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Interval.seconds", NO_NUMBER + NEGATIVE, SECONDS),
+    ("Weight.limit", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("FixedWindow.seconds", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("Session.gap", NO_NUMBER + NEGATIVE, SECONDS),
+    ("Rate.n", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("Rate.per", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
@@ -164,6 +170,7 @@ NO_DOORS = {
 }
 NEEDED: Dict[str, Dict[str, Any]] = {
     "Batcher": {"processor": echo},
+    "Rate": {"n": 1, "per": 1},
     "submit": {"job": 1},
     "map": {"jobs": [1]},
     "wait_for_sleeper": {"moment": 1, "timeout": 0},

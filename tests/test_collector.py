@@ -1,5 +1,6 @@
 """The collector alone: no thread, no lock, no clock. Moments are plain numbers."""
 
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any, Callable, ClassVar, Hashable, List, Optional
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from microbatch import NEVER, NOW, BatchingPolicy, Interval, JobTooLarge, Size, Window
+from microbatch import NEVER, NOW, BatchingPolicy, Interval, JobTooLarge, Natural, Rate, Size, Window
 from microbatch._collector import Collector
 
 
@@ -308,6 +309,65 @@ def test_a_policy_that_watches_the_flow_is_asked_again_when_a_batch_ends() -> No
     assert [] == take_all(c, 0)
     c.finished()
     assert ["b:idle"] == take_all(c, 0)
+
+
+def test_a_rate_is_kept_by_all_keys_together() -> None:
+    c = collector(Size(1) & Rate(2, per=60), workers=9)
+    c.add([Job(letter, key=letter) for letter in "abcde"])
+    assert ["a:size & rate", "b:size & rate"] == take_all(c, 10.0)
+    assert (60 + 10.0, []) == (c.next_moment(), take_all(c, 69.9))
+    assert ["c:size & rate", "d:size & rate"] == take_all(c, 70.0)
+
+
+def test_a_rate_above_the_usual_memory_is_kept() -> None:
+    c = collector(Size(1) & Rate(2_000, per=60), workers=9_999)
+    c.add(jobs("a" * 3_000))
+    assert 2_000 == len(take_all(c, 10.0))
+    assert 1_000 == len(take_all(c, 70.0))
+
+
+def test_a_flush_keeps_to_a_rate_and_a_shutdown_does_not() -> None:
+    c = collector(Size(9) & Rate(1, per=60), workers=9)
+    c.add(jobs("ab"))
+    c.flush(0)
+    assert ["ab:flush"] == take_all(c, 10.0)
+    c.add(jobs("c", epoch=1))
+    c.flush(1)
+    assert ([], 70.0) == (take_all(c, 69.9), c.next_moment())
+    assert ["c:flush"] == take_all(c, 70.0)
+    c.add(jobs("d", epoch=2))
+    c.flush(1, closing=True)
+    assert ["d:shutdown"] == take_all(c, 70.1)
+
+
+def test_who_is_held_back_by_another_start_is_asked_again_when_its_turn_comes() -> None:
+    c = collector(Natural(), workers=2)
+    c.finished(4.0)  # of one of old
+    c.started(0.0)
+    c.add([Job("a", key="a"), Job("b", key="b")])
+    assert ["a:natural"] == take_all(c, 10.0)
+    c.finished(4.0)
+    assert ([], 12.0) == (take_all(c, 11.9), c.next_moment())
+    assert ["b:natural"] == take_all(c, 12.0)
+
+
+def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
+    c = collector(Size(9) | Interval(0.005))
+    assert 1 == c.wanted()
+    c.add(jobs("a"), alike=True)
+    assert ([], 8) == (take_all(c, 0.0), c.wanted())
+    c.add(jobs("bcd", submitted=0.001), alike=True)
+    assert ([], 5) == (take_all(c, 0.001), c.wanted())
+    assert (["abcd:interval"], sys.maxsize) == (take_all(c, 0.005), c.wanted())
+
+
+@pytest.mark.parametrize("case", ["far off", "of a key", "one of two"])
+def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
+    c = collector(Size(9) | Interval(1 if case == "far off" else 0.005))
+    c.add(jobs("a", key=1 if case == "of a key" else None), alike=case != "of a key")
+    if case == "one of two":
+        c.add(jobs("b", key=2))
+    assert ([], 1) == (take_all(c, 0.0), c.wanted())
 
 
 def test_the_window_shows_the_batch_and_the_flow() -> None:

@@ -5,7 +5,21 @@ from typing import Any
 
 import pytest
 
-from microbatch import NEVER, NOW, BatchingPolicy, BatchInfo, BatchReport, Interval, Natural, Size, Window
+from microbatch import (
+    NEVER,
+    NOW,
+    BatchingPolicy,
+    BatchInfo,
+    BatchReport,
+    FixedWindow,
+    Interval,
+    Natural,
+    Rate,
+    Session,
+    Size,
+    Weight,
+    Window,
+)
 
 
 class Urgent(BatchingPolicy[str]):
@@ -47,6 +61,24 @@ class Learning(BatchingPolicy[Any]):
         (Size(3) | Interval(0.5), Window(count=3, opened=10.0), NOW),
         (Size(3) & Interval(0.5), Window(count=2, opened=10.0), NEVER),
         (Size(3) & Interval(0.5), Window(count=3, opened=10.0), 10.5),
+        (Weight(10), Window(count=9, weight=9.99), NEVER),
+        (Weight(10), Window(count=1, weight=10.0), NOW),
+        (Weight(10), Window(count=1, weight=0.0), NEVER),
+        (Weight(10), Window(count=2, weight=9.0, full=True), NOW),
+        (Weight(10) & Interval(1), Window(weight=9.0, opened=10.0, full=True), 11.0),
+        (FixedWindow(5), Window(started=100.0, opened=100.0), 100.0),
+        (FixedWindow(5), Window(started=100.0, opened=100.001), 105.0),
+        (FixedWindow(5), Window(started=100.0, opened=105.0), 105.0),
+        (FixedWindow(5), Window(started=-3.0, opened=4.0), 7.0),
+        (Session(0.5), Window(count=1, opened=10.0, newest=10.0), 10.5),
+        (Session(0.5), Window(count=9, opened=10.0, newest=99.0), 99.5),
+        (Session(0), Window(newest=10.0), 10.0),
+        (Rate(1, 60), Window(count=1), NOW),
+        (Rate(1, 60), Window(count=1, sent=[10.0]), 70.0),
+        (Rate(2, 60), Window(count=1, sent=[10.0]), NOW),
+        (Rate(2, 60), Window(count=1, sent=[1.0, 10.0, 20.0]), 70.0),
+        (Size(3) & Rate(1, 60), Window(count=2, sent=[10.0]), NEVER),
+        (Size(3) & Rate(1, 60), Window(count=3, sent=[10.0]), 70.0),
         (Natural(), Window(count=1, opened=10.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.9], service_time=2.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4), 10.25),
@@ -71,6 +103,10 @@ def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: f
         (Size(3), Window(count=3), 1.0, False),
         (Size(3), Window(count=4), 1.0, False),
         (Interval(1), Window(count=10**6), 1e9, True),
+        (Weight(10), Window(weight=9.0), 1.0, True),
+        (Weight(10), Window(weight=9.0), 1.001, False),
+        (Weight(10), Window(), 11.0, False),
+        (Weight(10) | Size(3), Window(weight=9.0, count=3), 1.0, False),
         (Light(), Window(weight=9.0), 1.0, True),
         (Light(), Window(weight=9.0), 1.1, False),
         (Light() | Size(3), Window(weight=9.0, count=3), 1.0, False),
@@ -109,6 +145,8 @@ def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], windo
         (Size(3) | Interval(1), Window(count=1), 2),
         (Size(3) & Interval(1), Window(count=1), 2),
         (Urgent() | Interval(1), Window(count=1), 1),
+        (Weight(9), Window(count=1), 1),
+        (FixedWindow(1) | Session(1) | Rate(1, 1), Window(count=1), sys.maxsize),
         (Natural(), Window(count=1, returning=[9.0] * 64), 56),
         (Natural(), Window(count=1, returning=[9.0] * 7), 7),
         (Natural(), Window(count=1), 1),
@@ -128,6 +166,11 @@ def test_wants_counts_the_jobs_that_surely_make_no_difference(
         (Urgent(), Window(jobs=["now"]), "urgent"),
         (Size(3) | Interval(1), Window(count=3), "size"),
         (Size(3) | Interval(1), Window(count=2), "interval"),
+        (Weight(3), Window(), "weight"),
+        (FixedWindow(3), Window(), "fixedwindow"),
+        (Session(3), Window(), "session"),
+        (Size(3) & Rate(1, 1), Window(count=3), "size & rate"),
+        (Size(3) | Natural(), Window(count=2), "natural"),
         (Size(3) & Interval(1), Window(count=3), "size & interval"),
     ],
 )
@@ -140,6 +183,8 @@ def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], wi
     [
         "Size(3)",
         "Size(3) | Natural()",
+        "Weight(1000000) | Session(0.25)",
+        "FixedWindow(0.1) & Rate(5, per=60)",
         "Interval(0.05)",
         "Interval(0)",
         "Interval(0.123456789)",
@@ -176,6 +221,13 @@ def test_a_policy_watches_the_flow_unless_every_part_says_that_it_does_not(
     policy: BatchingPolicy[Any], watches: bool
 ) -> None:
     assert watches is policy.watches_flow
+
+
+def test_what_is_earliest_is_so_for_both_or_for_either() -> None:
+    window, rate, slow = Window[Any](count=9, sent=[10.0]), Rate(1, 60), Rate(1, 90)
+    assert (NOW, 70.0) == (Size(3).earliest(window), rate.earliest(window))
+    assert (70.0, 100.0) == ((Size(3) & rate).earliest(window), (rate & slow).earliest(window))
+    assert (NOW, 70.0) == ((Size(3) | rate).earliest(window), (slow | rate).earliest(window))
 
 
 def test_both_parts_observe_even_if_the_first_raises() -> None:
