@@ -33,7 +33,7 @@ from microbatch._clock import NEVER
 from microbatch._log import report
 from microbatch._results import OVER, WAITING, JobResult, JobState, Service
 
-__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "conclude"]
+__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "are_errors", "conclude"]
 
 Value = TypeVar("Value")
 
@@ -333,6 +333,11 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_result(self)
 
 
+def are_errors(outcomes: List[Any]) -> Iterable[bool]:
+    """Tell which of the outcomes are exceptions. By their types, for `isinstance` asks a value, which is a user's code."""
+    return map(issubclass, map(type, outcomes), repeat(BaseException))
+
+
 class Conclusion(NamedTuple):
     """What became of futures that were to get their outcomes."""
 
@@ -364,7 +369,7 @@ def conclude(
         held: whether the futures' conditions are held.
     """
     done, watched, failures, bells, called = [], [], 0, list[Bell](), []
-    for future, outcome, broken in zip(futures, outcomes, map(isinstance, outcomes, repeat(BaseException))):
+    for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
         if future.stage is not _RUNNING:
             continue
