@@ -8,9 +8,12 @@ import threading
 from typing import Dict, Iterable, List, Optional
 
 from microbatch._bells import Bell
-from microbatch._clock import NOW, Clock
+from microbatch._clock import NOW
 
 __all__ = ["Caller", "Callers"]
+
+_SOON = 0.02
+"""How many seconds callers may take to come back in any case: a hundred threads are woken in less, and nobody notices."""
 
 
 class Caller:
@@ -20,23 +23,23 @@ class Caller:
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
-        self.soon = NOW  # until when it has to wait for the next result, for us to expect it the time after
+        self.soon = NOW  # until when it has to submit the next job, for us to expect it the time after
         self.returns = False  # whether it did so the last time
 
 
 class Callers:
     """The threads that wait for results. Guarded by the mutex of the queue.
 
-    A caller is expected back for as long after a result as the processor took for that, if it came back as soon the last
-    time. Threads that wait for one result, or do something else in between, are never waited for twice.
+    A caller is expected back for a quarter of the time that the processor took for its result, if the last time it
+    submitted the next job as soon: not for longer, since whoever is held back for it then waits that much longer, and maybe
+    in vain. Threads that wait for one result, for one job after another, or for jobs of others, are never waited for twice.
 
     Attributes:
-        away: until when those who got their results are expected back, by thread, in the order in which they got them.
+        away: those who got their results lately and have not come back yet, by thread, in the order in which they got them.
     """
 
-    def __init__(self, clock: Clock, watched: bool) -> None:
-        self.away: Dict[int, float] = {}
-        self._now = clock.now
+    def __init__(self, watched: bool) -> None:
+        self.away: Dict[int, Caller] = {}
         self.watched = watched  # otherwise none of this is needed
         self._mine = threading.local()
 
@@ -48,20 +51,31 @@ class Callers:
             caller: Caller = self._mine.caller
         except AttributeError:
             caller = self._mine.caller = Caller()
-        caller.returns = self._now() <= caller.soon
+        self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
         return caller
 
     def release(self, bells: Iterable[Bell], now: float, service_time: float) -> None:
         """Note that those who have hung up these bells get their results, after a time that the processor took."""
-        for ident in [ident for ident, soon in self.away.items() if soon < now]:
-            del self.away[ident]
+        for ident, late in list(self.away.items()):
+            if late.soon < now:
+                self._give_up(ident)
         for bell in bells:
             caller: Optional[Caller] = bell.caller
             if caller is not None:
-                caller.soon = now + service_time
-                if caller.returns:
-                    self.away[caller.ident] = caller.soon
+                caller.soon = now + min(service_time, max(service_time / 4, _SOON))
+                self.away[caller.ident] = caller
+
+    def come_back(self, now: float) -> None:
+        """Note that the calling thread submits a job."""
+        caller = self.away.pop(threading.get_ident(), None)
+        if caller is not None:
+            caller.returns = now <= caller.soon
+
+    def _give_up(self, ident: int) -> None:
+        caller = self.away.pop(ident, None)
+        if caller is not None:
+            caller.returns = False
 
     def expected(self) -> List[float]:
-        """Return until when each of those who are away is expected back."""
-        return list(self.away.values())
+        """Return until when each of those who are away, and returned the last time, is expected back."""
+        return [caller.soon for caller in list(self.away.values()) if caller.returns]

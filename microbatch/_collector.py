@@ -483,6 +483,6 @@ class Collector(Generic[AnyEntry]):
             service_time=self._service_time,
             sent=self._sent,
             full=lane.full,
-            returning=self.returning if lane.key is None else (),  # of the others nobody knows for which key they come
+            returning=self.returning,
         )
         return window

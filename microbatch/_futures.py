@@ -33,7 +33,7 @@ from microbatch._clock import NEVER
 from microbatch._log import report
 from microbatch._results import OVER, WAITING, JobResult, JobState, Service
 
-__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "conclude"]
+__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "are_errors", "conclude"]
 
 Value = TypeVar("Value")
 
@@ -65,9 +65,12 @@ class Fittings(Bells):
         told: whether those who watch have been told of the outcome.
     """
 
-    callbacks: Tuple[Callable[[Any], object], ...] = ()
     watched = False
     told = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callbacks: List[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
 
 
 class _Condition(threading.Condition):
@@ -175,7 +178,7 @@ class JobFuture(Future[JobResult[Value]]):
         if self.stage not in OVER:
             with self._keeper.mutex:
                 if self.stage not in OVER:
-                    self._fit().callbacks += (fn,)
+                    self._fit().callbacks.append(fn)
                     return
         self._call(fn)
 
@@ -212,7 +215,9 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _fit(self) -> Fittings:
         if self.fittings is None:
-            self.fittings = Fittings()
+            fittings = Fittings()
+            if self.fittings is None:  # no finalizer came in and had some made
+                self.fittings = fittings
         return self.fittings
 
     def _refuse_endless_wait(self, timeout: Optional[float]) -> None:
@@ -264,7 +269,8 @@ class JobFuture(Future[JobResult[Value]]):
         """Run the done-callbacks, once; one that raises is logged and stops nothing."""
         if self.fittings is not None and self.fittings.callbacks:
             with self._keeper.mutex:
-                callbacks, self.fittings.callbacks = self.fittings.callbacks, ()
+                none: List[Any] = []
+                callbacks, self.fittings.callbacks = self.fittings.callbacks, none
             for callback in callbacks:
                 self._call(callback)
 
@@ -327,6 +333,11 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_result(self)
 
 
+def are_errors(outcomes: List[Any]) -> Iterable[bool]:
+    """Tell which of the outcomes are exceptions. By their types, for `isinstance` asks a value, which is a user's code."""
+    return map(issubclass, map(type, outcomes), repeat(BaseException))
+
+
 class Conclusion(NamedTuple):
     """What became of futures that were to get their outcomes."""
 
@@ -358,7 +369,7 @@ def conclude(
         held: whether the futures' conditions are held.
     """
     done, watched, failures, bells, called = [], [], 0, list[Bell](), []
-    for future, outcome, broken in zip(futures, outcomes, map(isinstance, outcomes, repeat(BaseException))):
+    for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
         if future.stage is not _RUNNING:
             continue

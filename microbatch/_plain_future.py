@@ -52,7 +52,7 @@ class PlainFuture(JobFuture[Value]):
         """See `JobFuture.add_done_callback`."""
         with self._keeper.mutex:
             if not self._own_fittings.told and self.stage is not JobState.CANCELLED:
-                self._own_fittings.callbacks += (fn,)
+                self._own_fittings.callbacks.append(fn)
                 return
         self._call(fn)
 
@@ -86,7 +86,7 @@ class PlainFuture(JobFuture[Value]):
             self._lock = threading.RLock()
             self._exception = outcome
             self.stage = self.stage if self.stage in OVER else JobState.FAILED
-            self._own_fittings.callbacks = ()
+            self._own_fittings.callbacks = []
             self._tell_watchers()
 
 

@@ -56,7 +56,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full: Bells = Bells()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Bells()
-        self.callers = Callers(clock, watches_callers)
+        self.callers = Callers(watches_callers)
         self.know_caller = self.callers.wait
         self.clock = clock
         self._now = clock.now
@@ -146,7 +146,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._expiring = True
         item.epoch = self.epoch
         if self._away:
-            self._away.pop(threading.get_ident(), None)
+            self.callers.come_back(item.submitted)
         # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
         # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
         # CPython 3.10 a jump lets one in).

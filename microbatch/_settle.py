@@ -5,10 +5,9 @@ import inspect
 import logging
 from collections import UserString
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
-from itertools import repeat
 from typing import Any, Dict, List
 
-from microbatch._futures import JobFuture
+from microbatch._futures import JobFuture, are_errors
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._results import BatchInfo, Service
@@ -110,8 +109,8 @@ class Delivery:
         return iter(returned)
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
-        if True in map(isinstance, values, repeat(BaseException)):
-            values = [self._unshared(value) if isinstance(value, BaseException) else value for value in values]
+        if True in are_errors(values):
+            values = [self._unshared(value) if error else value for value, error in zip(values, are_errors(values))]
         service = Service(self.info, self._started, self.service_time)
         self.failed += self._ledger.settle(futures, values, service)
 

@@ -73,11 +73,13 @@ class Worker:
         name: str,
         exit_timeout: float,
         clock: Clock,
+        keyed: bool,
         alike: bool,
         forked: bool = False,
     ) -> None:
         self.process = os.getpid()
-        self.queue = JobQueue(clock, max_pending, policy.watches_callers)
+        # Of a caller that comes back nobody knows for which key.
+        self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed)
         self.ledger = Ledger(self.queue)
         self._exit_timeout = exit_timeout
         self._processor = processor

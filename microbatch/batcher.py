@@ -171,6 +171,7 @@ class Batcher(Generic[Job, Value]):
             name=name,
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
+            keyed=key is not None,
             alike=key is None and weigh is None,
         )
         self._newest_worker = self._make_worker()

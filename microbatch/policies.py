@@ -106,8 +106,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     All methods are called from the batcher's own threads, one at a time; `fits` also from a thread in
     `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
-    An exception from `due`, `fits`, `room` or `reason` fails the jobs of that batch; so does a `due` or `room` that is no
-    number.
+    An exception from `due`, `fits`, `room`, `wants` or `reason` fails the jobs of that batch; so does a `due` or `room`
+    that is no number, and a `wants` that is no count.
     """
 
     watches_flow: bool = True
@@ -403,12 +403,12 @@ class Natural(BatchingPolicy[object]):
     """A batch goes as soon as a worker is free, with all that has come by then: the slower the processor, the larger.
 
     With several workers, starts are spaced by the service time over the workers, so that idle workers don't each take one
-    job:
+    job; but not while all of them are idle, for the last batches may have taken much longer than others will:
 
-    >>> [Natural().due(Window(opened=10.0, sent=[9.5], service_time=2.0, workers=n)) for n in (1, 4, 8)]
-    [10.0, 10.0, 10.0]
-    >>> [Natural().due(Window(opened=10.0, sent=[9.75], service_time=2.0, workers=n)) for n in (1, 4, 8)]
+    >>> [Natural().due(Window(opened=10.0, sent=[9.75], in_flight=1, service_time=2.0, workers=n)) for n in (1, 4, 8)]
     [10.0, 10.25, 10.0]
+    >>> Natural().due(Window(opened=10.0, sent=[9.75], in_flight=0, service_time=2.0, workers=4))
+    10.0
 
     And where callers who just got their results are likely to come back at once, it does not leave them without a worker,
     but waits, as long as that costs those who are here less than it saves those who are not:
@@ -424,10 +424,12 @@ class Natural(BatchingPolicy[object]):
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         due = window.opened
+        if window.full:
+            return due  # nobody can join
         pace = window.service_time / min(
             window.workers, sys.maxsize
         )  # in which a worker becomes free, when all are busy
-        if window.workers > 1 and window.sent:
+        if window.workers > 1 and window.in_flight and window.sent:
             due = max(due, window.sent[-1] + pace)
         if window.returning and window.in_flight == window.workers - 1:
             patience = pace * len(window.returning) / window.count

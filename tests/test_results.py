@@ -180,6 +180,25 @@ def test_an_exception_in_a_slot_fails_that_job_alone() -> None:
     assert JobState.FAILED is second.state
 
 
+class Proxy:
+    """Stands for something else, which it finds only when it is asked what it is."""
+
+    def __init__(self, find: Callable[[], type]) -> None:
+        self._find = find
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self._find()
+
+
+@pytest.mark.parametrize("answers", [[], [object], [ValueError]], ids=["raises", "raises the second time", "pretends"])
+def test_a_result_is_not_asked_what_it_is(answers: List[type]) -> None:
+    proxy = Proxy(answers.pop)
+    futures = run(lambda jobs: [1, proxy], "ab")
+    assert 1 == futures[0].result(timeout=0).value
+    assert proxy is futures[1].result(timeout=0).value
+
+
 def test_one_exception_object_in_several_slots_is_not_shared() -> None:
     bad = KeyError("x")
     first, second, third = errors(run(lambda jobs: [bad] * 3))

@@ -7,6 +7,7 @@ import threading
 import traceback
 from concurrent.futures import CancelledError, Executor, Future, TimeoutError, wait
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -23,6 +24,9 @@ pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some
 # Python looks for signals after these instructions, on one version or another.
 ENTRANCES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
 
+# Until 3.11, it also collects garbage where it makes a container.
+ENTRANCES_OF_FINALIZERS = (*ENTRANCES, "BUILD")
+
 
 @pytest.fixture(autouse=True)
 def no_finalizer_is_interrupted() -> Iterator[None]:
@@ -35,11 +39,18 @@ def no_finalizer_is_interrupted() -> Iterator[None]:
 class Signal:
     """Calls *handler* at the *place*-th entrance that the calling thread comes to in *modules*."""
 
-    def __init__(self, handler: Callable[[], Any], place: int, modules: Tuple[str, ...] = ("microbatch.",)) -> None:
+    def __init__(
+        self,
+        handler: Callable[[], Any],
+        place: int,
+        modules: Tuple[str, ...] = ("microbatch.",),
+        entrances: Tuple[str, ...] = ENTRANCES,
+    ) -> None:
         self.handler = handler
         self.places_left = place
         self.came = False
         self._modules = modules
+        self._entrances = entrances
         self._names: Dict[CodeType, Dict[int, str]] = {}
         self._before: Dict[FrameType, str] = {}
 
@@ -48,7 +59,7 @@ class Signal:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            entered = self._before.get(frame, "").startswith(ENTRANCES)
+            entered = self._before.get(frame, "").startswith(self._entrances)
             self._before[frame] = self._names_in(frame.f_code).get(frame.f_lasti, "")
             self.places_left -= entered
             if self.places_left < 0:
@@ -332,6 +343,23 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
         if not signal.came:
             break
     assert future.cancelled()
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["the first", "the second"])
+def test_a_callback_that_a_finalizer_leaves_anywhere_while_another_is_left_is_called(before: int) -> None:
+    for place in count():
+        called: List[JobFuture[str]] = []
+        with Batcher[str, str](lambda jobs: jobs, Size(9), clock=ManualClock()) as batcher:
+            future = batcher.submit("job")
+            for _ in range(before):
+                future.add_done_callback(called.append)
+            leave = partial(future.add_done_callback, called.append)
+            signal = Signal(leave, place, entrances=ENTRANCES_OF_FINALIZERS)
+            signal.during(leave)
+        if not signal.came:
+            break
+        assert [future] * (before + 2) == called
+    assert place > 1
 
 
 def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called() -> None:

@@ -1,0 +1,102 @@
+"""Whom a batch waits for, and for how long."""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Hashable, List, Optional
+
+import pytest
+
+from microbatch import NOW, Batcher, JobFuture, Natural, Size, Window
+from microbatch._bells import Bell
+from microbatch.testing import ManualClock
+from tests.threads import in_thread
+
+
+class Watching(Natural):
+    """Notes who is expected, and waits for nobody."""
+
+    def __init__(self) -> None:
+        self.expected: List[float] = []
+
+    def due(self, window: Window[Any]) -> float:
+        self.expected += window.returning
+        return NOW
+
+
+def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[List[Any]], List[Any]]:
+    """Return a processor that takes some time once that thread waits for the result, unless it is the other's."""
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Bell._sleep.__code__:
+            pass
+        clock.advance(seconds)
+        return jobs
+
+    return processor
+
+
+@pytest.mark.parametrize("seconds, held", [(8, 2), (1 / 32, 0.02), (1 / 128, 1 / 128)])
+def test_a_job_is_held_for_who_is_about_to_come_back_but_not_for_long(
+    seconds: float, held: float, clock: ManualClock
+) -> None:
+    caller = threading.get_ident()
+    with Batcher(slow(clock, caller, seconds), clock=clock) as batcher:
+        for job in range(2):
+            batcher.submit(job).result(timeout=10)
+        other = in_thread(lambda: batcher.submit("other").result(timeout=10))
+        clock.wait_for_sleeper(2 * seconds + held)
+        assert 2 == batcher.submit("back").result(timeout=10).batch.size
+        assert 2 == other.result(timeout=10).batch.size
+
+
+@pytest.mark.parametrize("key", [None, lambda job: None], ids=["without keys", "with a key that says nothing"])
+def test_who_comes_back_at_once_is_expected_the_next_time_where_there_are_no_keys(
+    key: Optional[Callable[[Any], Hashable]], clock: ManualClock
+) -> None:
+    watching = Watching()
+    with Batcher(slow(clock, threading.get_ident()), watching, key=key, clock=clock) as batcher:
+        for job in range(2):
+            batcher.submit(job).result(timeout=10)
+        assert [] == watching.expected
+        in_thread(lambda: batcher.submit("other").result(timeout=10)).result(timeout=10)
+    assert ([18.0] if key is None else []) == watching.expected
+
+
+@pytest.mark.parametrize("whose", ["its own", "of another thread"])
+def test_a_thread_that_waits_for_one_job_after_another_and_submits_none_is_not_expected(
+    whose: str, clock: ManualClock
+) -> None:
+    watching, go_on = Watching(), threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as waiting:
+        waiter = waiting.submit(threading.get_ident).result(timeout=10)
+        serve = slow(clock, waiter)
+        with Batcher(lambda jobs: serve(jobs) if go_on.acquire() else jobs, Size(1) | watching, clock=clock) as batcher:
+
+            def submit() -> List[JobFuture[Any]]:
+                return [batcher.submit(job) for job in range(4)]
+
+            futures = waiting.submit(submit).result(timeout=10) if whose == "its own" else submit()
+            for future in futures:
+                done = waiting.submit(future.result)
+                go_on.release()
+                done.result(timeout=10)
+    assert [] == watching.expected
+
+
+def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock: ManualClock) -> None:
+    seconds = [1.0, 3600.0]
+
+    def processor(jobs: List[int]) -> List[int]:
+        clock.advance(seconds.pop() if seconds else 0)
+        return jobs
+
+    with Batcher(processor, max_workers=4, clock=clock) as batcher:
+        assert [0, 1, 2] == [batcher.submit(job).result(timeout=10).value for job in range(3)]
+
+
+def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
+    window = Window[Any](count=1, opened=10.0, newest=10.0, sent=[9.75], in_flight=3, workers=4, service_time=2.0)
+    held = Window[Any](**{**vars(window), "returning": [11.0]})
+    assert [10.25, 10.5] == [Natural().due(each) for each in (window, held)]
+    assert 10.0 == Natural().due(Window(**{**vars(held), "full": True}))
