@@ -7,7 +7,6 @@ being woken: they travel in two groups of half the size from then on. So a polic
 import threading
 from typing import Dict, Iterable, List, Optional
 
-from microbatch._bells import Bell
 from microbatch._clock import NOW
 
 __all__ = ["Caller", "Callers"]
@@ -21,8 +20,8 @@ class Caller:
 
     __slots__ = ("ident", "soon", "returns")
 
-    def __init__(self) -> None:
-        self.ident = threading.get_ident()
+    def __init__(self, ident: int) -> None:
+        self.ident = ident
         self.soon = NOW  # until when it has to submit the next job, for us to expect it the time after
         self.returns = False  # whether it did so the last time
 
@@ -50,24 +49,23 @@ class Callers:
         try:
             caller: Caller = self._mine.caller
         except AttributeError:
-            caller = self._mine.caller = Caller()
+            caller = self._mine.caller = Caller(threading.get_ident())
         self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
         return caller
 
-    def release(self, bells: Iterable[Bell], now: float, service_time: float) -> None:
-        """Note that those who have hung up these bells get their results, after a time that the processor took."""
+    def release(self, callers: Iterable[Optional[Caller]], now: float, service_time: float) -> None:
+        """Note that these callers, as far as they are known, get their results, after a time that the processor took."""
         for ident, late in list(self.away.items()):
             if late.soon < now:
                 self._give_up(ident)
-        for bell in bells:
-            caller: Optional[Caller] = bell.caller
+        for caller in callers:
             if caller is not None:
                 caller.soon = now + min(service_time, max(service_time / 4, _SOON))
                 self.away[caller.ident] = caller
 
-    def come_back(self, now: float) -> None:
-        """Note that the calling thread submits a job."""
-        caller = self.away.pop(threading.get_ident(), None)
+    def come_back(self, ident: int, now: float) -> None:
+        """Note that a thread submits a job."""
+        caller = self.away.pop(ident, None)
         if caller is not None:
             caller.returns = now <= caller.soon
 

@@ -12,7 +12,7 @@ import heapq
 import sys
 from collections import deque
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import chain, count, repeat
 from typing import (
     Any,
     Callable,
@@ -323,18 +323,24 @@ class Collector(Generic[AnyEntry]):
         self._review(now)
         while (lane := self._timers.pop(now)) is not None:
             self._ready[lane] = None
-        while self._ready and self.has_worker and not self._broken:
-            first = next(iter(self._ready))
-            if first.asked == self._flow or not self._holds_back:
-                return self._send(first, first.forced)
-            self._change(first)
+        while (stale := self._stale()) is not None and not self._broken:
+            self._change(stale)
             self._review(now)
         if self._broken:
             return self._broken.popleft()
         if not self.has_worker:
             return None
+        for first in self._ready:
+            return self._send(first, first.forced)
         if pressed and self._lanes and not self.in_flight and self._timers.next_moment() == NEVER:
             return self._send(next(iter(self._lanes.values())), "flush")
+        return None
+
+    def _stale(self) -> Optional[_Lane[AnyEntry]]:
+        """Return the lane whose turn it would be, if what it was held back for may have changed."""
+        if self._holds_back and self.has_worker:
+            for lane in chain(self._ready, () if self.in_flight else self._lanes.values()):
+                return None if lane.asked == self._flow else lane
         return None
 
     def next_moment(self) -> float:

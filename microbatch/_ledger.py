@@ -146,7 +146,8 @@ class Ledger:
         with self.queue.mutex:
             conclusion = conclude(futures, outcomes, service, failed, held)
             if service is not None and conclusion.bells:
-                self.queue.callers.release(conclusion.bells, service.started + service.time, service.time)
+                callers = [bell.caller for bell in conclusion.bells]
+                self.queue.callers.release(callers, service.started + service.time, service.time)
             count, failures = len(conclusion.done), conclusion.failures
             # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
             # and others count too.

@@ -146,7 +146,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._expiring = True
         item.epoch = self.epoch
         if self._away:
-            self.callers.come_back(item.submitted)
+            self.callers.come_back(threading.get_ident(), item.submitted)
         # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
         # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
         # CPython 3.10 a jump lets one in).

@@ -123,7 +123,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     holds_back: bool = False
     """Whether the start or the end of a batch can make another one due later than it was.
 
-    If so, `due` is asked once more when a worker is free for the batch.
+    If so, `due` is asked once more when a worker is free for the batch; and for the oldest one, when all are.
     """
 
     history: int = 1_000
@@ -426,9 +426,8 @@ class Natural(BatchingPolicy[object]):
         due = window.opened
         if window.full:
             return due  # nobody can join
-        pace = window.service_time / min(
-            window.workers, sys.maxsize
-        )  # in which a worker becomes free, when all are busy
+        # In which a worker becomes free, when all are busy.
+        pace = window.service_time / min(window.workers, sys.maxsize)
         if window.workers > 1 and window.in_flight and window.sent:
             due = max(due, window.sent[-1] + pace)
         if window.returning and window.in_flight == window.workers - 1:

@@ -33,6 +33,7 @@ from typing import (
 )
 
 from microbatch._arguments import check_answer, check_callable, check_count, check_number
+from microbatch._callers import Caller, Callers
 from microbatch._clock import NEVER
 from microbatch._collector import Batch, Collector
 from microbatch._results import BatchInfo
@@ -173,7 +174,9 @@ class _Job:
     epoch = 0
     waiting = True
 
-    def __init__(self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: int = -1) -> None:
+    def __init__(
+        self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: Optional[Caller] = None
+    ) -> None:
         self.submitted = submitted
         self.key = key
         self.weight = weight
@@ -194,7 +197,7 @@ class _Source(Protocol):
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
         """Note that callers have their results."""
 
-    def returning(self, now: float) -> List[float]:
+    def returning(self) -> List[float]:
         """See `microbatch.Window.returning`."""
 
 
@@ -236,22 +239,21 @@ class _OpenLoop:
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
         """Nobody comes back."""
 
-    def returning(self, now: float) -> List[float]:
+    def returning(self) -> List[float]:
         return []
 
 
 class _ClosedLoop:
-    """Jobs of callers who wait for the results of those before. They are expected back as real ones are: see `Callers`."""
+    """Jobs of callers who wait for the results of those before."""
 
     alike = True
 
     def __init__(self, group: callers, chance: random.Random) -> None:
         self._group = group
         self._chance = chance
-        self._coming: List[Tuple[float, int]] = [(0.0, caller) for caller in range(min(group.count, group.jobs))]
+        self._known = Callers(watched=True)
+        self._coming = [(0.0, number, Caller(number)) for number in range(min(group.count, group.jobs))]
         self._left = group.jobs - len(self._coming)
-        self._soon = [-NEVER] * group.count
-        self._away: Dict[int, float] = {}
 
     def next_moment(self) -> float:
         return self._coming[0][0] if self._coming else NEVER
@@ -259,24 +261,23 @@ class _ClosedLoop:
     def until(self, now: float) -> List[_Job]:
         jobs = []
         while self._coming and self._coming[0][0] <= now:
-            moment, caller = heapq.heappop(self._coming)
-            self._away.pop(caller, None)
+            moment, number, caller = heapq.heappop(self._coming)
+            self._known.come_back(number, moment)
             jobs.append(_Job(moment, caller=caller))
         return jobs
 
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
-        for position, job in enumerate(jobs, 1):
-            if job.submitted <= self._soon[job.caller]:
-                self._away[job.caller] = now + service_time
-            self._soon[job.caller] = now + service_time
-            if self._left:
-                self._left -= 1
-                thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
-                heapq.heappush(self._coming, (now + thought + position * self._group.turn, job.caller))
+        self._known.release([job.caller for job in jobs], now, service_time)
+        going_on = jobs[: self._left]
+        self._left -= len(going_on)
+        for position, job in enumerate(going_on, 1):
+            assert job.caller is not None
+            thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
+            moment = now + thought + position * self._group.turn
+            heapq.heappush(self._coming, (moment, job.caller.ident, job.caller))
 
-    def returning(self, now: float) -> List[float]:
-        self._away = {caller: soon for caller, soon in self._away.items() if soon > now}
-        return list(self._away.values())
+    def returning(self) -> List[float]:
+        return self._known.expected()
 
 
 class _Simulation:
@@ -312,7 +313,7 @@ class _Simulation:
         collector.add(source.until(now), source.alike)
         while self._running and self._running[0][0] <= now:
             self._finish(source, *heapq.heappop(self._running))
-        collector.returning = source.returning(now)
+        collector.returning = source.returning()
         while (batch := collector.take(now)) is not None:
             if batch.error is not None:
                 raise batch.error

@@ -344,11 +344,25 @@ def test_who_is_held_back_by_another_start_is_asked_again_when_its_turn_comes() 
     c = collector(Natural(), workers=2)
     c.finished(4.0)  # of one of old
     c.started(0.0)
-    c.add([Job("a", key="a"), Job("b", key="b")])
+    c.add([Job("a", key="a"), Job("b", key="b"), Job("c", key="c")])
     assert ["a:natural"] == take_all(c, 10.0)
-    c.finished(4.0)
     assert ([], 12.0) == (take_all(c, 11.9), c.next_moment())
     assert ["b:natural"] == take_all(c, 12.0)
+    c.finished(4.0)
+    assert ([], 14.0) == (take_all(c, 13.9), c.next_moment())
+    assert ["c:natural"] == take_all(c, 14.0)
+
+
+def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
+    c = collector(Natural(), workers=2)
+    c.finished(4000.0)  # of one of old
+    c.started(0.0)
+    c.add(jobs("a"))
+    assert ["a:natural"] == take_all(c, 10.0)
+    c.add(jobs("b"))
+    assert ([], 2010.0) == (take_all(c, 10.5), c.next_moment())
+    c.finished(1.0)
+    assert ["b:natural"] == take_all(c, 11.0)
 
 
 def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
