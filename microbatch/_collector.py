@@ -226,7 +226,8 @@ class Collector(Generic[AnyEntry]):
         self._watches_flow = bool(policy.watches_flow)
         self._holds_back = bool(policy.holds_back)
         self._flow = 0  # counts starts and ends of batches
-        self._service_time = 0.0
+        self._service_time = 0.0  # the median of the next, so that one that was slow by far does not count
+        self._service_times: Deque[float] = deque(maxlen=9)
         self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
         self._flushed = -1
         self._closing = False
@@ -309,8 +310,8 @@ class Collector(Generic[AnyEntry]):
         self.in_flight -= 1
         self._flow += 1
         if service_time is not None:
-            known = self._service_time or service_time
-            self._service_time = known + (service_time - known) / 8  # so that the last ones count most
+            self._service_times.append(service_time)
+            self._service_time = sorted(self._service_times)[len(self._service_times) // 2]
         if self._watches_flow:
             self._change_all()
 

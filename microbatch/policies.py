@@ -57,7 +57,7 @@ class Window(Generic[Job_co]):
         in_flight: how many batches the workers are running now.
         workers: how many batches may run at once.
         started: when the batcher started.
-        service_time: how long the processor has taken for a batch of late, in seconds; 0 before it is known.
+        service_time: how many seconds the processor took for each of the last batches, the median; 0 before the first.
         sent: the moments of the batcher's latest dispatches under all keys, oldest first.
         full: a waiting job did not fit, so that nothing can join any more.
         returning: for each caller who has just got a result that it waited for, and is likely to submit the next job soon,

@@ -365,6 +365,22 @@ def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
     assert ["b:natural"] == take_all(c, 11.0)
 
 
+def test_one_slow_batch_does_not_count() -> None:
+    seen: List[float] = []
+
+    class Watching(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            seen.append(window.service_time)
+            return NOW
+
+    c = collector(Watching())
+    for time in [4.0, 4.0, 900.0, 5.0, 3.0, 3.0]:
+        c.add(jobs("a"))
+        take_all(c, 0)
+        c.finished(time)
+    assert [0.0, 4.0, 4.0, 4.0, 5.0, 4.0] == seen
+
+
 def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
     c = collector(Size(9) | Interval(0.005))
     assert 1 == c.wanted()
