@@ -8,10 +8,13 @@ import sys
 from functools import reduce
 from typing import Any, BinaryIO, Callable, ContextManager, NoReturn, Optional, Sequence
 
-from microbatch import BatchingPolicy, Interval, Size, __version__
+from microbatch import BatchingPolicy, Interval, Natural, Size, __version__
 from microbatch._arguments import MOST_THREADS, check_callable
 from microbatch._demo import run_demo
 from microbatch._jsonlines import process_lines
+from microbatch._simulate import compare, table
+from microbatch._words import parse_cost, parse_policy
+from microbatch.simulation import callers, poisson
 
 __all__ = ["main"]
 
@@ -69,6 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", default="-", metavar="FILE", help="for the results, in the order of the input")
     _add_policy(run)
     run.set_defaults(command=_run)
+
+    simulation = commands.add_parser("simulate", help="try policies on a load, in virtual time, and compare")
+    simulation.add_argument(
+        "policy", nargs="+", metavar="POLICY", help="in words of Python: 'Size(64) | Interval(0.005)'"
+    )
+    simulation.add_argument("--cost", type=_cost, required=True, help="of a batch, and of each job in it: 5ms+20us")
+    load = simulation.add_mutually_exclusive_group(required=True)
+    load.add_argument("--rate", type=_rate, metavar="N", help="jobs a second, that know nothing of each other")
+    load.add_argument(
+        "--callers", type=_count, metavar="N", help="callers who each wait for a result before the next job"
+    )
+    simulation.add_argument("--jobs", type=_count, default=20_000, metavar="N", help="jobs in all (%(default)s)")
+    simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
+    simulation.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)")
+    simulation.set_defaults(command=_simulate)
     return parser
 
 
@@ -102,8 +120,34 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number of seconds of at least 0, got {text!r}") from None
 
 
+def _rate(text: str) -> float:
+    if _seconds(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return float(text)
+
+
+def _cost(text: str) -> Callable[[int], float]:
+    try:
+        return parse_cost(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
-    return Size(options.size) | Interval(options.interval)
+    return Size(options.size) | (Interval(options.interval) if options.interval else Natural())
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    arrivals = (
+        poisson(options.rate, options.jobs) if options.rate else callers(options.callers, options.jobs, turn=30e-6)
+    )
+    try:
+        policies = [parse_policy(text) for text in options.policy]
+    except ValueError as error:
+        raise BadUsage(f"a policy {error}") from None
+    reports = compare(policies, arrivals, options.cost, max_workers=options.workers, seed=options.seed)
+    print(*table(reports), sep="\n")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -392,3 +392,44 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert 0 == left.value.code
     assert re.match(r"microbatch \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_simulate_compares_policies_on_one_load(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "simulate",
+        "Size(4)",
+        "Size(8) | Interval(0.005)",
+        "--cost",
+        "5ms+20us",
+        "--rate",
+        "100",
+        "--jobs",
+        "64",
+    ]
+    assert 0 == main([*command, "--workers", "2", "--seed", "3"])
+    head, four, eight = capsys.readouterr().out.splitlines()
+    assert "policy mean ms p50 ms p95 ms p99 ms batch calls busy went by" == " ".join(head.split())
+    assert four.startswith("Size(4) ") and four.endswith("size 16")
+    assert eight.startswith("Size(8) | Interval(0.005) ") and "interval" in eight
+
+
+def test_simulate_knows_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["simulate", "Natural()", "--cost", "5ms", "--callers", "8", "--jobs", "8000"])
+    assert "8.0" in capsys.readouterr().out.splitlines()[1].split()
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["Size(0)", "--cost", "5ms", "--rate", "1"], "a policy Size: n must be at least 1, got 0"),
+        (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a time for each batch"),
+        (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
+        (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers is required"),
+        (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),
+    ],
+)
+def test_simulate_refuses_what_makes_no_sense(
+    options: List[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 2 == main(["simulate", *options])
+    assert complaint in capsys.readouterr().err

@@ -21,7 +21,7 @@ LAYERS = [
     {"batcher"},
     {"decorator", "simulation", "testing"},
     {"__init__"},
-    {"_demo", "_jsonlines"},
+    {"_demo", "_jsonlines", "_simulate", "_words"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,57 @@
+"""Policies and costs in words."""
+
+from typing import Any
+
+import pytest
+
+from microbatch._words import parse_cost, parse_policy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Size(64)",
+        "Weight(1.5) | FixedWindow(0.1)",
+        "(Size(64) | Interval(0.005)) & Rate(5, per=60)",
+        "Session(2) & Size(3) | Natural()",
+    ],
+)
+def test_a_policy_is_read_as_it_is_written(text: str) -> None:
+    assert text == repr(parse_policy(f" {text}"))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must be made of FixedWindow, .*Weight with | and &, got ''"),
+        ("Size", "must be made of"),
+        ("Size(3) +", "must be made of"),
+        ("Size(3) + Size(4)", "must be made of"),
+        ("Size(3) | 4", "must be made of"),
+        ("BatchingPolicy()", "must be made of"),
+        ("__import__('os').system('true')", "must be made of"),
+        ("(" * 9999, "must be made of"),
+        ("Size(0)", "Size: n must be at least 1, got 0"),
+        ("Size()", "Size: .*missing"),
+        ("Size(m=3)", "Size: .*unexpected"),
+        ("Size(open('x'))", "Size: malformed node"),
+        ("Size(*[3])", "Size: malformed node"),
+    ],
+)
+def test_what_is_no_policy_is_refused_and_never_run(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    "text, size, seconds",
+    [("5ms", 100, 0.005), ("5ms+20us", 100, 0.007), (" 1.5 s + .5s ".replace(" s", "s"), 2, 2.5), ("0s+1us", 3, 3e-6)],
+)
+def test_a_cost_is_a_time_for_the_batch_and_one_for_each_job(text: str, size: int, seconds: float) -> None:
+    assert pytest.approx(seconds) == parse_cost(text)(size)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 ms", "5ms+", "5m", "-5ms", "5ms+2", "1e3s", "5ms+20us+1s"])
+def test_what_is_no_cost_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="must be a time for each batch and one for each job, as in 5ms.20us, got"):
+        parse_cost(text)
