@@ -1,6 +1,6 @@
 """The state machine that forms batches: jobs and moments in, batches out.
 
-It knows no thread, no lock and no clock, and is driven by one thread. Per key there is a `_Lane`: the open batch, and
+It knows no thread, no lock and no clock, and is driven by one thread. Per key there is a `Lane`: the open batch, and
 behind it the jobs that wait because they do not fit any more. Keys without jobs cost nothing.
 
 The policy is asked about a lane only after something changed for it, and its answer is kept: as a timer while it lies
@@ -8,105 +8,22 @@ ahead, and then in a line of lanes that wait for a free worker, first come first
 the others.
 """
 
-import heapq
 import sys
 from collections import deque
 from dataclasses import dataclass
-from itertools import chain, count, repeat
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Generic,
-    Hashable,
-    Iterable,
-    List,
-    Optional,
-    Protocol,
-    Sequence,
-    Tuple,
-    TypeVar,
-    overload,
-)
+from itertools import chain, repeat
+from typing import Any, Deque, Dict, Generic, Hashable, Iterable, List, Optional, Sequence
 
 from microbatch._arguments import check_answer, check_count
 from microbatch._clock import NEVER, NOW
+from microbatch._lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
 from microbatch.policies import BatchingPolicy, Window
 
-__all__ = ["Batch", "Collector", "Entry"]
-
-
-class Entry(Protocol):
-    """What the collector needs of a job. `JobFuture` is one."""
-
-    @property
-    def job(self) -> Any:
-        """The job itself."""
-
-    @property
-    def key(self) -> Hashable:
-        """Jobs of unequal keys share no batch."""
-
-    @property
-    def weight(self) -> float:
-        """What the job adds to the weight of its batch."""
-
-    @property
-    def submitted(self) -> float:
-        """When it was accepted. Jobs are added in this order."""
-
-    @property
-    def expires(self) -> float:
-        """When it is to be dropped; `NEVER` if not."""
-
-    @property
-    def epoch(self) -> int:
-        """Grows with `submitted`: see `Collector.flush`."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the job is still wanted. May turn false at any time, never true again."""
-
+__all__ = ["Batch", "Collector"]
 
 _SHORT = 0.01
 """How long jobs may wait, in seconds, before they are told that they are in a batch, if that saves work."""
-
-AnyEntry = TypeVar("AnyEntry", bound=Entry)
-Thing = TypeVar("Thing")
-
-
-class _Alarms(Generic[Thing]):
-    """Things to come back to at their moments, the earliest first. Those that *holds* denies are forgotten."""
-
-    def __init__(self, holds: Callable[[Thing, float], bool]) -> None:
-        self._holds = holds
-        self._heap: List[Tuple[float, int, Thing]] = []
-        self._ticks = count()  # so that things are never compared
-        self._limit = 64
-
-    def push(self, moment: float, thing: Thing) -> None:
-        """Add one. Now and then this looks through all of them, so that the forgotten ones don't pile up."""
-        if len(self._heap) >= self._limit:
-            self._heap = [alarm for alarm in self._heap if self._holds(alarm[2], alarm[0])]
-            heapq.heapify(self._heap)
-            self._limit = 64 + 2 * len(self._heap)
-        heapq.heappush(self._heap, (moment, next(self._ticks), thing))
-
-    def pop(self, now: float) -> Optional[Thing]:
-        """Take out and return the earliest whose moment has come, if any has."""
-        return heapq.heappop(self._heap)[2] if self.next_moment() <= now else None
-
-    def next_moment(self) -> float:
-        """Return the earliest moment, or `NEVER`."""
-        while self._heap and not self._holds(self._heap[0][2], self._heap[0][0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else NEVER
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._heap.clear()
 
 
 @dataclass(frozen=True)
@@ -118,95 +35,6 @@ class Batch(Generic[AnyEntry]):
     entries: List[AnyEntry]
     weight: float = 0.0
     error: Optional[BaseException] = None
-
-
-class _Jobs(Sequence[Any]):
-    """The jobs of some entries, unwrapped when looked at: most policies never look."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._entries = entries
-        self._jobs: Optional[Tuple[Any, ...]] = None
-
-    def _unwrapped(self) -> Tuple[Any, ...]:
-        if self._jobs is None:
-            self._jobs = tuple(entry.job for entry in self._entries)
-        return self._jobs
-
-    def __len__(self) -> int:
-        return len(self._unwrapped())
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Tuple[Any, ...]: ...
-    def __getitem__(self, index: Any) -> Any:
-        return self._unwrapped()[index]
-
-    def __repr__(self) -> str:
-        return repr(self._unwrapped())
-
-
-class _Key:
-    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises."""
-
-    __slots__ = ("_key", "_hash")
-
-    def __init__(self, key: Hashable) -> None:
-        self._key = key
-        try:
-            self._hash = hash(key)
-        except BaseException:  # it had one in submit
-            self._hash = id(key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        try:
-            return isinstance(other, _Key) and (self._key is other._key or bool(self._key == other._key))
-        except BaseException:
-            return False
-
-
-def _safe(key: Hashable) -> Hashable:
-    return key if key is None or type(key) in (str, int, bytes) else _Key(key)
-
-
-class _Lane(Generic[AnyEntry]):
-    """The jobs of one key."""
-
-    __slots__ = (
-        "key",
-        "place",
-        "open",
-        "weight",
-        "backlog",
-        "thinned",
-        "dead",
-        "alike",
-        "full",
-        "changed",
-        "due",
-        "forced",
-        "wanted",
-        "asked",
-    )
-
-    def __init__(self, key: Hashable, place: Hashable) -> None:
-        self.key = key
-        self.place = place  # in the dict of lanes
-        self.open: List[AnyEntry] = []  # the open batch, in order
-        self.weight = 0.0
-        self.backlog: Deque[AnyEntry] = deque()
-        self.thinned = False  # some of the open batch may not be waiting any more
-        self.dead = 0  # at most how many of the backlog are not, either
-        self.alike = True  # all of its jobs weigh 1
-        self.full = False  # the first of the backlog did not fit
-        self.changed = False  # the policy is to be asked again
-        self.due = NEVER  # what it answered last
-        self.forced: Optional[str] = None  # the trigger, where it is not the policy's
-        self.asked = 0  # at which count of starts and ends the policy answered last
-        self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
 
 
 class Collector(Generic[AnyEntry]):
@@ -231,12 +59,12 @@ class Collector(Generic[AnyEntry]):
         self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
         self._flushed = -1
         self._closing = False
-        self._lanes: Dict[Hashable, _Lane[AnyEntry]] = {}
-        self._changed: Deque[_Lane[AnyEntry]] = deque()
-        self._ready: Dict[_Lane[AnyEntry], None] = {}  # the line for a worker; a dict so that any one can leave it
+        self._lanes: Dict[Hashable, Lane[AnyEntry]] = {}
+        self._changed: Deque[Lane[AnyEntry]] = deque()
+        self._ready: Dict[Lane[AnyEntry], None] = {}  # the line for a worker; a dict so that any one can leave it
         self._broken: Deque[Batch[AnyEntry]] = deque()
-        self._timers: _Alarms[_Lane[AnyEntry]] = _Alarms(lambda lane, due: lane.due == due and lane not in self._ready)
-        self._expiries: _Alarms[AnyEntry] = _Alarms(lambda entry, _: entry.waiting)
+        self._timers: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, due: lane.due == due and lane not in self._ready)
+        self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry.waiting)
 
     def __bool__(self) -> bool:
         """Return whether any job waits here."""
@@ -255,7 +83,7 @@ class Collector(Generic[AnyEntry]):
         if alike and entries:
             self._lane(None, alike).backlog.extend(entries)
             return
-        lane: Optional[_Lane[AnyEntry]] = None
+        lane: Optional[Lane[AnyEntry]] = None
         for entry in entries:
             if lane is None or entry.key is not lane.key:
                 lane = self._lane(entry.key, alike)
@@ -263,12 +91,12 @@ class Collector(Generic[AnyEntry]):
             if entry.expires != NEVER:
                 self._expiries.push(entry.expires, entry)
 
-    def _lane(self, key: Hashable, alike: bool) -> _Lane[AnyEntry]:
+    def _lane(self, key: Hashable, alike: bool) -> Lane[AnyEntry]:
         """Return the lane that jobs are added to."""
-        place = _safe(key)
+        place = safe(key)
         lane = self._lanes.get(place)
         if lane is None:
-            lane = self._lanes[place] = _Lane(key, place)
+            lane = self._lanes[place] = Lane(key, place)
         lane.alike = lane.alike and alike
         self._change(lane)
         return lane
@@ -276,7 +104,7 @@ class Collector(Generic[AnyEntry]):
     def drop(self, entries: Iterable[AnyEntry]) -> None:
         """Forget jobs that are not `Entry.waiting` any more. Those that went already are passed over."""
         for entry in entries:
-            lane = self._lanes.get(_safe(entry.key))
+            lane = self._lanes.get(safe(entry.key))
             if lane is not None:
                 lane.thinned = True
                 lane.dead += 1
@@ -337,7 +165,7 @@ class Collector(Generic[AnyEntry]):
             return self._send(next(iter(self._lanes.values())), "flush")
         return None
 
-    def _stale(self) -> Optional[_Lane[AnyEntry]]:
+    def _stale(self) -> Optional[Lane[AnyEntry]]:
         """Return the lane whose turn it would be, if what it was held back for may have changed."""
         if self._holds_back and self.has_worker:
             for lane in chain(self._ready, () if self.in_flight else self._lanes.values()):
@@ -361,7 +189,7 @@ class Collector(Generic[AnyEntry]):
                 return lane.wanted
         return 1
 
-    def _change(self, lane: _Lane[AnyEntry]) -> None:
+    def _change(self, lane: Lane[AnyEntry]) -> None:
         if not lane.changed:
             lane.changed = True
             self._changed.append(lane)
@@ -384,7 +212,7 @@ class Collector(Generic[AnyEntry]):
             except BaseException as error:
                 self._broken.append(Batch(lane.key, "", self._empty(lane), error=error))
 
-    def _fill(self, lane: _Lane[AnyEntry]) -> None:
+    def _fill(self, lane: Lane[AnyEntry]) -> None:
         """Let jobs of the backlog join the open batch, in order, until one does not fit."""
         self._forget_dead(lane)
         while lane.backlog and not lane.full:
@@ -399,7 +227,7 @@ class Collector(Generic[AnyEntry]):
                 raise JobTooLarge(first.weight)
             self._forget_dead(lane)
 
-    def _join(self, lane: _Lane[AnyEntry], room: float) -> None:
+    def _join(self, lane: Lane[AnyEntry], room: float) -> None:
         backlog = lane.backlog
         if room < len(backlog):
             entries = list(map(deque.popleft, repeat(backlog, int(room))))
@@ -412,7 +240,7 @@ class Collector(Generic[AnyEntry]):
         lane.weight += len(entries) if lane.alike else sum([entry.weight for entry in entries])
         self.joined += entries
 
-    def _forget_dead(self, lane: _Lane[AnyEntry]) -> None:
+    def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
         if lane.thinned:
             lane.thinned = False
             lane.open = [entry for entry in lane.open if entry.waiting]
@@ -424,7 +252,7 @@ class Collector(Generic[AnyEntry]):
             lane.backlog.popleft()
             lane.dead -= 1
 
-    def _ask(self, lane: _Lane[AnyEntry], now: float) -> None:
+    def _ask(self, lane: Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join the line for a worker."""
         due = check_answer("the due() of a policy", self.policy.due(self._window(lane)))
         lane.asked = self._flow
@@ -449,7 +277,7 @@ class Collector(Generic[AnyEntry]):
             if due != NEVER:
                 self._timers.push(due, lane)
 
-    def _send(self, lane: _Lane[AnyEntry], trigger: Optional[str]) -> Batch[AnyEntry]:
+    def _send(self, lane: Lane[AnyEntry], trigger: Optional[str]) -> Batch[AnyEntry]:
         try:
             # Twice, for the first may give an instance of a subclass of str, which hashes as it likes.
             trigger = trigger or str.__str__(str(self.policy.reason(self._window(lane))))
@@ -457,23 +285,23 @@ class Collector(Generic[AnyEntry]):
             return Batch(lane.key, "", self._empty(lane), error=error)
         return Batch(lane.key, trigger, self._empty(lane), lane.weight)
 
-    def _empty(self, lane: _Lane[AnyEntry]) -> List[AnyEntry]:
+    def _empty(self, lane: Lane[AnyEntry]) -> List[AnyEntry]:
         """Take the open batch out, and let the next one of the lane begin."""
         entries = lane.open or [lane.backlog.popleft()]
         self._retire(lane)
         if lane.backlog:
-            successor: _Lane[AnyEntry] = _Lane(lane.key, lane.place)
+            successor: Lane[AnyEntry] = Lane(lane.key, lane.place)
             successor.backlog, successor.dead, successor.alike = lane.backlog, lane.dead, lane.alike
             self._lanes[lane.place] = successor  # at the end: the lanes are in the order of their oldest jobs
             self._change(successor)
         return entries
 
-    def _retire(self, lane: _Lane[AnyEntry]) -> None:
+    def _retire(self, lane: Lane[AnyEntry]) -> None:
         del self._lanes[lane.place]
         self._ready.pop(lane, None)
         lane.due = NEVER  # which voids its timer
 
-    def _window(self, lane: _Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
+    def _window(self, lane: Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
         first, last = (lane.open[0], lane.open[-1]) if lane.open else (joining, joining)
         assert first is not None and last is not None
         window: Window[Any] = object.__new__(Window)
@@ -482,7 +310,7 @@ class Collector(Generic[AnyEntry]):
             weight=lane.weight,
             opened=first.submitted,
             newest=last.submitted,
-            jobs=_Jobs(lane.open),
+            jobs=Jobs(lane.open),
             key=lane.key,
             in_flight=self.in_flight,
             workers=self.workers,

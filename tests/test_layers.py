@@ -12,7 +12,7 @@ PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
     {"errors", "_bells", "_clock", "_arguments", "_log"},
-    {"_callers", "_process", "_results"},
+    {"_callers", "_lanes", "_process", "_results"},
     {"_futures", "policies"},
     {"_plain_future", "_queue"},
     {"_ledger", "_collector"},

@@ -1,0 +1,181 @@
+"""What the collector keeps: the jobs of each key, and what it has to come back to."""
+
+import heapq
+from collections import deque
+from itertools import count
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Generic,
+    Hashable,
+    Iterable,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    TypeVar,
+    overload,
+)
+
+from microbatch._clock import NEVER
+
+__all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "safe"]
+
+
+class Entry(Protocol):
+    """What the collector needs of a job. `JobFuture` is one."""
+
+    @property
+    def job(self) -> Any:
+        """The job itself."""
+
+    @property
+    def key(self) -> Hashable:
+        """Jobs of unequal keys share no batch."""
+
+    @property
+    def weight(self) -> float:
+        """What the job adds to the weight of its batch."""
+
+    @property
+    def submitted(self) -> float:
+        """When it was accepted. Jobs are added in this order."""
+
+    @property
+    def expires(self) -> float:
+        """When it is to be dropped; `NEVER` if not."""
+
+    @property
+    def epoch(self) -> int:
+        """Grows with `submitted`: see `Collector.flush`."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the job is still wanted. May turn false at any time, never true again."""
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+Thing = TypeVar("Thing")
+
+
+class Alarms(Generic[Thing]):
+    """Things to come back to at their moments, the earliest first. Those that *holds* denies are forgotten."""
+
+    def __init__(self, holds: Callable[[Thing, float], bool]) -> None:
+        self._holds = holds
+        self._heap: List[Tuple[float, int, Thing]] = []
+        self._ticks = count()  # so that things are never compared
+        self._limit = 64
+
+    def push(self, moment: float, thing: Thing) -> None:
+        """Add one. Now and then this looks through all of them, so that the forgotten ones don't pile up."""
+        if len(self._heap) >= self._limit:
+            self._heap = [alarm for alarm in self._heap if self._holds(alarm[2], alarm[0])]
+            heapq.heapify(self._heap)
+            self._limit = 64 + 2 * len(self._heap)
+        heapq.heappush(self._heap, (moment, next(self._ticks), thing))
+
+    def pop(self, now: float) -> Optional[Thing]:
+        """Take out and return the earliest whose moment has come, if any has."""
+        return heapq.heappop(self._heap)[2] if self.next_moment() <= now else None
+
+    def next_moment(self) -> float:
+        """Return the earliest moment, or `NEVER`."""
+        while self._heap and not self._holds(self._heap[0][2], self._heap[0][0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else NEVER
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._heap.clear()
+
+
+class Jobs(Sequence[Any]):
+    """The jobs of some entries, unwrapped when looked at: most policies never look."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = entries
+        self._jobs: Optional[Tuple[Any, ...]] = None
+
+    def _unwrapped(self) -> Tuple[Any, ...]:
+        if self._jobs is None:
+            self._jobs = tuple(entry.job for entry in self._entries)
+        return self._jobs
+
+    def __len__(self) -> int:
+        return len(self._unwrapped())
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Tuple[Any, ...]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._unwrapped()[index]
+
+    def __repr__(self) -> str:
+        return repr(self._unwrapped())
+
+
+class _Key:
+    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises."""
+
+    __slots__ = ("_key", "_hash")
+
+    def __init__(self, key: Hashable) -> None:
+        self._key = key
+        try:
+            self._hash = hash(key)
+        except BaseException:  # it had one in submit
+            self._hash = id(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, _Key) and (self._key is other._key or bool(self._key == other._key))
+        except BaseException:
+            return False
+
+
+def safe(key: Hashable) -> Hashable:
+    return key if key is None or type(key) in (str, int, bytes) else _Key(key)
+
+
+class Lane(Generic[AnyEntry]):
+    """The jobs of one key."""
+
+    __slots__ = (
+        "key",
+        "place",
+        "open",
+        "weight",
+        "backlog",
+        "thinned",
+        "dead",
+        "alike",
+        "full",
+        "changed",
+        "due",
+        "forced",
+        "wanted",
+        "asked",
+    )
+
+    def __init__(self, key: Hashable, place: Hashable) -> None:
+        self.key = key
+        self.place = place  # in the dict of lanes
+        self.open: List[AnyEntry] = []  # the open batch, in order
+        self.weight = 0.0
+        self.backlog: Deque[AnyEntry] = deque()
+        self.thinned = False  # some of the open batch may not be waiting any more
+        self.dead = 0  # at most how many of the backlog are not, either
+        self.alike = True  # all of its jobs weigh 1
+        self.full = False  # the first of the backlog did not fit
+        self.changed = False  # the policy is to be asked again
+        self.due = NEVER  # what it answered last
+        self.forced: Optional[str] = None  # the trigger, where it is not the policy's
+        self.asked = 0  # at which count of starts and ends the policy answered last
+        self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
