@@ -18,7 +18,7 @@ from microbatch._arguments import check_answer, check_count
 from microbatch._clock import NEVER, NOW
 from microbatch._lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
-from microbatch.policies import BatchingPolicy, Window
+from microbatch._policy import BatchingPolicy, Window
 
 __all__ = ["Batch", "Collector"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
-from microbatch.policies import BatchingPolicy
+from microbatch._policy import BatchingPolicy
 from microbatch.simulation import Arrivals, SimulationReport, simulate
 
 __all__ = ["compare", "table"]

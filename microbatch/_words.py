@@ -5,7 +5,7 @@ import re
 from typing import Any, Callable, Dict, Type
 
 from microbatch import policies
-from microbatch.policies import BatchingPolicy
+from microbatch._policy import BatchingPolicy
 
 __all__ = ["parse_cost", "parse_policy"]
 

@@ -27,7 +27,7 @@ from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
-from microbatch.policies import BatchingPolicy, BatchReport
+from microbatch._policy import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
 

@@ -43,7 +43,8 @@ from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.errors import BacklogFull, JobTooLarge
-from microbatch.policies import BatchingPolicy, Natural, Size, Window, check_policy
+from microbatch._policy import BatchingPolicy, Window, check_policy
+from microbatch.policies import Natural, Size
 
 __all__ = ["BatchProcessor", "Batcher", "DEFAULT_POLICY"]
 

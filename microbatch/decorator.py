@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optio
 from microbatch._futures import JobFuture
 from microbatch._results import JobResult
 from microbatch.batcher import DEFAULT_POLICY, Batcher
-from microbatch.policies import BatchingPolicy, check_policy
+from microbatch._policy import BatchingPolicy, check_policy
 
 __all__ = ["BatchedFunction", "batched"]
 

@@ -37,7 +37,7 @@ from microbatch._callers import Caller, Callers
 from microbatch._clock import NEVER
 from microbatch._collector import Batch, Collector
 from microbatch._results import BatchInfo
-from microbatch.policies import BatchingPolicy, BatchReport, check_policy
+from microbatch._policy import BatchingPolicy, BatchReport, check_policy
 
 __all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
 

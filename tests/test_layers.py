@@ -13,8 +13,8 @@ PACKAGE = Path(microbatch.__file__).parent
 LAYERS = [
     {"errors", "_bells", "_clock", "_arguments", "_log"},
     {"_callers", "_lanes", "_process", "_results"},
-    {"_futures", "policies"},
-    {"_plain_future", "_queue"},
+    {"_futures", "_policy"},
+    {"_plain_future", "_queue", "policies"},
     {"_ledger", "_collector"},
     {"_settle"},
     {"_worker"},

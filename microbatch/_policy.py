@@ -1,0 +1,295 @@
+"""What every policy is: a pure decider. The policies themselves are in ``policies.py``."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, Hashable, Sequence, TypeVar
+
+from microbatch._arguments import check_count, check_flag, shown
+from microbatch._clock import NEVER, NOW
+from microbatch._results import BatchInfo
+
+__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy"]
+
+Job = TypeVar("Job")
+Job_contra = TypeVar("Job_contra", contravariant=True)
+Job_co = TypeVar("Job_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Window(Generic[Job_co]):
+    """What a policy sees of one open batch and of the batcher around it.
+
+    It holds for the one question it is asked with. All moments are of the batcher's monotonic clock, in seconds.
+
+    Attributes:
+        count: the jobs in the batch.
+        weight: their weights, added up.
+        opened: when the first of them was submitted.
+        newest: when the last of them was submitted.
+        jobs: the jobs themselves, read-only.
+        key: what their ``key`` is, None without a key function.
+        in_flight: how many batches the workers are running now.
+        workers: how many batches may run at once.
+        started: when the batcher started.
+        service_time: how many seconds the processor took for each of the last batches, the median; 0 before the first.
+        sent: the moments of the batcher's latest dispatches under all keys, oldest first.
+        full: a waiting job did not fit, so that nothing can join any more.
+        returning: for each caller who has just got a result that it waited for, and is likely to submit the next job soon,
+            the moment until which that is so; only for a policy that `BatchingPolicy.watches_callers`, and where jobs
+            have no keys.
+    """
+
+    count: int = 0
+    weight: float = 0.0
+    opened: float = 0.0
+    newest: float = 0.0
+    jobs: Sequence[Job_co] = ()
+    key: Hashable = None
+    in_flight: int = 0
+    workers: int = 1
+    started: float = 0.0
+    service_time: float = 0.0
+    sent: Sequence[float] = ()
+    full: bool = False
+    returning: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """How one batch went, for a policy that learns.
+
+    Attributes:
+        batch: the batch.
+        service_time: seconds from the call of the processor to its last result.
+        failed: how many of its jobs failed.
+    """
+
+    batch: BatchInfo
+    service_time: float
+    failed: int
+
+
+class BatchingPolicy(ABC, Generic[Job_contra]):
+    """Decides when a batch goes. Subclass it, define `due`, and combine with ``|`` (either) and ``&`` (both).
+
+    >>> from microbatch import Size
+    >>> class Urgent(BatchingPolicy[dict[str, bool]]):
+    ...     def due(self, window: Window[dict[str, bool]]) -> float:
+    ...         return NOW if any(job["urgent"] for job in window.jobs) else NEVER
+    >>> (Urgent() | Size(2)).due(Window(count=1, jobs=[{"urgent": True}]))
+    -inf
+
+    All methods are called from the batcher's own threads, one at a time; `fits` also from a thread in
+    `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
+    An exception from `due`, `fits`, `room`, `wants` or `reason` fails the jobs of that batch; so does a `due` or `room`
+    that is no number, and a `wants` that is no count.
+    """
+
+    watches_flow: bool = True
+    """Whether `due` looks at `Window.in_flight` or `Window.sent`, or learns in `observe`.
+
+    True, the safe answer, has every open batch looked at again whenever a batch starts or ends.
+    With thousands of keys, say False where that is the truth.
+    """
+
+    watches_callers: bool = False
+    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
+
+    holds_back: bool = False
+    """Whether the start or the end of a batch can make another one due later than it was.
+
+    If so, `due` is asked once more when a worker is free for the batch; and for the oldest one, when all are.
+    """
+
+    history: int = 1_000
+    """How many moments `Window.sent` holds at most: the latest."""
+
+    @abstractmethod
+    def due(self, window: Window[Job_contra]) -> float:
+        """Return the moment from which the batch may go: `NOW`, `NEVER`, or any moment between.
+
+        It is asked again when a job has joined or left the batch, and then holds until the next such change.
+        A batch that is due goes as soon as a worker is free, and takes what still fits until then.
+        """
+
+    def fits(self, window: Window[Job_contra], weight: float) -> bool:
+        """Return whether one more job of this weight may join: the hard limit, held on every path.
+
+        A job that does not fit an empty window fits nowhere, and is `JobTooLarge`: raised by `Batcher.submit` where the
+        batcher weighs its jobs, and otherwise what its future fails with.
+        """
+        return True
+
+    def room(self, window: Window[Job_contra]) -> float:
+        """Return how many more jobs surely fit whatever they weigh; `fits` is then not asked for them.
+
+        This only saves questions. By default all of them; none in a class that has a `fits` of its own.
+        """
+        return NEVER
+
+    def earliest(self, window: Window[Job_contra]) -> float:
+        """Return the moment before which not even a flush makes the batch go. By default `NOW`."""
+        return NOW
+
+    def wants(self, window: Window[Job_contra]) -> int:
+        """Return how many more jobs must join before `due` can be sooner than it is now: asked again then, or when it is due.
+
+        This only saves questions, and is only asked when `due` is near. By default 1: `due` is asked for each job.
+        """
+        return 1
+
+    def needs(self) -> int:
+        """Return how many jobs must be together before a batch can be due at all: 0 unless the policy counts jobs."""
+        return 0
+
+    def observe(self, report: BatchReport) -> None:
+        """Take note of how a batch went. An exception is logged and changes nothing."""
+
+    def reason(self, window: Window[Job_contra]) -> str:
+        """Return the word for why the batch goes, which becomes `BatchInfo.trigger`: the class's name in lower case."""
+        return type(self).__name__.lower()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let no subclass inherit an answer that was given for what it overrides."""
+        super().__init_subclass__(**options)
+        if _depth(cls, "fits") < _depth(cls, "room"):
+            cls.room = _no_room  # type: ignore[method-assign]
+        if _depth(cls, "due") < _depth(cls, "needs"):
+            cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
+        if _depth(cls, "due") < _depth(cls, "wants"):
+            cls.wants = BatchingPolicy.wants  # type: ignore[method-assign]
+        if min(_depth(cls, "due"), _depth(cls, "observe")) < _depth(cls, "watches_flow"):
+            cls.watches_flow = True
+
+    def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
+        return Either(self, other)
+
+    def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
+        return Both(self, other)
+
+
+def _depth(cls: type, name: str) -> int:
+    # Not only the class itself: it may have the method from a mixin, which stands before the policy.
+    return next(depth for depth, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
+    """Return 0: a `fits` of its own has to be asked for each job."""
+    return 0.0
+
+
+def check_policy(name: str, value: Any, hint: str = "") -> None:
+    """Raise TypeError or ValueError unless *value* is a policy, and what it says of itself makes sense."""
+    if not isinstance(value, BatchingPolicy):
+        raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
+    check_count("the needs() of a policy", value.needs(), 0)
+    for name in ("watches_flow", "watches_callers", "holds_back"):
+        check_flag(f"the {name} of a policy", getattr(value, name))
+    check_count("the history of a policy", value.history)
+
+
+# Not `min` and `max`, which pass over a NaN or not, as it comes: here it comes out, and the batcher refuses it.
+
+
+def _least(first: float, second: float) -> float:
+    return first if first < second or first != first else second
+
+
+def _most(first: float, second: float) -> float:
+    return first if first > second or first != first else second
+
+
+class _Pair(BatchingPolicy[Job]):
+    """Two policies as one: a job joins only where both let it."""
+
+    def __init__(self, first: BatchingPolicy[Job], second: BatchingPolicy[Job]) -> None:
+        for part in (first, second):
+            check_policy("a part of a policy", part)
+        self.first = first
+        self.second = second
+        self.watches_flow = first.watches_flow or second.watches_flow
+        self.watches_callers = first.watches_callers or second.watches_callers
+        self.holds_back = first.holds_back or second.holds_back
+        self.history = max(first.history, second.history)
+
+    def fits(self, window: Window[Job], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return self.first.fits(window, weight) and self.second.fits(window, weight)
+
+    def room(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.room`."""
+        return _least(self.first.room(window), self.second.room(window))
+
+    def wants(self, window: Window[Job]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return min(self.first.wants(window), self.second.wants(window))
+
+    def observe(self, report: BatchReport) -> None:
+        """Hand the report to both, to the second even if the first raises."""
+        try:
+            self.first.observe(report)
+        finally:
+            self.second.observe(report)
+
+
+class Either(_Pair[Job]):
+    """What ``a | b`` makes: a batch goes when one of the two says so.
+
+    >>> from microbatch import Interval, Size
+    >>> Size(3) | Interval(0.5)
+    Size(3) | Interval(0.5)
+    """
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return _least(self.first.due(window), self.second.due(window))
+
+    wants = _Pair.wants  # which holds for this `due` too
+
+    def earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.earliest`."""
+        return _least(self.first.earliest(window), self.second.earliest(window))
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return min(self.first.needs(), self.second.needs())
+
+    def reason(self, window: Window[Job]) -> str:
+        """Answer with the one that is due first; with the left one of two that are due together."""
+        left = self.first.due(window) <= self.second.due(window)
+        return (self.first if left else self.second).reason(window)
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} | {self.second!r}"
+
+
+class Both(_Pair[Job]):
+    """What ``a & b`` makes: a batch goes when both of the two say so.
+
+    >>> from microbatch import Interval, Size
+    >>> (Size(3) | Interval(9)) & Interval(0.5)
+    (Size(3) | Interval(9)) & Interval(0.5)
+    """
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return _most(self.first.due(window), self.second.due(window))
+
+    wants = _Pair.wants  # which holds for this `due` too
+
+    def earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.earliest`."""
+        return _most(self.first.earliest(window), self.second.earliest(window))
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return max(self.first.needs(), self.second.needs())
+
+    def reason(self, window: Window[Job]) -> str:
+        """Answer with both words, since both were needed."""
+        return f"{self.first.reason(window)} & {self.second.reason(window)}"
+
+    def __repr__(self) -> str:
+        return " & ".join(
+            f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
+        )
