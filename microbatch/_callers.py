@@ -53,8 +53,9 @@ class Callers:
 
     def release(self, bells: Iterable[Bell], now: float, service_time: float) -> None:
         """Note that those who have hung up these bells get their results, after a time that the processor took."""
-        for ident in [ident for ident, soon in self.away.items() if soon < now]:
-            del self.away[ident]
+        for ident, soon in self.away.copy().items():  # a finalizer that comes in and waits lets others come back
+            if soon < now:
+                self.away.pop(ident, None)
         for bell in bells:
             caller: Optional[Caller] = bell.caller
             if caller is not None:
