@@ -55,7 +55,7 @@ class Callers:
 
     def release(self, callers: Iterable[Optional[Caller]], now: float, service_time: float) -> None:
         """Note that these callers, as far as they are known, get their results, after a time that the processor took."""
-        for ident, late in list(self.away.items()):
+        for ident, late in self.away.copy().items():  # a finalizer that comes in and waits lets others come back
             if late.soon < now:
                 self._give_up(ident)
         for caller in callers:

@@ -227,9 +227,10 @@ class Ledger:
         self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
         live = [future for future in futures if future.stage in before]
         batched = 0 if JobState.BATCHED not in before else [future.stage for future in live].count(JobState.BATCHED)
-        self._counts[JobState.QUEUED] -= len(live) - batched
+        total = len(live)  # not where it is counted: see `_conclude`
+        self._counts[JobState.QUEUED] -= total - batched
         self._counts[JobState.BATCHED] -= batched
-        self._counts[stage] += len(live)
+        self._counts[stage] += total
         for future in live:
             future.stage = stage
         self.queue.moving = False

@@ -139,14 +139,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _accept(self, item: JobFuture[Any], block: bool, timeout: Optional[float], expires_in: Optional[float]) -> None:
         if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
             self._wait_for_room(block and not self.is_own_thread(), timeout)
+        if self._away:
+            self.callers.come_back(threading.get_ident(), self._now())
         item.submitted = self._now()
         if expires_in is not None:
             item.expires_in = expires_in
             item.expires = item.submitted + expires_in
-            self._expiring = True
+            self._expiring = True  # no call from here on either: who leads takes the word and the job together
         item.epoch = self.epoch
-        if self._away:
-            self.callers.come_back(threading.get_ident(), item.submitted)
         # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
         # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
         # CPython 3.10 a jump lets one in).
@@ -229,11 +229,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """
         free = not self.led and not self.closed
         if free:
-            self._take_lead()
+            # No call since the look, nor in `wait_for_lead`: a finalizer that comes in and waits gives up the mutex.
+            self.led, self._moment, self._wanted = True, NEVER, sys.maxsize
         return free
-
-    def _take_lead(self) -> None:
-        self.led, self._moment, self._wanted = True, NEVER, sys.maxsize
 
     def resign(self, moment: float, wanted: int) -> None:
         """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
@@ -245,11 +243,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def wait_for_lead(self) -> None:
         """Wait until there is something for the worker thread to do, and take the lead."""
         self.not_empty.silence()
-        while self.led or not (self._has_news() or self._now() >= self._moment):
+        while not (self._has_news() or self._now() >= self._moment) or self.led:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
-        self._alarm = NOW
-        self._take_lead()
+        self.led, self._moment, self._wanted, self._alarm = True, NEVER, sys.maxsize, NOW
 
     def _has_news(self) -> bool:
         seen = self.epoch, self.closed, self.blocked

@@ -17,7 +17,7 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from microbatch._arguments import check_answer
 from microbatch._bells import Bell
-from microbatch._clock import NEVER, Clock
+from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
 from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
@@ -458,7 +458,8 @@ class Worker:
         try:
             news.notes.append(note)
             self._advance(news)
-            terms = self._terms()
+            # A finalizer may have closed the queue since this thread took the lead: the end is up to the worker thread.
+            terms = self._terms() if not news.closed else (NOW, 1)
         except BaseException as error:  # for the worker thread to fail by
             self.queue.post(partial(_fail_by, error))
         finally:

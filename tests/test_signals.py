@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from microbatch import NEVER, BacklogFull, Batcher, BatcherClosed, JobFuture, Size
+from microbatch import NEVER, BacklogFull, Batcher, BatcherClosed, JobExpired, JobFuture, Natural, Size
 from microbatch._bells import Bell
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
@@ -58,6 +58,8 @@ class Signal:
         if not frame.f_globals.get("__name__", "").startswith(self._modules):
             return None
         frame.f_trace_opcodes = True
+        if event == "call":
+            self._before[frame] = "RESUME"  # which is not traced itself
         if event == "opcode":
             entered = self._before.get(frame, "").startswith(self._entrances)
             self._before[frame] = self._names_in(frame.f_code).get(frame.f_lasti, "")
@@ -452,6 +454,182 @@ def test_a_handler_that_settles_a_job_anywhere_in_stats_disturbs_nothing() -> No
         if not signal.came:
             break
     assert place > 0
+
+
+def test_a_finalizer_that_shuts_down_anywhere_in_a_pool_threads_lead_is_heeded() -> None:
+    for place in count():
+        batcher = Batcher[str, str](list, Size(2))
+        future = batcher.submit("job")
+        signal = Signal(lambda: batcher.shutdown(wait=False), place)
+        future.add_done_callback(lambda _: sys.settrace(signal.trace))  # of the pool's thread, just before it leads
+        batcher.submit("other")
+        future.result(timeout=10)
+        assert batcher.shutdown(timeout=10)
+        if not signal.came:
+            break
+    assert place > 1
+
+
+@pytest.mark.parametrize("leader", ["worker thread", "pool thread"])
+def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(leader: str) -> None:
+    class Asked(Size):
+        def ask(self, lingers: bool) -> None:
+            alone.append(turn.acquire(blocking=False))
+            if lingers:
+                never.wait(0.005)  # for a second one to come
+            if alone[-1]:
+                turn.release()
+
+        def due(self, window: Any) -> float:
+            self.ask("late" in window.jobs)
+            if leader == "worker thread":
+                sys.settrace(signal.trace if "job" in window.jobs else None)  # until it is asked again
+            return super().due(window)
+
+        def observe(self, report: Any) -> None:
+            self.ask(leader == "worker thread")
+
+    def processor(jobs: List[str]) -> List[str]:
+        if jobs != ["job"]:
+            release.wait()
+        return jobs
+
+    def have_another_lead_and_wait() -> None:
+        with suppress(BatcherClosed, TimeoutError):  # what a finalizer raises goes nowhere
+            batcher.submit("late")
+            release.set() if leader == "worker thread" else held.result(timeout=0.01)
+            other.result(timeout=0.005)
+
+    alone: List[bool] = []
+    turn, never = threading.Lock(), threading.Event()
+    for place in count():
+        release = threading.Event()
+        with Batcher[str, str](processor, Asked(1), max_workers=3) as batcher:
+            held, other = batcher.submit("held"), batcher.submit("other")
+            signal = Signal(have_another_lead_and_wait, place)
+            future = batcher.submit("job")
+            if leader == "pool thread":
+                future.add_done_callback(lambda _: sys.settrace(signal.trace))
+            future.result(timeout=10)
+            batcher.submit("another")
+            release.set()
+        assert all(alone)
+        if not signal.came:
+            break
+    assert place > 1
+
+
+def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books_right() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        release.wait() if jobs == ["held"] else go.wait()
+        return jobs
+
+    def let_another_finish() -> None:
+        release.set()
+        with suppress(TimeoutError):
+            held.result(timeout=0.1)
+
+    for place in count():
+        go, release = threading.Event(), threading.Event()
+        with Batcher[str, str](processor, Size(1), max_workers=2) as batcher:
+            held, future = batcher.submit("held"), batcher.submit("job")
+            batcher.submit("next")
+            signal = Signal(let_another_finish, place)
+            future.add_done_callback(lambda _: sys.settrace(signal.trace))
+            go.set()
+            future.result(timeout=10)
+            batcher.flush(timeout=0)
+            release.set()
+        stats = batcher.stats()
+        assert (0, 3) == (stats.running, stats.succeeded)
+        if not signal.came:
+            break
+    assert place > 1
+
+
+def test_a_finalizer_that_waits_for_those_who_come_back_leaves_the_books_right() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        if jobs == ["before"]:
+            wait_until_heard(caller)
+        if jobs == ["held"]:
+            release.wait()
+        if jobs == ["job"]:
+            wait_until_heard(waiting[-1])
+            sys.settrace(signal.trace)
+        return jobs
+
+    def wait_for_another() -> None:
+        waiting.append(threading.get_ident())
+        batcher.submit("job").result(timeout=10)
+
+    def let_the_caller_come_back() -> None:
+        came.set()
+        while not back.is_set():
+            with suppress(TimeoutError):
+                held.result(timeout=0.01)
+
+    caller, waiting = threading.get_ident(), list[int]()
+    for place in count():
+        came, back, release = threading.Event(), threading.Event(), threading.Event()
+        clock = ManualClock()
+        batcher = Batcher[str, str](processor, Natural(), max_workers=3, clock=clock)
+        for _ in range(2):
+            batcher.submit("before").result(timeout=10)
+        clock.advance(1)  # too long for this caller to be waited for
+        held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
+        while not held.running():
+            pass
+        signal = Signal(let_the_caller_come_back, place)
+        waiter = in_thread(wait_for_another)
+        waiter.add_done_callback(lambda _: came.set())
+        came.wait(10)
+        batcher.submit("back")
+        back.set()
+        waiter.result(timeout=20)
+        release.set()
+        assert in_thread(batcher.shutdown).result(timeout=10)
+        assert (0, 5) == (batcher.stats().running, batcher.stats().succeeded)
+        if not signal.came:
+            break
+    assert place > 1
+
+
+def test_a_job_that_a_handler_that_waits_interrupts_anywhere_in_its_submit_expires() -> None:
+    def have_the_worker_look() -> None:
+        batcher.flush(wait=False)
+        with suppress(TimeoutError):
+            held.result(timeout=0.02)
+
+    def processor(jobs: List[str]) -> List[str]:
+        wait_until_heard(caller) if jobs == ["before"] else release.wait()
+        return jobs
+
+    caller = threading.get_ident()
+    for place in count():
+        clock, release = ManualClock(), threading.Event()
+        with Batcher[str, str](processor, Natural(), clock=clock) as batcher:
+            for _ in range(2):  # so that this caller is expected back
+                batcher.submit("before").result(timeout=10)
+            held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
+            while not held.running():
+                pass
+            futures: List[JobFuture[str]] = []
+            signal = Signal(have_the_worker_look, place)
+            signal.during(lambda: futures.append(batcher.submit("job", expires_in=5)))
+            clock.advance(5)
+            try:
+                assert isinstance(futures[0].exception(timeout=10), JobExpired)
+            finally:
+                release.set()
+        if not signal.came:
+            break
+    assert place > 1
+
+
+def wait_until_heard(thread: int) -> None:
+    """Wait until a thread waits for a result."""
+    while Bell.hear.__code__ not in codes_of(thread):
+        pass
 
 
 def codes_of(thread: int) -> List[CodeType]:
