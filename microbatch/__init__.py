@@ -3,7 +3,8 @@
 from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
 from microbatch._results import BatchInfo, JobResult, JobState
-from microbatch.batcher import DEFAULT_POLICY, Batcher, BatchProcessor
+from microbatch.batcher import Batcher, BatchProcessor
+from microbatch.config import policy_from_env
 from microbatch.decorator import BatchedFunction, batched
 from microbatch.errors import (
     BacklogFull,
@@ -16,8 +17,10 @@ from microbatch.errors import (
     ResultCountError,
 )
 from microbatch.policies import (
+    DEFAULT_POLICY,
     NEVER,
     NOW,
+    Adaptive,
     BatchingPolicy,
     BatchReport,
     FixedWindow,
@@ -33,6 +36,7 @@ from microbatch.policies import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "BacklogFull",
     "BatchInfo",
     "BatchProcessor",
@@ -63,4 +67,5 @@ __all__ = [
     "Weight",
     "Window",
     "batched",
+    "policy_from_env",
 ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Deque, Dict, Generic, Hashable, Iterable, List, Optional, Sequence
 
-from microbatch._arguments import check_answer, check_count
+from microbatch._arguments import check_answer, check_count, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
@@ -35,6 +35,10 @@ class Batch(Generic[AnyEntry]):
     entries: List[AnyEntry]
     weight: float = 0.0
     error: Optional[BaseException] = None
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count:,} jobs"
 
 
 class Collector(Generic[AnyEntry]):
@@ -188,6 +192,31 @@ class Collector(Generic[AnyEntry]):
             for lane in self._lanes.values():
                 return lane.wanted
         return 1
+
+    def describe(self, now: float) -> List[str]:
+        """Say what each open batch holds, when it is due and what it waits for. Any thread may ask, at any moment.
+
+        So what moves meanwhile may be seen where it was or where it goes. Nothing is changed, but the policy is asked.
+        """
+        lanes = list(self._lanes.values())
+        return [self._described(lane, now) for lane in lanes if lane.open]
+
+    def _described(self, lane: Lane[AnyEntry], now: float) -> str:
+        count, key = len(lane.open), "" if lane.key is None else f" of key {shown(lane.key)}"
+        text = f"open batch{key}: {_jobs(count)}, {self._due(lane, now)}"
+        return f"{text}; {_jobs(len(lane.backlog))} behind it that did not fit" if lane.backlog else text
+
+    def _due(self, lane: Lane[AnyEntry], now: float) -> str:
+        due = lane.due
+        if due == NEVER:
+            return "not due until more comes"
+        try:
+            by = lane.forced or str(self.policy.reason(self._window(lane)))
+        except Exception:  # of a user's policy, or of a batch that has just gone
+            by = "its policy"
+        if due > now:
+            return f"due in {due - now:.3f} s by {by}"
+        return f"due by {by}, and waits for {'its turn' if self.has_worker else 'a free worker'}"
 
     def _change(self, lane: Lane[AnyEntry]) -> None:
         if not lane.changed:

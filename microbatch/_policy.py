@@ -80,7 +80,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     -inf
 
     All methods are called from the batcher's own threads, one at a time; `fits` also from a thread in
-    `Batcher.submit`, with an empty window, where the batcher weighs its jobs.
+    `Batcher.submit`, with an empty window, where the batcher weighs its jobs, and `due` and `reason` from one in
+    `Batcher.explain`.
     An exception from `due`, `fits`, `room`, `wants` or `reason` fails the jobs of that batch; so does a `due` or `room`
     that is no number, and a `wants` that is no count.
     """

@@ -254,6 +254,10 @@ class Worker:
                 return
         _call_back(callback)
 
+    def explain(self) -> List[str]:
+        """See `Collector.describe`."""
+        return self._collector.describe(self._clock.now())
+
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r}>"
 

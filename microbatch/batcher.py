@@ -18,6 +18,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     NoReturn,
     Optional,
     Type,
@@ -42,11 +43,12 @@ from microbatch._plain_future import new_future
 from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
+from microbatch.config import policy_from_env
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch._policy import BatchingPolicy, Window, check_policy
-from microbatch.policies import Natural, Size
+from microbatch.policies import DEFAULT_POLICY
 
-__all__ = ["BatchProcessor", "Batcher", "DEFAULT_POLICY"]
+__all__ = ["BatchProcessor", "Batcher"]
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -54,9 +56,6 @@ Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
 BatchProcessor = Callable[[List[Job]], Optional[Iterable[Value]]]
 """Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
-
-DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Natural()
-"""Natural batching: a batch goes as soon as a worker is free, so a lone job never waits and batches grow with the load."""
 
 
 class Batcher(Generic[Job, Value]):
@@ -180,6 +179,27 @@ class Batcher(Generic[Job, Value]):
         self._finalizer: Optional[weakref.finalize[Any, Any]] = None  # from the start of the threads on
         _batchers.add(self)
 
+    @classmethod
+    def from_env(
+        cls,
+        processor: BatchProcessor[Job, Value],
+        *,
+        environ: Mapping[str, str] = os.environ,
+        prefix: str = "MICROBATCH_",
+        **options: Any,
+    ) -> "Batcher[Job, Value]":
+        """Return a batcher whose policy is in the environment: see `microbatch.config.policy_from_env`.
+
+        Args:
+            processor: as for `Batcher`.
+            environ: where the variables are looked up.
+            prefix: what their names begin with.
+            options: the other arguments of `Batcher`.
+        """
+        make: Any = cls  # whose overloads say what a processor may return
+        batcher: Batcher[Job, Value] = make(processor, policy_from_env(environ, prefix), **options)
+        return batcher
+
     def submit(
         self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
     ) -> JobFuture[Value]:
@@ -284,6 +304,24 @@ class Batcher(Generic[Job, Value]):
     def stats(self) -> BatcherStats:
         """Return what the batcher has done until now. Never blocks."""
         return self._worker.ledger.stats()
+
+    def explain(self) -> str:
+        """Return in a few lines what the batcher does now: what is open, when it is due, by which policy, what it waits for.
+
+        For people, who may print it where something seems to hang: it waits for no other thread. What moves while it
+        looks may be seen where it was or where it goes. It asks the policy, in the calling thread.
+        """
+        worker, stats = self._worker, self.stats()
+        triggers = ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(stats.triggers.items()))
+        return "\n".join(
+            [
+                repr(self) + (", shut down" if worker.queue.closed else ""),
+                f"jobs: {stats.queued:,} queued, {stats.batched:,} batched, {stats.running:,} running of {stats.accepted:,}"
+                f"; the oldest has waited for {stats.oldest:.3f} s",
+                *worker.explain(),
+                f"batches: {stats.batches:,}" + (f" ({triggers})" if triggers else ""),
+            ]
+        )
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called once, without arguments, after the last job is settled; at once if that is over.

@@ -6,8 +6,9 @@ from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optio
 
 from microbatch._futures import JobFuture
 from microbatch._results import JobResult
-from microbatch.batcher import DEFAULT_POLICY, Batcher
+from microbatch.batcher import Batcher
 from microbatch._policy import BatchingPolicy, check_policy
+from microbatch.policies import DEFAULT_POLICY
 
 __all__ = ["BatchedFunction", "batched"]
 

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,12 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("Session.gap", NO_NUMBER + NEGATIVE, SECONDS),
     ("Rate.n", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Rate.per", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("Adaptive.target", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("Adaptive.least", NO_INTEGER + BELOW_1, [1, 1000]),
+    ("Adaptive.most", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("Adaptive.warm_up", NO_INTEGER + BELOW_0, [0, HUGE]),
+    ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Shy()), [{}, os.environ]),
+    ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Shy()), ["", "x"]),
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
@@ -164,13 +171,14 @@ NO_DOORS = {
     "batched.options": "for Batcher, which looks at them",
     "*.window": "the batcher asks policies",
     "*.fits.weight": "the batcher asks policies",
-    "BatchingPolicy.observe.report": "the batcher tells policies",
+    "*.observe.report": "the batcher tells policies",
     "ManualClock.wait_until.*": "the batcher waits",
     "RecordingProcessor.__call__.jobs": "the batcher calls processors",
 }
 NEEDED: Dict[str, Dict[str, Any]] = {
     "Batcher": {"processor": echo},
     "Rate": {"n": 1, "per": 1},
+    "Adaptive": {"target": 1},
     "submit": {"job": 1},
     "map": {"jobs": [1]},
     "wait_for_sleeper": {"moment": 1, "timeout": 0},

@@ -15,7 +15,7 @@ LAYERS = [
     {"_callers", "_lanes", "_process", "_results"},
     {"_futures", "_policy"},
     {"_plain_future", "_queue", "policies"},
-    {"_ledger", "_collector"},
+    {"_ledger", "_collector", "config"},
     {"_settle"},
     {"_worker"},
     {"batcher"},

@@ -8,6 +8,7 @@ import pytest
 from microbatch import (
     NEVER,
     NOW,
+    Adaptive,
     BatchingPolicy,
     BatchInfo,
     BatchReport,
@@ -361,3 +362,92 @@ def test_each_part_of_a_policy_sees_the_window_when_it_is_asked_for_its_reason()
     window = Window[Any](count=3)
     assert "3 of 3 & 3 of 2" == (Counting(3) & Counting(2)).reason(window)
     assert ("3 of 3", "3 of 2") == ((Counting(3) | Counting(2)).reason(window), (Size(4) | Counting(2)).reason(window))
+
+
+# -- what learns --
+
+
+def learned(policy: Adaptive, *batches: "tuple[int, float]", failed: int = 0) -> Adaptive:
+    for number, (size, time) in enumerate(batches, 1):
+        policy.observe(BatchReport(BatchInfo(number, size, float(size), None, ""), time, failed))
+    return policy
+
+
+def limit(policy: Adaptive) -> float:
+    return policy.room(Window())
+
+
+def line(size: int) -> float:
+    return 0.02 + 0.002 * size
+
+
+def test_adaptive_begins_with_the_least_and_knows_its_border() -> None:
+    policy = Adaptive(0.1, least=4)
+    assert (NEVER, NOW) == (policy.due(Window(count=3)), policy.due(Window(count=4)))
+    assert (True, False) == (policy.fits(Window(count=3), 1.0), policy.fits(Window(count=4), 1.0))
+    assert (4, 1, 1) == (limit(policy), policy.room(Window(count=3)), policy.wants(Window(count=4)))
+
+
+def test_adaptive_ignores_its_first_batches() -> None:
+    cold = [(1, 9.0)] * 3
+    assert 1 == limit(learned(Adaptive(0.1), *cold))
+    assert 2 == limit(learned(Adaptive(0.1), *cold, (1, 0.01)))
+
+
+def test_adaptive_finds_how_many_jobs_fit_into_its_target() -> None:
+    policy = Adaptive(0.1, warm_up=0)
+    seen = []
+    for _ in range(200):
+        size = int(limit(policy))
+        seen.append(size)
+        learned(policy, (size, line(size)))
+    assert 40 == max(set(seen[100:]), key=seen[100:].count)  # 0.02 + 0.002 * 40 == 0.1
+    assert {32, 40, 50} == set(seen[100:])  # it goes on looking to both sides, a little
+    assert seen[100:].count(40) == 80
+
+
+def test_adaptive_follows_a_downstream_that_has_become_slower() -> None:
+    policy = Adaptive(0.1, warm_up=0)
+    for _ in range(100):
+        learned(policy, (int(limit(policy)), line(int(limit(policy)))))
+    seen = []
+    for _ in range(100):
+        seen.append(int(limit(policy)))
+        learned(policy, (seen[-1], 2 * line(seen[-1])))
+    assert {12, 15, 18} == set(seen[60:])
+
+
+@pytest.mark.parametrize("least, most, size", [(1, 1000, 40), (1, 30, 30), (60, 1000, 60), (7, 7, 7)])
+def test_adaptive_keeps_to_its_bounds(least: int, most: int, size: int) -> None:
+    policy = Adaptive(0.1, least=least, most=most, warm_up=0)
+    learned(policy, *[(each, line(each)) for each in (20, 30, 20, 30)])
+    assert size == limit(policy)
+
+
+def test_adaptive_never_more_than_doubles_what_was_tried() -> None:
+    assert 8 == limit(learned(Adaptive(9.0, warm_up=0), (2, 0.1), (4, 0.2), (2, 0.1), (4, 0.2)))
+
+
+@pytest.mark.parametrize(
+    "batches, size",
+    [([(8, 0.05), (8, 0.05)], 9), ([(8, 0.5), (8, 0.5)], 6), ([(8, 0.5), (9, 0.05)], 10)],
+    ids=["in time", "late", "a line downwards"],
+)
+def test_adaptive_goes_in_steps_where_a_line_tells_nothing(batches: "list[tuple[int, float]]", size: int) -> None:
+    assert size == limit(learned(Adaptive(0.1, warm_up=0), *batches))
+
+
+def test_adaptive_learns_nothing_from_a_batch_that_failed() -> None:
+    assert 1 == limit(learned(Adaptive(0.1, warm_up=0), (1, 0.001), failed=1))
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf")])
+def test_adaptive_falls_back_to_the_least_where_its_arithmetic_fails_and_says_so(
+    time: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = learned(Adaptive(0.1, least=2, warm_up=0), (20, line(20)), (30, line(30)), (20, line(20)))
+    assert 39 <= limit(policy) <= 41
+    learned(policy, (30, time))
+    assert (2, "ERROR") == (limit(policy), caplog.records[0].levelname)
+    assert "can't make sense of a batch of 30 jobs" in caplog.text
+    assert 4 == limit(learned(policy, (2, 0.01), (3, 0.01)))
