@@ -61,9 +61,11 @@ class Bell(threading.Condition):
 
     def ring(self) -> bool:
         """Ring it, and return whether it was silent."""
+        if not self._rung.locked():  # an exception takes longer
+            return False
         try:
             self._rung.release()
-        except RuntimeError:
+        except RuntimeError:  # what came in between rang it
             return False
         return True
 

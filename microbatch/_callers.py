@@ -26,6 +26,10 @@ class Caller:
         self.returns = False  # whether it did so the last time
 
 
+class _Mine(threading.local):
+    caller: Optional[Caller] = None
+
+
 class Callers:
     """The threads that wait for results. Guarded by the mutex of the queue.
 
@@ -40,15 +44,14 @@ class Callers:
     def __init__(self, watched: bool) -> None:
         self.away: Dict[int, Caller] = {}
         self.watched = watched  # otherwise none of this is needed
-        self._mine = threading.local()
+        self._mine = _Mine()
 
     def wait(self) -> Optional[Caller]:
         """Note that the calling thread waits for a result, and return what is known of it."""
         if not self.watched:
             return None
-        try:
-            caller: Caller = self._mine.caller
-        except AttributeError:
+        caller = self._mine.caller
+        if caller is None:
             caller = self._mine.caller = Caller(threading.get_ident())
         self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
         return caller

@@ -29,6 +29,10 @@ class News(NamedTuple):
     returning: List[float]  # see `Callers.expected`
 
 
+class _Inside(threading.local):
+    mine = False  # whether this is one of the batcher's own threads, which must not wait for it
+
+
 class JobQueue(queue.Queue[JobFuture[Any]]):
     """A `queue.Queue` that is emptied at one go, can be closed, and bounds all jobs that no worker has taken yet.
 
@@ -65,7 +69,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
         self.blocked = 0  # callers who wait for room without a limit
-        self.inside = threading.local()  # has ``mine``, true, in the batcher's own threads, which must not wait for it
+        self.inside = _Inside()
         self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
         self.taken: Deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
@@ -96,7 +100,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
-        return getattr(self.inside, "mine", False)
+        return self.inside.mine
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:

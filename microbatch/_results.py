@@ -31,7 +31,7 @@ class JobState(Enum):
 
 
 WAITING = (JobState.BATCHED, JobState.QUEUED)  # in the order in which most are found
-OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
 
 
 @dataclass(frozen=True, slots=True)
