@@ -21,6 +21,7 @@ from microbatch.policies import (
     NEVER,
     NOW,
     Adaptive,
+    AllWaiting,
     BatchingPolicy,
     BatchReport,
     FixedWindow,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "AllWaiting",
     "BacklogFull",
     "BatchInfo",
     "BatchProcessor",

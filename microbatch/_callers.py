@@ -7,7 +7,7 @@ being woken: they travel in two groups of half the size from then on. So a polic
 import threading
 from typing import Dict, Iterable, List, Optional
 
-from microbatch._clock import NOW
+from microbatch._clock import NEVER, NOW
 
 __all__ = ["Caller", "Callers"]
 
@@ -37,13 +37,20 @@ class Callers:
     submitted the next job as soon: not for longer, since whoever is held back for it then waits that much longer, and maybe
     in vain. Threads that wait for one result, for one job after another, or for jobs of others, are never waited for twice.
 
+    For a policy that recalls them, it also knows when callers who do not wait were last heard of.
+
     Attributes:
         away: those who got their results lately and have not come back yet, by thread, in the order in which they got them.
+        all_waited: counts how often the last of the callers who were heard of has begun to wait.
     """
 
-    def __init__(self, watched: bool) -> None:
+    def __init__(self, watched: bool, recalls: float = 0.0) -> None:
         self.away: Dict[int, Caller] = {}
-        self.watched = watched  # otherwise none of this is needed
+        self._expects = watched
+        self.watched = watched or recalls > 0  # otherwise none of this is needed
+        self.recalls = recalls  # for how many seconds to remember who may submit
+        self.all_waited = 0
+        self._at_large: Dict[int, float] = {}  # when those who do not wait were last heard of, the latest last
         self._mine = _Mine()
 
     def wait(self) -> Optional[Caller]:
@@ -54,7 +61,25 @@ class Callers:
         if caller is None:
             caller = self._mine.caller = Caller(threading.get_ident())
         self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
+        self.begin_to_wait(caller.ident)
         return caller
+
+    def begin_to_wait(self, ident: int) -> None:
+        """Note that a thread waits for a result."""
+        heard = self._at_large.pop(ident, None)
+        if heard is not None and not self._at_large:
+            self.all_waited += 1
+
+    def _hear_of(self, ident: int, now: float) -> None:
+        if self.recalls:
+            self._at_large.pop(ident, None)
+            self._at_large[ident] = now
+            while self._at_large and next(iter(self._at_large.values()), NEVER) <= now - self.recalls:
+                self._at_large.pop(next(iter(self._at_large), 0), None)
+
+    def last_heard(self) -> float:
+        """Return when a caller who does not wait was last heard of; `NOW` if there is none."""
+        return next(reversed(self._at_large.values()), NOW)
 
     def release(self, callers: Iterable[Optional[Caller]], now: float, service_time: float) -> None:
         """Note that these callers, as far as they are known, get their results, after a time that the processor took."""
@@ -65,12 +90,14 @@ class Callers:
             if caller is not None:
                 caller.soon = now + min(service_time, max(service_time / 4, _SOON))
                 self.away[caller.ident] = caller
+                self._hear_of(caller.ident, now)
 
     def come_back(self, ident: int, now: float) -> None:
         """Note that a thread submits a job."""
         caller = self.away.pop(ident, None)
         if caller is not None:
             caller.returns = now <= caller.soon
+        self._hear_of(ident, now)
 
     def _give_up(self, ident: int) -> None:
         caller = self.away.pop(ident, None)
@@ -79,4 +106,4 @@ class Callers:
 
     def expected(self) -> List[float]:
         """Return until when each of those who are away, and returned the last time, is expected back."""
-        return [caller.soon for caller in list(self.away.values()) if caller.returns]
+        return [caller.soon for caller in list(self.away.values()) if caller.returns] if self._expects else []

@@ -52,12 +52,13 @@ class Collector(Generic[AnyEntry]):
         self.policy = policy
         self.workers = workers
         self.in_flight = 0
-        self.returning: Sequence[float] = ()  # see `Window.returning`; for the caller to write
         self.joined: List[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
         self._started_at = started
         self._watches_flow = bool(policy.watches_flow)
         self._holds_back = bool(policy.holds_back)
         self._flow = 0  # counts starts and ends of batches
+        self._returning: Sequence[float] = ()
+        self._heard = NOW
         self._service_time = 0.0  # the median of the next, so that one that was slow by far does not count
         self._service_times: Deque[float] = deque(maxlen=9)
         self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
@@ -127,6 +128,13 @@ class Collector(Generic[AnyEntry]):
         if epoch > self._flushed or closing > self._closing:
             self._flushed = max(self._flushed, epoch)
             self._closing = self._closing or closing
+            self._change_all()
+
+    def hear_of(self, returning: Sequence[float], heard: float) -> None:
+        """Note who is likely to submit soon: see `Window.returning` and `Window.heard`."""
+        self._returning = returning
+        if heard != self._heard:
+            self._heard = heard
             self._change_all()
 
     def started(self, now: float) -> None:
@@ -347,6 +355,7 @@ class Collector(Generic[AnyEntry]):
             service_time=self._service_time,
             sent=self._sent,
             full=lane.full,
-            returning=self.returning,
+            returning=self._returning,
+            heard=self._heard,
         )
         return window

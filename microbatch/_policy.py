@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Hashable, Sequence, TypeVar
 
-from microbatch._arguments import check_count, check_flag, shown
+from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
@@ -37,6 +37,8 @@ class Window(Generic[Job_co]):
         returning: for each caller who has just got a result that it waited for, and is likely to submit the next job soon,
             the moment until which that is so; only for a policy that `BatchingPolicy.watches_callers`, and where jobs
             have no keys.
+        heard: when a caller who is not waiting for a result was last heard of, by submitting a job or by getting a result;
+            `NOW` if there is none; only for a policy that `BatchingPolicy.recalls` callers.
     """
 
     count: int = 0
@@ -52,6 +54,7 @@ class Window(Generic[Job_co]):
     sent: Sequence[float] = ()
     full: bool = False
     returning: Sequence[float] = ()
+    heard: float = NOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,9 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     watches_callers: bool = False
     """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
+
+    recalls: float = 0.0
+    """For how many seconds callers are remembered, for the sake of `Window.heard`, which costs something for each job."""
 
     holds_back: bool = False
     """Whether the start or the end of a batch can make another one due later than it was.
@@ -186,6 +192,7 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
     check_count("the needs() of a policy", value.needs(), 0)
     for name in ("watches_flow", "watches_callers", "holds_back"):
         check_flag(f"the {name} of a policy", getattr(value, name))
+    check_number("the recalls of a policy", value.recalls)
     check_count("the history of a policy", value.history)
 
 
@@ -211,6 +218,7 @@ class _Pair(BatchingPolicy[Job]):
         self.watches_flow = first.watches_flow or second.watches_flow
         self.watches_callers = first.watches_callers or second.watches_callers
         self.holds_back = first.holds_back or second.holds_back
+        self.recalls = max(first.recalls, second.recalls)
         self.history = max(first.history, second.history)
 
     def fits(self, window: Window[Job], weight: float) -> bool:

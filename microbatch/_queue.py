@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
 
 from microbatch._bells import Bell, Bells
-from microbatch._callers import Callers
+from microbatch._callers import Caller, Callers
 from microbatch._clock import NEVER, NOW, Clock, let_others_run
 from microbatch._futures import JobFuture
 from microbatch._results import WAITING, JobState
@@ -27,6 +27,7 @@ class News(NamedTuple):
     closed: bool
     expiring: bool  # there may be jobs that expire
     returning: List[float]  # see `Callers.expected`
+    heard: float  # see `Callers.last_heard`
 
 
 class _Inside(threading.local):
@@ -51,7 +52,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
     """
 
-    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False) -> None:
+    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
         # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
@@ -60,11 +61,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full: Bells = Bells()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Bells()
-        self.callers = Callers(watches_callers)
-        self.know_caller = self.callers.wait
+        self.callers = Callers(watches_callers, recalls)
         self.clock = clock
         self._now = clock.now
-        self._away = self.callers.away
+        self._away, self._recalls = self.callers.away, recalls > 0
         self._limit = max_pending or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
@@ -75,7 +75,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
-        self._seen = (0, False, 0)  # of epoch, closed and blocked, by who led last
+        self._seen = (0, False, 0, 0)  # of epoch, closed, blocked and who waits, by who led last
         self.led = True  # a thread leads: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
         self._moment = NEVER  # when it is to wake up in any case
@@ -143,7 +143,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _accept(self, item: JobFuture[Any], block: bool, timeout: Optional[float], expires_in: Optional[float]) -> None:
         if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
             self._wait_for_room(block and not self.is_own_thread(), timeout)
-        if self._away:
+        if self._away or self._recalls:
             self.callers.come_back(threading.get_ident(), self._now())
         item.submitted = self._now()
         if expires_in is not None:
@@ -183,6 +183,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         finally:
             self.not_full.take_down(bell)
             self.blocked -= unlimited
+
+    def know_caller(self) -> Optional[Caller]:
+        """See `Keeper.know_caller`."""
+        before = self.callers.all_waited
+        caller = self.callers.wait()
+        if self.callers.all_waited != before:
+            self.not_empty.ring()
+        return caller
 
     def withdraw(self, future: JobFuture[Any]) -> None:
         """See `Keeper.withdraw`."""
@@ -253,7 +261,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.led, self._moment, self._wanted, self._alarm = True, NEVER, sys.maxsize, NOW
 
     def _has_news(self) -> bool:
-        seen = self.epoch, self.closed, self.blocked
+        seen = self.epoch, self.closed, self.blocked, self.callers.all_waited
         return bool(len(self.queue) >= self._wanted or self._expiring or self._withdrawn or self._notes) or (
             seen != self._seen
         )
@@ -264,14 +272,23 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
         withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
         """
-        self._seen = self.epoch, self.closed, self.blocked
+        self._seen = self.epoch, self.closed, self.blocked, self.callers.all_waited
         withdrawn, self._withdrawn = self._withdrawn, {}
         notes, self._notes = self._notes, []
         empty: Deque[JobFuture[Any]] = deque()
         # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
         expiring, self._expiring = self._expiring, False
         self.taken, self.queue = self.queue, empty
-        return News(self.taken, withdrawn, notes, self._seen[0] - 1, self._seen[1], expiring, self.callers.expected())
+        return News(
+            self.taken,
+            withdrawn,
+            notes,
+            self._seen[0] - 1,
+            self._seen[1],
+            expiring,
+            self.callers.expected(),
+            self.callers.last_heard(),
+        )
 
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""

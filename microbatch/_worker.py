@@ -79,7 +79,7 @@ class Worker:
     ) -> None:
         self.process = os.getpid()
         # Of a caller that comes back nobody knows for which key.
-        self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed)
+        self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
         self.ledger = Ledger(self.queue)
         self._exit_timeout = exit_timeout
         self._processor = processor
@@ -305,7 +305,7 @@ class Worker:
 
     def _advance(self, news: News) -> None:
         """Do all that there is to do now."""
-        self._collector.returning = news.returning
+        self._collector.hear_of(news.returning, news.heard)
         self._collector.add(news.jobs, self._alike and not news.expiring)
         if news.withdrawn:
             self._strike_out(list(news.withdrawn))

@@ -24,6 +24,7 @@ from microbatch._policy import BatchingPolicy, BatchReport, Window
 
 __all__ = [
     "Adaptive",
+    "AllWaiting",
     "BatchReport",
     "BatchingPolicy",
     "DEFAULT_POLICY",
@@ -257,6 +258,38 @@ class Natural(BatchingPolicy[object]):
 
     def __repr__(self) -> str:
         return "Natural()"
+
+
+class AllWaiting(BatchingPolicy[object]):
+    """A batch goes as soon as every caller who could add a job to it waits for a result.
+
+    A lone script that calls ``submit().result()`` never waits for more jobs, callers in a loop go together as soon as the
+    last of them is back, and where somebody submits without waiting, a batch lingers until nobody who does not wait has
+    been heard of for *recent* seconds. Bound that with `Interval`. Whoever waits by ``concurrent.futures.wait``, by
+    ``as_completed``, by a callback or in asyncio counts as not waiting.
+
+    >>> policy = AllWaiting(recent=0.1) | Interval(0.005)
+    >>> policy.due(Window(count=1, opened=10.0, heard=10.0))
+    10.005
+    >>> policy.due(Window(count=1, opened=10.0, heard=NOW))
+    -inf
+    """
+
+    watches_flow = False
+
+    def __init__(self, recent: float = 0.1) -> None:
+        self.recent = self.recalls = check_positive("recent", recent)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return window.heard + self.recent
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return sys.maxsize
+
+    def __repr__(self) -> str:
+        return f"AllWaiting({self.recent:.15g})"
 
 
 class Adaptive(BatchingPolicy[object]):

@@ -34,7 +34,7 @@ from typing import (
 
 from microbatch._arguments import check_answer, check_callable, check_count, check_number
 from microbatch._callers import Caller, Callers
-from microbatch._clock import NEVER
+from microbatch._clock import NEVER, NOW
 from microbatch._collector import Batch, Collector
 from microbatch._results import BatchInfo
 from microbatch._policy import BatchingPolicy, BatchReport, check_policy
@@ -200,6 +200,9 @@ class _Source(Protocol):
     def returning(self) -> List[float]:
         """See `microbatch.Window.returning`."""
 
+    def heard(self) -> float:
+        """See `microbatch.Window.heard`."""
+
 
 def _source(arrivals: Arrivals, chance: random.Random) -> _Source:
     if isinstance(arrivals, callers):
@@ -242,6 +245,9 @@ class _OpenLoop:
     def returning(self) -> List[float]:
         return []
 
+    def heard(self) -> float:
+        return NOW
+
 
 class _ClosedLoop:
     """Jobs of callers who wait for the results of those before."""
@@ -263,6 +269,7 @@ class _ClosedLoop:
         while self._coming and self._coming[0][0] <= now:
             moment, number, caller = heapq.heappop(self._coming)
             self._known.come_back(number, moment)
+            self._known.begin_to_wait(number)
             jobs.append(_Job(moment, caller=caller))
         return jobs
 
@@ -278,6 +285,9 @@ class _ClosedLoop:
 
     def returning(self) -> List[float]:
         return self._known.expected()
+
+    def heard(self) -> float:
+        return self._known.last_heard()
 
 
 class _Simulation:
@@ -313,7 +323,7 @@ class _Simulation:
         collector.add(source.until(now), source.alike)
         while self._running and self._running[0][0] <= now:
             self._finish(source, *heapq.heappop(self._running))
-        collector.returning = source.returning()
+        collector.hear_of(source.returning(), source.heard())
         while (batch := collector.take(now)) is not None:
             if batch.error is not None:
                 raise batch.error

@@ -134,6 +134,7 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("Session.gap", NO_NUMBER + NEGATIVE, SECONDS),
     ("Rate.n", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Rate.per", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("AllWaiting.recent", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
     ("Adaptive.target", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
     ("Adaptive.least", NO_INTEGER + BELOW_1, [1, 1000]),
     ("Adaptive.most", NO_INTEGER + BELOW_1, [1, HUGE]),

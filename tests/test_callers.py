@@ -2,12 +2,12 @@
 
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Callable, Hashable, List, Optional
 
 import pytest
 
-from microbatch import NOW, Batcher, JobFuture, Natural, Size, Window
+from microbatch import NOW, AllWaiting, Batcher, Interval, JobFuture, Natural, Size, Window
 from microbatch._bells import Bell
 from microbatch.testing import ManualClock
 from tests.threads import in_thread
@@ -100,3 +100,68 @@ def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
     held = Window[Any](**{**vars(window), "returning": [11.0]})
     assert [10.25, 10.5] == [Natural().due(each) for each in (window, held)]
     assert 10.0 == Natural().due(Window(**{**vars(held), "full": True}))
+
+
+# -- who is waited for until all wait --
+
+
+def lingering(clock: Optional[ManualClock] = None, **options: Any) -> Batcher[Any, Any]:
+    return Batcher(list, Size(9) | AllWaiting(recent=0.5) | Interval(60), clock=clock, **options)
+
+
+def sleeps(future: JobFuture[Any]) -> bool:
+    """Return whether somebody waits for the future."""
+    return future.fittings is not None and bool(list(future.fittings))
+
+
+def test_a_lone_caller_who_waits_does_not_linger() -> None:
+    with lingering() as batcher:
+        for job in range(3):
+            result = batcher.submit(job).result(timeout=10)
+            assert (1, "allwaiting") == (result.batch.size, result.batch.trigger)
+
+
+def test_a_batch_goes_when_the_last_of_its_callers_begins_to_wait(clock: ManualClock) -> None:
+    with lingering(clock) as batcher:
+        mine = batcher.submit("mine")
+        others = [in_thread(lambda: batcher.submit("another's").result(timeout=10)) for _ in range(2)]
+        while batcher.stats().batched < 3 or not all(map(sleeps, list(batcher._worker.ledger.unsettled())[1:])):
+            pass
+        clock.wait_for_sleeper(0.5)
+        assert 0 == batcher.stats().batches
+        assert 3 == mine.result(timeout=10).batch.size
+        assert ["allwaiting"] * 2 == [other.result(timeout=10).batch.trigger for other in others]
+
+
+@pytest.mark.parametrize("how", ["nobody waits", "wait()", "a callback"])
+def test_who_does_not_block_in_result_lets_a_batch_linger(how: str, clock: ManualClock) -> None:
+    with lingering(clock) as batcher:
+        future = batcher.submit("job")
+        if how == "wait()":
+            waiter = in_thread(lambda: wait([future], timeout=10))
+            while future._waiters == []:
+                pass
+        if how == "a callback":
+            future.add_done_callback(lambda future: None)
+        clock.wait_for_sleeper(0.5)
+        clock.advance(0.25)
+        batcher.submit("another")
+        clock.wait_for_sleeper(0.75)
+        clock.advance(0.5)
+        assert (2, "allwaiting") == (future.result(timeout=10).batch.size, future.result().batch.trigger)
+        if how == "wait()":
+            assert {future} == waiter.result(timeout=10).done
+
+
+def test_who_got_a_result_and_went_away_is_not_waited_for_any_longer(clock: ManualClock) -> None:
+    with lingering(clock) as batcher:
+        batcher.submit("mine").result(timeout=10)
+        late = in_thread(lambda: batcher.submit("late").result(timeout=10))
+        clock.wait_for_sleeper(0.5)
+        clock.advance(0.5)
+        assert "allwaiting" == late.result(timeout=10).batch.trigger
+
+
+def test_callers_are_recalled_for_jobs_with_keys_too() -> None:
+    with lingering(key=str) as batcher:
+        assert "allwaiting" == batcher.submit("job").result(timeout=10).batch.trigger

@@ -9,6 +9,7 @@ from microbatch import (
     NEVER,
     NOW,
     Adaptive,
+    AllWaiting,
     BatchingPolicy,
     BatchInfo,
     BatchReport,
@@ -80,6 +81,9 @@ class Learning(BatchingPolicy[Any]):
         (Rate(2, 60), Window(count=1, sent=[1.0, 10.0, 20.0]), 70.0),
         (Size(3) & Rate(1, 60), Window(count=2, sent=[10.0]), NEVER),
         (Size(3) & Rate(1, 60), Window(count=3, sent=[10.0]), 70.0),
+        (AllWaiting(0.5), Window(count=1, opened=10.0, heard=10.25), 10.75),
+        (AllWaiting(0.5), Window(count=1, opened=10.0), NOW),
+        (AllWaiting(0.5) | Interval(0.125), Window(count=1, opened=10.0, heard=10.0), 10.125),
         (Natural(), Window(count=1, opened=10.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.9], service_time=2.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4, in_flight=1), 10.25),
@@ -186,6 +190,7 @@ def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], wi
     [
         "Size(3)",
         "Size(3) | Natural()",
+        "Size(3) | AllWaiting(0.1) | Interval(0.005)",
         "Weight(1000000) | Session(0.25)",
         "FixedWindow(0.1) & Rate(5, per=60)",
         "Interval(0.05)",
@@ -259,7 +264,7 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
 
 
 def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
-    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, ()) == Window()
+    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, (), NOW) == Window()
 
 
 @pytest.mark.parametrize(
