@@ -141,6 +141,7 @@ class _Key:
 
 
 def safe(key: Hashable) -> Hashable:
+    """Return what stands for a key in a dict, where nothing that its class does can raise."""
     return key if key is None or type(key) in (str, int, bytes) else _Key(key)
 
 

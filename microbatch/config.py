@@ -63,9 +63,11 @@ class _Settings:
         self._prefix = prefix
 
     def text(self, name: str) -> str:
+        """Return the value of a variable, empty where there is none."""
         return self._environ.get(self._prefix + name, "").strip()
 
     def bad(self, name: str, must_be: str) -> ValueError:
+        """Return the error that names the variable, what it must be, and what came."""
         text = self._environ.get(self._prefix + name)
         return ValueError(f"{self._prefix}{name} must be {must_be}, got {'nothing' if text is None else repr(text)}")
 

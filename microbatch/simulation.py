@@ -32,7 +32,7 @@ from typing import (
     Union,
 )
 
-from microbatch._arguments import check_answer, check_callable, check_count, check_number
+from microbatch._arguments import check_answer, check_callable, check_count, check_number, check_positive
 from microbatch._callers import Caller, Callers
 from microbatch._clock import NEVER, NOW
 from microbatch._collector import Batch, Collector
@@ -88,7 +88,7 @@ Arrivals = Union[Iterable[Union[float, Arrival]], Callable[[random.Random], Iter
 
 def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]]:
     """Return arrivals that know nothing of each other, *rate* a second on average, *jobs* in all."""
-    rate, jobs = check_number("rate", rate), check_count("jobs", jobs)
+    rate, jobs = check_positive("rate", rate), check_count("jobs", jobs)
 
     def arrivals(chance: random.Random) -> Iterator[float]:
         moment = 0.0

@@ -140,6 +140,11 @@ def test_arrivals_that_make_no_sense_are_refused(arrivals: List[float], message:
         simulate(Size(1), arrivals, second)
 
 
+def test_jobs_of_no_rate_never_come_and_are_refused() -> None:
+    with pytest.raises(ValueError, match="rate must be above 0, got 0"):
+        poisson(0, jobs=1)
+
+
 @pytest.mark.parametrize("time", [-1.0, float("nan")])
 def test_a_service_time_must_be_a_time(time: float) -> None:
     with pytest.raises(ValueError, match="the service_time of a batch"):
