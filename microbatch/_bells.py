@@ -1,7 +1,7 @@
 """Waiting for a word from another thread, in a way that a signal handler or finalizer can't spoil."""
 
 import threading
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Optional
 
 __all__ = ["Bell", "Bells"]
 
@@ -78,33 +78,21 @@ class Bell(threading.Condition):
         self.ring()
 
 
-class Bells:
-    """For threads that wait for one thing: each hangs up a bell of its own before it looks whether it has to wait."""
+class Bells(Dict[Bell, None]):
+    """For threads that wait for one thing: each enters a bell of its own before it looks whether it has to wait.
 
-    __slots__ = ("_hung",)
-
-    def __init__(self) -> None:
-        self._hung: Dict[Bell, None] = {}  # in the order in which they came
-
-    def hang(self, bell: Bell) -> None:
-        """Have it rung when its turn comes. With the lock held."""
-        self._hung[bell] = None
-
-    def take_down(self, bell: Bell) -> None:
-        """Have it rung no more. In a ``finally`` of the statement that hangs it, for a signal may break that off."""
-        self._hung.pop(bell, None)
-
-    def __iter__(self) -> Iterator[Bell]:
-        return iter(list(self._hung))
+    It takes it out in a ``finally`` of the statement that enters it, for a signal may break that off. A dict, since either
+    is then one step, and the bells stay in the order in which they came.
+    """
 
     def notify(self, n: int = 1) -> None:
         """Ring the first *n* of those that have not been rung."""
-        for bell in list(self._hung):
+        for bell in self.copy():
             if n < 1:
                 return
             n -= bell.ring()
 
     def notify_all(self) -> None:
         """Ring all."""
-        for bell in list(self._hung):
+        for bell in self.copy():
             bell.ring()

@@ -5,7 +5,7 @@ being woken: they travel in two groups of half the size from then on. So a polic
 """
 
 import threading
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, Optional
 
 from microbatch._clock import NEVER, NOW
 
@@ -41,11 +41,15 @@ class Callers:
 
     Attributes:
         away: those who got their results lately and have not come back yet, by thread, in the order in which they got them.
+        returning: how many of those returned the last time, and so are expected back.
+        return_by: until when the last of them is.
         all_waited: counts how often the last of the callers who were heard of has begun to wait.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:
         self.away: Dict[int, Caller] = {}
+        self.returning = 0
+        self.return_by = NOW
         self._expects = watched
         self.watched = watched or recalls > 0  # otherwise none of this is needed
         self.recalls = recalls  # for how many seconds to remember who may submit
@@ -53,15 +57,15 @@ class Callers:
         self._at_large: Dict[int, float] = {}  # when those who do not wait were last heard of, the latest last
         self._mine = _Mine()
 
-    def wait(self) -> Optional[Caller]:
+    def wait(self) -> Caller:
         """Note that the calling thread waits for a result, and return what is known of it."""
-        if not self.watched:
-            return None
         caller = self._mine.caller
         if caller is None:
             caller = self._mine.caller = Caller(threading.get_ident())
-        self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
-        self.begin_to_wait(caller.ident)
+        if self.away:
+            self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
+        if self.recalls:
+            self.begin_to_wait(caller.ident)
         return caller
 
     def begin_to_wait(self, ident: int) -> None:
@@ -71,11 +75,10 @@ class Callers:
             self.all_waited += 1
 
     def _hear_of(self, ident: int, now: float) -> None:
-        if self.recalls:
-            self._at_large.pop(ident, None)
-            self._at_large[ident] = now
-            while self._at_large and next(iter(self._at_large.values()), NEVER) <= now - self.recalls:
-                self._at_large.pop(next(iter(self._at_large), 0), None)
+        self._at_large.pop(ident, None)
+        self._at_large[ident] = now
+        while self._at_large and next(iter(self._at_large.values()), NEVER) <= now - self.recalls:
+            self._at_large.pop(next(iter(self._at_large), 0), None)
 
     def last_heard(self) -> float:
         """Return when a caller who does not wait was last heard of; `NOW` if there is none."""
@@ -86,24 +89,28 @@ class Callers:
         for ident, late in self.away.copy().items():  # a finalizer that comes in and waits lets others come back
             if late.soon < now:
                 self._give_up(ident)
+        soon = now + min(service_time, max(service_time / 4, _SOON))
         for caller in callers:
             if caller is not None:
-                caller.soon = now + min(service_time, max(service_time / 4, _SOON))
+                caller.soon = soon
                 self.away[caller.ident] = caller
-                self._hear_of(caller.ident, now)
+                if self.recalls:
+                    self._hear_of(caller.ident, now)
+        if self._expects:
+            self.return_by = soon
+            self.returning = [caller.returns for caller in self.away.copy().values()].count(True)
 
     def come_back(self, ident: int, now: float) -> None:
         """Note that a thread submits a job."""
         caller = self.away.pop(ident, None)
         if caller is not None:
-            caller.returns = now <= caller.soon
-        self._hear_of(ident, now)
+            self.returning -= caller.returns
+            caller.returns = self._expects and now <= caller.soon
+        if self.recalls:
+            self._hear_of(ident, now)
 
     def _give_up(self, ident: int) -> None:
         caller = self.away.pop(ident, None)
         if caller is not None:
+            self.returning -= caller.returns
             caller.returns = False
-
-    def expected(self) -> List[float]:
-        """Return until when each of those who are away, and returned the last time, is expected back."""
-        return [caller.soon for caller in list(self.away.values()) if caller.returns] if self._expects else []

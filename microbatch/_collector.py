@@ -57,7 +57,7 @@ class Collector(Generic[AnyEntry]):
         self._watches_flow = bool(policy.watches_flow)
         self._holds_back = bool(policy.holds_back)
         self._flow = 0  # counts starts and ends of batches
-        self._returning: Sequence[float] = ()
+        self._returning, self._return_by = 0, NOW
         self._heard = NOW
         self._service_time = 0.0  # the median of the next, so that one that was slow by far does not count
         self._service_times: Deque[float] = deque(maxlen=9)
@@ -130,9 +130,9 @@ class Collector(Generic[AnyEntry]):
             self._closing = self._closing or closing
             self._change_all()
 
-    def hear_of(self, returning: Sequence[float], heard: float) -> None:
+    def hear_of(self, returning: int, return_by: float, heard: float) -> None:
         """Note who is likely to submit soon: see `Window.returning` and `Window.heard`."""
-        self._returning = returning
+        self._returning, self._return_by = returning, return_by
         if heard != self._heard:
             self._heard = heard
             self._change_all()
@@ -356,6 +356,7 @@ class Collector(Generic[AnyEntry]):
             sent=self._sent,
             full=lane.full,
             returning=self._returning,
+            return_by=self._return_by,
             heard=self._heard,
         )
         return window

@@ -69,7 +69,6 @@ class Fittings(Bells):
     told = False
 
     def __init__(self) -> None:
-        super().__init__()
         self.callbacks: List[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
 
 
@@ -177,8 +176,9 @@ class JobFuture(Future[JobResult[Value]]):
         """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
         if self.stage not in OVER:
             with self._keeper.mutex:
-                if self.stage not in OVER:
-                    self._fit().callbacks.append(fn)
+                fittings = self._fit()
+                if self.stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
+                    fittings.callbacks.append(fn)
                     return
         self._call(fn)
 
@@ -202,16 +202,17 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _wait(self, timeout: Optional[float]) -> None:
         self._refuse_endless_wait(timeout)
-        bell = Bell(self._keeper.mutex)
-        with self._keeper.mutex:
+        keeper = self._keeper
+        bell = Bell(keeper.mutex)
+        with keeper.mutex:
             fittings = self._fit()
-            bell.caller = self._keeper.know_caller()
+            bell.caller = keeper.know_caller()
         try:
-            fittings.hang(bell)
+            fittings[bell] = None
             if self.stage not in OVER and not bell.hear(timeout) and self.stage not in OVER:
                 raise TimeoutError
         finally:
-            fittings.take_down(bell)
+            fittings.pop(bell, None)
 
     def _fit(self) -> Fittings:
         if self.fittings is None:
@@ -387,7 +388,7 @@ def conclude(
             future.stage = _SUCCEEDED
         done.append(future)
         if fittings is not None:
-            bells += fittings
+            bells += fittings.copy()
             if fittings.callbacks:
                 called.append(future)
     for bell in bells:

@@ -172,11 +172,11 @@ class Ledger:
         bell = Bell(self.queue.mutex)
         with self.queue.mutex:
             try:
-                self.queue.settled.hang(bell)
+                self.queue.settled[bell] = None
                 while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
                     self.queue.clock.wait_until(bell, moment)
             finally:
-                self.queue.settled.take_down(bell)
+                self.queue.settled.pop(bell, None)
             return self._oldest_epoch() > epoch
 
     def unsettled(self) -> List[JobFuture[Any]]:

@@ -34,9 +34,9 @@ class Window(Generic[Job_co]):
         service_time: how many seconds the processor took for each of the last batches, the median; 0 before the first.
         sent: the moments of the batcher's latest dispatches under all keys, oldest first.
         full: a waiting job did not fit, so that nothing can join any more.
-        returning: for each caller who has just got a result that it waited for, and is likely to submit the next job soon,
-            the moment until which that is so; only for a policy that `BatchingPolicy.watches_callers`, and where jobs
-            have no keys.
+        returning: how many callers have just got a result that they waited for, and are likely to submit the next job
+            soon; only for a policy that `BatchingPolicy.watches_callers`, and where jobs have no keys.
+        return_by: the moment until which that is likely of the last of them.
         heard: when a caller who is not waiting for a result was last heard of, by submitting a job or by getting a result;
             `NOW` if there is none; only for a policy that `BatchingPolicy.recalls` callers.
     """
@@ -53,7 +53,8 @@ class Window(Generic[Job_co]):
     service_time: float = 0.0
     sent: Sequence[float] = ()
     full: bool = False
-    returning: Sequence[float] = ()
+    returning: int = 0
+    return_by: float = NOW
     heard: float = NOW
 
 

@@ -26,7 +26,8 @@ class News(NamedTuple):
     flushed: int
     closed: bool
     expiring: bool  # there may be jobs that expire
-    returning: List[float]  # see `Callers.expected`
+    returning: int  # see `Callers`
+    return_by: float
     heard: float  # see `Callers.last_heard`
 
 
@@ -143,9 +144,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _accept(self, item: JobFuture[Any], block: bool, timeout: Optional[float], expires_in: Optional[float]) -> None:
         if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
             self._wait_for_room(block and not self.is_own_thread(), timeout)
+        item.submitted = now = self._now()
         if self._away or self._recalls:
-            self.callers.come_back(threading.get_ident(), self._now())
-        item.submitted = self._now()
+            self.callers.come_back(threading.get_ident(), now)
         if expires_in is not None:
             item.expires_in = expires_in
             item.expires = item.submitted + expires_in
@@ -170,25 +171,28 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.blocked += unlimited
         try:
             self.not_empty.notify()
-            self.not_full.hang(bell)
+            self.not_full[bell] = None
             while self._full() and not self.closed:
                 if not block or self.clock.now() >= deadline:
                     raise BacklogFull(self.maxsize)
                 self.clock.wait_until(bell, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
-            self.not_full.take_down(bell)
+            self.not_full.pop(bell, None)
             self.not_full.notify()
             raise
         finally:
-            self.not_full.take_down(bell)
+            self.not_full.pop(bell, None)
             self.blocked -= unlimited
 
     def know_caller(self) -> Optional[Caller]:
         """See `Keeper.know_caller`."""
-        before = self.callers.all_waited
-        caller = self.callers.wait()
-        if self.callers.all_waited != before:
+        callers = self.callers
+        if not callers.watched:
+            return None
+        before = callers.all_waited
+        caller = callers.wait()
+        if callers.all_waited != before:
             self.not_empty.ring()
         return caller
 
@@ -286,7 +290,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._seen[0] - 1,
             self._seen[1],
             expiring,
-            self.callers.expected(),
+            self.callers.returning,
+            self.callers.return_by,
             self.callers.last_heard(),
         )
 

@@ -193,11 +193,11 @@ class Worker:
         bell = Bell(self.queue.mutex)
         with self.queue.mutex:
             try:
-                self.queue.settled.hang(bell)
+                self.queue.settled[bell] = None
                 while not self._ended and (moment == NEVER or self._clock.now() < moment):
                     self._clock.wait_until(bell, moment)
             finally:
-                self.queue.settled.take_down(bell)
+                self.queue.settled.pop(bell, None)
             ended, thread = self._ended, self._thread
         if ended and thread is not None and thread is not threading.current_thread():
             thread.join()  # it has nothing left to do but to end
@@ -305,7 +305,7 @@ class Worker:
 
     def _advance(self, news: News) -> None:
         """Do all that there is to do now."""
-        self._collector.hear_of(news.returning, news.heard)
+        self._collector.hear_of(news.returning, news.return_by, news.heard)
         self._collector.add(news.jobs, self._alike and not news.expiring)
         if news.withdrawn:
             self._strike_out(list(news.withdrawn))

@@ -230,7 +230,7 @@ class Natural(BatchingPolicy[object]):
     And where callers who just got their results are likely to come back at once, it does not leave them without a worker,
     but waits, as long as that costs those who are here less than it saves those who are not:
 
-    >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, returning=[11.0])) for n in (1, 4, 40)]
+    >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, returning=1, return_by=11.0)) for n in (1, 4, 40)]
     [11.0, 10.5, 10.05]
     """
 
@@ -248,13 +248,13 @@ class Natural(BatchingPolicy[object]):
         if window.workers > 1 and window.in_flight and window.sent:
             due = max(due, window.sent[-1] + pace)
         if window.returning and window.in_flight == window.workers - 1:
-            patience = pace * len(window.returning) / window.count
-            due = max(due, min(window.newest + patience, window.returning[-1]))
+            patience = pace * window.returning / window.count
+            due = max(due, min(window.newest + patience, window.return_by))
         return due
 
     def wants(self, window: Window[object]) -> int:
         """See `BatchingPolicy.wants`."""
-        return max(1, len(window.returning) - len(window.returning) // 8)
+        return max(1, window.returning - window.returning // 8)
 
     def __repr__(self) -> str:
         return "Natural()"

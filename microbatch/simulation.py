@@ -197,11 +197,8 @@ class _Source(Protocol):
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
         """Note that callers have their results."""
 
-    def returning(self) -> List[float]:
-        """See `microbatch.Window.returning`."""
-
-    def heard(self) -> float:
-        """See `microbatch.Window.heard`."""
+    def whereabouts(self) -> Tuple[int, float, float]:
+        """Return what `Collector.hear_of` wants to hear."""
 
 
 def _source(arrivals: Arrivals, chance: random.Random) -> _Source:
@@ -242,11 +239,8 @@ class _OpenLoop:
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
         """Nobody comes back."""
 
-    def returning(self) -> List[float]:
-        return []
-
-    def heard(self) -> float:
-        return NOW
+    def whereabouts(self) -> Tuple[int, float, float]:
+        return 0, NOW, NOW
 
 
 class _ClosedLoop:
@@ -283,11 +277,8 @@ class _ClosedLoop:
             moment = now + thought + position * self._group.turn
             heapq.heappush(self._coming, (moment, job.caller.ident, job.caller))
 
-    def returning(self) -> List[float]:
-        return self._known.expected()
-
-    def heard(self) -> float:
-        return self._known.last_heard()
+    def whereabouts(self) -> Tuple[int, float, float]:
+        return self._known.returning, self._known.return_by, self._known.last_heard()
 
 
 class _Simulation:
@@ -323,7 +314,7 @@ class _Simulation:
         collector.add(source.until(now), source.alike)
         while self._running and self._running[0][0] <= now:
             self._finish(source, *heapq.heappop(self._running))
-        collector.hear_of(source.returning(), source.heard())
+        collector.hear_of(*source.whereabouts())
         while (batch := collector.take(now)) is not None:
             if batch.error is not None:
                 raise batch.error

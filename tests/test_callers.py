@@ -20,7 +20,7 @@ class Watching(Natural):
         self.expected: List[float] = []
 
     def due(self, window: Window[Any]) -> float:
-        self.expected += window.returning
+        self.expected += [window.return_by] * window.returning
         return NOW
 
 
@@ -97,7 +97,7 @@ def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock:
 
 def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
     window = Window[Any](count=1, opened=10.0, newest=10.0, sent=[9.75], in_flight=3, workers=4, service_time=2.0)
-    held = Window[Any](**{**vars(window), "returning": [11.0]})
+    held = Window[Any](**{**vars(window), "returning": 1, "return_by": 11.0})
     assert [10.25, 10.5] == [Natural().due(each) for each in (window, held)]
     assert 10.0 == Natural().due(Window(**{**vars(held), "full": True}))
 

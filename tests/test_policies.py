@@ -90,11 +90,15 @@ class Learning(BatchingPolicy[Any]):
         (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4), 10.0),
         (Natural(), Window(opened=10.0, sent=[9.75], service_time=2.0, workers=4, in_flight=1, full=True), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0], service_time=2.0, workers=4), 10.0),
-        (Natural(), Window(count=1, newest=10.0, service_time=2.0, returning=[10.5, 11.0]), 11.0),
-        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=[11.5, 12.0]), 11.0),
-        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=[9.0, 9.5]), 9.5),
-        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=[19.0], workers=2, in_flight=1), 10.5),
-        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=[19.0], workers=2), 0.0),
+        (Natural(), Window(count=1, newest=10.0, service_time=2.0, returning=2, return_by=11.0), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=2, return_by=12.0), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=2, return_by=9.5), 9.5),
+        (
+            Natural(),
+            Window(newest=10.0, count=4, service_time=4.0, returning=1, return_by=19.0, workers=2, in_flight=1),
+            10.5,
+        ),
+        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=1, return_by=19.0, workers=2), 0.0),
         (Urgent() | Size(3), Window(count=1, jobs=["later"]), NEVER),
         (Urgent() | Size(3), Window(count=2, jobs=["later", "now"]), NOW),
     ],
@@ -154,8 +158,8 @@ def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], windo
         (Urgent() | Interval(1), Window(count=1), 1),
         (Weight(9), Window(count=1), 1),
         (FixedWindow(1) | Session(1) | Rate(1, 1), Window(count=1), sys.maxsize),
-        (Natural(), Window(count=1, returning=[9.0] * 64), 56),
-        (Natural(), Window(count=1, returning=[9.0] * 7), 7),
+        (Natural(), Window(count=1, returning=64), 56),
+        (Natural(), Window(count=1, returning=7), 7),
         (Natural(), Window(count=1), 1),
     ],
 )
@@ -264,7 +268,7 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
 
 
 def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
-    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, (), NOW) == Window()
+    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, 0, NOW, NOW) == Window()
 
 
 @pytest.mark.parametrize(

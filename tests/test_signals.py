@@ -364,6 +364,25 @@ def test_a_callback_that_a_finalizer_leaves_anywhere_while_another_is_left_is_ca
     assert place > 1
 
 
+def test_a_callback_is_called_wherever_in_its_registration_a_finalizer_waits_for_the_job() -> None:
+    for place in count():
+        called, release = list[JobFuture[str]](), threading.Event()
+
+        def let_it_end() -> None:
+            release.set()
+            future.result(timeout=10)
+
+        with Batcher[str, str](lambda jobs: jobs if release.wait() else [], Size(1)) as batcher:
+            future = batcher.submit("job")
+            signal = Signal(let_it_end, place, entrances=ENTRANCES_OF_FINALIZERS)
+            signal.during(lambda: future.add_done_callback(called.append))
+            release.set()
+        if not signal.came:
+            break
+        assert [future] == called
+    assert place > 1
+
+
 def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called() -> None:
     def processor(jobs: List[str]) -> List[str]:
         submitted.wait()
