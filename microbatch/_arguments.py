@@ -3,6 +3,7 @@
 import math
 import numbers
 import reprlib
+from concurrent.futures import Executor
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any, Optional
 
@@ -28,6 +29,26 @@ def check_callable(name: str, value: Any) -> None:
     for function in (value, getattr(value, "__call__", None)):
         if iscoroutinefunction(function) or isasyncgenfunction(function):
             raise TypeError(f"{name} must be a plain function, got the asynchronous {shown(value)}")
+
+
+def check_executor(name: str, value: Any) -> None:
+    """Raise TypeError unless *value* is an executor."""
+    if not isinstance(value, Executor):
+        raise TypeError(f"{name} must be a concurrent.futures.Executor, got {shown(value)}")
+
+
+def check_clock(name: str, value: Any) -> None:
+    """Raise TypeError unless *value* has the methods of a clock."""
+    methods = (getattr(value, method, None) for method in ("now", "wait_until"))
+    if isinstance(value, type) or not all(map(callable, methods)):
+        raise TypeError(f"{name} must have now() and wait_until(), got {shown(value)}")
+
+
+def check_name(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless *value* is a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} must be a string that is not empty, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:

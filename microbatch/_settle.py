@@ -25,6 +25,7 @@ class Delivery:
     Attributes:
         info: what is known of the batch.
         jobs: the jobs, in order, in a list that the processor may do with as it likes.
+        started: when the processor was called.
         failed: how many of the jobs have failed until now.
     """
 
@@ -36,16 +37,16 @@ class Delivery:
         self._clock = ledger.queue.clock
         self._futures = futures
         self._errors: Dict[int, BaseException] = {}
-        self._started = self._clock.now()
+        self.started = self._clock.now()
 
     def start(self) -> None:
         """Note that the processor is called now."""
-        self._started = self._clock.now()
+        self.started = self._clock.now()
 
     @property
     def service_time(self) -> float:
         """Seconds since `start`."""
-        return self._clock.now() - self._started
+        return self._clock.now() - self.started
 
     def complete(self, returned: Any) -> None:
         """Settle all futures from what the processor returned. Runs the iterator that it may be. Never raises."""
@@ -63,14 +64,14 @@ class Delivery:
         """Fail every job that is not settled yet. Never raises."""
         self.failed += fail(self._ledger, self._futures, error)
 
-    def forget(self) -> bool:
-        """Drop all references, and return whether there were any.
+    def forget(self) -> List[JobFuture[Any]]:
+        """Drop all references, and return the futures, if it had any.
 
         An exception's traceback may lead here, and from here to the future that holds it.
         """
         futures, self._futures, self.jobs = self._futures, [], []
         self._errors.clear()
-        return bool(futures)
+        return futures
 
     def _settle_together(self, returned: Any) -> None:
         # Not len(returned), which may lie. And the usual case first, since the other asks many abstract classes.
@@ -111,7 +112,7 @@ class Delivery:
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
         if True in are_errors(values):
             values = [self._unshared(value) if error else value for value, error in zip(values, are_errors(values))]
-        service = Service(self.info, self._started, self.service_time)
+        service = Service(self.info, self.started, self.service_time)
         self.failed += self._ledger.settle(futures, values, service)
 
     def _unshared(self, error: BaseException) -> BaseException:

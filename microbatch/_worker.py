@@ -22,35 +22,16 @@ from microbatch._collector import Batch, Collector
 from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
+from microbatch._opening import Opening
 from microbatch._process import enlist
 from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
+from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, BatchStarted, tell
 from microbatch._policy import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
-
-
-class _Opening:
-    """Tells whether the threads run. No condition, for the handler of a signal that comes in may wait for those threads."""
-
-    def __init__(self) -> None:
-        self._error: Optional[BaseException] = None
-        self._latch = threading.Lock()  # taken until that is known
-        self._latch.acquire()
-
-    def settle(self, error: Optional[BaseException] = None) -> None:
-        """Say that they run, or why not. To be called once."""
-        self._error = error
-        self._latch.release()
-
-    def wait(self, timeout: float) -> None:
-        """Wait until they run, for *timeout* seconds at most, or raise why they don't."""
-        if self._latch.acquire(timeout=timeout):
-            self._latch.release()
-        if self._error is not None:
-            raise self._error
 
 
 class Worker:
@@ -70,6 +51,7 @@ class Worker:
         max_pending: int,
         max_workers: int,
         executor: Optional[Executor],
+        audience: Audience,
         name: str,
         exit_timeout: float,
         clock: Clock,
@@ -89,12 +71,13 @@ class Worker:
         self._clock = clock
         self._alike = alike  # jobs have neither keys nor weights
         self._name = name
+        self._audience = audience
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
         self._inbox: "SimpleQueue[Optional[Delivery]]" = SimpleQueue()  # for the threads of that pool
         self._thread: Optional[threading.Thread] = None
-        self.opening: Optional[_Opening] = None  # not None from the start of the threads on
+        self.opening: Optional[Opening] = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: List[Callable[[], object]] = []
         self.started = False  # whether the threads have been started, and may have ended
@@ -117,7 +100,7 @@ class Worker:
         """
         self._check_startable()
         enlist(self)
-        mine = _Opening()
+        mine = Opening()
         try:
             opening = self._agree_on(mine)
             if opening is mine:
@@ -132,7 +115,7 @@ class Worker:
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
         opening.wait(0 if self.queue.is_held() else -1 if opening is mine else 1)
 
-    def _agree_on(self, opening: _Opening) -> _Opening:
+    def _agree_on(self, opening: Opening) -> Opening:
         """Return the opening that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
@@ -147,7 +130,7 @@ class Worker:
         if self._forked and self._executor is not None:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _call_off(self, opening: Optional[_Opening], error: BaseException) -> bool:
+    def _call_off(self, opening: Optional[Opening], error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
             if self.opening is not opening or self._thread is not None or self.started:
@@ -263,7 +246,7 @@ class Worker:
 
     # -- called by the worker thread --
 
-    def _run(self, opening: _Opening) -> None:
+    def _run(self, opening: Opening) -> None:
         with self.queue.mutex:
             if self.opening is not opening:
                 return
@@ -349,8 +332,11 @@ class Worker:
         if len(futures) < len(batch.entries):
             weight = sum([future.weight for future in futures])
         number = self.ledger.count_batch(batch.trigger)
-        delivery = Delivery(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
+        info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
+        delivery = Delivery(self.ledger, futures, info)
         self._collector.started(now)
+        if self._audience.batch_started:
+            tell(self._audience.batch_started, BatchStarted(self._name, info, tuple(futures)))
         try:
             if self._pool is not None:
                 self._inbox.put(delivery)
@@ -391,6 +377,8 @@ class Worker:
                 for _ in self._pool._threads:
                     self._inbox.put(None)
                 self._pool.shutdown()
+            if self._audience.shutdown:
+                tell(self._audience.shutdown, BatcherShutDown(self._name, self.ledger.stats()))
             while (callback := self._next_shutdown_callback()) is not None:
                 _call_back(callback)
         finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
@@ -439,14 +427,22 @@ class Worker:
                 del done  # which holds the exception whose traceback leads here
 
     def _report(self, delivery: Delivery) -> None:
-        if not delivery.forget():
+        futures = delivery.forget()
+        if not futures:
             return  # an executor that calls back twice
         done: Callable[[], None] = self._collector.finished
         try:
-            done = partial(self._finish, BatchReport(delivery.info, delivery.service_time, delivery.failed))
+            summary = BatchReport(delivery.info, delivery.service_time, delivery.failed)
+            done = partial(self._finish, summary)
+            if self._audience.batch_finished:
+                self._tell_of_end(summary, delivery.started, futures)
         except BaseException:  # of a clock that a user injected: the worker is free all the same
             report("batch %d of %s can't be reported to the policy", delivery.info.id, self._name)
         self._pass_on(done)
+
+    def _tell_of_end(self, summary: BatchReport, started: float, futures: List[JobFuture[Any]]) -> None:
+        info, time, failed = summary.batch, summary.service_time, summary.failed
+        tell(self._audience.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
     def _pass_on(self, note: Callable[[], None]) -> None:
         """Have *note* called by whoever leads; by this very thread if nobody does, and then it finds its own next batch.

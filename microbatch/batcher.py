@@ -30,8 +30,11 @@ from typing import (
 from microbatch._arguments import (
     MOST_THREADS,
     check_callable,
+    check_clock,
     check_count,
+    check_executor,
     check_flag,
+    check_name,
     check_number,
     check_timeout,
     shown,
@@ -45,6 +48,7 @@ from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import BacklogFull, JobTooLarge
+from microbatch.listeners import Audience, BatchListener, JobAccepted, tell
 from microbatch._policy import BatchingPolicy, Window, check_policy
 from microbatch.policies import DEFAULT_POLICY
 
@@ -78,6 +82,7 @@ class Batcher(Generic[Job, Value]):
         max_workers: how many batches may run at once. With 1, they run one after another, in order. Each takes a thread,
             so without an *executor* at most 10,000.
         executor: runs the processor instead of a thread pool of the batcher's own; never shut down by the batcher.
+        listeners: are told what happens: see `microbatch.listeners`.
         name: what the threads are named after.
         exit_timeout: how many seconds the end of the interpreter may wait for jobs to be done; None for as long as it
             takes. Jobs that are left then fail with `BatcherClosed`.
@@ -98,6 +103,7 @@ class Batcher(Generic[Job, Value]):
         max_pending: int = ...,
         max_workers: int = ...,
         executor: Optional[Executor] = ...,
+        listeners: Iterable[BatchListener] = ...,
         name: str = ...,
         exit_timeout: Optional[float] = ...,
         clock: Optional[Clock] = ...,
@@ -114,6 +120,7 @@ class Batcher(Generic[Job, Value]):
         max_pending: int = ...,
         max_workers: int = ...,
         executor: Optional[Executor] = ...,
+        listeners: Iterable[BatchListener] = ...,
         name: str = ...,
         exit_timeout: Optional[float] = ...,
         clock: Optional[Clock] = ...,
@@ -130,6 +137,7 @@ class Batcher(Generic[Job, Value]):
         max_pending: int = ...,
         max_workers: int = ...,
         executor: Optional[Executor] = ...,
+        listeners: Iterable[BatchListener] = ...,
         name: str = ...,
         exit_timeout: Optional[float] = ...,
         clock: Optional[Clock] = ...,
@@ -145,6 +153,7 @@ class Batcher(Generic[Job, Value]):
         max_pending: int = 10_000,
         max_workers: int = 1,
         executor: Optional[Executor] = None,
+        listeners: Iterable[BatchListener] = (),
         name: str = "microbatch",
         exit_timeout: Optional[float] = None,
         clock: Optional[Clock] = None,
@@ -152,15 +161,24 @@ class Batcher(Generic[Job, Value]):
         check_callable("processor", processor)
         max_pending = check_count("max_pending", max_pending, 0)
         _check_policy(policy, max_pending)
-        _check_functions(key, weigh, executor, clock)
+        for argument, value, check in (
+            ("key", key, check_callable),
+            ("weigh", weigh, check_callable),
+            ("executor", executor, check_executor),
+            ("clock", clock, check_clock),
+        ):
+            if value is not None:
+                check(argument, value)
         max_workers = check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER)
-        _check_name(name)
+        check_name("name", name)
         self._policy = policy
         self._key = key
         self._weigh = weigh
         self._name = name
         self._empty = Window[Any](workers=max_workers)
         self._clock = SystemClock() if clock is None else clock
+        audience = Audience(listeners)
+        self._told_of_jobs = audience.job_accepted
         self._make_worker = functools.partial(
             Worker,
             processor,
@@ -168,6 +186,7 @@ class Batcher(Generic[Job, Value]):
             max_pending=max_pending,
             max_workers=max_workers,
             executor=executor,
+            audience=audience,
             name=name,
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
@@ -236,6 +255,8 @@ class Batcher(Generic[Job, Value]):
         worker.queue.put(future, True, timeout, expires_in)
         if worker.opening is None:  # their start, for which this call did not wait, has failed
             self._start(worker)
+        if self._told_of_jobs:
+            tell(self._told_of_jobs, JobAccepted(self._name, future))
         return future
 
     def map(
@@ -456,21 +477,3 @@ def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.needs():
         raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {shown(policy)}")
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name:
-        kind = ValueError if isinstance(name, str) else TypeError
-        raise kind(f"name must be a string that is not empty, got {shown(name)}")
-
-
-def _check_functions(key: Any, weigh: Any, executor: Any, clock: Any) -> None:
-    if key is not None:
-        check_callable("key", key)
-    if weigh is not None:
-        check_callable("weigh", weigh)
-    if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
-    methods = (getattr(clock, name, None) for name in ("now", "wait_until"))
-    if clock is not None and (isinstance(clock, type) or not all(map(callable, methods))):
-        raise TypeError(f"clock must have now() and wait_until(), got {shown(clock)}")

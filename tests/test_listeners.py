@@ -1,0 +1,179 @@
+"""What listeners are told, when, and that they change nothing."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, List
+
+import pytest
+
+from microbatch import (
+    Batcher,
+    BatcherShutDown,
+    BatchFinished,
+    BatchListener,
+    BatchStarted,
+    Interval,
+    JobAccepted,
+    JobState,
+    Size,
+)
+from microbatch.testing import InlineExecutor, ManualClock
+from tests.threads import in_thread
+
+
+class Listening(BatchListener):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.facts: List[Any] = []
+        self.threads: List[str] = []
+
+    def hear(self, fact: Any) -> None:
+        self.facts.append(fact)
+        self.threads.append(threading.current_thread().name)
+
+    job_accepted = batch_started = batch_finished = shutdown = hear
+
+    def kinds(self) -> List[str]:
+        return [type(fact).__name__ for fact in self.facts]
+
+
+def failing(jobs: List[Any]) -> List[Any]:
+    return [ValueError(job) if job == "bad" else job for job in jobs]
+
+
+@pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
+def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, clock: ManualClock) -> None:
+    def processor(jobs: List[Any]) -> List[Any]:
+        clock.advance(0.5)
+        return failing(jobs)
+
+    listener = Listening()
+    with Batcher[Any, Any](
+        processor, Size(2), executor=executor, listeners=[listener], clock=clock, name="rows"
+    ) as batcher:
+        held = [batcher.submit("good"), batcher.submit("bad")]
+    accepted, others = listener.facts[:1], listener.facts[1:]
+    accepted += [others.pop([type(fact) for fact in others].index(JobAccepted))]
+    info = held[0].result().batch
+    assert [JobAccepted("rows", future) for future in held] == accepted
+    assert [
+        BatchStarted("rows", info, tuple(held)),
+        BatchFinished("rows", info, tuple(held), started=0.0, service_time=0.5, failed=1),
+        BatcherShutDown("rows", batcher.stats()),
+    ] == others
+
+
+def test_facts_of_a_batch_come_in_the_threads_that_form_and_run_it() -> None:
+    listener = Listening()
+    with Batcher[str, str](list, Size(1), listeners=[listener], name="rows") as batcher:
+        batcher.submit("job").result(timeout=10)
+    threads = dict(zip(listener.kinds(), listener.threads))
+    assert threading.current_thread().name == threads["JobAccepted"]
+    assert {"rows"} == {threads["BatchStarted"], threads["BatcherShutDown"]}
+    assert threads["BatchFinished"].startswith("rows_")
+
+
+def test_a_batch_is_finished_when_all_of_it_can_be_read_and_before_its_thread_takes_the_next() -> None:
+    running: List[str] = []
+
+    class Reading(BatchListener):
+        def batch_finished(self, fact: BatchFinished) -> None:
+            assert all(future.done() for future in fact.futures)
+            running.append(f"finished {fact.batch.id}")
+
+    def processor(jobs: List[int]) -> List[int]:
+        running.append(f"started {jobs[0]}")
+        return jobs
+
+    with Batcher(processor, Size(1), listeners=[Reading()]) as batcher:
+        for job in (1, 2, 3):
+            batcher.submit(job)
+    assert [f"{what} {number}" for number in (1, 2, 3) for what in ("started", "finished")] == running
+
+
+@pytest.mark.parametrize("kind", ["job_accepted", "batch_started", "batch_finished", "shutdown"])
+def test_a_listener_is_called_without_a_lock(kind: str) -> None:
+    class Asking(BatchListener):
+        def ask(self, fact: Any) -> None:
+            answers.append(in_thread(lambda: batcher.stats().accepted).result(timeout=10))
+
+    answers: List[int] = []
+    setattr(Asking, kind, Asking.ask)
+    with Batcher[str, str](list, Size(1), listeners=[Asking()]) as batcher:
+        batcher.submit("job").result(timeout=10)
+    assert [1] == answers
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_listener_that_raises_is_logged_and_stops_nothing(error: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(BatchListener):
+        def fail(self, fact: Any) -> None:
+            raise error
+
+        job_accepted = batch_started = batch_finished = shutdown = fail
+
+    listener, called = Listening(), list[str]()
+    with Batcher[str, str](list, Size(1), listeners=[Raising(), listener]) as batcher:
+        batcher.add_shutdown_callback(lambda: called.append("called"))
+        assert ["a", "b"] == [batcher.submit(job).result(timeout=10).value for job in "ab"]
+    assert ["called"] == called
+    assert 7 == len(listener.facts) == len(caplog.records)
+    assert {"the fail() of a listener raised"} == {record.getMessage() for record in caplog.records}
+
+
+def test_a_batch_that_the_executor_does_not_take_has_started_and_finished() -> None:
+    listener, executor = Listening(), ThreadPoolExecutor(1)
+    executor.shutdown()
+    with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener]) as batcher:
+        assert isinstance(batcher.submit("job").exception(timeout=10), RuntimeError)
+    kinds = [kind for kind in listener.kinds() if kind != "JobAccepted"]
+    assert ["BatchStarted", "BatchFinished", "BatcherShutDown"] == kinds
+    assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]
+
+
+def test_jobs_that_no_worker_took_are_in_no_fact_of_a_batch(clock: ManualClock) -> None:
+    listener = Listening()
+    with Batcher[str, str](list, Interval(60), listeners=[listener], clock=clock) as batcher:
+        cancelled, expired = batcher.submit("cancelled"), batcher.submit("expired", expires_in=1.0)
+        cancelled.cancel()
+        clock.advance(1.0)
+        expired.exception(timeout=10)
+    assert JobState.EXPIRED is expired.state
+    assert ["JobAccepted", "JobAccepted", "BatcherShutDown"] == listener.kinds()
+    assert (2, 1, 1) == tuple(getattr(listener.facts[2].stats, name) for name in ("accepted", "cancelled", "expired"))
+
+
+def test_a_batcher_that_was_never_used_tells_of_its_shutdown_once() -> None:
+    listener = Listening()
+    with Batcher[str, str](list, listeners=[listener]) as batcher:
+        pass
+    batcher.shutdown()
+    assert ["BatcherShutDown"] == listener.kinds()
+
+
+def test_whoever_has_one_of_the_methods_is_a_listener() -> None:
+    class Counting:
+        count = 0
+
+        def batch_finished(self, fact: BatchFinished) -> None:
+            self.count += fact.batch.size
+
+    counting: Any = Counting()
+    with Batcher[str, str](list, listeners=(counting for _ in range(2))) as batcher:
+        batcher.submit("job")
+    assert 2 == counting.count
+
+
+@pytest.mark.parametrize(
+    "listeners, complaint",
+    [
+        (Listening(), "listeners must be an iterable of BatchListeners, got <"),
+        ([Listening], "listeners must be BatchListeners, got <class"),
+        ([None], "listeners must be BatchListeners, got None"),
+        ([print], "listeners must be BatchListeners, got <built-in"),
+    ],
+)
+def test_what_is_no_listener_is_refused(listeners: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        Batcher(list, listeners=listeners)
