@@ -1,11 +1,29 @@
 """``python -m microbatch simulate``: several policies on the same load, side by side."""
 
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
+from microbatch._plots import Point, draw_loads
 from microbatch._policy import BatchingPolicy
-from microbatch.simulation import Arrivals, SimulationReport, simulate
+from microbatch.simulation import Arrival, Arrivals, SimulationReport, callers, poisson, simulate
 
-__all__ = ["compare", "table"]
+__all__ = ["Load", "compare", "load_of", "plot", "table"]
+
+Load = Callable[[float], Arrivals]
+"""Gives the arrivals of a share of a load: with 0.5, half as many jobs a second."""
+
+_TURN = 30e-6
+"""About how many seconds a thread of Python takes from one result to the next job, in which no other does so."""
+
+
+def load_of(rate: Optional[float], count: Optional[int], trace: Sequence[Arrival], jobs: int) -> Load:
+    """Return the load of so many jobs that come at *rate*, or from *count* callers, or else as in *trace*."""
+    if rate:
+        return lambda share: poisson(rate * share, jobs)
+    if count:
+        return lambda share: callers(max(1, round(count * share)), jobs, turn=_TURN)
+    return lambda share: [arrival._replace(moment=arrival.moment / share) for arrival in trace]
+
 
 _COLUMNS: Dict[str, Callable[[SimulationReport], str]] = {
     "mean ms": lambda report: f"{report.mean * 1e3:,.2f}",
@@ -32,6 +50,27 @@ def compare(
         repr(policy): simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
         for policy in policies
     }
+
+
+def plot(
+    path: str,
+    policies: Sequence[BatchingPolicy[Any]],
+    load: Load,
+    service_time: Callable[[int], float],
+    *,
+    max_workers: int,
+    seed: int,
+) -> None:
+    """Write a plot of the policies under a tenth of the load, two tenths, and so on up to all of it."""
+    try_all = partial(compare, policies, service_time=service_time, max_workers=max_workers, seed=seed)
+    reports = [try_all(load(tenths / 10)) for tenths in range(1, 11)]
+    draw_loads(path, {repr(policy): [_point(each[repr(policy)]) for each in reports] for policy in policies})
+
+
+def _point(report: SimulationReport) -> Point:
+    first = min(run.started for run in report.runs)
+    time = max(run.ended for run in report.runs) - first
+    return Point(report.jobs / time, report.p50, report.p99, 1_000 * report.batches / report.jobs)
 
 
 def table(reports: Mapping[str, SimulationReport]) -> List[str]:

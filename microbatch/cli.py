@@ -12,9 +12,9 @@ from microbatch import BatchingPolicy, Interval, Natural, Size, __version__
 from microbatch._arguments import MOST_THREADS, check_callable
 from microbatch._demo import run_demo
 from microbatch._jsonlines import process_lines
-from microbatch._simulate import compare, table
+from microbatch._simulate import compare, load_of, plot, table
 from microbatch._words import parse_cost, parse_policy
-from microbatch.simulation import callers, poisson
+from microbatch.traces import Trace, read_trace
 
 __all__ = ["main"]
 
@@ -77,15 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument(
         "policy", nargs="+", metavar="POLICY", help="in words of Python: 'Size(64) | Interval(0.005)'"
     )
-    simulation.add_argument("--cost", type=_cost, required=True, help="of a batch, and of each job in it: 5ms+20us")
+    simulation.add_argument(
+        "--cost", type=_cost, help="of a batch, and of each job in it: 5ms+20us (with --trace, as it was there)"
+    )
     load = simulation.add_mutually_exclusive_group(required=True)
     load.add_argument("--rate", type=_rate, metavar="N", help="jobs a second, that know nothing of each other")
     load.add_argument(
         "--callers", type=_count, metavar="N", help="callers who each wait for a result before the next job"
     )
+    load.add_argument("--trace", type=_trace, metavar="FILE", help="as in a file of microbatch.traces.TraceRecorder")
     simulation.add_argument("--jobs", type=_count, default=20_000, metavar="N", help="jobs in all (%(default)s)")
     simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
     simulation.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)")
+    simulation.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw latency and calls from a tenth of the load up to all of it (needs matplotlib)",
+    )
     simulation.set_defaults(command=_simulate)
     return parser
 
@@ -133,20 +141,38 @@ def _cost(text: str) -> Callable[[int], float]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _trace(path: str) -> Trace:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return read_trace(file)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
     return Size(options.size) | (Interval(options.interval) if options.interval else Natural())
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    arrivals = (
-        poisson(options.rate, options.jobs) if options.rate else callers(options.callers, options.jobs, turn=30e-6)
-    )
+    trace: Optional[Trace] = options.trace
+    cost: Optional[Callable[[int], float]] = options.cost
+    if cost is None and trace is not None:
+        cost = trace.service_time
+    if cost is None:
+        raise BadUsage("--cost is needed without --trace")
+    load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
     try:
         policies = [parse_policy(text) for text in options.policy]
     except ValueError as error:
         raise BadUsage(f"a policy {error}") from None
-    reports = compare(policies, arrivals, options.cost, max_workers=options.workers, seed=options.seed)
-    print(*table(reports), sep="\n")
+    print(*table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed)), sep="\n")
+    if options.plot is not None:
+        try:
+            plot(options.plot, policies, load, cost, max_workers=options.workers, seed=options.seed)
+        except ImportError:
+            raise BadUsage("--plot needs matplotlib: pip install 'microbatch[plot]'") from None
+        except (OSError, ValueError) as error:  # ValueError for a format that matplotlib does not know
+            raise BadUsage(str(error)) from None
     return 0
 
 

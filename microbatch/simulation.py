@@ -13,6 +13,7 @@ No thread runs and nothing sleeps, so that a simulated hour takes seconds, and t
 import copy
 import heapq
 import math
+import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,10 +33,11 @@ from typing import (
     Union,
 )
 
-from microbatch._arguments import check_answer, check_callable, check_count, check_number, check_positive
+from microbatch._arguments import check_answer, check_callable, check_count, check_number, check_positive, shown
 from microbatch._callers import Caller, Callers
 from microbatch._clock import NEVER, NOW
 from microbatch._collector import Batch, Collector
+from microbatch._plots import draw_run
 from microbatch._results import BatchInfo
 from microbatch._policy import BatchingPolicy, BatchReport, check_policy
 
@@ -79,8 +81,8 @@ class callers:
     def __post_init__(self) -> None:
         check_count("count", self.count)
         check_count("jobs", self.jobs)
-        check_number("think", self.think)
-        check_number("turn", self.turn)
+        check_number("think", self.think, below=NEVER)
+        check_number("turn", self.turn, below=NEVER)
 
 
 Arrivals = Union[Iterable[Union[float, Arrival]], Callable[[random.Random], Iterable[Union[float, Arrival]]], callers]
@@ -133,6 +135,18 @@ class SimulationReport:
     runs: Tuple[Run, ...] = field(repr=False)
     latencies: Tuple[float, ...] = field(repr=False)
 
+    def plot(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """Write a plot of latency over load, and of a stretch of the batches in time, to a file.
+
+        Args:
+            path: where to; its ending says in which format, as ``.svg`` or ``.png``.
+
+        Raises:
+            ImportError: matplotlib is not installed, which is the extra ``plot``.
+        """
+        ends = [run.ended for run in sorted(self.runs, key=lambda run: run.ended) for _ in range(run.size)]
+        draw_run(path, [(end - latency, latency) for end, latency in zip(ends, self.latencies)], self.runs)
+
 
 def simulate(
     policy: BatchingPolicy[Any],
@@ -161,7 +175,7 @@ def simulate(
     check_policy("policy", policy)
     check_callable("service_time", service_time)
     simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), service_time)
-    simulation.run(_source(arrivals, random.Random(seed)))
+    simulation.run(_source(arrivals, random.Random(seed), policy.recalls))
     return simulation.report()
 
 
@@ -201,18 +215,23 @@ class _Source(Protocol):
         """Return what `Collector.hear_of` wants to hear."""
 
 
-def _source(arrivals: Arrivals, chance: random.Random) -> _Source:
+def _source(arrivals: Arrivals, chance: random.Random, recalls: float) -> _Source:
     if isinstance(arrivals, callers):
-        return _ClosedLoop(arrivals, chance)
-    return _OpenLoop(arrivals(chance) if callable(arrivals) else arrivals)
+        return _ClosedLoop(arrivals, chance, recalls)
+    moments = arrivals(chance) if callable(arrivals) else arrivals
+    if not isinstance(moments, Iterable):
+        raise TypeError(f"arrivals must be moments, a function that gives them, or callers, got {shown(arrivals)}")
+    return _OpenLoop(moments, recalls)
 
 
 class _OpenLoop:
-    """Jobs that come whatever becomes of the others."""
+    """Jobs that come whatever becomes of the others, from callers who don't wait."""
 
     alike = False
 
-    def __init__(self, arrivals: Iterable[Union[float, Arrival]]) -> None:
+    def __init__(self, arrivals: Iterable[Union[float, Arrival]], recalls: float) -> None:
+        self._recalls = recalls
+        self._heard = NOW
         self._coming = iter(arrivals)
         self._next: Optional[_Job] = None
         self._advance(0.0)
@@ -234,13 +253,15 @@ class _OpenLoop:
         while (job := self._next) is not None and job.submitted <= now:
             jobs.append(job)
             self._advance(job.submitted)
+        if jobs and self._recalls:
+            self._heard = jobs[-1].submitted
         return jobs
 
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
         """Nobody comes back."""
 
     def whereabouts(self) -> Tuple[int, float, float]:
-        return 0, NOW, NOW
+        return 0, NOW, self._heard
 
 
 class _ClosedLoop:
@@ -248,10 +269,10 @@ class _ClosedLoop:
 
     alike = True
 
-    def __init__(self, group: callers, chance: random.Random) -> None:
+    def __init__(self, group: callers, chance: random.Random, recalls: float) -> None:
         self._group = group
         self._chance = chance
-        self._known = Callers(watched=True)
+        self._known = Callers(True, recalls)
         self._coming = [(0.0, number, Caller(number)) for number in range(min(group.count, group.jobs))]
         self._left = group.jobs - len(self._coming)
 
@@ -263,7 +284,8 @@ class _ClosedLoop:
         while self._coming and self._coming[0][0] <= now:
             moment, number, caller = heapq.heappop(self._coming)
             self._known.come_back(number, moment)
-            self._known.begin_to_wait(number)
+            if self._known.recalls:
+                self._known.begin_to_wait(number)
             jobs.append(_Job(moment, caller=caller))
         return jobs
 

@@ -1,6 +1,7 @@
 """Bad input at every door: the error says what must be and what came, and nothing has begun."""
 
 import inspect
+import io
 import operator
 import os
 import re
@@ -17,8 +18,21 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import pytest
 
 import microbatch
+import microbatch.simulation
 import microbatch.testing
-from microbatch import DEFAULT_POLICY, NEVER, Batcher, BatcherStats, BatchingPolicy, Interval, Size, Window, batched
+import microbatch.traces
+from microbatch import (
+    DEFAULT_POLICY,
+    NEVER,
+    Batcher,
+    BatcherStats,
+    BatchingPolicy,
+    BatchListener,
+    Interval,
+    Size,
+    Window,
+    batched,
+)
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
 NAN, INF = float("nan"), float("inf")
@@ -85,6 +99,8 @@ NO_CLOCK = wrong(
     TypeError, r"clock must have now\(\) and wait_until\(\)", 3, True, ManualClock, SimpleNamespace(now=float), Shy()
 )
 NO_CLOCK += wrong(TypeError, r"clock must have now\(\) and wait_until\(\)", SimpleNamespace(now=1.5, wait_until=2))
+NO_LISTENERS = wrong(TypeError, "an iterable of BatchListeners", 3, True, NAN, BatchListener(), Shy())
+NO_LISTENERS += wrong(TypeError, "BatchListeners", [3], [None], "x", [BatchListener], (echo, echo), [Shy()])
 NO_TEXT = wrong(TypeError, "a string that is not empty", 3, True, b"x", Shy())
 NO_TEXT += wrong(ValueError, "a string that is not empty", "")
 NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fraction(-1, 2))
@@ -98,6 +114,9 @@ NO_NEEDS = wrong(TypeError, r"the needs\(\) of a policy must be an integer", *(A
 NO_NEEDS += wrong(ValueError, r"the needs\(\) of a policy must be at least 0", Answering(needs=-1))
 NO_NEEDS += wrong(TypeError, "the watches_flow of a policy must be True or False", Answering(watches_flow=1))
 
+NEITHER = (3, True, NAN, Shy())
+TRACE = '{"service_time": 1, "submitted": [1]}'
+
 # -- which kind each argument is of: what is wrong, what is right --
 
 ANYTHING: List[Any] = [None, NAN, Shy(), [], echo]
@@ -110,6 +129,7 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("Batcher.max_pending", NO_INTEGER + BELOW_0, [0, 1, HUGE]),
     ("Batcher.max_workers", NO_INTEGER + BELOW_1 + TOO_MANY, [1, 10_000]),
     ("Batcher.executor", NO_EXECUTOR, [None, InlineExecutor()]),
+    ("Batcher.listeners", NO_LISTENERS, [(), [BatchListener()], iter([BatchListener()]), {}]),
     ("Batcher.name", NO_TEXT, ["x", "\0"]),
     ("Batcher.exit_timeout", NO_NUMBER + NEGATIVE, [None, *SECONDS]),
     ("Batcher.clock", NO_CLOCK, [None, ManualClock()]),
@@ -143,6 +163,22 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Shy()), ["", "x"]),
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
+    ("simulate.policy", NO_POLICY, [Size(1), Size(HUGE)]),
+    ("simulate.arrivals", wrong(TypeError, "moments, a function that gives them, or callers", *NEITHER), [[1], (0,)]),
+    ("simulate.service_time", NO_CALLABLE + NOT_PLAIN, [float]),
+    ("simulate.max_workers", NO_INTEGER + BELOW_1, [1, 10_000]),
+    ("poisson.rate", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("poisson.jobs", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("callers.count", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("callers.jobs", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("callers.think", NO_NUMBER + NEGATIVE + INFINITE, [0, 0.5, Fraction(1, 2), 1e308]),
+    ("callers.turn", NO_NUMBER + NEGATIVE + INFINITE, [0, 0.5, Fraction(1, 2), 1e308]),
+    ("TraceRecorder.file", wrong(TypeError, "a file open for writing", 3, True, "x", b"x", [], Shy()), [io.StringIO()]),
+    (
+        "read_trace.lines",
+        wrong(TypeError, "the lines of a trace", 3, True, NAN, "a path", b"x", Shy()),
+        [[TRACE], {TRACE}],
+    ),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
     ("ManualClock.advance.seconds", NO_NUMBER + NEGATIVE + INFINITE, [0, 1e308]),
     ("ManualClock.wait_for_sleeper.moment", NO_NUMBER + NEGATIVE, SECONDS),
@@ -158,7 +194,14 @@ DOORS += [
 ]
 NO_DOORS = {
     "BatchInfo.*": "a fact",
+    "BatchFinished.*": "a fact",
     "BatchReport.*": "a fact",
+    "BatchStarted.*": "a fact",
+    "BatcherShutDown.*": "a fact",
+    "JobAccepted.*": "a fact",
+    "SimulationReport.*": "a fact, and a path for matplotlib, which looks at it",
+    "Trace.*": "a fact",
+    "simulate.seed": "for random.Random, which takes what it takes",
     "BatcherStats.*": "a fact",
     "Window.*": "a fact",
     "BacklogFull.*": "a fact, as an exception",
@@ -172,12 +215,16 @@ NO_DOORS = {
     "batched.options": "for Batcher, which looks at them",
     "*.window": "the batcher asks policies",
     "*.fits.weight": "the batcher asks policies",
+    "*.fact": "the batcher tells listeners",
     "*.observe.report": "the batcher tells policies",
     "ManualClock.wait_until.*": "the batcher waits",
     "RecordingProcessor.__call__.jobs": "the batcher calls processors",
 }
 NEEDED: Dict[str, Dict[str, Any]] = {
     "Batcher": {"processor": echo},
+    "simulate": {"policy": Size(1), "arrivals": [1], "service_time": float},
+    "poisson": {"rate": 1, "jobs": 1},
+    "callers": {"count": 1, "jobs": 1},
     "Rate": {"n": 1, "per": 1},
     "Adaptive": {"target": 1},
     "submit": {"job": 1},
@@ -187,9 +234,12 @@ NEEDED: Dict[str, Dict[str, Any]] = {
 }
 
 
+MODULES: Any = (microbatch, microbatch.testing, microbatch.simulation, microbatch.traces)
+
+
 def parameters() -> Iterator[str]:
     """All parameters of what the package offers, as ``class.method.parameter``, ``class.parameter`` and the like."""
-    for module in (microbatch, microbatch.testing):
+    for module in MODULES:
         for name in module.__all__:
             offered = getattr(module, name)
             for method, function in vars(offered).items() if inspect.isclass(offered) else [("", offered)]:
@@ -218,7 +268,7 @@ def knock(function: Any, door: str, value: Any) -> None:
         "RecordingProcessor": RecordingProcessor[Any](),
     }
     *path, name = door.split(".")
-    offered = getattr(microbatch, path[0], None) or getattr(microbatch.testing, path[0])
+    offered = next(vars(module)[path[0]] for module in MODULES if path[0] in module.__all__)
     called = getattr(owners[path[0]], path[1]) if path[1:] else offered
     called(**{**NEEDED.get(path[-1], {}), name: value})
 

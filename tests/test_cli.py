@@ -418,13 +418,26 @@ def test_simulate_knows_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) ->
     assert "8.0" in capsys.readouterr().out.splitlines()[1].split()
 
 
+@pytest.mark.parametrize("cost, mean", [([], "1,500.00"), (["--cost", "250ms"], "500.00")])
+def test_simulate_takes_a_recorded_load(
+    cost: List[str], mean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"submitted": [7.0, 7.5], "service_time": 1.25}\n', encoding="utf-8")
+    assert 0 == main(["simulate", "Size(2)", "--trace", str(path), *cost])
+    assert mean == capsys.readouterr().out.splitlines()[1].split()[1]
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [
         (["Size(0)", "--cost", "5ms", "--rate", "1"], "a policy Size: n must be at least 1, got 0"),
         (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a time for each batch"),
         (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
-        (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers is required"),
+        (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers --trace is required"),
+        (["Size(1)", "--rate", "1"], "--cost is needed without --trace"),
+        (["Size(1)", "--trace", "nowhere.jsonl"], "argument --trace: [Errno 2] No such file or directory"),
+        (["Size(1)", "--trace", os.devnull], "argument --trace: a trace must have at least one job"),
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),
     ],
 )

@@ -11,15 +11,16 @@ import microbatch
 PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
-    {"errors", "_bells", "_clock", "_arguments", "_log"},
+    {"errors", "_bells", "_clock", "_arguments", "_log", "_opening", "_plots"},
     {"_callers", "_lanes", "_process", "_results"},
     {"_futures", "_policy"},
     {"_plain_future", "_queue", "policies"},
     {"_ledger", "_collector", "config"},
-    {"_settle"},
+    {"_settle", "listeners"},
     {"_worker"},
     {"batcher"},
     {"decorator", "simulation", "testing"},
+    {"traces"},
     {"__init__"},
     {"_demo", "_jsonlines", "_simulate", "_words"},
     {"cli"},

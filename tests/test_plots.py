@@ -1,0 +1,60 @@
+"""Pictures of what was simulated."""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from microbatch import Natural, Size
+from microbatch.cli import main
+from microbatch.simulation import simulate
+
+pytest.importorskip("matplotlib")
+
+
+def shifting(chance: random.Random) -> Iterator[float]:
+    moment = 0.0
+    for job in range(2_000):
+        moment += chance.expovariate(500 if job % 400 < 200 else 5_000)
+        yield moment
+
+
+def test_a_report_draws_itself_the_same_each_time(tmp_path: Path) -> None:
+    report = simulate(Size(16) | Natural(), shifting, lambda size: 0.004 + 0.0001 * size, max_workers=2)
+    for name in ("one.svg", "other.svg", "another.png"):
+        report.plot(tmp_path / name)
+    drawn = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert drawn == (tmp_path / "other.svg").read_text(encoding="utf-8")
+    assert all(word in drawn for word in ("jobs a second", "99 %", "natural", "worker"))
+    assert b"PNG" == (tmp_path / "another.png").read_bytes()[1:4]
+
+
+@pytest.mark.parametrize("jobs", [1, 60, 999])
+def test_a_short_report_draws_itself_too(jobs: int, tmp_path: Path) -> None:
+    simulate(Natural(), [0.0] * jobs, lambda size: 0.0).plot(tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("load", [["--rate", "900"], ["--callers", "7"]])
+def test_simulate_draws_each_policy_over_the_load(load: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    command = ["simulate", "Size(4)", "Natural()", "--cost", "5ms", "--jobs", "400", "--plot", str(path)]
+    assert 0 == main([*command, *load])
+    drawn = path.read_text(encoding="utf-8")
+    assert all(word in drawn for word in ("Size(4)", "Natural()", "calls of the processor per 1,000 jobs"))
+
+
+@pytest.mark.parametrize("path", ["nowhere/plot.svg", "plot.nothing"])
+def test_a_plot_that_cannot_be_written_is_one_line(path: str, tmp_path: Path, capsys: Any) -> None:
+    command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", str(tmp_path / path)]
+    assert 2 == main(command)
+    assert 1 == len(capsys.readouterr().err.splitlines())
+
+
+def test_without_matplotlib_a_plot_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", "plot.svg"]
+    assert 2 == main(command)
+    assert "pip install 'microbatch[plot]'" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""What a batcher did, recorded and tried again."""
+
+import hashlib
+import io
+import json
+from typing import Any, List
+
+import pytest
+
+from microbatch import Batcher, Interval, Size, Weight
+from microbatch.simulation import Arrival, simulate
+from microbatch.testing import ManualClock
+from microbatch.traces import TraceRecorder, read_trace
+
+
+def test_a_trace_has_what_happened_and_nothing_of_the_jobs(clock: ManualClock) -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        clock.advance(0.25)
+        return jobs
+
+    file = io.StringIO()
+    with Batcher(
+        processor, Size(2) | Weight(999), key=len, weigh=ord, listeners=[TraceRecorder(file)], clock=clock
+    ) as batcher:
+        batcher.submit("a")
+        clock.advance(1.0)
+        batcher.submit("b")
+    assert [
+        {
+            "service_time": 0.25,
+            "trigger": "size",
+            "submitted": [0.0, 1.0],
+            "weights": [97.0, 98.0],
+            "key": hashlib.blake2b(b"1", digest_size=8).hexdigest(),
+        }
+    ] == [json.loads(line) for line in file.getvalue().splitlines()]
+
+
+def line(*moments: float, **facts: Any) -> str:
+    return json.dumps({"submitted": moments, "service_time": 1.0, "trigger": "size", **facts})
+
+
+def test_arrivals_are_in_order_from_zero_whatever_the_order_of_the_batches() -> None:
+    trace = read_trace([line(7.0, 8.5, key="a", weights=[2, 3]), line(6.0)])
+    assert (Arrival(0.0), Arrival(1.0, "a", 2.0), Arrival(2.5, "a", 3.0)) == trace.arrivals
+
+
+@pytest.mark.parametrize(
+    "batches, expected",
+    [
+        ([(1, 0.5)], [0.5, 0.5]),
+        ([(1, 0.3), (1, 0.1), (1, 0.2)], [0.2, 0.2]),
+        ([(1, 0.125), (3, 0.375), (5, 0.625)], [0.25, 1.25]),
+        ([(2, 0.5), (4, 0.75)], [0.5, 1.5]),
+        ([(2, 0.75), (4, 0.5)], [0.625, 0.625]),
+        ([(2, 0.25), (4, 1.25)], [0.5, 2.5]),
+    ],
+    ids=[
+        "one",
+        "of one size",
+        "a line through zero",
+        "a line",
+        "the larger was faster",
+        "a line that begins below zero",
+    ],
+)
+def test_the_service_time_is_a_line_through_the_batches(batches: Any, expected: List[float]) -> None:
+    trace = read_trace([line(*[0.0] * size, service_time=time) for size, time in batches])
+    assert pytest.approx(expected) == [trace.service_time(size) for size in (2, 10)]
+
+
+def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -> None:
+    file = io.StringIO()
+    policy = Size(4) | Interval(0.5)
+    with Batcher[str, str](list, policy, listeners=[TraceRecorder(file)], clock=clock) as batcher:
+        futures = []
+        for _ in range(11):
+            futures.append(batcher.submit("job"))
+            while batcher.stats().queued or batcher.stats().running:
+                pass
+            clock.advance(0.125)
+    trace = read_trace(file.getvalue().splitlines())
+    sizes = tuple(future.result(timeout=0).batch.size for future in futures)
+    assert (4, 4, 3) == (sizes[0], sizes[4], sizes[8])
+    assert (4, 4, 3) == simulate(policy, trace.arrivals, lambda size: 0.0).batch_sizes
+
+
+@pytest.mark.parametrize(
+    "lines, complaint",
+    [
+        ([], "a trace must have at least one job"),
+        ([line()], "a trace must have at least one job"),
+        ([line(1.0), "{"], "line 2 must be one of a trace, got '{'"),
+        (["[]"], "line 1 must be one of a trace"),
+        (['{"submitted": [1]}'], "line 1 must be one of a trace"),
+        ([line(1.0, 2.0, weights=[1.0])], "line 1 must be one of a trace"),
+        ([line(1.0, service_time=-1)], "line 1 must be one of a trace"),
+        ([line(1.0, service_time="1")], "line 1 must be one of a trace"),
+        ([line(float("nan"))], "line 1 must be one of a trace"),
+        ([line(1.0, weights=[-1])], "line 1 must be one of a trace"),
+    ],
+)
+def test_what_is_no_trace_is_refused_by_line(lines: List[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        read_trace(lines)
