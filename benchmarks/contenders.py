@@ -11,7 +11,7 @@ from functools import partial
 from queue import Queue
 from typing import Any, Callable, ClassVar, Hashable, List, Optional, Tuple
 
-from microbatch import DEFAULT_POLICY, Batcher, BatchingPolicy, Interval, Size
+from microbatch import DEFAULT_POLICY, AllWaiting, Batcher, BatchingPolicy, Interval, Size
 
 Processor = Callable[[List[bytes]], List[bytes]]
 """What runs downstream. Jobs are bytes, since one of the peers takes nothing else."""
@@ -115,6 +115,17 @@ class MicrobatchLong(Microbatch):
     def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
         """See `Microbatch.policy`."""
         return Size(size) | Interval(4 * interval)
+
+
+class MicrobatchAllWaiting(Microbatch):
+    """As the peers do it, but for those who all wait."""
+
+    name = "microbatch-allwaiting"
+    label = "microbatch, Size(64) | AllWaiting() | Interval(0.005)"
+
+    def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
+        """See `Microbatch.policy`."""
+        return Size(size) | AllWaiting() | Interval(interval)
 
 
 class Pool(Contender):

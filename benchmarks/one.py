@@ -21,6 +21,7 @@ CONTENDERS: Dict[str, Type[Contender]] = {
         contenders.MicrobatchNow,
         contenders.MicrobatchInterval,
         contenders.MicrobatchLong,
+        contenders.MicrobatchAllWaiting,
         contenders.Pool,
         peers.Batched,
         peers.UBatch,

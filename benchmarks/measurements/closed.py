@@ -77,7 +77,7 @@ CLOSED = Measurement(
         "batch": Figure("mean batch", 1),
         "cpu": Figure("CPU, µs per job", 1),
     },
-    contenders=(*BATCHERS, POOL, *PEERS, "locks", "locks-now"),
+    contenders=(*BATCHERS, "microbatch-allwaiting", POOL, *PEERS, "locks", "locks-now"),
     cases=[_case(workers, 3) for workers in (1, 4)],
     quick=[_case(workers, 0.4) for workers in (1, 4)],
     ratios=[("rate", "locks")],

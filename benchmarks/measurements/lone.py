@@ -44,7 +44,7 @@ LONE = Measurement(
         "p99": Figure("p99, ms"),
         "bare": Figure("bare call, ms"),
     },
-    contenders=(*BATCHERS, POOL, *PEERS, "locks-now"),
+    contenders=(*BATCHERS, "microbatch-allwaiting", POOL, *PEERS, "locks-now"),
     cases=[Case("1 thread", {"calls": 200})],
     quick=[Case("1 thread", {"calls": 30})],
     plot="over_bare",

@@ -1,0 +1,233 @@
+"""How near a policy with nothing to tune comes to the best hand-tuned one: ``python -m benchmarks.policies``.
+
+In virtual time, over cells of load, cost and workers. The best hand-tuned one is `Size` | `Interval` with the interval
+that gives the least mean latency in that very cell, and again the one that gives the least p99: nobody has both, nor knows
+them beforehand. A ratio of 1.03 is 3 % slower than that. Each figure is a geometric mean over cells. Then come three loads
+on the real batcher, with threads and a downstream that sleeps, beside the simulation of the same arrivals.
+"""
+
+import argparse
+import math
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+from benchmarks.measurements.downstream import Downstream
+from benchmarks.tables import Table, render, rst
+from microbatch import DEFAULT_POLICY, Adaptive, Batcher, BatchingPolicy, Interval, Natural, Size
+from microbatch.simulation import SimulationReport, poisson, simulate
+
+SIZE = 100
+INTERVALS = (0, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
+COSTS = {"5 ms + 20 µs": (5e-3, 20e-6), "20 ms + 1 ms": (20e-3, 1e-3), "1 ms + 100 µs": (1e-3, 100e-6)}
+WORKERS = (1, 4, 16)
+LOADS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
+
+Arrivals = Callable[[random.Random], Iterable[float]]
+
+
+class Cell(NamedTuple):
+    """A downstream and what comes to it."""
+
+    kind: str
+    fixed: float
+    each: float
+    workers: int
+    load: float
+
+    def service_time(self, size: int) -> float:
+        """Return how many seconds a batch takes."""
+        return self.fixed + self.each * size
+
+    @property
+    def rate(self) -> float:
+        """Jobs a second."""
+        return self.load * self.workers * SIZE / self.service_time(SIZE)
+
+
+def bursty(rate: float, jobs: int) -> Arrivals:
+    """Return arrivals in bursts of 1 to 39 at one moment."""
+
+    def arrivals(chance: random.Random) -> Iterator[float]:
+        moment, left = 0.0, jobs
+        while left > 0:
+            moment += chance.expovariate(rate / 20)
+            burst = min(left, chance.randint(1, 39))
+            left -= burst
+            yield from [moment] * burst
+
+    return arrivals
+
+
+def shifting(rate: float, jobs: int) -> Arrivals:
+    """Return arrivals at a rate that falls to a quarter and rises to seven quarters of *rate*, for a twentieth each."""
+
+    def arrivals(chance: random.Random) -> Iterator[float]:
+        moment = 0.0
+        for job in range(jobs):
+            moment += chance.expovariate(rate * (1.75 if job * 20 // jobs % 2 else 0.25))
+            yield moment
+
+    return arrivals
+
+
+KINDS: Dict[str, Callable[[float, int], Arrivals]] = {"steady": poisson, "bursty": bursty, "shifting": shifting}
+
+
+def cells() -> List[Cell]:
+    """Return all cells. Where the load is not steady, those that stay below what can be done."""
+    steady = [Cell("steady", *cost, workers, load) for cost in COSTS.values() for workers in WORKERS for load in LOADS]
+    others = [
+        Cell(kind, *cost, workers, load)
+        for kind in ("bursty", "shifting")
+        for cost in COSTS.values()
+        for workers in WORKERS
+        for load in (0.1, 0.3, 0.5)
+    ]
+    return steady + others
+
+
+def contenders(cell: Cell) -> Dict[str, BatchingPolicy[Any]]:
+    """Return who is compared, by what it is called."""
+    target = cell.service_time(SIZE)
+    return {
+        "the default policy": DEFAULT_POLICY,
+        "Natural()": Natural(),
+        "Adaptive(...) | Natural()": Adaptive(target) | Natural(),
+        "Size(100) | Interval(0)": Size(SIZE) | Interval(0),
+        "Size(100) | Interval(0.005)": Size(SIZE) | Interval(0.005),
+    }
+
+
+class Ratios(NamedTuple):
+    """What a policy takes, by what the best hand-tuned one does."""
+
+    mean: float
+    p99: float
+    calls: float
+
+
+def compare(cell: Cell, jobs: int) -> Dict[str, Ratios]:
+    """Return how each contender does in a cell."""
+    arrivals = KINDS[cell.kind](cell.rate, jobs)
+
+    def run(policy: BatchingPolicy[Any]) -> SimulationReport:
+        return simulate(policy, arrivals, cell.service_time, max_workers=cell.workers, seed=1)
+
+    tuned = [run(Size(SIZE) | Interval(interval)) for interval in INTERVALS]
+    best = min(tuned, key=lambda report: report.mean)
+    least = min(report.p99 for report in tuned)
+    reports = {name: run(policy) for name, policy in contenders(cell).items()}
+    return {
+        name: Ratios(report.mean / best.mean, report.p99 / least, report.batches / best.batches)
+        for name, report in reports.items()
+    }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return it."""
+    logarithms = [math.log(value) for value in values]
+    return math.exp(math.fsum(logarithms) / len(logarithms))
+
+
+def groups() -> Dict[str, Callable[[Cell], bool]]:
+    """Return which cells are told of together, by what they have in common."""
+    return {
+        **{f"steady, {n} worker{'s' * (n > 1)}": _has("steady", n) for n in WORKERS},
+        "steady, all 63 cells": lambda cell: cell.kind == "steady",
+        "bursty": lambda cell: cell.kind == "bursty",
+        "shifting": lambda cell: cell.kind == "shifting",
+    }
+
+
+def _has(kind: str, workers: int) -> Callable[[Cell], bool]:
+    return lambda cell: (cell.kind, cell.workers) == (kind, workers)
+
+
+def against_the_best(jobs: int) -> List[Table]:
+    """Return the tables of all cells."""
+    with ProcessPoolExecutor() as pool:
+        results = dict(zip(cells(), pool.map(partial(compare, jobs=jobs), cells())))
+    headings = ["", "mean", "worst", "p99", "worst", "calls"]
+    tables = []
+    for title, belongs in groups().items():
+        those = [result for cell, result in results.items() if belongs(cell)]
+        rows = [[name, *_summary([result[name] for result in those])] for name in those[0]]
+        tables.append(Table(f"{title}: {len(those)} cells", headings, rows, []))
+    return tables
+
+
+def _summary(ratios: Sequence[Ratios]) -> List[str]:
+    means, p99s, calls = zip(*ratios)
+    times = geometric_mean(means), max(means), geometric_mean(p99s), max(p99s)
+    return [*(f"{figure:,.3f}" for figure in times), f"{geometric_mean(calls):,.2f}"]
+
+
+REAL = [
+    (Size(64) | Natural(), 1, 0.1),
+    (Size(64) | Interval(0.005), 1, 0.5),
+    (Size(64) | Natural(), 4, 0.3),
+]
+
+
+def real_and_simulated(seconds: float) -> Table:
+    """Return the table of the batcher beside the simulator."""
+    rows = []
+    for policy, workers, load in REAL:
+        rate = load * Downstream(workers, 64).limit
+        batch, p50, submitted = measure(policy, workers, list(poisson(rate, int(rate * seconds))(random.Random(1))))
+        report = simulate(policy, submitted, service_time, max_workers=workers)
+        simulated = report.jobs / report.batches
+        figures = batch, simulated, batch / simulated, p50 * 1e3, report.p50 * 1e3, p50 / report.p50
+        rows.append([repr(policy), f"{workers}", f"{rate:,.0f}", *(f"{figure:.2f}" for figure in figures)])
+    headings = ["", "workers", "jobs/s", "mean batch", "simulated", "ratio", "p50, ms", "simulated", "ratio"]
+    return Table("a call takes 5 ms and 20 µs per job", headings, rows, [])
+
+
+def service_time(size: int) -> float:
+    """Return what the downstream of the benchmarks takes."""
+    return 5e-3 + 20e-6 * size
+
+
+def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float]) -> Tuple[float, float, List[float]]:
+    """Submit a job at each of the moments, and return the mean batch, the p50, and when they were really submitted."""
+    downstream = Downstream(workers, 64)
+    with Batcher[bytes, bytes](downstream, policy, max_pending=0, max_workers=workers) as batcher:
+        batcher.submit(b"job").result()  # starts the threads
+        start, futures = time.monotonic(), []
+        for moment in moments:
+            left = start + moment - time.monotonic()
+            if left > 0:
+                time.sleep(left)
+            futures.append(batcher.submit(b"job"))
+        results = [future.result() for future in futures]
+    latencies = sorted(result.queue_time + result.service_time for result in results)
+    mean = len(results) / len({result.batch.id for result in results})
+    first = futures[0].submitted
+    return mean, latencies[math.ceil(len(latencies) / 2) - 1], [future.submitted - first for future in futures]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables, and write them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="jobs in each cell (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each real load (%(default)s)")
+    path = Path(__file__).parent / "results" / "policies.rst"
+    parser.add_argument("--output", type=Path, default=path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    lines = [
+        rst("Policies against the best hand-tuned one", "="),
+        *map(render, against_the_best(options.jobs)),
+        rst("The batcher beside the simulator"),
+        render(real_and_simulated(options.seconds)),
+    ]
+    print(*lines, sep="\n")
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
