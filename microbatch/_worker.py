@@ -378,13 +378,16 @@ class Worker:
                     self._inbox.put(None)
                 self._pool.shutdown()
             if self._audience.shutdown:
-                tell(self._audience.shutdown, BatcherShutDown(self._name, self.ledger.stats()))
+                _call_back(self._tell_of_shutdown)
             while (callback := self._next_shutdown_callback()) is not None:
                 _call_back(callback)
         finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
             with self.queue.mutex:
                 self._ended = True
                 self.queue.settled.notify_all()
+
+    def _tell_of_shutdown(self) -> None:
+        tell(self._audience.shutdown, BatcherShutDown(self._name, self.ledger.stats()))
 
     def _next_shutdown_callback(self) -> Optional[Callable[[], object]]:
         with self.queue.mutex:

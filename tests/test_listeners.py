@@ -144,6 +144,26 @@ def test_jobs_that_no_worker_took_are_in_no_fact_of_a_batch(clock: ManualClock) 
     assert (2, 1, 1) == tuple(getattr(listener.facts[2].stats, name) for name in ("accepted", "cancelled", "expired"))
 
 
+def test_a_clock_that_raises_at_the_end_keeps_no_shutdown_callback_from_its_call(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(BatchListener):
+        def batch_finished(self, fact: BatchFinished) -> None:
+            clock.now = explode  # type: ignore[method-assign]
+
+        def shutdown(self, fact: BatcherShutDown) -> None:
+            """Wants to hear of it."""
+
+    def explode() -> float:
+        raise OSError("no clock")
+
+    ended = threading.Event()
+    batcher = Batcher[str, str](list, Size(1), listeners=[Broken()], clock=clock)
+    batcher.add_shutdown_callback(ended.set)
+    batcher.submit("job").result(timeout=10)
+    assert ended.wait(10)
+
+
 def test_a_batcher_that_was_never_used_tells_of_its_shutdown_once() -> None:
     listener = Listening()
     with Batcher[str, str](list, listeners=[listener]) as batcher:
