@@ -113,7 +113,8 @@ class Ratios(NamedTuple):
 
 def compare(cell: Cell, jobs: int) -> Dict[str, Ratios]:
     """Return how each contender does in a cell."""
-    arrivals = KINDS[cell.kind](cell.rate, jobs)
+    # So that all last equally long, counted in batches of a worker: until some have ended, nothing can be known of them.
+    arrivals = KINDS[cell.kind](cell.rate, jobs * cell.workers)
 
     def run(policy: BatchingPolicy[Any]) -> SimulationReport:
         return simulate(policy, arrivals, cell.service_time, max_workers=cell.workers, seed=1)
@@ -214,7 +215,9 @@ def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float])
 def main(arguments: Sequence[str]) -> None:
     """Print the tables, and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="jobs in each cell (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=5_000, metavar="N", help="jobs for each worker in a cell (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each real load (%(default)s)")
     path = Path(__file__).parent / "results" / "policies.rst"
     parser.add_argument("--output", type=Path, default=path, metavar="FILE")

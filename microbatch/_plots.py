@@ -51,9 +51,11 @@ def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
             calls.plot(loads, [point.calls for point in points], color=colour)
         _label(latency, "latency: 50 % of the jobs (line), 99 % (dots)", "jobs a second", "ms")
         _label(calls, "calls of the processor per 1,000 jobs", "jobs a second", "")
-        latency.set_ylim(bottom=0)
-        latency.legend(frameon=False)
-        calls.set_ylim(bottom=0)
+        for axes in (latency, calls):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.set_ylim(bottom=0)
+        latency.legend(edgecolor="none")
 
 
 def _points(jobs: Sequence[Tuple[float, float]]) -> List[Point]:

@@ -61,9 +61,9 @@ def plot(
     max_workers: int,
     seed: int,
 ) -> None:
-    """Write a plot of the policies under a tenth of the load, two tenths, and so on up to all of it."""
+    """Write a plot of the policies under a hundredth of the load, and then more and more, up to all of it."""
     try_all = partial(compare, policies, service_time=service_time, max_workers=max_workers, seed=seed)
-    reports = [try_all(load(tenths / 10)) for tenths in range(1, 11)]
+    reports = [try_all(load(10 ** (step / 6 - 2))) for step in range(13)]
     draw_loads(path, {repr(policy): [_point(each[repr(policy)]) for each in reports] for policy in policies})
 
 

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument(
         "--plot",
         metavar="FILE",
-        help="draw latency and calls from a tenth of the load up to all of it (needs matplotlib)",
+        help="draw latency and calls from a hundredth of the load up to all of it (needs matplotlib)",
     )
     simulation.set_defaults(command=_simulate)
     return parser

@@ -1,0 +1,47 @@
+"""What the pages show on a command line."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from microbatch.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+
+
+SIMULATIONS = [
+    shlex.split(line)
+    for page in PAGES
+    for line in re.findall(r"^ +\$ microbatch simulate (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+def test_there_are_commands() -> None:
+    assert len(SIMULATIONS) > 5
+
+
+@pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
+def test_a_command_that_a_page_shows_does_what_it_says(
+    command: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "trace.jsonl").write_text('{"submitted": [1, 2], "service_time": 1}', encoding="utf-8")
+    if "--plot" in command:
+        pytest.importorskip("matplotlib")
+    assert 0 == main(["simulate", *command, "--jobs", "300"])
+    rows = capsys.readouterr().out.splitlines()
+    assert len([word for word in command if "(" in word]) == len(rows) - 1
+    assert [path for path in command if path.endswith(".svg")] == [
+        f"docs/{path.name}" for path in tmp_path.rglob("*.svg")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_picture_of_a_page_is_there(page: Path) -> None:
+    for path in re.findall(r"^\.\. image:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert (page.parent / path).is_file()
