@@ -1,22 +1,15 @@
 """From what a processor gives back to one outcome per job."""
 
 import copy
-import inspect
-import logging
-from collections import UserString
-from collections.abc import Iterable, Iterator, Mapping, Set, Sized
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 from microbatch._futures import JobFuture, are_errors
 from microbatch._ledger import Ledger
-from microbatch._log import report
 from microbatch._results import BatchInfo, Service
+from microbatch._returned import as_iterator, exhaust, is_whole
 from microbatch.errors import ResultCountError
 
 __all__ = ["Delivery", "fail"]
-
-# Iterable, but not one result per job in order: never taken apart.
-_REFUSED = (str, UserString, bytes, bytearray, memoryview, Mapping, Set)
 
 
 class Delivery:
@@ -53,10 +46,10 @@ class Delivery:
         try:
             if returned is None:
                 self._settle(self._futures, [None] * len(self._futures))
-            elif type(returned) is list or isinstance(returned, Sized) and not isinstance(returned, _REFUSED):
+            elif is_whole(returned):
                 self._settle_together(returned)
             else:
-                self._settle_one_by_one(self._iterator(returned))
+                self._settle_one_by_one(as_iterator(returned))
         except BaseException as error:
             self.fail(error)
 
@@ -74,8 +67,8 @@ class Delivery:
         return futures
 
     def _settle_together(self, returned: Any) -> None:
-        # Not len(returned), which may lie. And the usual case first, since the other asks many abstract classes.
-        values = list(returned if type(returned) is list else self._iterator(returned))
+        # Not len(returned), which may lie.
+        values = list(returned if type(returned) is list else as_iterator(returned))
         if len(values) != len(self._futures):
             raise ResultCountError(len(self._futures), len(values))
         self._settle(self._futures, values)
@@ -87,27 +80,7 @@ class Delivery:
             except StopIteration:
                 raise ResultCountError(len(self._futures), position) from None
             self._settle([future], [value])
-        self._exhaust(values)
-
-    def _exhaust(self, values: Iterator[Any]) -> None:
-        # Every job has its result, so all that is left to do with an error is to report it.
-        try:
-            next(values)
-        except StopIteration:
-            return
-        except BaseException:
-            report("the processor raised after its last result, in batch %d", self.info.id)
-            return
-        count, level = len(self._futures), logging.WARNING
-        report("the processor gave more than %d results for batch %d", count, self.info.id, level=level)
-
-    def _iterator(self, returned: Any) -> Iterator[Any]:
-        if inspect.iscoroutine(returned):
-            returned.close()
-        if isinstance(returned, _REFUSED) or not isinstance(returned, Iterable) and not _is_sequence(returned):
-            kind = type(returned).__name__
-            raise TypeError(f"the processor must return one result per job in order, or None, got {kind}")
-        return iter(returned)
+        exhaust(values, len(self._futures), f"batch {self.info.id}")
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
         if True in are_errors(values):
@@ -151,10 +124,6 @@ def _bare_copy(error: BaseException) -> BaseException:
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
     return twin
-
-
-def _is_sequence(returned: Any) -> bool:
-    return hasattr(returned, "__getitem__")  # iterable the old way, which Iterable does not know
 
 
 def _same(one: Any, other: Any) -> bool:

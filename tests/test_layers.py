@@ -12,10 +12,10 @@ PACKAGE = Path(microbatch.__file__).parent
 
 LAYERS = [
     {"errors", "_bells", "_clock", "_arguments", "_log", "_opening", "_plots"},
-    {"_callers", "_lanes", "_process", "_results"},
+    {"_callers", "_lanes", "_process", "_results", "_returned"},
     {"_futures", "_policy"},
     {"_plain_future", "_queue", "policies"},
-    {"_ledger", "_collector", "config"},
+    {"_ledger", "_collector", "config", "processors"},
     {"_settle", "listeners"},
     {"_worker"},
     {"batcher"},

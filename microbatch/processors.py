@@ -1,0 +1,219 @@
+"""Wrappers around a processor: callable to callable, to be composed in any order, and to be tried with a list.
+
+>>> def insert(rows):
+...     if "poison" in rows:
+...         raise ValueError("a bad row")
+...     return [f"id of {row}" for row in rows]
+>>> bisecting(insert)(["Ada", "poison", "Grace"])
+['id of Ada', ValueError('a bad row'), 'id of Grace']
+
+Each returns one outcome per job, in order: its value, or the exception that it failed with. What a wrapped processor may
+return or raise is what one of a `Batcher` may: results in any iterable, None for all, exceptions in place of results. What
+is raised for all jobs of a batch, a wrapper raises too. Exceptions that are no `Exception`, as `KeyboardInterrupt`, pass
+through.
+"""
+
+from itertools import islice
+from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
+
+from microbatch._arguments import check_callable, check_count, shown
+from microbatch._returned import as_iterator, exhaust, is_whole
+from microbatch.errors import ResultCountError
+
+__all__ = ["bisecting", "deduplicating", "retrying"]
+
+Processor = Callable[[List[Any]], Any]
+
+
+class _Given(NamedTuple):
+    """What a processor gave for some jobs."""
+
+    values: List[Any]
+    """Those of the first jobs; of all, if it raised nothing."""
+    error: Optional[Exception]
+    """What it raised for the others."""
+
+    def outcomes(self, count: int) -> List[Any]:
+        """Return one outcome for each of *count* jobs."""
+        return self.values + [self.error] * (count - len(self.values))
+
+
+def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
+    values: List[Any] = []
+    try:
+        returned = processor(list(jobs))
+        if returned is None:
+            return _Given([None] * len(jobs), None)
+        iterator = as_iterator(returned)
+        if is_whole(returned):
+            whole = list(iterator)
+            if len(whole) != len(jobs):
+                raise ResultCountError(len(jobs), len(whole))
+            return _Given(whole, None)
+        values.extend(islice(iterator, len(jobs)))
+        if len(values) < len(jobs):
+            raise ResultCountError(len(jobs), len(values))
+        exhaust(iterator, len(jobs), "a batch")
+    except Exception as error:
+        return _Given(values, error)
+    return _Given(values, None)
+
+
+def _raise_for_all(outcomes: List[Any]) -> List[Any]:
+    """Return the outcomes, or raise what was raised for every one of the jobs."""
+    first = outcomes[0] if outcomes else None
+    if isinstance(first, Exception) and all(outcome is first for outcome in outcomes):
+        raise first
+    return outcomes
+
+
+def retrying(
+    processor: Processor, *, stop: Any, wait: Any, retry: Optional[Any] = None
+) -> Callable[[List[Any]], List[Any]]:
+    """Return *processor*, called again with those jobs only that failed, as long as `tenacity` says so.
+
+    A job may be processed more than once: a downstream that did it, and failed to say so, does it again. The thread that
+    runs the batch waits in between, so a shutdown waits too.
+
+    >>> from tenacity import retry_if_exception_type, stop_after_attempt, wait_none
+    >>> calls = []
+    >>> def flaky(jobs):
+    ...     calls.append(jobs)
+    ...     return [ConnectionError() if job == "b" and len(calls) < 3 else job for job in jobs]
+    >>> retrying(flaky, stop=stop_after_attempt(5), wait=wait_none())(["a", "b", "c"])
+    ['a', 'b', 'c']
+    >>> calls
+    [['a', 'b', 'c'], ['b'], ['b']]
+
+    Args:
+        processor: the one that fails now and then.
+        stop: when to give up, as ``tenacity.stop_after_attempt(5)``; what a job failed with last is then its outcome.
+        wait: for how long to wait before each attempt, as ``tenacity.wait_random_exponential(max=10)``.
+        retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all. Asked
+            for each job that failed.
+
+    Raises:
+        ImportError: ``tenacity`` is not installed, which is the extra ``retry``.
+    """
+    import tenacity
+
+    again = tenacity.retry_if_exception_type() if retry is None else retry
+    for name, argument in (("processor", processor), ("stop", stop), ("wait", wait), ("retry", again)):
+        check_callable(name, argument)
+
+    def is_worth_it(outcome: Any, attempts: Any) -> bool:
+        if not isinstance(outcome, Exception):
+            return False
+        state = tenacity.RetryCallState(attempts, None, (), {})
+        state.set_exception((type(outcome), outcome, outcome.__traceback__))
+        return bool(again(state))
+
+    def process(jobs: List[Any]) -> List[Any]:
+        outcomes: List[Any] = [None] * len(jobs)
+        left = list(range(len(jobs)))
+        attempts = tenacity.Retrying(stop=stop, wait=wait, reraise=True)
+
+        def attempt() -> None:
+            for place, outcome in zip(left, _call(processor, [jobs[place] for place in left]).outcomes(len(left))):
+                outcomes[place] = outcome
+            left[:] = [place for place in left if is_worth_it(outcomes[place], attempts)]
+            if left:
+                raise outcomes[left[0]]
+
+        try:
+            if jobs:
+                attempts(attempt)
+        except Exception as error:
+            if error is not outcomes[left[0]]:  # one of the strategies raised
+                for place in left:
+                    outcomes[place] = error
+        return _raise_for_all(outcomes)
+
+    return process
+
+
+def bisecting(
+    processor: Processor,
+    *,
+    on: Union[Type[Exception], Tuple[Type[Exception], ...]] = Exception,
+    unless: Union[Type[Exception], Tuple[Type[Exception], ...]] = (OSError, ResultCountError),
+    max_calls: int = 100,
+) -> Callable[[List[Any]], List[Any]]:
+    """Return *processor*, called for either half of the jobs that share an exception, until those to blame stand alone.
+
+    A job may be processed more than once, if the processor did some before it raised: best where a call does all of its
+    jobs or none, as in a transaction. One bad job among *n* takes about 2 log2 *n* more calls.
+
+    Args:
+        processor: the one that raises for all because of one.
+        on: what to halve for.
+        unless: what never to halve for, since it would fail all the same: a downstream that can't be reached, a processor
+            that miscounts.
+        max_calls: for one batch; jobs that are not told apart by then fail with what was raised for them together.
+    """
+    check_callable("processor", processor)
+    max_calls = check_count("max_calls", max_calls)
+    on, unless = _kinds("on", on), _kinds("unless", unless)
+
+    def blames_all(outcome: Any) -> bool:
+        return isinstance(outcome, on) and not isinstance(outcome, unless)
+
+    def process(jobs: List[Any]) -> List[Any]:
+        outcomes: List[Any] = [None] * len(jobs)
+        parts = [list(range(len(jobs)))] if jobs else []
+        for part in islice(_taken_out(parts), max_calls):
+            for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
+                outcomes[place] = outcome
+            blamed: Dict[int, List[int]] = {}
+            for place in part:
+                if blames_all(outcomes[place]):
+                    blamed.setdefault(id(outcomes[place]), []).append(place)
+            for places in blamed.values():
+                middle = len(places) // 2
+                parts += [places[:middle], places[middle:]] if middle else []
+        return _raise_for_all(outcomes)
+
+    return process
+
+
+def _taken_out(parts: List[List[int]]) -> Iterator[List[int]]:
+    while parts:
+        yield parts.pop(0)
+
+
+def deduplicating(
+    processor: Processor, key: Optional[Callable[[Any], Hashable]] = None
+) -> Callable[[List[Any]], List[Any]]:
+    """Return *processor*, called with one of each kind of equal jobs; all of a kind get its outcome, the same object.
+
+    >>> calls = []
+    >>> deduplicating(lambda words: calls.append(words) or [word.upper() for word in words])(["b", "a", "b"])
+    ['B', 'A', 'B']
+    >>> calls
+    [['b', 'a']]
+
+    Args:
+        processor: the one that need not do the same twice.
+        key: what makes jobs equal; by default they are compared themselves, and must be hashable.
+    """
+    check_callable("processor", processor)
+    if key is not None:
+        check_callable("key", key)
+
+    def process(jobs: List[Any]) -> List[Any]:
+        kinds = [key(job) for job in jobs] if key is not None else jobs
+        firsts: Dict[Hashable, int] = {}
+        for place, kind in enumerate(kinds):
+            firsts.setdefault(kind, place)
+        given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
+        outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
+        return _raise_for_all([outcome_of[kind] for kind in kinds])
+
+    return process
+
+
+def _kinds(name: str, value: Any) -> Tuple[Type[Exception], ...]:
+    kinds: Tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        raise TypeError(f"{name} must be a class of exceptions, or a tuple of them, got {shown(value)}")
+    return kinds

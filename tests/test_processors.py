@@ -1,0 +1,273 @@
+"""Wrappers around a processor, with lists and in batchers."""
+
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
+
+from microbatch import Batcher, Size
+from microbatch.processors import bisecting, deduplicating, retrying
+
+Processor = Callable[[List[Any]], Any]
+
+
+def twice(processor: Processor, **options: Any) -> Processor:
+    return retrying(processor, **{"stop": stop_after_attempt(2), "wait": wait_none(), **options})
+
+
+WRAPPERS: Dict[str, Callable[[Processor], Processor]] = {
+    "retrying": twice,
+    "bisecting": bisecting,
+    "deduplicating": deduplicating,
+}
+
+
+class Recording:
+    """Fails for bad jobs in one way or another, and remembers its calls."""
+
+    def __init__(self, how: str, *bad: Any) -> None:
+        self.how = how
+        self.bad = bad
+        self.calls: List[List[Any]] = []
+
+    def __call__(self, jobs: List[Any]) -> Any:
+        self.calls.append(list(jobs))
+        return getattr(self, self.how)(jobs)
+
+    def raises(self, jobs: List[Any]) -> List[Any]:
+        for job in jobs:
+            if job in self.bad:
+                raise ValueError(job)
+        return [job * 2 for job in jobs]
+
+    def returns(self, jobs: List[Any]) -> List[Any]:
+        return [ValueError(job) if job in self.bad else job * 2 for job in jobs]
+
+    def yields(self, jobs: List[Any]) -> Any:
+        for job in jobs:
+            if job in self.bad:
+                raise ValueError(job)
+            yield job * 2
+
+
+def outcomes_of(processor: Processor, jobs: List[Any]) -> List[Any]:
+    """Return one outcome for each job, whether all were returned or one raised for all."""
+    try:
+        outcomes: List[Any] = processor(jobs)
+    except Exception as error:
+        return [error] * len(jobs)
+    assert len(jobs) == len(outcomes)
+    return outcomes
+
+
+def plain(outcomes: List[Any]) -> List[Any]:
+    """Return outcomes that can be compared."""
+    return [f"{type(each).__name__} {each}" if isinstance(each, BaseException) else each for each in outcomes]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    "returned, expected",
+    [
+        (lambda jobs: None, [None] * 3),
+        (lambda jobs: tuple(jobs), [1, 2, 3]),
+        (lambda jobs: (job for job in jobs), [1, 2, 3]),
+        (lambda jobs: [job if job < 3 else KeyError(job) for job in jobs], [1, 2, "KeyError 3"]),
+        (lambda jobs: [], "expected 3, got 0"),
+        (lambda jobs: "abc", "one result per job in order, or None, got str"),
+    ],
+    ids=["none", "a tuple", "a generator", "an exception in a slot", "too few", "a string"],
+)
+def test_a_processor_may_return_what_one_of_a_batcher_may(wrap: Any, returned: Any, expected: Any) -> None:
+    if isinstance(expected, str):
+        assert all(expected in each for each in plain(list(outcomes_of(wrap(returned), [1, 2, 3]))))
+    else:
+        assert expected == plain(wrap(returned)([1, 2, 3]))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_is_no_ordinary_exception_passes_through(wrap: Any) -> None:
+    def processor(jobs: List[Any]) -> List[Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wrap(processor)([1, 2])
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_without_jobs_nothing_is_called(wrap: Any) -> None:
+    processor = Recording("raises")
+    assert ([], []) == (wrap(processor)([]), processor.calls)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert [1, 2] == wrap(lambda jobs: iter([1, 2, 3]))([1, 2])
+    assert ["the processor gave more than 2 results for a batch"] == [record.getMessage() for record in caplog.records]
+
+
+# -- retrying --
+
+
+@pytest.mark.parametrize(
+    "how, calls",
+    [
+        ("raises", [["a", "b", "c"], ["a", "b", "c"], ["a", "b", "c"]]),
+        ("returns", [["a", "b", "c"], ["b"], ["b"]]),
+        ("yields", [["a", "b", "c"], ["b", "c"], ["b", "c"]]),
+    ],
+)
+def test_only_what_failed_is_processed_again(how: str, calls: List[List[str]]) -> None:
+    processor = Recording(how, "b")
+
+    def third_time_lucky(jobs: List[str]) -> Any:
+        if len(processor.calls) == 2:
+            processor.bad = ()
+        return processor(jobs)
+
+    assert ["aa", "bb", "cc"] == twice(third_time_lucky, stop=stop_after_attempt(3))(["a", "b", "c"])
+    assert calls == processor.calls
+
+
+def test_what_fails_to_the_end_has_its_last_error() -> None:
+    processor = Recording("returns", "b", "c")
+    assert ["aa", "ValueError b", "ValueError c"] == plain(twice(processor)(["a", "b", "c"]))
+    assert [["a", "b", "c"], ["b", "c"]] == processor.calls
+
+
+def test_each_failed_job_is_asked_about() -> None:
+    def processor(jobs: List[str]) -> List[Any]:
+        calls.append(jobs)
+        return [KeyError(job) if job == "b" else ConnectionError(job) for job in jobs]
+
+    calls: List[List[str]] = []
+    outcomes = twice(processor, retry=retry_if_exception_type(ConnectionError))(["a", "b", "c"])
+    assert [["a", "b", "c"], ["a", "c"]] == calls
+    assert ["ConnectionError a", "KeyError 'b'", "ConnectionError c"] == plain(outcomes)
+
+
+def test_attempts_are_as_far_apart_as_the_strategy_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: List[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
+    twice(Recording("returns", "b"), stop=stop_after_attempt(3), wait=wait_fixed(7))(["a", "b"])
+    assert [7, 7] == slept
+
+
+def test_a_strategy_that_raises_fails_those_that_are_left() -> None:
+    def wait(state: Any) -> float:
+        raise LookupError("no wait")
+
+    outcomes = twice(Recording("returns", "b"), stop=stop_never, wait=wait)(["a", "b"])
+    assert ["aa", "LookupError no wait"] == plain(outcomes)
+
+
+# -- bisecting --
+
+
+@pytest.mark.parametrize("how", ["raises", "yields"])
+@pytest.mark.parametrize("bad", [(), (0,), (7,), (3, 4), tuple(range(8))])
+def test_the_jobs_to_blame_stand_alone(how: str, bad: Tuple[int, ...]) -> None:
+    processor = Recording(how, *bad)
+    expected = [f"ValueError {job}" if job in bad else job * 2 for job in range(8)]
+    assert expected == plain(bisecting(processor)(list(range(8))))
+    assert len(processor.calls) <= 15
+
+
+def test_one_bad_job_among_many_takes_few_calls() -> None:
+    processor = Recording("raises", 700)
+    outcomes = bisecting(processor)(list(range(1024)))
+    assert [700] == [place for place, outcome in enumerate(outcomes) if isinstance(outcome, ValueError)]
+    assert 21 == len(processor.calls)
+
+
+def test_calls_are_bounded() -> None:
+    processor = Recording("raises", *range(1024))
+    outcomes = bisecting(processor, max_calls=7)(list(range(1024)))
+    assert (7, 1024) == (len(processor.calls), sum(isinstance(outcome, ValueError) for outcome in outcomes))
+
+
+@pytest.mark.parametrize(
+    "options, calls",
+    [
+        ({}, 1),
+        ({"unless": ()}, 3),
+        ({"on": ValueError, "unless": ()}, 1),
+        ({"on": (ValueError, OSError), "unless": ()}, 3),
+    ],
+)
+def test_what_would_fail_all_the_same_is_not_halved(options: Any, calls: int) -> None:
+    def processor(jobs: List[str]) -> None:
+        called.append(jobs)
+        raise ConnectionError("no server")
+
+    called: List[List[str]] = []
+    assert ["ConnectionError no server"] * 2 == plain(outcomes_of(bisecting(processor, **options), ["a", "b"]))
+    assert calls == len(called)
+
+
+# -- deduplicating --
+
+
+@pytest.mark.parametrize("how", ["raises", "returns", "yields"])
+def test_equal_jobs_are_sent_once_and_get_the_same_outcome(how: str) -> None:
+    processor = Recording(how, "b")
+    outcomes = bisecting(deduplicating(processor))(["a", "b", "a", "c", "b"])
+    assert ["aa", "ValueError b", "aa", "cc", "ValueError b"] == plain(outcomes)
+    assert ["a", "b", "c"] == processor.calls[0]
+
+
+def test_a_key_says_what_is_equal() -> None:
+    processor = Recording("returns")
+    assert ["AA", "AA", "bb"] == deduplicating(processor, key=str.lower)(["A", "a", "b"])
+    assert [["A", "b"]] == processor.calls
+
+
+# -- together --
+
+jobs = st.lists(st.integers(0, 5), max_size=12)
+bad = st.frozensets(st.integers(0, 5))
+wrappers = st.lists(st.sampled_from(list(WRAPPERS.values())), min_size=1, max_size=4)
+
+
+@given(jobs=jobs, bad=bad, how=st.sampled_from(["raises", "returns", "yields"]), wrappers=wrappers)
+def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
+    jobs: List[int], bad: Any, how: str, wrappers: Any
+) -> None:
+    processor: Processor = Recording(how, *bad)
+    for wrap in wrappers:
+        processor = wrap(processor)
+    alone = [f"ValueError {job}" if job in bad else job * 2 for job in jobs]
+    outcomes = plain(outcomes_of(processor, jobs))
+    if bisecting in wrappers or how == "returns":
+        assert alone == outcomes
+    else:  # who stood behind a bad job failed with it
+        assert all(mine == given or given in alone for mine, given in zip(alone, outcomes))
+
+
+def test_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:
+    processor = twice(bisecting(deduplicating(Recording("raises", "bad"))))
+    with Batcher[Any, Any](processor, Size(5)) as batcher:
+        futures = [batcher.submit(job) for job in ("a", "bad", "b", "bad", "a")]
+    errors = [future.exception() for future in futures]
+    assert [None, "bad", None, "bad", None] == [error and str(error) for error in errors]
+    assert ["aa", "bb", "aa"] == [future.result().value for future in futures if not future.exception()]
+    assert errors[1] is not errors[3]
+
+
+@pytest.mark.parametrize(
+    "make, complaint",
+    [
+        (lambda: bisecting(3), "processor must be callable, got 3"),  # type: ignore[arg-type]
+        (lambda: bisecting(list, on=3), "on must be a class of exceptions, or a tuple of them, got 3"),  # type: ignore[arg-type]
+        (lambda: bisecting(list, unless=(KeyboardInterrupt,)), "unless must be a class of exceptions"),  # type: ignore[arg-type]
+        (lambda: bisecting(list, max_calls=0), "max_calls must be at least 1, got 0"),
+        (lambda: deduplicating(list, key=3), "key must be callable, got 3"),  # type: ignore[arg-type]
+        (lambda: retrying(list, stop=3, wait=wait_none()), "stop must be callable, got 3"),
+        (lambda: retrying(list, stop=stop_never, wait=3), "wait must be callable, got 3"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(make: Any, complaint: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        make()
