@@ -80,6 +80,8 @@ class Worker:
         self.opening: Optional[Opening] = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: List[Callable[[], object]] = []
+        if audience.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
+            self._callbacks.append(partial(_tell_of_shutdown, audience, name, self.ledger))
         self.started = False  # whether the threads have been started, and may have ended
         self._ended = False
 
@@ -377,17 +379,12 @@ class Worker:
                 for _ in self._pool._threads:
                     self._inbox.put(None)
                 self._pool.shutdown()
-            if self._audience.shutdown:
-                _call_back(self._tell_of_shutdown)
             while (callback := self._next_shutdown_callback()) is not None:
                 _call_back(callback)
         finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
             with self.queue.mutex:
                 self._ended = True
                 self.queue.settled.notify_all()
-
-    def _tell_of_shutdown(self) -> None:
-        tell(self._audience.shutdown, BatcherShutDown(self._name, self.ledger.stats()))
 
     def _next_shutdown_callback(self) -> Optional[Callable[[], object]]:
         with self.queue.mutex:
@@ -472,6 +469,10 @@ class Worker:
 
 def _fail_by(error: BaseException) -> None:
     raise error
+
+
+def _tell_of_shutdown(audience: Audience, name: str, ledger: Ledger) -> None:
+    tell(audience.shutdown, BatcherShutDown(name, ledger.stats()))
 
 
 def _call_back(callback: Callable[[], object]) -> None:

@@ -14,7 +14,18 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from microbatch import NEVER, BacklogFull, Batcher, BatcherClosed, JobExpired, JobFuture, Natural, Size
+from microbatch import (
+    NEVER,
+    BacklogFull,
+    Batcher,
+    BatcherClosed,
+    BatcherShutDown,
+    BatchListener,
+    JobExpired,
+    JobFuture,
+    Natural,
+    Size,
+)
 from microbatch._bells import Bell
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
@@ -190,6 +201,22 @@ def test_a_handler_that_shuts_down_anywhere_loses_nothing_and_waits_for_nobody(a
         elif act in ("flush", "shutdown"):
             assert use.answer is True
     assert closed and all(closed)
+
+
+def test_the_shutdown_is_told_once_wherever_a_handler_shuts_down_too() -> None:
+    class Counting(BatchListener):
+        def shutdown(self, fact: BatcherShutDown) -> None:
+            told.append(fact)
+
+    for place in count():
+        told: List[BatcherShutDown] = []
+        batcher = Batcher[str, str](list, listeners=[Counting()])
+        signal = Signal(lambda: batcher.shutdown(wait=False), place)
+        assert signal.during(batcher.shutdown) is None
+        assert 1 == len(told)
+        if not signal.came:
+            break
+    assert place > 1
 
 
 @pytest.mark.parametrize("act", [act for act in ACTS if "submit" not in act])
