@@ -385,7 +385,10 @@ class Batcher(Generic[Job, Value]):
     def _start_anew_in_child(self) -> None:
         if self._newest_worker.process == os.getpid():
             return  # made here, before the fork was noticed
-        parents, self._newest_worker = self._newest_worker, self._make_worker(forked=True)
+        parents = self._newest_worker
+        if parents.queue.closed:  # its end is told in the parent, and not here too
+            self._make_worker = functools.partial(self._make_worker, audience=Audience(()))
+        self._newest_worker = self._make_worker(forked=True)
         self._finalizer = None
         if parents.queue.closed:
             self._worker.close()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 HEAD = """
 import os, signal, sys, threading, warnings
 from concurrent.futures import ThreadPoolExecutor, wait
-from microbatch import Batcher, BatcherClosed, ForkedError, Interval, JobState, Size
+from microbatch import Batcher, BatcherClosed, BatchListener, ForkedError, Interval, JobState, Size
 
 def in_child(function):
     child = os.fork()
@@ -205,6 +205,18 @@ def test_a_batcher_that_was_shut_down_stays_so_in_the_child() -> None:
     in_child(child)
     """
     assert "closed\n" == run(script)
+
+
+def test_the_shutdown_of_a_batcher_is_not_told_once_more_in_the_child() -> None:
+    script = """
+    class Telling(BatchListener):
+        def shutdown(self, fact):
+            print("shut down", flush=True)
+    batcher = Batcher(echo, listeners=[Telling()])
+    batcher.shutdown()
+    in_child(batcher.shutdown)
+    """
+    assert "shut down\n" == run(script)
 
 
 def test_a_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
