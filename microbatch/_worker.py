@@ -335,10 +335,10 @@ class Worker:
             weight = sum([future.weight for future in futures])
         number = self.ledger.count_batch(batch.trigger)
         info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
-        delivery = Delivery(self.ledger, futures, info)
         self._collector.started(now)
         if self._audience.batch_started:
             tell(self._audience.batch_started, BatchStarted(self._name, info, tuple(futures)))
+        delivery = Delivery(self.ledger, futures, info)  # from which on the time of an executor counts
         try:
             if self._pool is not None:
                 self._inbox.put(delivery)

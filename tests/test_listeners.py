@@ -74,6 +74,19 @@ def test_facts_of_a_batch_come_in_the_threads_that_form_and_run_it() -> None:
     assert threads["BatchFinished"].startswith("rows_")
 
 
+@pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
+def test_a_listener_that_takes_its_time_adds_nothing_to_the_service_time(executor: Any, clock: ManualClock) -> None:
+    class Slow(Listening):
+        def batch_started(self, fact: BatchStarted) -> None:
+            clock.advance(1.0)
+
+    listener = Slow()
+    with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener], clock=clock) as batcher:
+        result = batcher.submit("job").result(timeout=10)
+    assert (1.0, 0.0) == (result.queue_time, result.service_time)
+    assert [(1.0, 0.0)] == [(f.started, f.service_time) for f in listener.facts if isinstance(f, BatchFinished)]
+
+
 def test_a_batch_is_finished_when_all_of_it_can_be_read_and_before_its_thread_takes_the_next() -> None:
     running: List[str] = []
 
