@@ -441,7 +441,8 @@ class Worker:
         self._pass_on(done)
 
     def _tell_of_end(self, summary: BatchReport, started: float, futures: List[JobFuture[Any]]) -> None:
-        info, time, failed = summary.batch, summary.service_time, summary.failed
+        info, time = summary.batch, summary.service_time
+        failed = [future.stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
         tell(self._audience.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
     def _pass_on(self, note: Callable[[], None]) -> None:

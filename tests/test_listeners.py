@@ -17,7 +17,7 @@ from microbatch import (
     JobState,
     Size,
 )
-from microbatch.testing import InlineExecutor, ManualClock
+from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
@@ -142,6 +142,21 @@ def test_a_batch_that_the_executor_does_not_take_has_started_and_finished() -> N
         assert isinstance(batcher.submit("job").exception(timeout=10), RuntimeError)
     kinds = [kind for kind in listener.kinds() if kind != "JobAccepted"]
     assert ["BatchStarted", "BatchFinished", "BatcherShutDown"] == kinds
+    assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]
+
+
+def test_jobs_that_fail_with_the_worker_thread_are_told_as_failed(
+    clock: ManualClock, processor: RecordingProcessor[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listening()
+    with Batcher[str, str](processor, Size(1), listeners=[listener], clock=clock) as batcher:
+        running, waiting = batcher.submit("running"), batcher.submit("waiting")
+        processor.wait_for_batches(1)
+        with monkeypatch.context() as broken:
+            broken.setattr(clock, "now", lambda: 1 / 0)
+            waiting.cancel()  # which has the worker thread look at the clock
+            assert isinstance(running.exception(timeout=10), ZeroDivisionError)
+        processor.release()
     assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]
 
 
