@@ -15,7 +15,7 @@ True
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, List, Tuple
 
-from microbatch._arguments import shown
+from microbatch._arguments import check_callable, shown
 from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
 from microbatch._log import report
@@ -113,7 +113,7 @@ class Audience:
     """The listeners of one batcher. Each attribute has those who want to hear of one kind of fact.
 
     Raises:
-        TypeError: one of them has none of the methods.
+        TypeError: one of them has none of the methods, or an asynchronous one, which would never run.
     """
 
     def __init__(self, listeners: Iterable[BatchListener]) -> None:
@@ -145,4 +145,7 @@ def _all(listeners: Iterable[BatchListener]) -> List[BatchListener]:
 def _those_who_hear(listeners: List[BatchListener], name: str) -> List[Callable[[Any], object]]:
     nobody = getattr(BatchListener, name)
     methods = [getattr(listener, name, None) for listener in listeners]
-    return [method for method in methods if callable(method) and getattr(method, "__func__", None) is not nobody]
+    heard = [method for method in methods if callable(method) and getattr(method, "__func__", None) is not nobody]
+    for method in heard:
+        check_callable(f"the {name}() of a listener", method)
+    return heard

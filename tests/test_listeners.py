@@ -213,6 +213,11 @@ def test_whoever_has_one_of_the_methods_is_a_listener() -> None:
     assert 2 == counting.count
 
 
+class Asynchronous(BatchListener):
+    async def shutdown(self, fact: BatcherShutDown) -> None:  # type: ignore[override]
+        """Would never run."""
+
+
 @pytest.mark.parametrize(
     "listeners, complaint",
     [
@@ -220,6 +225,7 @@ def test_whoever_has_one_of_the_methods_is_a_listener() -> None:
         ([Listening], "listeners must be BatchListeners, got <class"),
         ([None], "listeners must be BatchListeners, got None"),
         ([print], "listeners must be BatchListeners, got <built-in"),
+        ([Asynchronous()], r"the shutdown\(\) of a listener must be a plain function, got the asynchronous <bound"),
     ],
 )
 def test_what_is_no_listener_is_refused(listeners: Any, complaint: str) -> None:
