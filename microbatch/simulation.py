@@ -169,7 +169,7 @@ def simulate(
         seed: of all that is random.
 
     Raises:
-        ValueError: there is no job, or they are not in order, or a time is negative.
+        ValueError: there is no job, or they are not in order, or a time or a weight is negative or infinite.
         Exception: whatever the policy or the function raises.
     """
     check_policy("policy", policy)
@@ -241,7 +241,8 @@ class _OpenLoop:
         self._next = None
         if arrival is not None:
             job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
-            if not check_answer("an arrival", job.submitted) >= last:
+            check_number("the weight of a job", job.weight, below=NEVER)
+            if not last <= check_answer("an arrival", job.submitted) < NEVER:
                 raise ValueError(f"arrivals must be in order, from 0 on, got {job.submitted!r} after {last!r}")
             self._next = job
 
@@ -346,7 +347,7 @@ class _Simulation:
 
     def _start(self, batch: Batch[_Job], now: float) -> None:
         size = len(batch.entries)
-        time = check_number("the service_time of a batch", self._service_time(size))
+        time = check_number("the service_time of a batch", self._service_time(size), below=NEVER)
         self._runs.append(Run(now, now + time, size, batch.trigger))
         self._first = min(self._first, batch.entries[0].submitted)
         self._queue_times += [now - job.submitted for job in batch.entries]

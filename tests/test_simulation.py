@@ -6,7 +6,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from microbatch import NOW, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
+from microbatch import NEVER, NOW, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
 from microbatch.simulation import Arrival, Run, SimulationReport, callers, poisson, simulate
 
 
@@ -133,9 +133,12 @@ def test_what_a_policy_raises_ends_the_simulation() -> None:
         ([], "arrivals must have at least one job"),
         ([1.0, 0.5], r"arrivals must be in order, from 0 on, got 0\.5 after 1\.0"),
         ([-1.0], r"arrivals must be in order, from 0 on, got -1\.0 after 0\.0"),
+        ([0.5, NEVER], r"arrivals must be in order, from 0 on, got inf after 0\.5"),
+        ([Arrival(0.0, weight=-1.0)], r"the weight of a job must be at least 0, got -1\.0"),
+        ([Arrival(0.0, weight=NEVER)], "the weight of a job must be below inf, got inf"),
     ],
 )
-def test_arrivals_that_make_no_sense_are_refused(arrivals: List[float], message: str) -> None:
+def test_arrivals_that_make_no_sense_are_refused(arrivals: List[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(Size(1), arrivals, second)
 
@@ -145,7 +148,7 @@ def test_jobs_of_no_rate_never_come_and_are_refused() -> None:
         poisson(0, jobs=1)
 
 
-@pytest.mark.parametrize("time", [-1.0, float("nan")])
+@pytest.mark.parametrize("time", [-1.0, NEVER, float("nan")])
 def test_a_service_time_must_be_a_time(time: float) -> None:
     with pytest.raises(ValueError, match="the service_time of a batch"):
         simulate(Size(1), [0.0], lambda size: time)
