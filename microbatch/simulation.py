@@ -175,7 +175,7 @@ def simulate(
     check_policy("policy", policy)
     check_callable("service_time", service_time)
     simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), service_time)
-    simulation.run(_source(arrivals, random.Random(seed), policy.recalls))
+    simulation.run(_source(arrivals, random.Random(seed), policy))
     return simulation.report()
 
 
@@ -215,13 +215,13 @@ class _Source(Protocol):
         """Return what `Collector.hear_of` wants to hear."""
 
 
-def _source(arrivals: Arrivals, chance: random.Random, recalls: float) -> _Source:
+def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
     if isinstance(arrivals, callers):
-        return _ClosedLoop(arrivals, chance, recalls)
+        return _ClosedLoop(arrivals, chance, Callers(policy.watches_callers, policy.recalls))
     moments = arrivals(chance) if callable(arrivals) else arrivals
     if not isinstance(moments, Iterable):
         raise TypeError(f"arrivals must be moments, a function that gives them, or callers, got {shown(arrivals)}")
-    return _OpenLoop(moments, recalls)
+    return _OpenLoop(moments, policy.recalls)
 
 
 class _OpenLoop:
@@ -270,10 +270,10 @@ class _ClosedLoop:
 
     alike = True
 
-    def __init__(self, group: callers, chance: random.Random, recalls: float) -> None:
+    def __init__(self, group: callers, chance: random.Random, known: Callers) -> None:
         self._group = group
         self._chance = chance
-        self._known = Callers(True, recalls)
+        self._known = known
         self._coming = [(0.0, number, Caller(number)) for number in range(min(group.count, group.jobs))]
         self._left = group.jobs - len(self._coming)
 

@@ -80,6 +80,20 @@ def test_callers_in_a_loop_travel_together() -> None:
     assert natural.mean < 1.02 < 1.5 < now.mean
 
 
+@pytest.mark.parametrize("watches", [False, True])
+def test_only_a_policy_that_watches_callers_sees_them_return(watches: bool) -> None:
+    class Looking(BatchingPolicy[Any]):
+        watches_callers = watches
+
+        def due(self, window: Window[Any]) -> float:
+            seen.append(window.returning)
+            return NOW
+
+    seen: List[int] = []
+    simulate(Looking(), callers(4, jobs=80, turn=0.01), second)
+    assert watches is any(seen)
+
+
 def test_callers_think() -> None:
     report = simulate(Interval(0), callers(1, jobs=1000, think=9.0), second)
     assert 0.09 < report.utilisation < 0.11
