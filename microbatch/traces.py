@@ -50,8 +50,9 @@ class TraceRecorder(BatchListener):
         }
         if fact.batch.key is not None:
             line["key"] = hashlib.blake2b(repr(fact.batch.key).encode(errors="replace"), digest_size=8).hexdigest()
-        if fact.batch.weight != fact.batch.size:
-            line["weights"] = [future.weight for future in fact.futures]
+        weights = [future.weight for future in fact.futures]
+        if set(weights) != {1.0}:
+            line["weights"] = weights
         text = json.dumps(line) + "\n"
         with self._mutex:
             self._file.write(text)
@@ -83,17 +84,26 @@ def read_trace(lines: Iterable[str]) -> Trace:
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            moments = [check_answer("submitted", moment) for moment in line["submitted"]]
-            weights = [check_number("weights", weight) for weight in line.get("weights", [1.0] * len(moments))]
+            moments = [_finite(moment) for moment in line["submitted"]]
+            weights = [
+                check_number("weights", weight, below=math.inf) for weight in line.get("weights", [1.0] * len(moments))
+            ]
             batches.append((len(moments), check_number("service_time", line["service_time"], below=math.inf)))
-            arrivals += [Arrival(moments[at], line.get("key"), weights[at]) for at in range(len(moments))]
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            pairs = zip(moments, weights, strict=True)
+            arrivals += [Arrival(moment, line.get("key"), weight) for moment, weight in pairs]
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"line {number} must be one of a trace, got {shown(text)} ({error!r})") from None
     if not arrivals:
         raise ValueError("a trace must have at least one job")
     first = min(arrival.moment for arrival in arrivals)
     arrivals.sort(key=lambda arrival: arrival.moment)
     return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _line(batches))
+
+
+def _finite(moment: Any) -> float:
+    number = check_answer("submitted", moment)  # of a clock that starts anywhere, maybe below zero
+    check_number("submitted", abs(number), below=math.inf)
+    return number
 
 
 def _line(batches: Sequence[Tuple[int, float]]) -> Callable[[int], float]:

@@ -36,6 +36,14 @@ def test_a_trace_has_what_happened_and_nothing_of_the_jobs(clock: ManualClock) -
     ] == [json.loads(line) for line in file.getvalue().splitlines()]
 
 
+def test_weights_are_kept_where_they_add_up_to_the_number_of_jobs() -> None:
+    file = io.StringIO()
+    with Batcher[float, float](list, Size(2), weigh=float, listeners=[TraceRecorder(file)]) as batcher:
+        for weight in (0.5, 1.5):
+            batcher.submit(weight)
+    assert [0.5, 1.5] == [arrival.weight for arrival in read_trace(file.getvalue().splitlines()).arrivals]
+
+
 def line(*moments: float, **facts: Any) -> str:
     return json.dumps({"submitted": moments, "service_time": 1.0, "trigger": "size", **facts})
 
@@ -97,7 +105,11 @@ def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -
         ([line(1.0, service_time=-1)], "line 1 must be one of a trace"),
         ([line(1.0, service_time="1")], "line 1 must be one of a trace"),
         ([line(float("nan"))], "line 1 must be one of a trace"),
+        ([line(float("-inf"))], "line 1 must be one of a trace"),
         ([line(1.0, weights=[-1])], "line 1 must be one of a trace"),
+        ([line(1.0, weights=[float("inf")])], "line 1 must be one of a trace"),
+        ([line(1.0, weights=[1.0, 2.0])], "line 1 must be one of a trace"),
+        (["[" * 100_000], "line 1 must be one of a trace"),
     ],
 )
 def test_what_is_no_trace_is_refused_by_line(lines: List[str], complaint: str) -> None:
