@@ -165,7 +165,10 @@ def _simulate(options: argparse.Namespace) -> int:
         policies = [parse_policy(text) for text in options.policy]
     except ValueError as error:
         raise BadUsage(f"a policy {error}") from None
-    print(*table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed)), sep="\n")
+    try:
+        print(*table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed)), sep="\n")
+    except ValueError as error:  # a job that is too large for a policy, say
+        raise BadUsage(str(error)) from None
     if options.plot is not None:
         try:
             plot(options.plot, policies, load, cost, max_workers=options.workers, seed=options.seed)

@@ -439,6 +439,11 @@ def test_simulate_takes_a_recorded_load(
         (["Size(1)", "--trace", "nowhere.jsonl"], "argument --trace: [Errno 2] No such file or directory"),
         (["Size(1)", "--trace", os.devnull], "argument --trace: a trace must have at least one job"),
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),
+        (["Size(1)", "--cost", "5ms", "--rate", "inf"], "rate must be below inf, got inf"),
+        (
+            ["Size(1)", "--cost", f"{'9' * 400}s", "--rate", "1"],
+            "the service_time of a batch must be below inf, got inf",
+        ),
     ],
 )
 def test_simulate_refuses_what_makes_no_sense(
@@ -446,3 +451,12 @@ def test_simulate_refuses_what_makes_no_sense(
 ) -> None:
     assert 2 == main(["simulate", *options])
     assert complaint in capsys.readouterr().err
+
+
+def test_simulate_refuses_a_recorded_job_that_is_too_large_for_a_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"submitted": [7.0], "service_time": 1, "weights": [100]}', encoding="utf-8")
+    assert 2 == main(["simulate", "Weight(10)", "--trace", str(path)])
+    assert "microbatch: a job that weighs 100 fits in no batch\n" == capsys.readouterr().err
