@@ -1,5 +1,6 @@
 """``python -m microbatch simulate``: several policies on the same load, side by side."""
 
+import math
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -70,7 +71,8 @@ def plot(
 def _point(report: SimulationReport) -> Point:
     first = min(run.started for run in report.runs)
     time = max(run.ended for run in report.runs) - first
-    return Point(report.jobs / time, report.p50, report.p99, 1_000 * report.batches / report.jobs)
+    load = report.jobs / time if time else math.inf
+    return Point(load, report.p50, report.p99, 1_000 * report.batches / report.jobs)
 
 
 def table(reports: Mapping[str, SimulationReport]) -> List[str]:

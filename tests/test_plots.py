@@ -46,6 +46,13 @@ def test_simulate_draws_each_policy_over_the_load(load: Any, tmp_path: Path) -> 
     assert all(word in drawn for word in ("Size(4)", "Natural()", "calls of the processor per 1,000 jobs"))
 
 
+def test_a_load_that_takes_no_time_is_drawn_without_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    command = ["simulate", "Size(4)", "--cost", "0s", "--callers", "2", "--jobs", "2", "--plot", str(path)]
+    assert 0 == main(command)
+    assert "Size(4)" in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", ["nowhere/plot.svg", "plot.nothing"])
 def test_a_plot_that_cannot_be_written_is_one_line(path: str, tmp_path: Path, capsys: Any) -> None:
     command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", str(tmp_path / path)]
