@@ -14,6 +14,7 @@
 import hashlib
 import json
 import math
+import os
 import statistics
 import threading
 from dataclasses import dataclass
@@ -33,13 +34,15 @@ class TraceRecorder(BatchListener):
 
     Args:
         file: open for writing text; written to in the workers' threads, a line at a time. Close it after the shutdown.
+            A forked child needs a recorder and a batcher of its own: what the file holds back then is written by both.
     """
 
     def __init__(self, file: TextIO) -> None:
         if not callable(getattr(file, "write", None)):
             raise TypeError(f"file must be a file open for writing, got {shown(file)}")
         self._file = file
-        self._mutex = threading.Lock()  # guards the file
+        # Guards the file, in each process: in a forked child, a thread that does not exist there may hold the parent's.
+        self._mutexes: Dict[int, threading.Lock] = {}
 
     def batch_finished(self, fact: BatchFinished) -> None:
         """Write the line of a batch."""
@@ -54,7 +57,7 @@ class TraceRecorder(BatchListener):
         if set(weights) != {1.0}:
             line["weights"] = weights
         text = json.dumps(line) + "\n"
-        with self._mutex:
+        with self._mutexes.setdefault(os.getpid(), threading.Lock()):
             self._file.write(text)
 
 

@@ -219,6 +219,24 @@ def test_the_shutdown_of_a_batcher_is_not_told_once_more_in_the_child() -> None:
     assert "shut down\n" == run(script)
 
 
+def test_a_trace_that_is_written_during_the_fork_does_not_block_the_child() -> None:
+    script = """
+    from microbatch.traces import TraceRecorder
+    class Slow:
+        def write(self, text):
+            if os.getpid() == parent:
+                writing.set()
+                go_on.wait()
+    parent, writing, go_on = os.getpid(), threading.Event(), threading.Event()
+    with Batcher(echo, listeners=[TraceRecorder(Slow())]) as batcher:
+        batcher.submit(1)
+        writing.wait()
+        in_child(lambda: print(batcher.submit(2).result().value, batcher.shutdown(timeout=10)))
+        go_on.set()
+    """
+    assert "2 True\n" == run(script)
+
+
 def test_a_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
     script = """
     with ThreadPoolExecutor(1) as executor, Batcher(echo, executor=executor) as batcher:
