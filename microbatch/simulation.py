@@ -333,11 +333,14 @@ class _Simulation:
             self._step(source, now)
 
     def _step(self, source: _Source, now: float) -> None:
-        collector = self._collector
-        collector.add(source.until(now), source.alike)
+        collector, jobs, reports = self._collector, source.until(now), list[BatchReport]()
         while self._running and self._running[0][0] <= now:
-            self._finish(source, *heapq.heappop(self._running))
-        collector.hear_of(*source.whereabouts())
+            reports.append(self._settle(source, *heapq.heappop(self._running)))
+        collector.hear_of(*source.whereabouts())  # in the order of `Worker._advance`, which whose turn it is depends on
+        collector.add(jobs, source.alike)
+        for report in reports:
+            collector.finished(report.service_time)
+            self._policy.observe(report)
         while (batch := collector.take(now)) is not None:
             if batch.error is not None:
                 raise batch.error
@@ -354,12 +357,11 @@ class _Simulation:
         info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
         heapq.heappush(self._running, (now + time, info.id, info, batch.entries))
 
-    def _finish(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: List[_Job]) -> None:
+    def _settle(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: List[_Job]) -> BatchReport:
         time = now - self._runs[number - 1].started
         self._latencies += [now - job.submitted for job in jobs]
         source.done(jobs, now, time)
-        self._collector.finished(time)
-        self._policy.observe(BatchReport(info, time, 0))
+        return BatchReport(info, time, 0)
 
     def report(self) -> SimulationReport:
         """Return what has become of all jobs."""

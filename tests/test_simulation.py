@@ -73,6 +73,20 @@ def test_jobs_of_unequal_keys_share_no_batch_and_weights_count() -> None:
     assert [(1.0, 2), (1.0, 1), (1.5, 1), (1.5, 1)] == [(run.started, run.size) for run in report.runs]
 
 
+def test_whose_turn_it_is_is_decided_as_in_a_batcher() -> None:
+    class Keyed(BatchingPolicy[Any]):
+        recalls = 0.1
+
+        def due(self, window: Window[Any]) -> float:
+            return NOW if window.key == "first" else window.opened + 0.25
+
+        def reason(self, window: Window[Any]) -> str:
+            return str(window.key)
+
+    arrivals = [Arrival(0.0, "first"), Arrival(0.0, "older"), Arrival(0.5, "younger")]
+    assert ["first", "older", "younger"] == [run.trigger for run in simulate(Keyed(), arrivals, second).runs]
+
+
 def test_callers_in_a_loop_travel_together() -> None:
     group = callers(8, jobs=800, turn=0.001)
     now, natural = simulate(Interval(0), group, second), simulate(Natural(), group, second)
