@@ -94,13 +94,16 @@ class BatchListener:
     """
 
     def job_accepted(self, fact: JobAccepted) -> None:
-        """A job was accepted. In the thread that submits it, maybe after the batch of the job has started or finished."""
+        """A job was accepted. In the thread that submits it, maybe after its batch has started or finished, or the shutdown."""
 
     def batch_started(self, fact: BatchStarted) -> None:
-        """A batch is about to be handed to a worker. In the one thread that forms batches."""
+        """A batch is about to be handed to a worker. In whichever thread forms batches now: one call after another."""
 
     def batch_finished(self, fact: BatchFinished) -> None:
-        """All jobs of a batch have their outcomes, and the next batch has yet to start there. In the worker's thread."""
+        """All jobs of a batch have their outcomes, and the next batch has yet to start there.
+
+        In the thread that ran it; with an executor of the caller's, in the one that calls back.
+        """
 
     def shutdown(self, fact: BatcherShutDown) -> None:
         """The last job is settled, and the shutdown callbacks are about to be called."""
