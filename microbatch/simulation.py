@@ -66,6 +66,8 @@ class Run(NamedTuple):
 class callers:
     """A closed loop: some callers who each submit a job, wait for its result, think, and submit the next.
 
+    They begin as if all of them had got a result at 0.
+
     Attributes:
         count: how many there are.
         jobs: how many jobs they submit in all.
@@ -169,7 +171,8 @@ def simulate(
         seed: of all that is random.
 
     Raises:
-        ValueError: there is no job, or they are not in order, or a time or a weight is negative or infinite.
+        ValueError: there is no job, or they are not in order, or a time or a weight is negative or infinite; or every
+            caller waits for a job that the policy would hold back for ever.
         Exception: whatever the policy or the function raises.
     """
     check_policy("policy", policy)
@@ -201,6 +204,8 @@ class _Source(Protocol):
     """Where jobs come from."""
 
     alike: bool
+    left: int
+    """How many jobs will come when others are done."""
 
     def next_moment(self) -> float:
         """Return when the next job comes; `NEVER` if none does before another is done."""
@@ -228,6 +233,7 @@ class _OpenLoop:
     """Jobs that come whatever becomes of the others, from callers who don't wait."""
 
     alike = False
+    left = 0
 
     def __init__(self, arrivals: Iterable[Union[float, Arrival]], recalls: float) -> None:
         self._recalls = recalls
@@ -274,8 +280,9 @@ class _ClosedLoop:
         self._group = group
         self._chance = chance
         self._known = known
-        self._coming = [(0.0, number, Caller(number)) for number in range(min(group.count, group.jobs))]
-        self._left = group.jobs - len(self._coming)
+        self._coming: List[Tuple[float, int, Caller]] = []
+        self.left = group.jobs
+        self._go_on([Caller(number) for number in range(group.count)], 0.0)
 
     def next_moment(self) -> float:
         return self._coming[0][0] if self._coming else NEVER
@@ -291,14 +298,17 @@ class _ClosedLoop:
         return jobs
 
     def done(self, jobs: List[_Job], now: float, service_time: float) -> None:
-        self._known.release([job.caller for job in jobs], now, service_time)
-        going_on = jobs[: self._left]
-        self._left -= len(going_on)
-        for position, job in enumerate(going_on, 1):
-            assert job.caller is not None
+        done = [job.caller for job in jobs if job.caller is not None]
+        self._known.release(done, now, service_time)
+        self._go_on(done, now)
+
+    def _go_on(self, known: List[Caller], now: float) -> None:
+        going_on = known[: self.left]
+        self.left -= len(going_on)
+        for position, caller in enumerate(going_on, 1):
             thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
             moment = now + thought + position * self._group.turn
-            heapq.heappush(self._coming, (moment, job.caller.ident, job.caller))
+            heapq.heappush(self._coming, (moment, caller.ident, caller))
 
     def whereabouts(self) -> Tuple[int, float, float]:
         return self._known.returning, self._known.return_by, self._known.last_heard()
@@ -327,6 +337,8 @@ class _Simulation:
             if moment == NEVER:
                 if not self._collector:
                     return
+                if source.left:
+                    raise ValueError(f"{self._policy!r} would hold back the jobs of all callers for ever")
                 self._collector.flush(0, closing=True)
             else:
                 now = max(now, moment)

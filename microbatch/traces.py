@@ -26,6 +26,9 @@ from microbatch.simulation import Arrival
 
 __all__ = ["Trace", "TraceRecorder", "read_trace"]
 
+_ENDLESS = 1e15
+"""Numbers from here on are a mistake; sums of squares of smaller ones stay finite."""
+
 
 class TraceRecorder(BatchListener):
     """Writes a line of JSON for each batch: what it cost, and when each of its jobs was submitted.
@@ -77,6 +80,8 @@ class Trace:
 def read_trace(lines: Iterable[str]) -> Trace:
     """Return what a `TraceRecorder` has written, as an open file or in a list.
 
+    A last line that was cut off, since the file was still being written, is left out.
+
     Raises:
         ValueError: a line is not of a trace, or there is none.
     """
@@ -84,14 +89,14 @@ def read_trace(lines: Iterable[str]) -> Trace:
         raise TypeError(f"lines must be the lines of a trace, got {shown(lines)}")
     arrivals: List[Arrival] = []
     batches: List[Tuple[int, float]] = []
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(_without_half_a_line(list(lines)), 1):
         try:
             line = json.loads(text)
             moments = [_finite(moment) for moment in line["submitted"]]
             weights = [
-                check_number("weights", weight, below=math.inf) for weight in line.get("weights", [1.0] * len(moments))
+                check_number("weights", weight, below=_ENDLESS) for weight in line.get("weights", [1.0] * len(moments))
             ]
-            batches.append((len(moments), check_number("service_time", line["service_time"], below=math.inf)))
+            batches.append((len(moments), check_number("service_time", line["service_time"], below=_ENDLESS)))
             pairs = zip(moments, weights, strict=True)
             arrivals += [Arrival(moment, line.get("key"), weight) for moment, weight in pairs]
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -103,9 +108,18 @@ def read_trace(lines: Iterable[str]) -> Trace:
     return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _line(batches))
 
 
+def _without_half_a_line(lines: List[str]) -> List[str]:
+    if len(lines) > 1:
+        try:
+            json.loads(lines[-1])
+        except (ValueError, RecursionError):
+            return lines[:-1]
+    return lines
+
+
 def _finite(moment: Any) -> float:
     number = check_answer("submitted", moment)  # of a clock that starts anywhere, maybe below zero
-    check_number("submitted", abs(number), below=math.inf)
+    check_number("submitted", abs(number), below=_ENDLESS)
     return number
 
 

@@ -98,12 +98,15 @@ def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -
     [
         ([], "a trace must have at least one job"),
         ([line()], "a trace must have at least one job"),
-        ([line(1.0), "{"], "line 2 must be one of a trace, got '{'"),
+        ([line(1.0), "{", line(1.0)], "line 2 must be one of a trace, got '{'"),
+        ([line(1.0), "[]"], "line 2 must be one of a trace"),
+        (["{"], "line 1 must be one of a trace"),
         (["[]"], "line 1 must be one of a trace"),
         (['{"submitted": [1]}'], "line 1 must be one of a trace"),
         ([line(1.0, 2.0, weights=[1.0])], "line 1 must be one of a trace"),
         ([line(1.0, service_time=-1)], "line 1 must be one of a trace"),
         ([line(1.0, service_time="1")], "line 1 must be one of a trace"),
+        ([line(1.0, service_time=1e308), line(1.0, service_time=1e308)], "line 1 must be one of a trace"),
         ([line(float("nan"))], "line 1 must be one of a trace"),
         ([line(float("-inf"))], "line 1 must be one of a trace"),
         ([line(1.0, weights=[-1])], "line 1 must be one of a trace"),
@@ -115,3 +118,8 @@ def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -
 def test_what_is_no_trace_is_refused_by_line(lines: List[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read_trace(lines)
+
+
+def test_half_of_a_last_line_is_left_out_since_the_file_is_still_being_written() -> None:
+    whole = line(1.0, 2.0)
+    assert read_trace([whole]).arrivals == read_trace([whole, whole[:10]]).arrivals
