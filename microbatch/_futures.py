@@ -25,6 +25,7 @@ import threading
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
+from contextvars import Context, copy_context
 from itertools import repeat
 from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Tuple, TypeVar
 
@@ -104,6 +105,7 @@ class JobFuture(Future[JobResult[Value]]):
     _value: Any = None
     _service: Optional[Service] = None
     _exception: Optional[BaseException] = None
+    _context: Optional[Context] = None
 
     def __init__(self, job: Any, keeper: Keeper) -> None:
         self.job = job
@@ -120,6 +122,18 @@ class JobFuture(Future[JobResult[Value]]):
     def waiting(self) -> bool:
         """Whether no worker has the job, and nothing else has become of it."""
         return self.stage in WAITING
+
+    @property
+    def context(self) -> Optional[Context]:
+        """What `contextvars` held where the job was submitted, if a listener wants that: see `BatchListener`.
+
+        A copy each time, for a context can't be entered by two at once.
+        """
+        return None if self._context is None else self._context.copy()
+
+    def keep_context(self) -> None:
+        """Keep the context of the calling thread; before the job is accepted."""
+        self._context = copy_context()
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""

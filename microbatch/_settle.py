@@ -17,6 +17,7 @@ class Delivery:
 
     Attributes:
         info: what is known of the batch.
+        futures: those of its jobs, in order.
         jobs: the jobs, in order, in a list that the processor may do with as it likes.
         started: when the processor was called.
         failed: how many of the jobs have failed until now.
@@ -28,7 +29,7 @@ class Delivery:
         self.failed = 0
         self._ledger = ledger
         self._clock = ledger.queue.clock
-        self._futures = futures
+        self.futures = futures
         self._errors: Dict[int, BaseException] = {}
         self.started = self._clock.now()
 
@@ -45,7 +46,7 @@ class Delivery:
         """Settle all futures from what the processor returned. Runs the iterator that it may be. Never raises."""
         try:
             if returned is None:
-                self._settle(self._futures, [None] * len(self._futures))
+                self._settle(self.futures, [None] * len(self.futures))
             elif is_whole(returned):
                 self._settle_together(returned)
             else:
@@ -55,32 +56,32 @@ class Delivery:
 
     def fail(self, error: BaseException) -> None:
         """Fail every job that is not settled yet. Never raises."""
-        self.failed += fail(self._ledger, self._futures, error)
+        self.failed += fail(self._ledger, self.futures, error)
 
     def forget(self) -> List[JobFuture[Any]]:
         """Drop all references, and return the futures, if it had any.
 
         An exception's traceback may lead here, and from here to the future that holds it.
         """
-        futures, self._futures, self.jobs = self._futures, [], []
+        futures, self.futures, self.jobs = self.futures, [], []
         self._errors.clear()
         return futures
 
     def _settle_together(self, returned: Any) -> None:
         # Not len(returned), which may lie.
         values = list(returned if type(returned) is list else as_iterator(returned))
-        if len(values) != len(self._futures):
-            raise ResultCountError(len(self._futures), len(values))
-        self._settle(self._futures, values)
+        if len(values) != len(self.futures):
+            raise ResultCountError(len(self.futures), len(values))
+        self._settle(self.futures, values)
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
-        for position, future in enumerate(self._futures):
+        for position, future in enumerate(self.futures):
             try:
                 value = next(values)
             except StopIteration:
-                raise ResultCountError(len(self._futures), position) from None
+                raise ResultCountError(len(self.futures), position) from None
             self._settle([future], [value])
-        exhaust(values, len(self._futures), f"batch {self.info.id}")
+        exhaust(values, len(self.futures), f"batch {self.info.id}")
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
         if True in are_errors(values):

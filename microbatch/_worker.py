@@ -336,13 +336,12 @@ class Worker:
         number = self.ledger.count_batch(batch.trigger)
         info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
         self._collector.started(now)
-        if self._audience.batch_started:
-            tell(self._audience.batch_started, BatchStarted(self._name, info, tuple(futures)))
-        delivery = Delivery(self.ledger, futures, info)  # from which on the time of an executor counts
+        delivery = Delivery(self.ledger, futures, info)
         try:
             if self._pool is not None:
                 self._inbox.put(delivery)
             elif self._executor is not None:
+                self._begin(delivery)
                 self._executor.submit(self._processor, delivery.jobs).add_done_callback(
                     partial(self._receive, delivery)
                 )
@@ -409,11 +408,16 @@ class Worker:
     def _serve(self, delivery: Delivery) -> None:
         """Process one batch."""
         try:
-            delivery.start()
+            self._begin(delivery)
             delivery.complete(self._processor(delivery.jobs))
         except BaseException as error:
             delivery.fail(error)
         self._report(delivery)
+
+    def _begin(self, delivery: Delivery) -> None:
+        if self._audience.batch_started:
+            tell(self._audience.batch_started, BatchStarted(self._name, delivery.info, tuple(delivery.futures)))
+        delivery.start()
 
     def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
         """Take what the caller's executor gives back, in whatever thread it calls from."""

@@ -179,6 +179,8 @@ class Batcher(Generic[Job, Value]):
         self._clock = SystemClock() if clock is None else clock
         audience = Audience(listeners)
         self._told_of_jobs = audience.job_accepted
+        self._wants_context = audience.wants_context
+        self._describes = key is not None or weigh is not None or audience.wants_context
         self._make_worker = functools.partial(
             Worker,
             processor,
@@ -245,18 +247,19 @@ class Batcher(Generic[Job, Value]):
             expires_in = check_timeout("expires_in", expires_in)
         worker = self._newest_worker if mark[0] else self._worker
         future: JobFuture[Value] = new_future(job, worker.queue)
-        if self._key is not None:
-            future.key = self._key(job)
-            hash(future.key)
-        if self._weigh is not None:
-            future.weight = self._weight(self._weigh(job))
+        if self._describes:
+            self._describe(future)
         if not worker.started:
             self._start(worker)
         worker.queue.put(future, True, timeout, expires_in)
         if worker.opening is None:  # their start, for which this call did not wait, has failed
             self._start(worker)
         if self._told_of_jobs:
-            tell(self._told_of_jobs, JobAccepted(self._name, future))
+            fact = JobAccepted(self._name, future)
+            if worker.queue.is_held():  # by what this call interrupts: listeners are called without a lock
+                worker.queue.post(functools.partial(tell, self._told_of_jobs, fact))
+            else:
+                tell(self._told_of_jobs, fact)
         return future
 
     def map(
@@ -424,6 +427,15 @@ class Batcher(Generic[Job, Value]):
     def _remaining(self, deadline: float) -> Optional[float]:
         remaining = max(0.0, deadline - self._clock.now())
         return remaining if remaining < threading.TIMEOUT_MAX else None
+
+    def _describe(self, future: JobFuture[Any]) -> None:
+        if self._key is not None:
+            future.key = self._key(future.job)
+            hash(future.key)
+        if self._weigh is not None:
+            future.weight = self._weight(self._weigh(future.job))
+        if self._wants_context:
+            future.keep_context()
 
     def _weight(self, weight: float) -> float:
         weight = check_number("the weight of a job", weight, below=NEVER)

@@ -90,14 +90,23 @@ class BatchListener:
     """Is told what a batcher does. Subclass it, and define those methods that you want to be called.
 
     They are called without any lock, in the thread where the thing happens, which waits for them; so several may be called
-    at once. What they raise is logged, and changes nothing.
+    at once. What they raise is logged, and changes nothing. One that refers to its batcher keeps it alive.
+
+    Jobs that are cancelled or expire, and those that a policy fails, are in no fact of a batch: `Batcher.stats` counts them.
+
+    Attributes:
+        wants_context: whether each future shall keep the context that its job was submitted in, as `JobFuture.context`.
     """
+
+    wants_context = False
 
     def job_accepted(self, fact: JobAccepted) -> None:
         """A job was accepted. In the thread that submits it, maybe after its batch has started or finished, or the shutdown."""
 
     def batch_started(self, fact: BatchStarted) -> None:
-        """A batch is about to be handed to a worker. In whichever thread forms batches now: one call after another."""
+        """A batch is about to be processed. In the thread that will run it; with an executor of the caller's, before it is
+        handed over, in the thread that does that.
+        """
 
     def batch_finished(self, fact: BatchFinished) -> None:
         """All jobs of a batch have their outcomes, and the next batch has yet to start there.
@@ -113,7 +122,10 @@ _METHODS = ("job_accepted", "batch_started", "batch_finished", "shutdown")
 
 
 class Audience:
-    """The listeners of one batcher. Each attribute has those who want to hear of one kind of fact.
+    """The listeners of one batcher. Each attribute but the first has those who want to hear of one kind of fact.
+
+    Attributes:
+        wants_context: whether one of them wants futures to keep the context of the submission.
 
     Raises:
         TypeError: one of them has none of the methods, or an asynchronous one, which would never run.
@@ -124,6 +136,7 @@ class Audience:
         for listener in listeners:
             if isinstance(listener, type) or not any(callable(getattr(listener, name, None)) for name in _METHODS):
                 raise TypeError(f"listeners must be BatchListeners, got {shown(listener)}")
+        self.wants_context = any(getattr(listener, "wants_context", False) for listener in listeners)
         self.job_accepted, self.batch_started, self.batch_finished, self.shutdown = (
             _those_who_hear(listeners, name) for name in _METHODS
         )

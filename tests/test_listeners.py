@@ -2,7 +2,8 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, List
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import pytest
 
@@ -14,6 +15,7 @@ from microbatch import (
     BatchStarted,
     Interval,
     JobAccepted,
+    JobFuture,
     JobState,
     Size,
 )
@@ -64,14 +66,26 @@ def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, cloc
     ] == others
 
 
-def test_facts_of_a_batch_come_in_the_threads_that_form_and_run_it() -> None:
+def test_facts_of_a_batch_come_in_the_thread_that_runs_it() -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        ran_in.append(threading.current_thread().name)
+        return jobs
+
+    ran_in: List[str] = []
     listener = Listening()
-    with Batcher[str, str](list, Size(1), listeners=[listener], name="rows") as batcher:
+    with Batcher(processor, Size(1), listeners=[listener], name="rows") as batcher:
         batcher.submit("job").result(timeout=10)
     threads = dict(zip(listener.kinds(), listener.threads))
     assert threading.current_thread().name == threads["JobAccepted"]
-    assert {"rows"} == {threads["BatchStarted"], threads["BatcherShutDown"]}
-    assert threads["BatchFinished"].startswith("rows_")
+    assert ran_in == [threads["BatchStarted"]] == [threads["BatchFinished"]] != [threads["BatcherShutDown"]]
+
+
+def test_with_an_executor_of_the_callers_a_batch_has_started_before_it_is_handed_over() -> None:
+    listener = Listening()
+    with ThreadPoolExecutor(1, "pool") as executor:
+        with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener], name="rows") as batcher:
+            batcher.submit("job").result(timeout=10)
+    assert "rows" == dict(zip(listener.kinds(), listener.threads))["BatchStarted"]
 
 
 @pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
@@ -116,6 +130,73 @@ def test_a_listener_is_called_without_a_lock(kind: str) -> None:
     with Batcher[str, str](list, Size(1), listeners=[Asking()]) as batcher:
         batcher.submit("job").result(timeout=10)
     assert [1] == answers
+
+
+def test_a_listener_is_called_without_a_lock_for_a_job_that_comes_while_another_is_accepted() -> None:
+    class Interrupted(ManualClock):
+        def now(self) -> float:
+            if jobs:
+                batcher.submit(jobs.pop())
+            return super().now()
+
+    class Asking(BatchListener):
+        def job_accepted(self, fact: JobAccepted) -> None:
+            answers[fact.future.job] = in_thread(lambda: batcher.stats().accepted).result(timeout=10)
+
+    jobs: List[str] = []
+    answers: Dict[str, int] = {}
+    with Batcher[str, str](list, Size(1), listeners=[Asking()], clock=Interrupted()) as batcher:
+        batcher.submit("first").result(timeout=10)
+        jobs.append("inner")
+        batcher.submit("outer").result(timeout=10)
+    assert {"first", "inner", "outer"} == answers.keys()
+
+
+user: "ContextVar[str]" = ContextVar("user")
+
+
+def test_a_future_keeps_the_context_of_its_submission_for_a_listener_that_wants_it() -> None:
+    class Users(BatchListener):
+        wants_context = True
+
+        def batch_finished(self, fact: BatchFinished) -> None:
+            users.extend(future.context.run(user.get) for future in fact.futures if future.context)
+
+    def submit(name: str) -> None:
+        user.set(name)
+        batcher.submit("job").result(timeout=10)
+
+    users: List[str] = []
+    with Batcher[str, str](list, Size(2), listeners=[Users()]) as batcher:
+        for submitted in [in_thread(lambda name=name: submit(name)) for name in ("Ada", "Grace")]:  # type: ignore[misc]
+            submitted.result(timeout=10)
+    assert ["Ada", "Grace"] == sorted(users)
+
+
+def test_a_context_is_never_entered_twice() -> None:
+    class Wanting(Listening):
+        wants_context = True
+
+    def one(job: str) -> JobFuture[str]:
+        return batcher.submit(job)
+
+    with Batcher[str, str](list, listeners=[Wanting()]) as batcher:
+        here = copy_context()
+        futures = [here.run(one, "job") for _ in range(2)]
+        contexts = [future.context for future in futures * 2]
+        assert "inside" == enter_all([here, *contexts], lambda: "inside")
+
+
+def enter_all(contexts: Sequence[Optional[Context]], function: Callable[[], str]) -> str:
+    if not contexts:
+        return function()
+    assert contexts[0] is not None
+    return contexts[0].run(enter_all, contexts[1:], function)
+
+
+def test_without_such_a_listener_no_future_keeps_a_context() -> None:
+    with Batcher[str, str](list, listeners=[Listening()]) as batcher:
+        assert batcher.submit("job").context is None
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
