@@ -1,0 +1,271 @@
+"""The recipes for SQS and DynamoDB, as docs/failures.rst has them, against a server of moto in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Set
+
+import boto3
+import pytest
+
+from microbatch import JobTooLarge
+
+PAGE = (Path(__file__).parent.parent / "docs" / "failures.rst").read_text(encoding="utf-8")
+
+pytestmark = pytest.mark.server
+
+# It ends with its input, and so with the tests, however they end.
+SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.disable()
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.stdin.close()
+        assert 0 == process.wait(timeout=10)
+
+
+@pytest.fixture(autouse=True)
+def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes name no server, so it is named in the environment; of whoever runs the tests, nothing is used."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+
+
+class Front:
+    """Stands before the server: holds all calls until `go_on`, and withholds from it what is `scarce`, once each.
+
+    For moto always has capacity. What is withheld is not done, and the reply says so as AWS says it.
+    """
+
+    operation: str
+
+    def __init__(self, client: Any) -> None:
+        self.calls: List[List[str]] = []
+        self.scarce: Set[str] = set()
+        self.called, self.go_on = threading.Event(), threading.Event()
+        self._withheld: List[Any] = []
+        service = client.meta.service_model.service_id.hyphenize()
+        client.meta.events.register(f"provide-client-params.{service}.{self.operation}", self._forward)
+        client.meta.events.register(f"after-call.{service}.{self.operation}", self._reply)
+
+    def _forward(self, params: Dict[str, Any], **_: Any) -> Dict[str, Any]:
+        self.called.set()
+        assert self.go_on.wait(10)
+        entries = self.entries(params)
+        self.calls.append([self.name(entry) for entry in entries])
+        self._withheld = [entry for entry in entries if self.name(entry) in self.scarce]
+        self.scarce -= {self.name(entry) for entry in self._withheld}
+        return self.params(params, [entry for entry in entries if entry not in self._withheld])
+
+    def _reply(self, parsed: Dict[str, Any], **_: Any) -> None:
+        if self._withheld:
+            self.give_back(parsed, self._withheld)
+
+    def entries(self, params: Dict[str, Any]) -> List[Any]:
+        raise NotImplementedError
+
+    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+        raise NotImplementedError
+
+    def name(self, entry: Any) -> str:
+        raise NotImplementedError
+
+    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+        raise NotImplementedError
+
+
+class SendMessageBatch(Front):
+    operation = "SendMessageBatch"
+
+    def entries(self, params: Dict[str, Any]) -> List[Any]:
+        return list(params["Entries"])
+
+    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+        return {**params, "Entries": entries}
+
+    def name(self, entry: Any) -> str:
+        return str(entry["MessageBody"])
+
+    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+        reason = {"SenderFault": False, "Code": "InternalError"}
+        parsed.setdefault("Failed", []).extend({"Id": entry["Id"], **reason} for entry in entries)
+
+
+class BatchWriteItem(Front):
+    operation = "BatchWriteItem"
+
+    def entries(self, params: Dict[str, Any]) -> List[Any]:
+        return list(params["RequestItems"]["orders"])
+
+    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+        return {"RequestItems": {"orders": entries}}
+
+    def name(self, entry: Any) -> str:
+        return str(entry["PutRequest"]["Item"]["id"]["S"])
+
+    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+        parsed["UnprocessedItems"]["orders"] = entries
+
+
+def recipe(call: str) -> Dict[str, Any]:
+    """Run the block of the page that has the *call*, and return its names."""
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", PAGE)
+    (block,) = [block for block in blocks if f".{call}(" in block]
+    names: Dict[str, Any] = {}
+    exec(textwrap.dedent(block), names)
+    return names
+
+
+class Recipe:
+    """What a recipe made, and what stands before its server."""
+
+    def __init__(self, client: Any, batcher: Any, front: Front) -> None:
+        self.client = client
+        self.batcher = batcher
+        self.front = front
+
+    def submit_together(self, jobs: List[Any]) -> List[Any]:
+        """Submit the first job, and while it is on its way the others; return all futures, done."""
+        futures = [self.batcher.submit(job) for job in jobs[:1]]
+        assert self.front.called.wait(10)
+        futures += [self.batcher.submit(job) for job in jobs[1:]]
+        self.front.go_on.set()
+        self.batcher.flush()
+        return futures
+
+
+# -- SQS --
+
+
+@pytest.fixture
+def sqs(aws: None) -> Iterator[Recipe]:
+    client = boto3.client("sqs")
+    client.create_queue(QueueName="orders")
+    names = recipe("send_message_batch")
+    with names["messages"] as batcher:
+        yield Recipe(names["sqs"], batcher, SendMessageBatch(names["sqs"]))
+    client.delete_queue(QueueUrl=names["queue"])
+    client.close()
+    names["sqs"].close()
+
+
+def received(sqs: Recipe, count: int) -> Dict[str, str]:
+    """Take *count* messages from the queue, and return their bodies by their ids."""
+    queue = sqs.client.get_queue_url(QueueName="orders")["QueueUrl"]
+    got: Dict[str, str] = {}
+    while len(got) < count:
+        for message in sqs.client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]:
+            got[message["MessageId"]] = message["Body"]
+    return got
+
+
+def message(body: str, **more: Any) -> Dict[str, Any]:
+    return {"MessageBody": body, **more}
+
+
+def test_each_caller_gets_the_id_of_its_own_message_and_no_batch_is_above_ten(sqs: Recipe) -> None:
+    bodies = [f"message {number}" for number in range(25)]
+    results = [future.result() for future in sqs.submit_together([message(body) for body in bodies])]
+    assert received(sqs, 25) == dict(zip([result.value for result in results], bodies))
+    assert [1, 10, 10, 4] == [len(call) for call in sqs.front.calls]
+
+
+def test_a_message_that_the_sender_got_wrong_fails_alone_and_is_not_sent_again(sqs: Recipe) -> None:
+    messages = [message("first"), message("good"), message("bad", DelaySeconds=901)]
+    first, good, bad = sqs.submit_together(messages)
+    assert {first.result().value: "first", good.result().value: "good"} == received(sqs, 2)
+    assert isinstance(bad.exception(), ValueError) and "DelaySeconds" in str(bad.exception())
+    assert [["first"], ["good", "bad"]] == sqs.front.calls
+
+
+def test_a_message_that_sqs_had_no_capacity_for_is_sent_again_alone(sqs: Recipe) -> None:
+    sqs.front.scarce = {"b"}
+    futures = sqs.submit_together([message(body) for body in ("first", "a", "b", "c")])
+    assert received(sqs, 4) == {future.result().value: future.job["MessageBody"] for future in futures}
+    assert [["first"], ["a", "b", "c"], ["b"]] == sqs.front.calls
+
+
+def test_no_call_is_above_the_limit_of_bytes_and_what_is_above_it_alone_is_refused(sqs: Recipe) -> None:
+    half = "é" * (1_048_576 // 4)
+    with pytest.raises(JobTooLarge):
+        sqs.batcher.submit(message(half + half + "e"))
+    futures = sqs.submit_together([message(body) for body in ("first", half, half, "e")])
+    assert [None] * 4 == [future.exception() for future in futures]
+    assert [["first"], [half, half], ["e"]] == sqs.front.calls
+
+
+# -- DynamoDB --
+
+
+@pytest.fixture
+def dynamodb(aws: None) -> Iterator[Recipe]:
+    client = boto3.client("dynamodb")
+    client.create_table(
+        TableName="orders",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    names = recipe("batch_write_item")
+    with names["orders"] as batcher:
+        yield Recipe(names["dynamodb"], batcher, BatchWriteItem(names["dynamodb"]))
+    client.delete_table(TableName="orders")
+    client.close()
+    names["dynamodb"].close()
+
+
+def written(dynamodb: Recipe) -> Dict[str, str]:
+    items = dynamodb.client.scan(TableName="orders", ConsistentRead=True)["Items"]
+    return {item["id"]["S"]: item["what"]["S"] for item in items}
+
+
+def item(key: str, what: str = "tea") -> Dict[str, Any]:
+    return {"id": {"S": key}, "what": {"S": what}}
+
+
+def test_every_item_is_written_and_no_batch_is_above_twenty_five(dynamodb: Recipe) -> None:
+    keys = [str(number) for number in range(60)]
+    futures = dynamodb.submit_together([item(key) for key in keys])
+    assert [None] * 60 == [future.result().value for future in futures]
+    assert dict.fromkeys(keys, "tea") == written(dynamodb)
+    assert [1, 25, 25, 9] == [len(call) for call in dynamodb.front.calls]
+
+
+def test_an_item_that_is_given_back_is_sent_again_alone(dynamodb: Recipe) -> None:
+    dynamodb.front.scarce = {"b"}
+    futures = dynamodb.submit_together([item(key) for key in ("first", "a", "b", "c")])
+    assert [None] * 4 == [future.result().value for future in futures]
+    assert {"first", "a", "b", "c"} == set(written(dynamodb))
+    assert [["first"], ["a", "b", "c"], ["b"]] == dynamodb.front.calls
+
+
+def test_of_two_items_of_the_same_key_in_a_batch_the_later_one_is_left(dynamodb: Recipe) -> None:
+    futures = dynamodb.submit_together([item("first"), item("a", "tea"), item("b"), item("a", "milk")])
+    assert [None] * 4 == [future.result().value for future in futures]
+    assert {"first": "tea", "a": "milk", "b": "tea"} == written(dynamodb)
+    assert [["first"], ["a", "b"]] == dynamodb.front.calls
