@@ -16,8 +16,10 @@ from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
+from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_none
 
 import microbatch
+import microbatch.processors
 import microbatch.simulation
 import microbatch.testing
 import microbatch.traces
@@ -107,6 +109,8 @@ NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fractio
 INFINITE = wrong(ValueError, "below inf", INF, HUGE)
 ZERO = wrong(ValueError, "above 0", 0, 0.0, Fraction(0))
 BEYOND_WAITING = wrong(ValueError, r"below [\d.e+]+", INF, 1e308, HUGE)
+NO_KINDS = wrong(TypeError, "a class of exceptions, or a tuple of them", 3, "x", ValueError(), [ValueError], Shy())
+NO_KINDS += wrong(TypeError, "a class of exceptions, or a tuple of them", int, KeyboardInterrupt, (OSError, 3))
 BELOW_0 = wrong(ValueError, "at least 0", -1, -HUGE)
 BELOW_1 = wrong(ValueError, "at least 1", 0, -1, -HUGE)
 TOO_MANY = wrong(ValueError, "at most 10000", 10_001, 10**9, HUGE)
@@ -179,6 +183,16 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
         wrong(TypeError, "the lines of a trace", 3, True, NAN, "a path", b"x", Shy()),
         [[TRACE], {TRACE}],
     ),
+    ("retrying.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("retrying.stop", NO_CALLABLE + NOT_PLAIN, [stop_never, stop_after_attempt(2)]),
+    ("retrying.wait", NO_CALLABLE + NOT_PLAIN, [wait_none()]),
+    ("retrying.retry", NO_CALLABLE + NOT_PLAIN, [None, retry_if_exception_type(OSError)]),
+    ("bisecting.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("bisecting.on", NO_KINDS, [ValueError, (), (ValueError, OSError)]),
+    ("bisecting.unless", NO_KINDS, [ValueError, (), (ValueError, OSError)]),
+    ("bisecting.max_calls", NO_INTEGER + BELOW_1, [1, HUGE]),
+    ("deduplicating.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("deduplicating.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
     ("ManualClock.advance.seconds", NO_NUMBER + NEGATIVE + INFINITE, [0, 1e308]),
     ("ManualClock.wait_for_sleeper.moment", NO_NUMBER + NEGATIVE, SECONDS),
@@ -225,6 +239,9 @@ NEEDED: Dict[str, Dict[str, Any]] = {
     "simulate": {"policy": Size(1), "arrivals": [1], "service_time": float},
     "poisson": {"rate": 1, "jobs": 1},
     "callers": {"count": 1, "jobs": 1},
+    "retrying": {"processor": echo, "stop": stop_never, "wait": wait_none()},
+    "bisecting": {"processor": echo},
+    "deduplicating": {"processor": echo},
     "Rate": {"n": 1, "per": 1},
     "Adaptive": {"target": 1},
     "submit": {"job": 1},
@@ -234,7 +251,7 @@ NEEDED: Dict[str, Dict[str, Any]] = {
 }
 
 
-MODULES: Any = (microbatch, microbatch.testing, microbatch.simulation, microbatch.traces)
+MODULES: Any = (microbatch, microbatch.testing, microbatch.simulation, microbatch.traces, microbatch.processors)
 
 
 def parameters() -> Iterator[str]:

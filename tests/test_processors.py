@@ -254,20 +254,3 @@ def test_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:
     assert [None, "bad", None, "bad", None] == [error and str(error) for error in errors]
     assert ["aa", "bb", "aa"] == [future.result().value for future in futures if not future.exception()]
     assert errors[1] is not errors[3]
-
-
-@pytest.mark.parametrize(
-    "make, complaint",
-    [
-        (lambda: bisecting(3), "processor must be callable, got 3"),  # type: ignore[arg-type]
-        (lambda: bisecting(list, on=3), "on must be a class of exceptions, or a tuple of them, got 3"),  # type: ignore[arg-type]
-        (lambda: bisecting(list, unless=(KeyboardInterrupt,)), "unless must be a class of exceptions"),  # type: ignore[arg-type]
-        (lambda: bisecting(list, max_calls=0), "max_calls must be at least 1, got 0"),
-        (lambda: deduplicating(list, key=3), "key must be callable, got 3"),  # type: ignore[arg-type]
-        (lambda: retrying(list, stop=3, wait=wait_none()), "stop must be callable, got 3"),
-        (lambda: retrying(list, stop=stop_never, wait=3), "wait must be callable, got 3"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_at_once(make: Any, complaint: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=complaint):
-        make()

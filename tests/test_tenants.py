@@ -1,0 +1,267 @@
+"""Jobs of different keys never share a batch, and what becomes of one tenant's jobs never touches another's."""
+
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microbatch import (
+    BacklogFull,
+    Batcher,
+    Interval,
+    JobExpired,
+    JobFuture,
+    JobTooLarge,
+    Natural,
+    ResultCountError,
+    Size,
+    Weight,
+)
+from microbatch.processors import bisecting, deduplicating
+from microbatch.testing import ManualClock, RecordingProcessor
+
+
+class Job(NamedTuple):
+    tenant: str
+    what: Any
+    credentials: str = "a token"
+
+
+def tenant_of(job: Job) -> str:
+    return job.tenant
+
+
+def outcomes(futures: List[JobFuture[Any]]) -> List[Any]:
+    """Return the value of each, or the kind of its exception."""
+    errors = [future.exception(timeout=10) for future in futures]
+    return [future.result().value if error is None else type(error) for future, error in zip(futures, errors)]
+
+
+def two_of_each(batcher: Batcher[Job, Any]) -> Tuple[List[JobFuture[Any]], List[JobFuture[Any]]]:
+    """Submit jobs of two tenants by turns; return the futures of the bad one and of the good one."""
+    jobs = [Job(tenant, number) for number in (1, 2) for tenant in ("bad", "good")]
+    futures = [batcher.submit(job) for job in jobs]
+    return futures[::2], futures[1::2]
+
+
+# -- who shares a batch --
+
+policies = st.sampled_from([Size(1), Size(3), Size(3) | Natural(), Natural(), Weight(2.5), Interval(0)])
+
+
+@given(
+    jobs=st.lists(st.builds(Job, st.sampled_from("abc"), st.integers(0, 9), st.sampled_from("xy")), max_size=30),
+    bad=st.sampled_from("abc"),
+    policy=policies,
+    max_workers=st.integers(1, 3),
+)
+def test_no_batch_is_of_two_tenants_and_a_failure_is_of_one(
+    jobs: List[Job], bad: str, policy: Any, max_workers: int
+) -> None:
+    def fail_for_one(batch: List[Job]) -> List[Any]:
+        if batch[0].tenant == bad:
+            raise PermissionError(bad)
+        return [job.what for job in batch]
+
+    processor = RecordingBatches(fail_for_one)
+    with Batcher(processor, policy, key=lambda job: (job.tenant, job.credentials), max_workers=max_workers) as batcher:
+        futures = [batcher.submit(job) for job in jobs]
+    assert [1] * len(processor.batches) == [len({job._replace(what=0) for job in batch}) for batch in processor.batches]
+    assert [PermissionError if job.tenant == bad else job.what for job in jobs] == outcomes(futures)
+
+
+class RecordingBatches:
+    """A processor that remembers its batches and leaves each as a whole to a function."""
+
+    def __init__(self, function: Callable[[List[Job]], Any]) -> None:
+        self.batches: List[List[Job]] = []
+        self._function = function
+
+    def __call__(self, jobs: List[Job]) -> Any:
+        self.batches.append(list(jobs))
+        return self._function(jobs)
+
+
+def test_other_credentials_of_the_same_tenant_are_a_batch_of_their_own() -> None:
+    processor = RecordingBatches(lambda jobs: jobs)
+    with Batcher(processor, Size(2), key=lambda job: (job.tenant, job.credentials)) as batcher:
+        for what, token in enumerate(["old token", "new token"] * 2):
+            batcher.submit(Job("acme", what, token))
+    assert [[0, 2], [1, 3]] == [[job.what for job in batch] for batch in processor.batches]
+
+
+# -- what happens to one, in the processor --
+
+
+def raises(jobs: List[Job]) -> None:
+    raise PermissionError
+
+
+def exits(jobs: List[Job]) -> None:
+    raise SystemExit
+
+
+def yields_one_and_raises(jobs: List[Job]) -> Iterator[int]:
+    yield jobs[0].what
+    raise PermissionError
+
+
+@pytest.mark.parametrize(
+    "misfortune, bad",
+    [
+        (raises, [PermissionError, PermissionError]),
+        (exits, [SystemExit, SystemExit]),
+        (yields_one_and_raises, [1, PermissionError]),
+        (lambda jobs: [PermissionError(), 2], [PermissionError, 2]),
+        (lambda jobs: [1], [ResultCountError, ResultCountError]),
+        (lambda jobs: "12", [TypeError, TypeError]),
+        (lambda jobs: jobs.clear(), [None, None]),
+    ],
+    ids=["raises", "exits", "raises midway", "an exception in a slot", "too few", "a string", "empties its list"],
+)
+@pytest.mark.parametrize("max_workers", [1, 2])
+def test_what_a_processor_does_for_one_tenant_never_touches_another(
+    misfortune: Callable[[List[Job]], Any], bad: List[Any], max_workers: int
+) -> None:
+    def processor(jobs: List[Job]) -> Any:
+        return misfortune(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
+
+    with Batcher(processor, Size(2), key=tenant_of, max_workers=max_workers) as batcher:
+        futures = two_of_each(batcher)
+    assert (bad, [1, 2]) == tuple(map(outcomes, futures))
+    assert ["good", "good"] == [future.result().batch.key for future in futures[1]]
+
+
+def test_tenants_who_meet_the_same_exception_object_get_one_each() -> None:
+    error = PermissionError("the same")
+
+    def processor(jobs: List[Job]) -> None:
+        raise error
+
+    with Batcher(processor, Size(2), key=tenant_of) as batcher:
+        futures = [future for one in two_of_each(batcher) for future in one]
+    assert 4 == len({id(future.exception()) for future in futures})
+
+
+def test_a_slow_tenant_leaves_another_worker_to_the_others(processor: RecordingProcessor[Any]) -> None:
+    def hold_one(jobs: List[Job]) -> Any:
+        return processor(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
+
+    with Batcher(hold_one, Size(2), key=tenant_of, max_workers=2) as batcher:
+        bad, good = two_of_each(batcher)
+        assert [1, 2] == outcomes(good)
+        assert not any(future.done() for future in bad)
+        processor.release()
+
+
+def test_equal_jobs_of_two_tenants_are_not_one() -> None:
+    processor = RecordingBatches(lambda jobs: [f"for {job.tenant}" for job in jobs])
+    deduplicated = bisecting(deduplicating(processor, key=lambda job: job.what))
+    with Batcher(deduplicated, Size(2), key=tenant_of) as batcher:
+        futures = [batcher.submit(Job(tenant, "the same")) for tenant in ("acme", "initech") * 2]
+    assert ["for acme", "for initech"] * 2 == outcomes(futures)
+    assert [1, 1] == list(map(len, processor.batches))
+
+
+# -- what happens to one, before --
+
+
+def test_a_cancelled_job_leaves_the_batches_of_others_as_they_are() -> None:
+    processor = RecordingProcessor[Job]()
+    with Batcher(processor, Size(2), key=tenant_of) as batcher:
+        bad, good = batcher.submit(Job("bad", 1)), [batcher.submit(Job("good", 1))]
+        assert bad.cancel()
+        good.append(batcher.submit(Job("good", 2)))
+    assert [[future.job for future in good]] == processor.batches
+
+
+def test_an_expired_job_leaves_the_batches_of_others_as_they_are(clock: ManualClock) -> None:
+    processor = RecordingProcessor[Job]()
+    with Batcher(processor, Size(2), key=tenant_of, clock=clock) as batcher:
+        bad, good = batcher.submit(Job("bad", 1), expires_in=5), batcher.submit(Job("good", 1))
+        clock.wait_for_sleeper(5.0)
+        clock.advance(5)
+        assert [JobExpired] == outcomes([bad])
+        assert not good.done()
+        batcher.submit(Job("good", 2))
+    assert [[Job("good", 1), Job("good", 2)]] == processor.batches
+
+
+def test_a_job_that_is_too_large_leaves_the_batches_of_others_as_they_are() -> None:
+    processor = RecordingProcessor[Job]()
+    with Batcher(processor, Weight(3), key=tenant_of, weigh=lambda job: job.what) as batcher:
+        batcher.submit(Job("good", 1))
+        with pytest.raises(JobTooLarge):
+            batcher.submit(Job("bad", 4))
+        batcher.submit(Job("good", 2))
+    assert [[Job("good", 1), Job("good", 2)]] == processor.batches
+
+
+class Biased(Size):
+    """Raises for one tenant, when it is asked in one way or another."""
+
+    def __init__(self, n: int, question: str) -> None:
+        super().__init__(n)
+        self._question = question
+
+    def due(self, window: Any) -> float:
+        self._refuse("due", window)
+        return super().due(window)
+
+    def room(self, window: Any) -> float:
+        self._refuse("room", window)
+        return super().room(window)
+
+    def reason(self, window: Any) -> str:
+        self._refuse("reason", window)
+        return super().reason(window)
+
+    def _refuse(self, question: str, window: Any) -> None:
+        if question == self._question and window.key == "bad":
+            raise PermissionError
+
+
+@pytest.mark.parametrize("question", ["due", "room", "reason"])
+def test_a_policy_that_raises_for_one_tenant_sends_the_jobs_of_others(question: str) -> None:
+    processor = RecordingProcessor[Job]()
+    with Batcher(processor, Biased(2, question), key=tenant_of) as batcher:
+        bad, good = two_of_each(batcher)
+        assert [PermissionError, PermissionError] == outcomes(bad)
+    assert [future.job for future in good] == outcomes(good)
+    assert [[future.job for future in good]] == processor.batches
+
+
+def test_a_key_that_raises_for_one_tenant_refuses_its_job_only() -> None:
+    keys: Dict[str, str] = {"good": "key"}
+    processor = RecordingProcessor[Job]()
+    with Batcher(processor, Size(9), key=lambda job: keys[job.tenant]) as batcher:
+        with pytest.raises(KeyError, match="bad"):
+            batcher.submit(Job("bad", 1))
+        batcher.submit(Job("good", 1))
+    assert [[Job("good", 1)]] == processor.batches
+
+
+# -- what is shared --
+
+
+def test_the_room_is_shared(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(1), key=tenant_of, max_pending=2) as batcher:
+        batcher.submit(Job("running", 0))
+        processor.wait_for_batches(1)
+        two_of_the_same = [batcher.submit(Job("bad", number), timeout=0) for number in (1, 2)]
+        with pytest.raises(BacklogFull):
+            batcher.submit(Job("good", 1), timeout=0)
+        processor.release()
+    assert [Job("bad", 1), Job("bad", 2)] == outcomes(two_of_the_same)
+
+
+def test_the_one_worker_is_shared_and_who_waits_longest_is_next(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(2), key=tenant_of) as batcher:
+        batcher.submit(Job("bad", 0))
+        batcher.submit(Job("bad", 0))
+        processor.wait_for_batches(1)
+        for tenant in ("good", "bad", "good", "bad", "bad", "bad"):
+            batcher.submit(Job(tenant, 1))
+        processor.release()
+    assert ["bad", "good", "bad", "bad"] == [batch[0].tenant for batch in processor.batches]
