@@ -148,7 +148,7 @@ def bisecting(
         processor: the one that raises for all because of one.
         on: what to halve for.
         unless: what never to halve for, since it would fail all the same: a downstream that can't be reached, a processor
-            that miscounts.
+            that miscounts. Where a library has exceptions of its own for that, name them too.
         max_calls: for one batch; jobs that are not told apart by then fail with what was raised for them together.
     """
     check_callable("processor", processor)
