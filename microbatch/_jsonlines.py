@@ -183,14 +183,10 @@ def _progress() -> Iterator[Progress]:
         yield _Silence()
         return
     try:
-        from tqdm import tqdm
+        from microbatch.integrations.tqdm import Bar
     except ImportError:
         with _Counter() as counter:
             yield counter
     else:
-
-        class Bar(tqdm):  # type: ignore[type-arg]
-            monitor_interval = 0  # no thread that looks after it
-
         with Bar(unit=" lines", file=sys.stderr) as bar:
             yield bar

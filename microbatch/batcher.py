@@ -83,7 +83,7 @@ class Batcher(Generic[Job, Value]):
             so without an *executor* at most 10,000.
         executor: runs the processor instead of a thread pool of the batcher's own; never shut down by the batcher.
         listeners: are told what happens: see `microbatch.listeners`.
-        name: what the threads are named after.
+        name: what it is called in facts and logs, and what the threads are named after.
         exit_timeout: how many seconds the end of the interpreter may wait for jobs to be done; None for as long as it
             takes. Jobs that are left then fail with `BatcherClosed`.
         clock: tells the time, for tests: see `microbatch.testing.ManualClock`.
@@ -356,6 +356,11 @@ class Batcher(Generic[Job, Value]):
         check_callable("callback", callback)
         self._worker.add_shutdown_callback(callback)
 
+    @property
+    def name(self) -> str:
+        """What the batcher, and its threads, are called."""
+        return self._name
+
     def __enter__(self: Self) -> Self:
         return self
 
@@ -474,9 +479,9 @@ renewals.append(_start_anew_in_child)
 
 
 def _origin() -> str:
-    """Return the place outside this package that the call came from."""
+    """Return the place that the call came from, outside this package and, for ``Batcher[str, int](...)``, `typing`."""
     frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("microbatch."):
+    while frame is not None and f'{frame.f_globals.get("__name__")}.'.startswith(("microbatch.", "typing.")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"
 

@@ -363,6 +363,7 @@ def test_a_terminal_sees_the_progress() -> None:
 
 
 def test_a_terminal_sees_plain_counts_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "microbatch.integrations.tqdm", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert run_on_a_terminal().endswith("\r20 lines\n")
 

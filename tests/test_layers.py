@@ -1,6 +1,7 @@
 """The rooms of the package: imports go only downward, never sideways."""
 
 import ast
+import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -22,16 +23,37 @@ LAYERS = [
     {"decorator", "simulation", "testing"},
     {"traces"},
     {"__init__"},
+    {
+        "integrations",
+        "integrations.logging",
+        "integrations.opentelemetry",
+        "integrations.prometheus",
+        "integrations.tqdm",
+    },
     {"_demo", "_jsonlines", "_simulate", "_words"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+MODULES = sorted(FILES)
+INTEGRATIONS = {
+    "integrations.logging": set[str](),
+    "integrations.opentelemetry": {"opentelemetry"},
+    "integrations.prometheus": {"prometheus_client"},
+    "integrations.tqdm": {"tqdm"},
+}
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
 def imports(module: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "microbatch":
             yield node.module.partition(".")[2] or "__init__"
         elif isinstance(node, ast.Import):
@@ -49,12 +71,16 @@ def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_beyond_the_standard_library_is_imported_at_import_time(module: str) -> None:
-    import sys
-
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = parsed(module)
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "microbatch"}
+    others = {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, "microbatch"}
+    assert INTEGRATIONS.get(module, set()) == others
+
+
+@pytest.mark.parametrize("module", INTEGRATIONS)
+def test_an_integration_needs_only_what_anybody_can_use(module: str) -> None:
+    assert ["__init__"] == list(imports(module))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +95,5 @@ def test_nothing_beyond_the_standard_library_is_imported_at_import_time(module: 
     ],
 )
 def test_one_file_knows_what_it_is_about(modules: "set[str]", word: str) -> None:
-    code = {
-        module: ast.unparse(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))) for module in MODULES
-    }
+    code = {module: ast.unparse(parsed(module)) for module in MODULES}
     assert {module for module in MODULES if word in code[module]} <= modules

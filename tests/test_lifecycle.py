@@ -493,8 +493,9 @@ def test_a_future_that_is_kept_does_not_keep_its_batcher_alive(recwarn: pytest.W
     assert [ResourceWarning] == [warning.category for warning in recwarn]
 
 
-def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made() -> None:
-    batcher = Batcher(echo, Size(100), name="dropped")
+@pytest.mark.parametrize("kind", [Batcher, Batcher[int, int]], ids=["plain", "with types"])
+def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: Any) -> None:
+    batcher = kind(echo, Size(100), name="dropped")
     future = batcher.submit(1)
     with pytest.warns(ResourceWarning, match=r"batcher 'dropped', made at .*test_lifecycle\.py:\d+, was never shut"):
         del batcher

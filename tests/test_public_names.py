@@ -10,7 +10,20 @@ import pytest
 import microbatch
 from microbatch import errors
 
-MODULES = ["microbatch", "microbatch.errors", "microbatch.policies", "microbatch.batcher", "microbatch.testing"]
+MODULES = [
+    "microbatch",
+    "microbatch.batcher",
+    "microbatch.errors",
+    "microbatch.integrations.logging",
+    "microbatch.integrations.opentelemetry",
+    "microbatch.integrations.prometheus",
+    "microbatch.integrations.tqdm",
+    "microbatch.policies",
+    "microbatch.processors",
+    "microbatch.simulation",
+    "microbatch.testing",
+    "microbatch.traces",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

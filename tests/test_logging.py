@@ -1,0 +1,114 @@
+"""What the log says of batches."""
+
+import logging
+from typing import Any, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, Size
+from microbatch.integrations.logging import LoggingListener
+from microbatch.testing import ManualClock
+from tests.test_listeners import failing
+
+
+class Records(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: List[Any] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("tests.batches")
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.handlers.clear()
+
+
+@pytest.fixture
+def records(logger: logging.Logger) -> List[Any]:
+    handler = Records()
+    logger.addHandler(handler)
+    return handler.kept
+
+
+@pytest.mark.parametrize(
+    "jobs, level, line",
+    [
+        (["good", "good"], "INFO", "batch 1 of rows: 2 jobs, by size, waited 3.0000 s, took 0.5000 s"),
+        (
+            ["good", "bad"],
+            "WARNING",
+            "batch 1 of rows: 1 of 2 jobs failed, by size, waited 3.0000 s, took 0.5000 s: ValueError('bad')",
+        ),
+        (
+            ["bad", "bad"],
+            "ERROR",
+            "batch 1 of rows: 2 of 2 jobs failed, by size, waited 3.0000 s, took 0.5000 s: ValueError('bad')",
+        ),
+    ],
+)
+def test_each_batch_is_a_line_whose_level_says_how_it_went(
+    jobs: List[str], level: str, line: str, logger: logging.Logger, records: List[Any], clock: ManualClock
+) -> None:
+    def processor(jobs: List[str]) -> List[Any]:
+        clock.advance(0.5)
+        return failing(jobs)
+
+    listeners = [LoggingListener(logger)]
+    with Batcher[str, Any](processor, Size(2), name="rows", listeners=listeners, clock=clock) as batcher:
+        batcher.submit(jobs[0])
+        clock.advance(3.0)
+        batcher.submit(jobs[1])
+    assert (level, line) == (records[0].levelname, records[0].getMessage())
+
+
+def test_a_record_has_what_the_line_says_as_attributes(
+    logger: logging.Logger, records: List[Any], clock: ManualClock
+) -> None:
+    def processor(jobs: List[str]) -> List[Any]:
+        clock.advance(0.5)
+        return [1, error, error]
+
+    listeners, error = [LoggingListener(logger)], ValueError()
+    with Batcher[str, Any](processor, Size(3), name="rows", listeners=listeners, clock=clock) as batcher:
+        for job in "abc":
+            batcher.submit(job)
+    names = "batcher batch_id batch_size batch_weight trigger failed queue_time service_time error".split()
+    assert ["rows", 1, 3, 3.0, "size", 2, 0.0, 0.5, error] == [getattr(records[0], name) for name in names]
+
+
+def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, records: List[Any]) -> None:
+    with Batcher[str, Any](failing, Size(1), name="rows", listeners=[LoggingListener(logger)]) as batcher:
+        for job in ("good", "bad", "good"):
+            batcher.submit(job)
+    line = "rows is shut down: 3 jobs accepted, 2 succeeded, 1 failed, 0 cancelled, 0 expired, in 3 batches"
+    assert ("INFO", line) == (records[-1].levelname, records[-1].getMessage())
+    assert ("rows", batcher.stats()) == (records[-1].batcher, records[-1].stats)
+
+
+def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: List[Any]) -> None:
+    listeners = [LoggingListener(logger)]
+    with Batcher[str, str](list, Size(1), key=lambda job: "password", listeners=listeners) as batcher:
+        batcher.submit("secret")
+    assert 2 == len(records)
+    assert [] == [word for word in ("secret", "password") for record in records if word in str(vars(record))]
+
+
+def test_a_logger_that_wants_less_is_asked_first(logger: logging.Logger, records: List[Any]) -> None:
+    logger.setLevel(logging.ERROR)
+    with Batcher[str, Any](failing, Size(1), listeners=[LoggingListener(logger)]) as batcher:
+        for job in ("good", "bad", "good"):
+            batcher.submit(job)
+    assert ["ERROR"] == [record.levelname for record in records]
+
+
+def test_without_a_logger_it_is_one_below_that_of_the_library(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Batcher[str, str](list, Size(1), listeners=[LoggingListener()]) as batcher:
+        batcher.submit("job")
+    assert {"microbatch.batches"} == {record.name for record in caplog.records}

@@ -1,0 +1,194 @@
+"""The spans and metrics that the SDK of OpenTelemetry gets."""
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Callable, Iterator, List, Sequence
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from microbatch import Batcher, BatchFinished, BatchListener, Size
+from microbatch.integrations.opentelemetry import OpenTelemetryListener
+from microbatch.testing import ManualClock
+from tests.test_listeners import failing
+
+
+class Telemetry:
+    """An SDK that keeps what it gets in memory."""
+
+    def __init__(self) -> None:
+        self.spans = TracerProvider(shutdown_on_exit=False)
+        self.exporter = InMemorySpanExporter()
+        self.spans.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.tracer = self.spans.get_tracer("tests")
+
+    def listener(self) -> OpenTelemetryListener:
+        return OpenTelemetryListener(self.spans, self.meters)
+
+    def submit(self, batcher: "Batcher[Any, Any]", name: str, *jobs: str) -> trace.SpanContext:
+        """Submit *jobs* in a span *name*."""
+        with self.tracer.start_as_current_span(name) as span:
+            for job in jobs:
+                batcher.submit(job)
+            return span.get_span_context()
+
+    def named(self, name: str) -> List[ReadableSpan]:
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+    def metrics(self) -> "dict[str, Any]":
+        data = self.reader.get_metrics_data()
+        assert data is not None
+        return {
+            metric.name: metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Telemetry]:
+    telemetry = Telemetry()
+    yield telemetry
+    telemetry.spans.shutdown()
+    telemetry.meters.shutdown()
+
+
+def links(span: ReadableSpan) -> Sequence[trace.SpanContext]:
+    return [link.context for link in span.links]
+
+
+def test_each_batch_is_a_span_linked_to_those_in_which_its_jobs_were_submitted(telemetry: Telemetry) -> None:
+    with Batcher[str, str](list, Size(3), name="rows", listeners=[telemetry.listener()]) as batcher:
+        one = telemetry.submit(batcher, "one request", "a", "b")
+        other = telemetry.submit(batcher, "another request", "c")
+        batcher.submit("in no span")
+    first, second = telemetry.named("process rows")
+    assert ([one, other], []) == (links(first), links(second))
+    assert first.kind is trace.SpanKind.CONSUMER
+    assert first.parent is second.parent is None
+    assert 4 == len({span.context.trace_id for span in telemetry.exporter.get_finished_spans() if span.context})
+    assert {
+        "messaging.system": "microbatch",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "rows",
+        "messaging.batch.message_count": 3,
+        "microbatch.batch.id": 1,
+        "microbatch.batch.trigger": "size",
+    } == first.attributes
+
+
+def test_a_batch_belongs_to_no_trace_even_where_its_jobs_are_submitted_and_run_in_one_span(
+    telemetry: Telemetry,
+) -> None:
+    with telemetry.tracer.start_as_current_span("script"):
+        with Batcher[str, str](list, Size(1), name="rows", listeners=[telemetry.listener()]) as batcher:
+            batcher.submit("job")
+    (batch,) = telemetry.named("process rows")
+    assert batch.parent is None and 1 == len(batch.links)
+
+
+def test_what_the_processor_does_is_inside_the_span_of_the_batch(telemetry: Telemetry) -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        with telemetry.tracer.start_as_current_span("INSERT"):
+            return jobs
+
+    with Batcher[str, str](processor, Size(1), name="rows", listeners=[telemetry.listener()]) as batcher:
+        telemetry.submit(batcher, "request", "a", "b")
+    batches, inserts = telemetry.named("process rows"), telemetry.named("INSERT")
+    assert [batch.context for batch in batches] == [insert.parent for insert in inserts]
+
+
+def test_after_a_batch_no_span_is_left_in_its_thread(telemetry: Telemetry) -> None:
+    class Looking(BatchListener):
+        def batch_finished(self, fact: BatchFinished) -> None:
+            current.append(trace.get_current_span())
+
+    current: List[trace.Span] = []
+    with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), Looking()]) as batcher:
+        batcher.submit("job")
+    assert [trace.INVALID_SPAN] == current
+
+
+@pytest.mark.parametrize(
+    "processor, complaint, event",
+    [
+        (failing, "1 of 2 jobs failed", "bad"),
+        (lambda jobs: 1 / 0, "2 of 2 jobs failed", "division by zero"),
+    ],
+    ids=["one job", "all of them"],
+)
+def test_a_batch_with_a_failed_job_is_an_error(
+    processor: Callable[[Any], Any], complaint: str, event: str, telemetry: Telemetry
+) -> None:
+    with Batcher[str, Any](processor, Size(2), name="rows", listeners=[telemetry.listener()]) as batcher:
+        telemetry.submit(batcher, "request", "good", "bad")
+    (span,) = telemetry.named("process rows")
+    assert (trace.StatusCode.ERROR, complaint) == (span.status.status_code, span.status.description)
+    assert [event] == [(each.attributes or {})["exception.message"] for each in span.events]
+    kind = {"bad": "ValueError"}.get(event, "ZeroDivisionError")
+    assert kind == (span.attributes or {})["error.type"]
+    (point,) = telemetry.metrics()["messaging.process.duration"].data.data_points
+    assert kind == point.attributes["error.type"]
+
+
+def test_batches_are_measured_by_the_names_of_the_conventions(telemetry: Telemetry, clock: ManualClock) -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        clock.advance(0.5)
+        return jobs
+
+    listeners = [telemetry.listener()]
+    with Batcher[str, str](processor, Size(2), name="rows", listeners=listeners, clock=clock) as batcher:
+        for job in "abc":
+            batcher.submit(job)
+    metrics = telemetry.metrics()
+    duration, consumed = metrics["messaging.process.duration"], metrics["messaging.client.consumed.messages"]
+    (times,), (messages,) = duration.data.data_points, consumed.data.data_points
+    assert ("s", 2, 1.0) == (duration.unit, times.count, times.sum)
+    assert ("{message}", 3) == (consumed.unit, messages.value)
+    names = {"messaging.system": "microbatch", "messaging.destination.name": "rows"}
+    assert {**names, "messaging.operation.name": "process"} == dict(times.attributes) == dict(messages.attributes)
+
+
+class Instrumented(ThreadPoolExecutor):
+    """Takes the context along, as the instrumentations of executors do."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(copy_context().run, fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, Instrumented])
+def test_with_an_executor_of_the_callers_each_batch_is_a_span_too(
+    kind: Callable[[int], Executor], telemetry: Telemetry
+) -> None:
+    def processor(jobs: List[str]) -> List[str]:
+        with telemetry.tracer.start_as_current_span("INSERT"):
+            return jobs
+
+    with kind(2) as executor:
+        with Batcher[str, str](
+            processor, Size(1), name="rows", max_workers=2, executor=executor, listeners=[telemetry.listener()]
+        ) as batcher:
+            requests = [telemetry.submit(batcher, "request", job) for job in "abcd"]
+    batches = telemetry.named("process rows")
+    assert sorted(requests) == sorted(link for batch in batches for link in links(batch))
+    assert {None} == {batch.parent for batch in batches}
+    assert {trace.StatusCode.UNSET} == {batch.status.status_code for batch in batches}
+    if kind is Instrumented:
+        parents = [insert.parent for insert in telemetry.named("INSERT") if insert.parent]
+        assert sorted(parents) == sorted(batch.context for batch in batches if batch.context)
+
+
+def test_without_an_sdk_it_does_nothing_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with Batcher[str, Any](failing, Size(1), listeners=[OpenTelemetryListener()]) as batcher:
+        assert "good" == batcher.submit("good").result(timeout=10).value
+        assert isinstance(batcher.submit("bad").exception(timeout=10), ValueError)
+    assert [] == caplog.records

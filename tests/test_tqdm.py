@@ -1,0 +1,58 @@
+"""A progress bar over jobs."""
+
+import io
+import threading
+from typing import Any
+
+import pytest
+
+from microbatch import Batcher, Interval, Size
+from microbatch.integrations.tqdm import Bar, TqdmListener
+from microbatch.testing import ManualClock, RecordingProcessor
+from tests.test_listeners import failing
+
+
+def test_a_bar_moves_on_by_the_jobs_of_each_batch_failed_or_not(processor: RecordingProcessor[str]) -> None:
+    with Bar(total=10, file=io.StringIO()) as bar, Batcher[str, Any](failing, Size(2)) as _:
+        with Batcher[str, Any](failing, Size(2), listeners=[TqdmListener(bar)]) as batcher:
+            for job in ("good", "bad", "good"):
+                batcher.submit(job)
+        assert (3, 10) == (bar.n, bar.total)
+
+
+def test_without_a_total_it_is_what_has_been_submitted(processor: RecordingProcessor[str]) -> None:
+    with Bar(file=io.StringIO()) as bar, Batcher(processor, Size(2), listeners=[TqdmListener(bar)]) as batcher:
+        for job in "abcde":
+            batcher.submit(job)
+        assert (0, 5) == (bar.n, bar.total)
+        processor.release()
+        batcher.flush()
+        assert (5, 5) == (bar.n, bar.total)
+
+
+def test_what_was_in_no_batch_moves_it_at_the_shutdown(clock: ManualClock) -> None:
+    with Bar(file=io.StringIO()) as bar:
+        with Batcher[str, str](list, Interval(60), listeners=[TqdmListener(bar)], clock=clock) as batcher:
+            batcher.submit("cancelled").cancel()
+            expired = batcher.submit("expired", expires_in=1.0)
+            clock.advance(1.0)
+            expired.exception(timeout=10)
+            batcher.submit("done")
+        assert (3, 3) == (bar.n, bar.total)
+
+
+def test_a_bar_of_its_own_is_drawn_on_standard_error_and_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    with Batcher[str, str](list, listeners=[TqdmListener()]) as batcher:
+        list(batcher.map("abc"))
+    assert "3/3 [" in capsys.readouterr().err.rpartition("\r")[2]
+
+
+def test_many_threads_move_one_bar() -> None:
+    with Bar(file=io.StringIO(), mininterval=0, miniters=1) as bar:
+        with Batcher[int, int](list, Size(3), max_workers=4, listeners=[TqdmListener(bar)]) as batcher:
+            threads = [threading.Thread(target=lambda: list(map(batcher.submit, range(100)))) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert (400, 400) == (bar.n, bar.total)
