@@ -11,7 +11,7 @@ from functools import partial
 from queue import Queue
 from typing import Any, Callable, ClassVar, Hashable, List, Optional, Tuple
 
-from microbatch import DEFAULT_POLICY, AllWaiting, Batcher, BatchingPolicy, Interval, Size
+from microbatch import DEFAULT_POLICY, AllWaiting, Batcher, BatchingPolicy, BatchListener, Interval, Size
 
 Processor = Callable[[List[bytes]], List[bytes]]
 """What runs downstream. Jobs are bytes, since one of the peers takes nothing else."""
@@ -72,12 +72,18 @@ class Microbatch(Contender):
         key: Optional[Callable[[bytes], Hashable]] = None,
     ) -> None:
         policy = self.policy(size, interval)
-        self._batcher = Batcher(processor, policy, key=key, max_pending=0, max_workers=workers)
+        self._batcher = Batcher(
+            processor, policy, key=key, max_pending=0, max_workers=workers, listeners=self.listeners()
+        )
         self.submit = self._batcher.submit
 
     def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
         """Return what it runs with."""
         return DEFAULT_POLICY
+
+    def listeners(self) -> List[BatchListener]:
+        """Return who listens: nobody."""
+        return []
 
     def close(self) -> None:
         """See `Contender.close`."""

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any, Dict, Mapping, Sequence, Type
 
-from benchmarks import contenders, peers
+from benchmarks import contenders, listening, peers
 from benchmarks.contenders import Contender
 from benchmarks.measurements import MEASUREMENTS
 from benchmarks.measurements.base import Measurement, Unsuited
@@ -31,6 +31,13 @@ CONTENDERS: Dict[str, Type[Contender]] = {
         contenders.Floor,
         contenders.Locks,
         contenders.LocksNow,
+        listening.Batches,
+        listening.Jobs,
+        listening.Context,
+        listening.Logging,
+        listening.Prometheus,
+        listening.OpenTelemetry,
+        listening.Tqdm,
     )
 }
 

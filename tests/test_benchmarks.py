@@ -33,6 +33,7 @@ TINY: Dict[str, List[Dict[str, float]]] = {
     "scale-jobs": [{"jobs": 70, "threads": 1}],
     "scale-threads": [{"jobs": 70, "threads": 2}],
     "scale-keys": [{"jobs": 70, "keys": 7}],
+    "listeners": [{"jobs": 130, "threads": 1}],
 }
 
 NO_EXTRA = [

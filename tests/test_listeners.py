@@ -1,9 +1,11 @@
 """What listeners are told, when, and that they change nothing."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from types import FrameType
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import pytest
 
@@ -197,6 +199,25 @@ def enter_all(contexts: Sequence[Optional[Context]], function: Callable[[], str]
 def test_without_such_a_listener_no_future_keeps_a_context() -> None:
     with Batcher[str, str](list, listeners=[Listening()]) as batcher:
         assert batcher.submit("job").context is None
+
+
+@pytest.mark.parametrize("listeners", [[], [Listening()]], ids=["no listener", "a listener"])
+def test_without_a_listener_nothing_is_called_for_its_sake(listeners: List[BatchListener]) -> None:
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            called.add(frame.f_globals["__name__"])
+
+    called: Set[str] = set()
+    threading.setprofile(look)
+    try:
+        with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:  # whose own threads inherit it
+            sys.setprofile(look)
+            batcher.submit("job").result(timeout=10)
+            sys.setprofile(None)
+    finally:
+        threading.setprofile(None)
+    assert {"microbatch.batcher", "microbatch._worker"} <= called
+    assert bool(listeners) == ("microbatch.listeners" in called)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

@@ -3,6 +3,7 @@
 from benchmarks.measurements.closed import CLOSED
 from benchmarks.measurements.gather import GATHER
 from benchmarks.measurements.idle import IDLE
+from benchmarks.measurements.listeners import LISTENERS
 from benchmarks.measurements.lone import LONE
 from benchmarks.measurements.memory import MEMORY
 from benchmarks.measurements.open_loop import OPEN
@@ -12,5 +13,5 @@ from benchmarks.measurements.timer import TIMER
 
 MEASUREMENTS = {
     measurement.name: measurement
-    for measurement in (GATHER, CLOSED, LONE, OPEN, IDLE, TIMER, MEMORY, SHUTDOWN, JOBS, THREADS, KEYS)
+    for measurement in (GATHER, CLOSED, LONE, OPEN, IDLE, TIMER, MEMORY, SHUTDOWN, JOBS, THREADS, KEYS, LISTENERS)
 }

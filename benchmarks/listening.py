@@ -1,0 +1,120 @@
+"""microbatch with somebody who listens: those who do nothing, and the integrations."""
+
+import io
+import logging
+from typing import List
+
+from benchmarks.contenders import Microbatch
+from microbatch import BatchFinished, BatchListener, BatchStarted, JobAccepted
+
+__all__ = ["Batches", "Context", "Jobs", "Logging", "OpenTelemetry", "Prometheus", "Tqdm"]
+
+
+class _ToBatches(BatchListener):
+    def batch_started(self, fact: BatchStarted) -> None:
+        """Do nothing."""
+
+    def batch_finished(self, fact: BatchFinished) -> None:
+        """Do nothing."""
+
+
+class _ToJobs(_ToBatches):
+    def job_accepted(self, fact: JobAccepted) -> None:
+        """Do nothing."""
+
+
+class _WithContext(_ToBatches):
+    wants_context = True
+
+
+class Batches(Microbatch):
+    """Told of each batch, and does nothing."""
+
+    name = "listener-batches"
+    label = "a listener to batches"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        return [_ToBatches()]
+
+
+class Jobs(Microbatch):
+    """Told of each job too."""
+
+    name = "listener-jobs"
+    label = "a listener to jobs and batches"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        return [_ToJobs()]
+
+
+class Context(Microbatch):
+    """Has the context of each submission kept."""
+
+    name = "listener-context"
+    label = "a listener to batches that wants the context"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        return [_WithContext()]
+
+
+class Logging(Microbatch):
+    """Writes a line for each batch, to nowhere."""
+
+    name = "listener-logging"
+    label = "LoggingListener"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        from microbatch.integrations.logging import LoggingListener
+
+        logger = logging.Logger("benchmarks", logging.INFO)
+        logger.addHandler(logging.StreamHandler(io.StringIO()))
+        return [LoggingListener(logger)]
+
+
+class Prometheus(Microbatch):
+    """Measures for a registry that nobody scrapes."""
+
+    name = "listener-prometheus"
+    label = "PrometheusListener"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        from prometheus_client import CollectorRegistry
+
+        from microbatch.integrations.prometheus import PrometheusListener
+
+        return [PrometheusListener(CollectorRegistry())]
+
+
+class OpenTelemetry(Microbatch):
+    """Makes spans and metrics with the SDK, which nobody exports."""
+
+    name = "listener-opentelemetry"
+    label = "OpenTelemetryListener"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+
+        from microbatch.integrations.opentelemetry import OpenTelemetryListener
+
+        return [OpenTelemetryListener(TracerProvider(), MeterProvider([InMemoryMetricReader()]))]
+
+
+class Tqdm(Microbatch):
+    """Draws a bar, to nowhere."""
+
+    name = "listener-tqdm"
+    label = "TqdmListener"
+
+    def listeners(self) -> List[BatchListener]:
+        """See `Microbatch.listeners`."""
+        from microbatch.integrations.tqdm import Bar, TqdmListener
+
+        return [TqdmListener(Bar(file=io.StringIO()))]

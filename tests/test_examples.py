@@ -1,0 +1,40 @@
+"""The programs in examples/ print what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def output(example: str) -> List[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / example)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=25).stdout
+    return [line.rstrip() for line in out.splitlines()]
+
+
+def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() -> None:
+    lines = output("observing.py")
+    log, tree, scrape = (part.splitlines() for part in "\n".join(lines).split("\n\n"))
+    batches = [line for line in log if "batch " in line]
+    assert ["WARNING", "INFO", "INFO"] == [line.split()[0] for line in batches]
+    assert ["1 of 4 jobs failed", "4 jobs", "2 jobs"] == [line.split(": ")[2].split(", ")[0] for line in batches]
+    linked = "process orders (linked to POST /orders/1, POST /orders/2)"
+    assert [
+        "POST /orders/1",
+        "POST /orders/2",
+        f"{linked} 1 of 4 jobs failed",
+        "    INSERT orders",
+        linked,
+        "    INSERT orders",
+        linked,
+        "    INSERT orders",
+    ] == tree
+    assert {
+        'microbatch_jobs_total{batcher="orders",outcome="succeeded"} 9.0',
+        'microbatch_jobs_total{batcher="orders",outcome="failed"} 1.0',
+        'microbatch_batch_size_jobs_sum{batcher="orders"} 10.0',
+        'microbatch_batches_total{batcher="orders",trigger="size"} 2.0',
+        'microbatch_batches_total{batcher="orders",trigger="interval"} 1.0',
+    } <= set(scrape)
