@@ -13,6 +13,7 @@ is raised for all jobs of a batch, a wrapper raises too. Exceptions that are no 
 through.
 """
 
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
@@ -20,7 +21,7 @@ from microbatch._arguments import check_callable, check_count, shown
 from microbatch._returned import as_iterator, exhaust, is_whole
 from microbatch.errors import ResultCountError
 
-__all__ = ["bisecting", "deduplicating", "retrying"]
+__all__ = ["bisecting", "deduplicating", "retrying", "within"]
 
 Processor = Callable[[List[Any]], Any]
 
@@ -208,6 +209,46 @@ def deduplicating(
         given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
         outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
         return _raise_for_all([outcome_of[kind] for kind in kinds])
+
+    return process
+
+
+def within(
+    processor: Processor, context: Callable[[], "AbstractContextManager[Any]"]
+) -> Callable[[List[Any]], List[Any]]:
+    """Return *processor*, called within a context of its own for each batch, and with a generator at its end in there.
+
+    What is raised leaves through the context, and fails all jobs of the batch, since the context may undo what was done
+    for the first of them.
+
+    >>> import contextlib
+    >>> @contextlib.contextmanager
+    ... def transaction():
+    ...     print("begin")
+    ...     yield
+    ...     print("commit")
+    >>> within(lambda rows: (row.upper() for row in rows), transaction)(["ada", "grace"])
+    begin
+    commit
+    ['ADA', 'GRACE']
+
+    Args:
+        processor: the one that needs it.
+        context: gives a new one for each batch: ``app.app_context`` in Flask, ``transaction.atomic`` in Django.
+    """
+    check_callable("processor", processor)
+    check_callable("context", context)
+
+    def process(jobs: List[Any]) -> List[Any]:
+        if not jobs:
+            return []
+        with context():
+            given = _call(processor, jobs)
+            if given.error is not None:
+                raise given.error
+        if given.error is not None:  # which the context suppressed
+            raise given.error
+        return given.values
 
     return process
 

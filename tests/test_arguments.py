@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from decimal import Decimal
 from fnmatch import fnmatch
 from fractions import Fraction
@@ -193,6 +193,8 @@ DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
     ("bisecting.max_calls", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("deduplicating.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
     ("deduplicating.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("within.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("within.context", NO_CALLABLE + NOT_PLAIN, [nullcontext, threading.Lock]),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
     ("ManualClock.advance.seconds", NO_NUMBER + NEGATIVE + INFINITE, [0, 1e308]),
     ("ManualClock.wait_for_sleeper.moment", NO_NUMBER + NEGATIVE, SECONDS),
@@ -242,6 +244,7 @@ NEEDED: Dict[str, Dict[str, Any]] = {
     "retrying": {"processor": echo, "stop": stop_never, "wait": wait_none()},
     "bisecting": {"processor": echo},
     "deduplicating": {"processor": echo},
+    "within": {"processor": echo, "context": nullcontext},
     "Rate": {"n": 1, "per": 1},
     "Adaptive": {"target": 1},
     "submit": {"job": 1},

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List
 
@@ -23,7 +24,7 @@ from microbatch import (
     Size,
     Weight,
 )
-from microbatch.processors import bisecting, deduplicating, retrying
+from microbatch.processors import bisecting, deduplicating, retrying, within
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests import test_exit, test_fork
 
@@ -342,6 +343,26 @@ def test_jobs_are_equal_under_deduplicating() -> None:
     processor = RecordingProcessor[str](str.upper)
     assert ["A", "B", "A"] == run(deduplicating(processor), "aba")
     assert [["a", "b"]] == processor.batches
+
+
+def test_a_generator_raises_under_within() -> None:
+    @contextmanager
+    def transaction() -> Iterator[None]:
+        before = list(done)
+        try:
+            yield
+        except LookupError:
+            done[:] = before
+            raise
+
+    def processor(jobs: List[str]) -> Iterator[None]:
+        for job in jobs:
+            done.append(job)
+            yield fail(job) if job == "c" else None
+
+    done: List[str] = []
+    assert [LookupError] * 3 == run(within(processor, transaction))
+    assert [] == done
 
 
 def test_a_batch_is_retried_as_a_whole() -> None:

@@ -1,5 +1,6 @@
 """Wrappers around a processor, with lists and in batchers."""
 
+from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
 
 from microbatch import Batcher, Size
-from microbatch.processors import bisecting, deduplicating, retrying
+from microbatch.processors import bisecting, deduplicating, retrying, within
 
 Processor = Callable[[List[Any]], Any]
 
@@ -21,6 +22,7 @@ WRAPPERS: Dict[str, Callable[[Processor], Processor]] = {
     "retrying": twice,
     "bisecting": bisecting,
     "deduplicating": deduplicating,
+    "within": lambda processor: within(processor, nullcontext),
 }
 
 
@@ -222,6 +224,47 @@ def test_a_key_says_what_is_equal() -> None:
     processor = Recording("returns")
     assert ["AA", "AA", "bb"] == deduplicating(processor, key=str.lower)(["A", "a", "b"])
     assert [["A", "b"]] == processor.calls
+
+
+# -- within --
+
+
+class Transaction:
+    """Remembers how each of its contexts ended."""
+
+    def __init__(self, suppresses: bool = False) -> None:
+        self.ends: List[Any] = []
+        self._suppresses = suppresses
+
+    def __enter__(self) -> None:
+        self.ends.append("open")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        self.ends[-1] = kind
+        return self._suppresses
+
+
+def test_a_context_is_open_for_all_that_the_processor_does() -> None:
+    transaction = Transaction()
+    process = within(lambda jobs: (list(transaction.ends) for _ in jobs), lambda: transaction)
+    assert [["open"], ["open"]] == process([1, 2])
+    assert [[None, "open"]] == process([3])
+    assert [None, None] == transaction.ends
+
+
+@pytest.mark.parametrize("how", ["raises", "yields"])
+@pytest.mark.parametrize("suppresses", [False, True], ids=["passes on", "suppresses"])
+def test_what_is_raised_leaves_through_the_context_and_fails_all(how: str, suppresses: bool) -> None:
+    transaction = Transaction(suppresses)
+    with pytest.raises(ValueError, match="2"):
+        within(Recording(how, 2), lambda: transaction)([1, 2, 3])
+    assert [ValueError] == transaction.ends
+
+
+def test_exceptions_in_place_of_results_leave_the_context_in_peace() -> None:
+    transaction = Transaction()
+    assert [2, "ValueError 2"] == plain(within(Recording("returns", 2), lambda: transaction)([1, 2]))
+    assert [None] == transaction.ends
 
 
 # -- together --
