@@ -264,6 +264,13 @@ def test_weights_count_against_the_limit_of_the_policy() -> None:
     assert [10.0, 10.0, 9.0, 10.0, 10.0] == [future.result().batch.weight for future in futures]
 
 
+@pytest.mark.parametrize("key", [None, str.lower], ids=["without keys", "with keys"])
+def test_without_weigh_each_job_weighs_one(key: Any) -> None:
+    with Batcher[str, str](list, Size(2), key=key) as batcher:
+        futures = [batcher.submit("job") for _ in range(2)]
+    assert [(1.0, 2.0)] * 2 == [(future.weight, future.result().batch.weight) for future in futures]
+
+
 def test_a_job_is_weighed_once_and_in_submit() -> None:
     weighed: List[Any] = []
 

@@ -231,6 +231,16 @@ def test_a_withdrawn_job_makes_room_in_its_batch() -> None:
     assert ["bc:size"] == take_all(c, 0)
 
 
+def test_a_job_that_is_withdrawn_behind_a_full_batch_leaves_its_place_to_the_next() -> None:
+    c = collector(Size(2))
+    c.add(letters := jobs("abcdefg"))
+    assert ["ab:size"] == take_all(c, 0)
+    withdraw(c, letters[5])
+    for batch in ("cd:size", "eg:size"):
+        c.finished()
+        assert [batch] == take_all(c, 0)
+
+
 def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
     c = collector(Interval(0))
     (job,) = jobs("a")
@@ -271,11 +281,27 @@ def test_a_flush_brings_forward_a_batch_that_is_due_later() -> None:
     assert ["a:flush"] == take_all(c, 0)
 
 
-def test_a_batch_that_was_due_anyway_keeps_its_reason_through_a_flush() -> None:
+@pytest.mark.parametrize("closing", [False, True], ids=["a flush", "a shutdown"])
+def test_a_batch_that_was_due_anyway_keeps_its_reason_through(closing: bool) -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
-    c.flush(0)
+    c.flush(0, closing)
     assert ["a:interval"] == take_all(c, 0)
+
+
+@pytest.mark.parametrize("earliest", [5.0, 9.0])
+def test_a_flush_changes_nothing_for_a_batch_that_is_due_no_later_by_itself(earliest: float) -> None:
+    class Slow(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return 5.0
+
+        def earliest(self, window: Window[Any]) -> float:
+            return earliest
+
+    c = collector(Slow())
+    c.add(jobs("a"))
+    c.flush(0)
+    assert [[], ["a:slow"]] == [take_all(c, 4), take_all(c, 5)]
 
 
 def test_after_close_everything_is_due() -> None:
@@ -848,6 +874,22 @@ def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_
     assert ([], NEVER) == (take_all(c, 6), c.next_moment())
     c.finished()
     assert ["a:interval"] == take_all(c, 7)
+
+
+@pytest.mark.parametrize(
+    "policy, now, words",
+    [
+        (Interval(5), 4, "due in 1.000 s by interval"),
+        (Interval(5), 5, "due by interval, and waits for a free worker"),
+        (Light(), 5, "not due until more comes"),
+    ],
+)
+def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: float, words: str) -> None:
+    c = collector(policy)
+    c.add(jobs("a"))
+    c.started(0)
+    assert [] == take_all(c, now)
+    assert [f"open batch: 1 job, {words}"] == c.describe(now)
 
 
 def test_an_error_says_what_it_is_about() -> None:

@@ -65,6 +65,7 @@ class Learning(BatchingPolicy[Any]):
         (Size(3) & Interval(0.5), Window(count=3, opened=10.0), 10.5),
         (Weight(10), Window(count=9, weight=9.99), NEVER),
         (Weight(10), Window(count=1, weight=10.0), NOW),
+        (Weight(10), Window(count=9, weight=10.01), NOW),
         (Weight(10), Window(count=1, weight=0.0), NEVER),
         (Weight(10), Window(count=2, weight=9.0, full=True), NOW),
         (Weight(10) & Interval(1), Window(weight=9.0, opened=10.0, full=True), 11.0),
@@ -91,7 +92,7 @@ class Learning(BatchingPolicy[Any]):
         (Natural(), Window(opened=10.0, sent=[9.75], service_time=2.0, workers=4, in_flight=1, full=True), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0], service_time=2.0, workers=4), 10.0),
         (Natural(), Window(count=1, newest=10.0, service_time=2.0, returning=2, return_by=11.0), 11.0),
-        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=2, return_by=12.0), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=3, return_by=12.0), 11.5),
         (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=2, return_by=9.5), 9.5),
         (
             Natural(),
@@ -114,6 +115,7 @@ def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: f
         (Size(3), Window(count=3), 1.0, False),
         (Size(3), Window(count=4), 1.0, False),
         (Interval(1), Window(count=10**6), 1e9, True),
+        (Weight(10), Window(weight=8.0), 1.0, True),
         (Weight(10), Window(weight=9.0), 1.0, True),
         (Weight(10), Window(weight=9.0), 1.001, False),
         (Weight(10), Window(), 11.0, False),
@@ -395,12 +397,20 @@ def test_adaptive_begins_with_the_least_and_knows_its_border() -> None:
     assert (NEVER, NOW) == (policy.due(Window(count=3)), policy.due(Window(count=4)))
     assert (True, False) == (policy.fits(Window(count=3), 1.0), policy.fits(Window(count=4), 1.0))
     assert (4, 1, 1) == (limit(policy), policy.room(Window(count=3)), policy.wants(Window(count=4)))
+    assert [4, 3, 1] == [policy.wants(Window(count=count)) for count in (0, 1, 3)]
+
+
+def test_adaptive_lets_go_of_a_batch_that_has_become_too_large() -> None:
+    policy = learned(Adaptive(0.1, least=2, warm_up=0), *[(each, line(each)) for each in (20, 30, 20, 30)])
+    larger = Window[object](count=int(limit(policy)) - 1)
+    assert NEVER == policy.due(larger)
+    learned(policy, (30, 9.0))
+    assert (NOW, False) == (policy.due(larger), policy.fits(larger, 1.0))
 
 
 def test_adaptive_ignores_its_first_batches() -> None:
-    cold = [(1, 9.0)] * 3
-    assert 1 == limit(learned(Adaptive(0.1), *cold))
-    assert 2 == limit(learned(Adaptive(0.1), *cold, (1, 0.01)))
+    cold = [(1, 0.01)] * 3
+    assert [1, 1, 1, 2] == [limit(learned(Adaptive(0.1), *(cold * 2)[:count])) for count in (1, 2, 3, 4)]
 
 
 def test_adaptive_finds_how_many_jobs_fit_into_its_target() -> None:
@@ -439,8 +449,8 @@ def test_adaptive_never_more_than_doubles_what_was_tried() -> None:
 
 @pytest.mark.parametrize(
     "batches, size",
-    [([(8, 0.05), (8, 0.05)], 9), ([(8, 0.5), (8, 0.5)], 6), ([(8, 0.5), (9, 0.05)], 10)],
-    ids=["in time", "late", "a line downwards"],
+    [([(8, 0.05), (8, 0.05)], 9), ([(8, 0.1), (8, 0.1)], 9), ([(8, 0.5), (8, 0.5)], 6), ([(8, 0.5), (9, 0.05)], 10)],
+    ids=["in time", "just in time", "late", "a line downwards"],
 )
 def test_adaptive_goes_in_steps_where_a_line_tells_nothing(batches: "list[tuple[int, float]]", size: int) -> None:
     assert size == limit(learned(Adaptive(0.1, warm_up=0), *batches))
