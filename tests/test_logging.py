@@ -1,6 +1,7 @@
 """What the log says of batches."""
 
 import logging
+from logging.handlers import SocketHandler
 from typing import Any, Iterator, List
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_record_has_what_the_line_says_as_attributes(
         for job in "abc":
             batcher.submit(job)
     names = "batcher batch_id batch_size batch_weight trigger failed queue_time service_time error".split()
-    assert ["rows", 1, 3, 3.0, "size", 2, 0.0, 0.5, error] == [getattr(records[0], name) for name in names]
+    assert ["rows", 1, 3, 3.0, "size", 2, 0.0, 0.5, "ValueError()"] == [getattr(records[0], name) for name in names]
 
 
 def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, records: List[Any]) -> None:
@@ -90,6 +91,15 @@ def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, r
     line = "rows is shut down: 3 jobs accepted, 2 succeeded, 1 failed, 0 cancelled, 0 expired, in 3 batches"
     assert ("INFO", line) == (records[-1].levelname, records[-1].getMessage())
     assert ("rows", batcher.stats()) == (records[-1].batcher, records[-1].stats)
+
+
+def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Logger, records: List[Any]) -> None:
+    class Local(Exception):
+        """Can't be pickled."""
+
+    with Batcher[str, Any](lambda jobs: [Local()], Size(1), listeners=[LoggingListener(logger)]) as batcher:
+        batcher.submit("job")
+    assert 2 == len([SocketHandler("localhost", 0).makePickle(record) for record in records])
 
 
 def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: List[Any]) -> None:

@@ -25,8 +25,8 @@ class LoggingListener(BatchListener):
 
     What the line says in words, the record has in attributes too, for formatters that write JSON: ``batcher``,
     ``batch_id``, ``batch_size``, ``batch_weight``, ``trigger``, ``failed`` (jobs), ``queue_time`` (seconds, of the job that
-    waited longest), ``service_time`` and ``error``, what the first of those jobs failed with, or None. Of jobs and keys,
-    which may be secret, nothing is logged. The shutdown is one more line, with the attribute ``stats``.
+    waited longest), ``service_time`` and ``error``, the `repr` of what the first of those jobs failed with, or None. Of
+    jobs and keys, which may be secret, nothing is logged. The shutdown is one more line, with the attribute ``stats``.
 
     Args:
         logger: where to.
@@ -50,13 +50,13 @@ class LoggingListener(BatchListener):
             "failed": fact.failed,
             "queue_time": fact.started - min(future.submitted for future in fact.futures),
             "service_time": fact.service_time,
-            "error": next((error for future in fact.futures if (error := future.exception()) is not None), None),
+            "error": next((repr(error) for future in fact.futures if (error := future.exception()) is not None), None),
         }
         line = (
             "batch %(batch_id)d of %(batcher)s: "
             + ("%(failed)d of %(batch_size)d jobs failed" if fact.failed else "%(batch_size)d jobs")
             + ", by %(trigger)s, waited %(queue_time).4f s, took %(service_time).4f s"
-            + (": %(error)r" if fact.failed else "")
+            + (": %(error)s" if fact.failed else "")
         )
         self._logger.log(level, line, facts, extra=facts)
 
