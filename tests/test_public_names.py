@@ -14,6 +14,8 @@ MODULES = [
     "microbatch",
     "microbatch.batcher",
     "microbatch.errors",
+    "microbatch.integrations.django",
+    "microbatch.integrations.flask",
     "microbatch.integrations.logging",
     "microbatch.integrations.opentelemetry",
     "microbatch.integrations.prometheus",

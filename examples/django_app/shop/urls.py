@@ -1,0 +1,10 @@
+"""Where the views are."""
+
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [
+    path("orders", views.order),
+    path("orders/<int:number>/pay", views.pay),
+]

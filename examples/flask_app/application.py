@@ -1,0 +1,60 @@
+"""A shop in Flask: orders are inserted many at a time, and each request waits for the number of its own.
+
+$ pip install '../..[flask]'
+$ flask --app application run
+$ curl -d what=tea localhost:5000/orders
+{"batch":1,"order":1,"what":"tea"}
+"""
+
+import os
+import sqlite3
+from typing import Any, Dict, List
+
+from flask import Flask, current_app, g, request
+
+from microbatch import Natural, Size
+from microbatch.integrations.flask import FlaskBatcher
+
+
+def database() -> sqlite3.Connection:
+    """Return the connection of this request or batch."""
+    if "database" not in g:
+        g.database = sqlite3.connect(current_app.config["DATABASE"], timeout=20)
+    connection: sqlite3.Connection = g.database
+    return connection
+
+
+def close_database(error: Any) -> None:
+    """Close it at the end of the request or batch."""
+    if "database" in g:
+        g.pop("database").close()
+
+
+def insert_many(orders: List[str]) -> List[int]:
+    """Insert all in one transaction, and return their numbers."""
+    with database() as transaction:
+        insert = "INSERT INTO orders (what) VALUES (?)"
+        return [transaction.execute(insert, (what,)).lastrowid or 0 for what in orders]
+
+
+inserts: FlaskBatcher[str, int] = FlaskBatcher(insert_many, Size(100) | Natural(), name="orders")
+
+
+def add_order() -> Dict[str, Any]:
+    """Insert an order, together with those of other requests, and answer with its number."""
+    result = inserts.submit(request.form["what"], timeout=1).result(timeout=5)
+    return {"order": result.value, "what": request.form["what"], "batch": result.batch.size}
+
+
+def create_app(**config: Any) -> Flask:
+    """Make the application."""
+    app = Flask(__name__)
+    app.config["DATABASE"] = os.environ.get("SHOP_DATABASE", "shop.sqlite3")
+    app.config.update(config)
+    app.teardown_appcontext(close_database)
+    app.post("/orders")(add_order)
+    inserts.init_app(app)
+    with app.app_context(), database() as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, what TEXT NOT NULL)")
+    return app

@@ -1,0 +1,194 @@
+"""Batchers in the settings of a Django project, and the database connections of their threads."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import django
+import pytest
+from django import conf
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connections
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+from microbatch import Batcher, Size
+from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
+from microbatch.testing import RecordingProcessor
+
+PROJECT = Path(__file__).parent.parent / "examples" / "django_app"
+HERE = "tests.test_django."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory) -> None:
+    database = tmp_path_factory.mktemp("django") / "database.sqlite3"
+    conf.settings.configure(
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(database)}},
+        INSTALLED_APPS=["microbatch.integrations.django.Microbatch"],
+        LOGGING_CONFIG=None,
+    )
+    django.setup()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    batchers.shutdown()
+    connections.close_all()
+
+
+def configured(**batcher: Any) -> Any:
+    return override_settings(MICROBATCH={"rows": {"PROCESSOR": HERE + "double", **batcher}})
+
+
+def double(rows: List[Any]) -> List[Any]:
+    return [row * 2 for row in rows]
+
+
+def one(row: Any) -> float:
+    return 1.0
+
+
+recording = RecordingProcessor[Any]()
+policy = Size(2)
+
+
+def test_a_batcher_is_made_of_its_settings_when_it_is_first_asked_for() -> None:
+    with configured(POLICY=HERE + "policy", MAX_WORKERS=2, WEIGH=HERE + "one"):
+        batcher = batchers["rows"]
+        assert batcher is batchers["rows"]
+        assert [2, 4] == [future.result(timeout=10).value for future in [batcher.submit(1), batcher.submit(2)]]
+        assert ["rows"] == list(batchers)
+        assert batcher.explain().startswith("<Batcher 'rows' with Size(2)>")
+
+
+def test_all_threads_get_the_same() -> None:
+    with configured():
+        got: List[Any] = []
+        threads = [threading.Thread(target=lambda: got.append(batchers["rows"])) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 8 == len(got) and {batchers["rows"]} == set(got)
+
+
+@pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
+def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: Dict[str, Any], only: str) -> None:
+    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"MICROBATCH has no 'row', only {only}"):
+        batchers["row"]
+
+
+def test_without_the_setting_there_are_none() -> None:
+    assert ([], 0) == (list(batchers), len(batchers))
+    call_command("check")
+
+
+@pytest.mark.parametrize(
+    "setting, complaint",
+    [
+        ([1], "MICROBATCH must be a dict of dicts, by the names of batchers"),
+        ({"rows": list}, "MICROBATCH['rows'] must be a dict with at least a 'PROCESSOR'"),
+        ({"rows": {"POLICY": policy}}, "MICROBATCH['rows'] must be a dict with at least a 'PROCESSOR'"),
+        ({"rows": {"PROCESSOR": "shop.no"}}, "MICROBATCH['rows']['PROCESSOR']: No module named 'shop'"),
+        (
+            {"rows": {"PROCESSOR": HERE + "no"}},
+            "MICROBATCH['rows']['PROCESSOR']: Module \"tests.test_django\" does not",
+        ),
+        ({"rows": {"PROCESSOR": 3}}, "MICROBATCH['rows']['PROCESSOR'] must be callable, got 3"),
+        ({"rows": {"PROCESSOR": double, "MAX_WORKERS": 0}}, "MICROBATCH['rows']['MAX_WORKERS'] must be"),
+        ({"rows": {"PROCESSOR": double, "POLICY": 100}}, "MICROBATCH['rows']['POLICY'] must be"),
+        ({"rows": {"PROCESSOR": double, "LISTENERS": [HERE + "double"]}}, "MICROBATCH['rows']['LISTENERS'] must be"),
+        ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no 'MAX_WORKER', only EXECUTOR, "),
+        ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no 'NAME', only EXECUTOR, "),
+    ],
+)
+def test_a_bad_setting_is_reported_by_its_name_before_anything_runs(setting: Any, complaint: str) -> None:
+    with override_settings(MICROBATCH=setting):
+        with pytest.raises(SystemCheckError) as caught:
+            call_command("check")
+        assert complaint in str(caught.value)
+        if "rows" in setting:
+            with pytest.raises(ImproperlyConfigured):
+                batchers["rows"]
+
+
+def test_other_settings_give_other_batchers_and_those_before_are_shut_down() -> None:
+    with configured():
+        first = batchers["rows"]
+        future = first.submit(1)
+        with configured(POLICY=policy):
+            assert 2 == future.result(timeout=0).value
+            assert "shut down" in first.explain() and first is not batchers["rows"]
+
+
+# -- connections --
+
+
+def used(jobs: List[Any]) -> List[Any]:
+    """Use the database, and return the connections that are used for that."""
+    connection = connections["default"]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return [(connection, connection.connection)] * len(jobs)
+
+
+def yielded(jobs: List[Any]) -> Iterator[Any]:
+    yield from used(jobs)
+
+
+@pytest.mark.parametrize("processor", [used, yielded])
+def test_after_a_batch_no_connection_is_left_open(processor: Any) -> None:
+    with Batcher[Any, Any](closing_old_connections(processor), Size(1)) as batcher:
+        wrapper, raw = batcher.submit(1).result(timeout=10).value
+        batcher.flush()
+        assert wrapper is not connections["default"] and raw is not None
+        assert wrapper.connection is None
+
+
+def test_after_a_batch_that_raises_none_is_left_open_either() -> None:
+    def processor(jobs: List[Any]) -> None:
+        left.extend(used(jobs))
+        raise ValueError
+
+    left: List[Any] = []
+    with Batcher[Any, Any](closing_old_connections(processor), Size(1)) as batcher:
+        assert isinstance(batcher.submit(1).exception(timeout=10), ValueError)
+    assert left[0][0].connection is None
+
+
+def test_a_connection_that_may_live_longer_goes_from_batch_to_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(conf.settings.DATABASES["default"], "CONN_MAX_AGE", None)
+    with Batcher[Any, Any](closing_old_connections(used), Size(1)) as batcher:
+        (wrapper, first), (_, second) = (batcher.submit(job).result(timeout=10).value for job in (1, 2))
+        batcher.flush()
+        assert first is second is wrapper.connection
+    wrapper.inc_thread_sharing()
+    wrapper.close()
+
+
+def test_tests_can_share_their_connection_with_the_batches() -> None:
+    with configured(PROCESSOR=used, POLICY=Size(1)):
+        own = batchers["rows"].submit(1).result(timeout=10).value[0]
+        with sharing_connections(), CaptureQueriesContext(connections["default"]) as queries:
+            shared = batchers["rows"].submit(2).result(timeout=10).value[0]
+        assert (connections["default"], 1) == (shared, len(queries))
+        assert own is batchers["rows"].submit(3).result(timeout=10).value[0]
+
+
+def test_sharing_ends_when_all_that_was_submitted_is_done() -> None:
+    with configured(PROCESSOR=used):
+        with sharing_connections():
+            futures = [batchers["rows"].submit(number) for number in range(9)]
+        assert {connections["default"]} == {future.result(timeout=0).value[0] for future in futures}
+
+
+def test_the_tests_of_the_example_pass_without_a_warning() -> None:
+    command = [sys.executable, "-W", "error", "manage.py", "test"]
+    done = subprocess.run(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (0, True) == (done.returncode, "Ran 3 tests" in done.stderr), done.stderr

@@ -1,0 +1,108 @@
+"""Batchers of Flask applications."""
+
+import sqlite3
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+from flask import Flask, g
+
+from microbatch import Size
+from microbatch.integrations.flask import FlaskBatcher
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "flask_app"
+
+
+class App(Flask):
+    """Remembers what was set up and torn down, and shuts its batchers down."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.torn_down: List[Any] = []
+        self.teardown_appcontext(lambda error: self.torn_down.append(g.get("rows")))
+
+
+@pytest.fixture
+def app() -> Iterator[App]:
+    app = App("shop")
+    yield app
+    for batcher in app.extensions.get("microbatch", {}).values():
+        batcher.shutdown()
+
+
+def insert_many(rows: List[str]) -> Iterator[str]:
+    from flask import current_app
+
+    g.rows = rows
+    for row in rows:
+        yield f"{row} in {current_app.name}"
+
+
+def test_a_batch_runs_in_the_context_of_its_application(app: App) -> None:
+    inserts = FlaskBatcher[str, str](insert_many, Size(2), app=app)
+    with app.app_context():
+        futures = [inserts.submit(row) for row in ("a", "b")]
+        assert ["a in shop", "b in shop"] == [future.result(timeout=10).value for future in futures]
+        inserts.batcher.flush()
+    assert [["a", "b"], None] == app.torn_down
+
+
+def test_each_application_has_a_batcher_of_its_own(app: App) -> None:
+    inserts = FlaskBatcher[str, str](insert_many, Size(1))
+    other = App("other")
+    for each in (app, other):
+        inserts.init_app(each)
+    with app.app_context():
+        mine = inserts.batcher
+        assert "a in shop" == inserts.submit("a").result(timeout=10).value
+    with other.app_context():
+        assert "a in other" == inserts.submit("a").result(timeout=10).value
+        assert mine is not inserts.batcher
+        inserts.batcher.shutdown()
+
+
+def test_an_application_may_have_several(app: App) -> None:
+    upper = FlaskBatcher[str, str](lambda rows: [row.upper() for row in rows], app=app)
+    lower = FlaskBatcher[str, str](lambda rows: [row.lower() for row in rows], app=app)
+    with app.app_context():
+        assert ["AB", "ab"] == [each.submit("Ab").result(timeout=10).value for each in (upper, lower)]
+
+
+def test_an_application_may_have_other_options(app: App) -> None:
+    inserts = FlaskBatcher[str, str](insert_many, Size(100), name="rows", max_workers=2)
+    inserts.init_app(app, policy=Size(1))
+    with app.app_context():
+        assert inserts.batcher.explain().startswith("<Batcher 'rows' with Size(1)>")
+
+
+def test_without_an_application_or_its_init_app_there_is_none(app: App) -> None:
+    inserts = FlaskBatcher[str, str](insert_many)
+    with pytest.raises(RuntimeError, match="outside of application context"):
+        inserts.submit("a")
+    with app.app_context(), pytest.raises(RuntimeError, match=r"init_app\(\) was not called for 'shop'"):
+        inserts.submit("a")
+
+
+def test_the_example_answers_each_request_with_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    import application
+
+    app = application.create_app(DATABASE=str(tmp_path / "shop.sqlite3"))
+    try:
+
+        def post(number: int) -> Any:
+            return app.test_client().post("/orders", data={"what": f"tea {number}"}).get_json()
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(post, range(100)))
+        with closing(sqlite3.connect(tmp_path / "shop.sqlite3")) as database:
+            assert dict(database.execute("SELECT id, what FROM orders")) == {
+                each["order"]: each["what"] for each in answers
+            }
+    finally:
+        with app.app_context():
+            application.inserts.batcher.shutdown()
+        del sys.modules["application"]
