@@ -1,0 +1,170 @@
+"""The examples under real servers, with a load from another process: ``python -m benchmarks.servers``.
+
+Clients order in a loop, 64 where the server takes so many. Each must get the answer to its own request, no request may be lost, not through a graceful
+restart either, and what was answered must be what lies in the database.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+from benchmarks.load import Load
+from benchmarks.tables import Table, render
+
+__all__ = ["SERVERS", "Served", "Server", "load", "serving"]
+
+ROOT = Path(__file__).parent.parent
+DJANGO, FLASK = ROOT / "examples" / "django_app", ROOT / "examples" / "flask_app"
+GUNICORN = ["gunicorn", "--no-control-socket", "--graceful-timeout=20", "--bind=127.0.0.1:{port}"]
+GTHREAD = [*GUNICORN, "--workers=2", "--worker-class=gthread", "--threads=32"]
+WAITRESS = ["waitress", "--listen=127.0.0.1:{port}", "--threads=64"]
+
+
+class Server(NamedTuple):
+    """A way to serve an example.
+
+    Attributes:
+        folder: where the example is.
+        command: the module that serves it, and its arguments.
+        restarts: whether it restarts on SIGHUP.
+        batches: whether one process has several requests at a time, which can share a batch.
+        connections: how many clients it can take at a time: Django's own has room for ten that wait to be accepted.
+    """
+
+    folder: Path
+    command: Sequence[str]
+    restarts: bool = False
+    batches: bool = True
+    connections: int = 64
+
+
+SERVERS: Dict[str, Server] = {
+    "Django, gunicorn sync": Server(DJANGO, [*GUNICORN, "--workers=4", "shop.wsgi"], restarts=True, batches=False),
+    "Django, gunicorn gthread": Server(DJANGO, [*GTHREAD, "shop.wsgi"], restarts=True),
+    "Django, gunicorn gthread --preload": Server(DJANGO, [*GTHREAD, "--preload", "shop.wsgi"], restarts=True),
+    "Django, waitress": Server(DJANGO, [*WAITRESS, "shop.wsgi:application"]),
+    "Django, runserver": Server(DJANGO, ["manage", "runserver", "127.0.0.1:{port}"], connections=8),
+    "Flask, gunicorn sync": Server(
+        FLASK, [*GUNICORN, "--workers=4", "application:create_app()"], restarts=True, batches=False
+    ),
+    "Flask, gunicorn gthread": Server(FLASK, [*GTHREAD, "application:create_app()"], restarts=True),
+    "Flask, gunicorn gthread --preload": Server(
+        FLASK, [*GTHREAD, "--preload", "application:create_app()"], restarts=True
+    ),
+    "Flask, waitress": Server(FLASK, [*WAITRESS, "--call", "application:create_app"]),
+    "Flask, run --debug": Server(FLASK, ["flask", "--app=application", "run", "--debug", "--port={port}"]),
+}
+
+
+class Served(NamedTuple):
+    """A server that runs."""
+
+    server: Server
+    process: "subprocess.Popen[bytes]"
+    port: int
+    database: Path
+
+    def rows(self, table: str = "") -> Dict[str, Any]:
+        """Return what is in a table, by number; by default what was ordered."""
+        table = table or ("shop_order" if self.server.folder == DJANGO else "orders")
+        with closing(sqlite3.connect(self.database, timeout=20)) as connection:
+            return {str(number): what for number, what in connection.execute(f"SELECT * FROM {table}")}
+
+    def wait(self) -> None:
+        """Wait until it listens.
+
+        Raises:
+            TimeoutError: it does not, after half a minute, or it has ended.
+        """
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise TimeoutError(self.database.with_name("log.txt").read_text())
+
+
+@contextmanager
+def serving(server: Server, folder: Path, source: Optional[Path] = None) -> Iterator[Served]:
+    """Start a server on a new database in *folder*, enter when it answers, and kill it in the end.
+
+    Args:
+        server: which.
+        folder: an empty one.
+        source: of the example, if it is not that of the server.
+    """
+    database, source = folder / "shop.sqlite3", source or server.folder
+    environment = {**os.environ, "SHOP_DATABASE": str(database), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    if server.folder == DJANGO:
+        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=source, env=environment, check=True)
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", *(part.format(port=port) for part in server.command)]
+    with (
+        open(folder / "log.txt", "wb") as log,
+        subprocess.Popen(
+            command, cwd=source, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        try:
+            served = Served(server, process, port, database)
+            served.wait()
+            yield served
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def load(served: Served, requests: int, number: Optional[int] = None) -> Load:
+    """Have clients order in a loop, and send the signal *number* to the server when half of the requests are made."""
+    options = [f"--connections={served.server.connections}", f"--requests={requests}"]
+    command = [sys.executable, "-m", "benchmarks.load", str(served.port), *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "half\n" == process.stdout.readline()
+        if number is not None:
+            served.process.send_signal(number)
+        return Load(**json.loads(process.stdout.read()))
+
+
+def _row(name: str, found: Load) -> List[str]:
+    p50, p99 = statistics.median(found.times), statistics.quantiles(found.times, n=100)[98]
+    figures = [len(found.times), len(found.wrong), len(found.lost), found.calls]
+    return [name, *(f"{figure:,}" for figure in figures), f"{p50 * 1e3:.1f}", f"{p99 * 1e3:.1f}"]
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=4_000)
+    requests = parser.parse_args().requests
+    steady: List[List[str]] = []
+    restarted: List[List[str]] = []
+    for name, server in SERVERS.items():
+        with tempfile.TemporaryDirectory() as folder, serving(server, Path(folder)) as served:
+            load(served, requests // 10)  # so that caches are warm
+            steady.append(_row(name, load(served, requests)))
+            if server.restarts:
+                restarted.append(_row(name, load(served, requests, signal.SIGHUP)))
+    headings = ["", "answers", "wrong", "lost", "calls", "p50, ms", "p99, ms"]
+    print(render(Table("A steady load", headings, steady, [])))
+    print(render(Table("The same, with a graceful restart (SIGHUP) halfway", headings, restarted, [])))
+
+
+if __name__ == "__main__":
+    main()
