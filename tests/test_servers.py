@@ -25,17 +25,17 @@ DEVELOPMENT = [name for name in SERVERS if name.rpartition(", ")[2].startswith("
 @pytest.mark.parametrize("name", SERVERS)
 def test_every_request_gets_the_answer_to_its_own(name: str, tmp_path: Path) -> None:
     with serving(SERVERS[name], tmp_path) as served:
-        found = load(served, 1_000)
-        assert ([], [], 1_000) == (found.wrong, found.lost, len(found.times))
+        found = load(served, requests := 1_000 if SERVERS[name].batches else 300)
+        assert ([], [], requests) == (found.wrong, found.lost, len(found.times))
         assert found.orders == served.rows()
-    assert not SERVERS[name].batches or found.calls < 700
+    assert not SERVERS[name].batches or found.calls < 700  # Django's own starts a thread for each
 
 
 @pytest.mark.parametrize("name", GUNICORN)
 def test_none_is_lost_over_a_graceful_restart(name: str, tmp_path: Path) -> None:
     with serving(SERVERS[name], tmp_path) as served:
-        found = load(served, 2_000, signal.SIGHUP)
-        assert ([], [], 2_000) == (found.wrong, found.lost, len(found.times))
+        found = load(served, requests := 2_000 if SERVERS[name].batches else 600, signal.SIGHUP)
+        assert ([], [], requests) == (found.wrong, found.lost, len(found.times))
         assert found.orders == served.rows()
 
 

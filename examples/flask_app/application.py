@@ -20,6 +20,7 @@ def database() -> sqlite3.Connection:
     """Return the connection of this request or batch."""
     if "database" not in g:
         g.database = sqlite3.connect(current_app.config["DATABASE"], timeout=20)
+        g.database.execute("PRAGMA synchronous = NORMAL")
     connection: sqlite3.Connection = g.database
     return connection
 
