@@ -1,15 +1,18 @@
 """The programs in examples/ print what they say."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
+
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output(example: str) -> List[str]:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / example)]
+def output(example: str, *arguments: str) -> List[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / example), *arguments]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=25).stdout
     return [line.rstrip() for line in out.splitlines()]
 
@@ -38,3 +41,28 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
         'microbatch_batches_total{batcher="orders",trigger="size"} 2.0',
         'microbatch_batches_total{batcher="orders",trigger="interval"} 1.0',
     } <= set(scrape)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The address of a server on an empty database."""
+    if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
+        pytest.skip("PostgreSQL is not installed")
+    command = [sys.executable, str(EXAMPLES / "serve_postgresql.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+    assert 0 == process.returncode
+
+
+def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:
+    lines = output("postgresql.py", postgresql)
+    assert "each caller has the id of its own row: True" == lines[-1]
+    assert int(lines[2].split()[-2].replace(",", "")) < 1_000
+
+
+def test_items_for_an_api_go_in_batches_and_each_caller_gets_its_own_reply() -> None:
+    lines = output("bulk_api.py")
+    assert "each caller has the length of its own word: True" == lines[-1]
+    assert int(lines[2].split()[-2].replace(",", "")) < 1_000

@@ -1,0 +1,75 @@
+"""Calls a bulk API over HTTP: one request per item, and then one per batch. The API is served on loopback, by this script.
+
+    $ pip install .
+    $ python examples/bulk_api.py
+
+An item that the API refuses is an exception in its place, so its caller sees that, and the others their results.
+"""
+
+import json
+import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Dict, List, Union
+
+from measured import compare
+from microbatch import Natural, Size
+
+
+class Refused(Exception):
+    """The API refused an item."""
+
+
+class API(BaseHTTPRequestHandler):
+    """Takes a list of words, and gives back a list of replies, each for one of them."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        """Answer."""
+        words = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        replies = [{"length": len(word)} if word.isalpha() else {"error": f"{word!r} is no word"} for word in words]
+        body = json.dumps(replies).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Be quiet."""
+
+
+class Client:
+    """Keeps a connection for each thread."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._mine = threading.local()
+
+    def post(self, words: List[str]) -> List[Dict[str, Any]]:
+        """Send one request, and return what the API says to each word."""
+        if not hasattr(self._mine, "connection"):
+            self._mine.connection = HTTPConnection("127.0.0.1", self._port)
+        self._mine.connection.request("POST", "/lengths", json.dumps(words))
+        replies: List[Dict[str, Any]] = json.loads(self._mine.connection.getresponse().read())
+        return replies
+
+    def lengths(self, words: List[str]) -> List[Union[int, Refused]]:
+        """Return one outcome for each word."""
+        return [reply["length"] if "length" in reply else Refused(reply["error"]) for reply in self.post(words)]
+
+
+def main() -> None:
+    """Ask for the lengths of 3,000 words in either way."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), API) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Client(server.server_port)
+        words = ["a" * (number % 20 + 1) for number in range(3_000)]
+        lengths = compare(lambda word: client.lengths([word])[0], client.lengths, words, Size(200) | Natural())
+        print(f"each caller has the length of its own word: {lengths == [len(word) for word in words]}")
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    main()

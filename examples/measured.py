@@ -1,0 +1,47 @@
+"""Times one call per job against the same jobs through a `Batcher`, each from many threads, three times in turns."""
+
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, List, Sequence
+
+from microbatch import Batcher, BatchingPolicy
+
+__all__ = ["compare"]
+
+
+def compare(
+    one: Callable[[Any], Any],
+    many: Callable[[List[Any]], Any],
+    jobs: Sequence[Any],
+    policy: "BatchingPolicy[Any]",
+    threads: int = 32,
+) -> List[Any]:
+    """Print what both ways take, and return the results of all jobs through *many*.
+
+    Args:
+        one: does one job.
+        many: does many jobs at once.
+        jobs: what to do.
+        policy: of the batches.
+        threads: how many callers there are; each waits for its result before it has the next job.
+    """
+    alone: List[float] = []
+    together: List[float] = []
+    calls = 0
+    with ThreadPoolExecutor(threads) as callers:
+        for _ in range(3):
+            started = time.perf_counter()
+            list(callers.map(one, jobs))
+            alone.append(len(jobs) / (time.perf_counter() - started))
+            with Batcher(many, policy) as batcher:
+                started = time.perf_counter()
+                results = list(callers.map(lambda job: batcher.submit(job).result().value, jobs))
+                together.append(len(jobs) / (time.perf_counter() - started))
+                calls = batcher.stats().batches
+    print(f"{len(jobs):,} jobs from {threads} threads    calls    jobs/s")
+    print(f"one call for each job       {len(jobs):>9,} {statistics.median(alone):>9,.0f}")
+    print(f"through a Batcher           {calls:>9,} {statistics.median(together):>9,.0f}")
+    ratio = statistics.median(with_it / without for without, with_it in zip(alone, together))
+    print(f"{ratio:.1f} times as fast")
+    return results

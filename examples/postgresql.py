@@ -1,0 +1,47 @@
+"""Inserts into PostgreSQL and gets the ids: one statement per row, and then one per batch.
+
+$ pip install '.' 'psycopg[binary,pool]'
+$ python examples/postgresql.py "$(head -1 <(python examples/serve_postgresql.py))"
+"""
+
+import sys
+from typing import Dict, List
+
+from psycopg_pool import ConnectionPool
+
+from measured import compare
+from microbatch import Natural, Size
+
+
+def main(address: str) -> None:
+    """Insert 3,000 people in either way, and look at what came out."""
+    with ConnectionPool(address, min_size=4, max_size=16) as pool:
+
+        def insert(name: str) -> int:
+            with pool.connection() as connection:
+                row = connection.execute("INSERT INTO people (name) VALUES (%s) RETURNING id", (name,)).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        def insert_many(names: List[str]) -> List[int]:
+            with pool.connection() as connection:
+                rows = connection.execute(
+                    "INSERT INTO people (name) SELECT name FROM unnest(%s::text[]) WITH ORDINALITY AS new (name, place) "
+                    "ORDER BY place RETURNING id",
+                    (names,),
+                )
+                return [int(number) for (number,) in rows]
+
+        with pool.connection() as connection:
+            connection.execute("CREATE TABLE people (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name TEXT)")
+        names = [f"person {number}" for number in range(3_000)]
+        ids = compare(insert, insert_many, names, Size(500) | Natural())
+        with pool.connection() as connection:
+            found: Dict[int, str] = dict(
+                connection.execute("SELECT id, name FROM people WHERE id = ANY(%s)", (ids,)).fetchall()
+            )
+        print(f"each caller has the id of its own row: {[found[number] for number in ids] == names}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

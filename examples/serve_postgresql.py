@@ -1,0 +1,59 @@
+"""Runs a PostgreSQL server of its own on an empty database until Ctrl-C, and prints where it listens.
+
+$ apt-get install postgresql        # the programs; a server that it starts is not touched
+$ python examples/serve_postgresql.py
+postgresql://postgres@127.0.0.1:43211/postgres
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import List
+
+
+def program(name: str) -> str:
+    """Return where a program of the newest PostgreSQL is."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = str(debian[-1]) if debian else shutil.which(name)
+    if found is None:
+        sys.exit(f"there is no {name}: install PostgreSQL")
+    return found
+
+
+def main() -> None:
+    """Make a database in a temporary folder, and serve it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        user: List[str] = []
+        if os.geteuid() == 0:  # as which the server refuses to run
+            user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(folder, "postgres")
+        data = f"{folder}/data"
+        initdb = [*user, program("initdb"), "-D", data, "--auth=trust", "--username=postgres", "--encoding=UTF8"]
+        subprocess.run(initdb, cwd="/", check=True, stdout=subprocess.DEVNULL)
+        server = [*user, program("postgres"), "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", str(port)]
+        with subprocess.Popen(server, cwd="/", stderr=subprocess.DEVNULL) as process:
+            try:
+                ready = [program("pg_isready"), "--quiet", "-h", "127.0.0.1", "-p", str(port)]
+                while process.poll() is None and subprocess.run(ready, check=False).returncode:
+                    time.sleep(0.05)
+                print(f"postgresql://postgres@127.0.0.1:{port}/postgres", flush=True)
+                process.wait()
+            finally:
+                subprocess.run(
+                    [*user, program("pg_ctl"), "-D", data, "stop", "-m", "fast", "--silent"], cwd="/", check=False
+                )
+
+
+if __name__ == "__main__":
+    main()
