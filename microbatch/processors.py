@@ -60,10 +60,14 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
     return _Given(values, None)
 
 
+def _is(outcome: Any, kinds: Union[Type[Exception], Tuple[Type[Exception], ...]]) -> bool:
+    return issubclass(type(outcome), kinds)  # not `isinstance`, which asks the value, and values say what they like
+
+
 def _raise_for_all(outcomes: List[Any]) -> List[Any]:
     """Return the outcomes, or raise what was raised for every one of the jobs."""
-    first = outcomes[0] if outcomes else None
-    if isinstance(first, Exception) and all(outcome is first for outcome in outcomes):
+    first: Any = outcomes[0] if outcomes else None
+    if _is(first, Exception) and all(outcome is first for outcome in outcomes):
         raise first
     return outcomes
 
@@ -91,7 +95,7 @@ def retrying(
         stop: when to give up, as ``tenacity.stop_after_attempt(5)``; what a job failed with last is then its outcome.
         wait: for how long to wait before each attempt, as ``tenacity.wait_random_exponential(max=10)``.
         retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all. Asked
-            for each job that failed.
+            for each job that failed, as if it was the first attempt. If it raises, the jobs that failed then fail with that.
 
     Raises:
         ImportError: ``tenacity`` is not installed, which is the extra ``retry``.
@@ -101,22 +105,28 @@ def retrying(
     again = tenacity.retry_if_exception_type() if retry is None else retry
     for name, argument in (("processor", processor), ("stop", stop), ("wait", wait), ("retry", again)):
         check_callable(name, argument)
+        if name != "processor" and isinstance(argument, type):  # which can be called, and takes whatever comes
+            raise TypeError(f"{name} must be a strategy, got {shown(argument)}: make an instance")
 
-    def is_worth_it(outcome: Any, attempts: Any) -> bool:
-        if not isinstance(outcome, Exception):
-            return False
+    def is_worth_it(error: Exception, attempts: Any) -> bool:
         state = tenacity.RetryCallState(attempts, None, (), {})
-        state.set_exception((type(outcome), outcome, outcome.__traceback__))
+        state.set_exception((type(error), error, error.__traceback__))
         return bool(again(state))
 
     def process(jobs: List[Any]) -> List[Any]:
         outcomes: List[Any] = [None] * len(jobs)
         left = list(range(len(jobs)))
-        attempts = tenacity.Retrying(stop=stop, wait=wait, reraise=True)
+        attempts = tenacity.Retrying(
+            stop=stop,
+            wait=wait,
+            retry=lambda state: bool(left) and _error_of(state) is outcomes[left[0]],  # and not what a strategy raised
+            retry_error_callback=lambda state: None,
+        )
 
         def attempt() -> None:
             for place, outcome in zip(left, _call(processor, [jobs[place] for place in left]).outcomes(len(left))):
                 outcomes[place] = outcome
+            left[:] = [place for place in left if _is(outcomes[place], Exception)]
             left[:] = [place for place in left if is_worth_it(outcomes[place], attempts)]
             if left:
                 raise outcomes[left[0]]
@@ -124,13 +134,17 @@ def retrying(
         try:
             if jobs:
                 attempts(attempt)
-        except Exception as error:
-            if error is not outcomes[left[0]]:  # one of the strategies raised
-                for place in left:
-                    outcomes[place] = error
+        except Exception as error:  # of one of the strategies
+            for place in left:
+                outcomes[place] = error
         return _raise_for_all(outcomes)
 
     return process
+
+
+def _error_of(attempt: Any) -> Optional[BaseException]:
+    error: Optional[BaseException] = attempt.outcome.exception()
+    return error
 
 
 def bisecting(
@@ -157,7 +171,7 @@ def bisecting(
     on, unless = _kinds("on", on), _kinds("unless", unless)
 
     def blames_all(outcome: Any) -> bool:
-        return isinstance(outcome, on) and not isinstance(outcome, unless)
+        return _is(outcome, on) and not _is(outcome, unless)
 
     def process(jobs: List[Any]) -> List[Any]:
         outcomes: List[Any] = [None] * len(jobs)

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
+from tenacity import retry_if_exception, retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
 
 from microbatch import Batcher, Size
 from microbatch.processors import bisecting, deduplicating, retrying, within
@@ -163,6 +163,43 @@ def test_a_strategy_that_raises_fails_those_that_are_left() -> None:
 
     outcomes = twice(Recording("returns", "b"), stop=stop_never, wait=wait)(["a", "b"])
     assert ["aa", "LookupError no wait"] == plain(outcomes)
+
+
+def test_a_predicate_that_raises_fails_those_that_failed_and_has_nothing_done_again() -> None:
+    def predicate(error: BaseException) -> bool:
+        return bool(error.response)  # type: ignore[attr-defined]
+
+    processor = Recording("returns", "b")
+    outcomes = twice(processor, stop=stop_never, retry=retry_if_exception(predicate))(["a", "b", "c"])
+    assert ["aa", "AttributeError 'ValueError' object has no attribute 'response'", "cc"] == plain(outcomes)
+    assert 1 == len(processor.calls)
+
+
+@pytest.mark.parametrize("strategy", ["stop", "wait", "retry"])
+def test_a_class_is_no_strategy(strategy: str) -> None:
+    with pytest.raises(TypeError, match=f"{strategy} must be a strategy, got <class .*>: make an instance"):
+        twice(len, **{strategy: ConnectionError})
+
+
+class Hollow(Exception):
+    """Is false, as some collections of errors are."""
+
+    def __bool__(self) -> bool:
+        raise LookupError("don't ask")
+
+
+class Proxy:
+    """Says that it is what nobody has given it."""
+
+    __class__ = property(lambda self: 1 / 0)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("kind", [Hollow, Proxy])
+def test_neither_exceptions_nor_values_are_asked_anything(wrap: Any, kind: Any) -> None:
+    outcome = kind()
+    first, second = wrap(lambda jobs: [outcome for _ in jobs[:1]] + [2 for _ in jobs[1:]])([1, 2])
+    assert (True, 2) == (first is outcome, second)
 
 
 # -- bisecting --

@@ -1,0 +1,112 @@
+"""What the pages on Django, Flask, asyncio and downstreams say to write, written and run."""
+
+import asyncio
+import importlib
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import httpx
+import pytest
+
+from microbatch import BacklogFull, Batcher
+
+ROOT = Path(__file__).parent.parent
+BLOCK = r"\.\. code-block:: python\n\n((?: {4}.*\n|\n)+)"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.rst").read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> List[str]:
+    """Return the code on a page that is no doctest."""
+    found = [textwrap.dedent(block) for block in re.findall(BLOCK, page(name))]
+    return [block for block in found if ">>>" not in block]
+
+
+def write_files(name: str, folder: Path) -> None:
+    for path, block in re.findall(rf"^Add to ``(\S+)``:\n\n{BLOCK}", page(name), re.MULTILINE):
+        with open(folder / path, "a", encoding="utf-8") as file:
+            file.write(textwrap.dedent(block))
+
+
+def run(folder: Path, *commands: Sequence[str]) -> str:
+    done = ""
+    for command in commands:
+        outcome = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=25,
+        )
+        done += outcome.stdout
+        assert 0 == outcome.returncode, done
+    return done
+
+
+def test_a_new_django_project_that_follows_the_page_works(tmp_path: Path) -> None:
+    run(tmp_path, ["-m", "django", "startproject", "shop", "."], ["manage.py", "startapp", "orders"])
+    write_files("django", tmp_path)
+    done = run(
+        tmp_path,
+        ["manage.py", "makemigrations", "orders"],
+        ["manage.py", "migrate", "-v0"],
+        ["-W", "error", "manage.py", "test"],
+    )
+    assert "Ran 1 test" in done and "OK" in done
+
+
+def test_the_page_on_django_names_all_settings_and_shows_a_real_complaint(tmp_path: Path) -> None:
+    from microbatch.integrations.django import _ARGUMENTS
+
+    assert [] == [name for name in _ARGUMENTS if f"``{name}``" not in page("django")]
+    with pytest.raises(ValueError, match="must be an integer of at least 1, got 0"):
+        Batcher(list, max_workers=0)
+    assert "['MAX_WORKERS'] must be an integer of at least 1, got 0" in page("django")
+
+
+def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files("flask", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shop = importlib.import_module("shop")
+    app = shop.create_app()
+    assert "id of Ada" == app.test_client().post("/people", data={"name": "Ada"}).text
+    with app.app_context():
+        shop.inserts.batcher.shutdown()
+    del sys.modules["shop"]
+
+
+def test_a_fastapi_application_that_follows_the_page_works() -> None:
+    async def ask() -> List[Any]:
+        transport = httpx.ASGITransport(names["app"])
+        async with (
+            names["lifespan"](names["app"]),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            answers = [await client.get(f"/lengths/{word}") for word in ("tea", "full")]
+            return [(answer.status_code, answer.text) for answer in answers]
+
+    with Batcher[str, int](lambda words: [len(word) for word in words]) as batcher:
+
+        async def length(word: str) -> int:
+            if word == "full":
+                raise BacklogFull(1)
+            return (await asyncio.wrap_future(batcher.submit(word, timeout=0))).value
+
+        (block,) = blocks("asyncio")
+        names: Dict[str, Any] = {"asyncio": asyncio, "batcher": batcher, "length": length, "BacklogFull": BacklogFull}
+        exec(block, names)
+        assert [(200, "3"), (503, '{"detail":"Service Unavailable"}')] == asyncio.run(ask())
+        assert "shut down" in batcher.explain()
+
+
+def test_what_the_page_on_downstreams_shows_is_what_the_examples_do() -> None:
+    examples = "".join(path.read_text() for path in (ROOT / "examples").glob("*.py")).replace("self.", "")
+    shown = [line.strip() for block in blocks("downstreams") for line in block.splitlines()]
+    assert [] == [line for line in shown if not line.startswith("def ") and line not in examples]
