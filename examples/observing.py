@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, start_http_server
 
-from microbatch import Batcher, Interval, JobFuture, Size
+from microbatch import Batcher, JobFuture, Size
 from microbatch.integrations.logging import LoggingListener
 from microbatch.integrations.opentelemetry import OpenTelemetryListener
 from microbatch.integrations.prometheus import PrometheusListener
@@ -42,16 +42,16 @@ def insert_many(orders: Sequence["tuple[str, int]"]) -> List[Optional[Exception]
     return outcomes
 
 
-def serve(inserts: "Batcher[tuple[str, int], Any]") -> None:
-    """Answer two requests that come at the same time."""
+def serve(inserts: "Batcher[tuple[str, int], Any]") -> List[JobFuture[Any]]:
+    """Take the orders of two requests that come at the same time."""
     requests = [tracer.start_span(f"POST /orders/{number}") for number in (1, 2)]
     futures: List[JobFuture[Any]] = []
     for amount in range(10):
         with trace.use_span(requests[amount % 2]):
             futures.append(inserts.submit(("tea", amount)))
-    print(f"{sum(future.exception() is not None for future in futures)} of {len(futures)} orders refused")
     for request in requests:
         request.end()
+    return futures
 
 
 def show_tree(spans: Sequence[ReadableSpan], parent: Optional[int] = None, depth: int = 0) -> None:
@@ -77,10 +77,9 @@ def main() -> None:
 
     metrics = PrometheusListener(registry)
     listeners = [LoggingListener(), OpenTelemetryListener(traces, meters), metrics]
-    policy = Size(4) | Interval(0.05)
-    with metrics.watch(Batcher(insert_many, policy, name="orders", listeners=listeners)) as inserts:
-        serve(inserts)
-    print()
+    with metrics.watch(Batcher(insert_many, Size(4), name="orders", listeners=listeners)) as inserts:
+        futures = serve(inserts)
+    print(f"{sum(future.exception() is not None for future in futures)} of {len(futures)} orders refused\n")
     show_tree(exporter.get_finished_spans())
     print()
     with urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as reply:

@@ -5,11 +5,8 @@
 ...     def batch_finished(self, fact: BatchFinished) -> None:
 ...         print(fact.batch.size, "jobs,", fact.failed, "failed")
 >>> with Batcher(list, listeners=[Sizes()]) as batcher:
-...     batcher.submit("job").result().value
-...     batcher.flush()
+...     future = batcher.submit("job")
 1 jobs, 0 failed
-'job'
-True
 """
 
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
         'microbatch_jobs_total{batcher="orders",outcome="failed"} 1.0',
         'microbatch_batch_size_jobs_sum{batcher="orders"} 10.0',
         'microbatch_batches_total{batcher="orders",trigger="size"} 2.0',
-        'microbatch_batches_total{batcher="orders",trigger="interval"} 1.0',
+        'microbatch_batches_total{batcher="orders",trigger="shutdown"} 1.0',
     } <= set(scrape)
 
 

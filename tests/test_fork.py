@@ -391,3 +391,23 @@ def test_a_process_knows_that_it_is_a_child_until_it_signs_as_itself(
         os._exit(2 * known + (not mark[0]))
     assert mark[0]
     assert 0 == os.waitpid(child, 0)[1]
+
+
+def test_a_child_that_is_forked_while_a_bar_is_drawn_has_no_bar_and_works() -> None:
+    script = """
+    from microbatch.integrations.tqdm import TqdmListener
+
+    class Slow:
+        total = None
+        def update(self, jobs):
+            drawing.set()
+            go_on.wait()
+
+    drawing, go_on = threading.Event(), threading.Event()
+    batcher = Batcher(echo, Size(1), listeners=[TqdmListener(Slow())])
+    batcher.submit(1)
+    drawing.wait()
+    in_child(lambda: print(batcher.submit(2).result(timeout=5).value, batcher.shutdown()))
+    go_on.set()
+    """
+    assert "2 True\n" == run(script)

@@ -66,9 +66,9 @@ def test_the_page_on_django_names_all_settings_and_shows_a_real_complaint(tmp_pa
     from microbatch.integrations.django import _ARGUMENTS
 
     assert [] == [name for name in _ARGUMENTS if f"``{name}``" not in page("django")]
-    with pytest.raises(ValueError, match="must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
         Batcher(list, max_workers=0)
-    assert "['MAX_WORKERS'] must be an integer of at least 1, got 0" in page("django")
+    assert "['MAX_WORKERS'] must be at least 1, got 0" in page("django")
 
 
 def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

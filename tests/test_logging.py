@@ -1,6 +1,8 @@
 """What the log says of batches."""
 
+import json
 import logging
+from dataclasses import asdict
 from logging.handlers import SocketHandler
 from typing import Any, Iterator, List
 
@@ -90,16 +92,26 @@ def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, r
             batcher.submit(job)
     line = "rows is shut down: 3 jobs accepted, 2 succeeded, 1 failed, 0 cancelled, 0 expired, in 3 batches"
     assert ("INFO", line) == (records[-1].levelname, records[-1].getMessage())
-    assert ("rows", batcher.stats()) == (records[-1].batcher, records[-1].stats)
+    assert ("rows", asdict(batcher.stats())) == (records[-1].batcher, records[-1].stats)
 
 
 def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Logger, records: List[Any]) -> None:
     class Local(Exception):
         """Can't be pickled."""
 
+        def __repr__(self) -> str:
+            raise LookupError("don't ask")
+
     with Batcher[str, Any](lambda jobs: [Local()], Size(1), listeners=[LoggingListener(logger)]) as batcher:
         batcher.submit("job")
     assert 2 == len([SocketHandler("localhost", 0).makePickle(record) for record in records])
+    assert 2 == len([json.dumps(vars(record)) for record in records])
+    assert "Local" == records[0].error
+
+
+def test_the_name_of_a_logger_is_no_logger() -> None:
+    with pytest.raises(TypeError, match="logger must be a logging.Logger, got 'shop'"):
+        LoggingListener("shop")  # type: ignore[arg-type]
 
 
 def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: List[Any]) -> None:

@@ -5,14 +5,14 @@ from contextvars import copy_context
 from typing import Any, Callable, Iterator, List, Sequence
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from microbatch import Batcher, BatchFinished, BatchListener, Size
+from microbatch import Batcher, BatchFinished, BatchListener, BatchStarted, Size
 from microbatch.integrations.opentelemetry import OpenTelemetryListener
 from microbatch.testing import ManualClock
 from tests.test_listeners import failing
@@ -118,6 +118,33 @@ def test_after_a_batch_no_span_is_left_in_its_thread(telemetry: Telemetry) -> No
     assert [trace.INVALID_SPAN] == current
 
 
+def test_two_listeners_leave_no_span_in_the_thread_either(telemetry: Telemetry) -> None:
+    class Looking(BatchListener):
+        def batch_finished(self, fact: BatchFinished) -> None:
+            current.append(trace.get_current_span())
+
+    current: List[trace.Span] = []
+    listeners = [telemetry.listener(), telemetry.listener(), Looking()]
+    with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:
+        batcher.submit("job")
+    assert [trace.INVALID_SPAN] == current
+    assert 2 == len(telemetry.named("process microbatch"))
+
+
+def test_a_batch_has_no_baggage_of_whoever_made_its_thread(telemetry: Telemetry) -> None:
+    class Inheriting(BatchListener):
+        """Is told before, and has the thread begin with what somebody else's had, as instrumented threads do."""
+
+        def batch_started(self, fact: BatchStarted) -> None:
+            context.attach(baggage.set_baggage("user", "Ada"))
+
+    def processor(jobs: List[str]) -> List[Any]:
+        return [baggage.get_all() for _ in jobs]
+
+    with Batcher[str, Any](processor, Size(1), listeners=[Inheriting(), telemetry.listener()]) as batcher:
+        assert {} == batcher.submit("job").result(timeout=10).value
+
+
 @pytest.mark.parametrize(
     "processor, complaint, event",
     [
@@ -138,6 +165,28 @@ def test_a_batch_with_a_failed_job_is_an_error(
     assert kind == (span.attributes or {})["error.type"]
     (point,) = telemetry.metrics()["messaging.process.duration"].data.data_points
     assert kind == point.attributes["error.type"]
+
+
+def test_each_message_counts_by_its_own_outcome(telemetry: Telemetry) -> None:
+    with Batcher[str, Any](failing, Size(3), listeners=[telemetry.listener()]) as batcher:
+        for job in ("good", "bad", "good"):
+            batcher.submit(job)
+    points = telemetry.metrics()["messaging.client.consumed.messages"].data.data_points
+    assert {None: 2, "ValueError": 1} == {point.attributes.get("error.type"): point.value for point in points}
+
+
+def test_an_exception_that_refuses_to_say_what_it_is_costs_neither_the_span_nor_the_metrics(
+    telemetry: Telemetry,
+) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise LookupError
+
+    with Batcher[str, Any](lambda jobs: [Mute() for _ in jobs], Size(1), listeners=[telemetry.listener()]) as batcher:
+        batcher.submit("job")
+    (span,) = telemetry.named("process microbatch")
+    assert trace.StatusCode.ERROR is span.status.status_code
+    assert {"messaging.process.duration", "messaging.client.consumed.messages"} == set(telemetry.metrics())
 
 
 def test_batches_are_measured_by_the_names_of_the_conventions(telemetry: Telemetry, clock: ManualClock) -> None:

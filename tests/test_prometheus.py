@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any, Dict, Iterator
 from urllib.request import Request, urlopen
@@ -14,10 +15,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from microbatch import Batcher, Interval, Size
+from microbatch import Batcher, Interval, Size, batched
 from microbatch.integrations.prometheus import PrometheusListener
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.test_listeners import failing
+from tests.threads import in_thread
 
 
 class Endpoint:
@@ -140,14 +142,48 @@ def test_one_listener_tells_batchers_apart_by_name_and_adds_up_those_of_one_name
         assert count == found[f"microbatch_queue_seconds_count{{batcher={name}}}"]
 
 
-def test_watching_keeps_no_batcher_alive(endpoint: Endpoint) -> None:
+def test_watching_keeps_no_batcher_alive_and_what_it_has_done_still_counts(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
-    with metrics.watch(Batcher[str, str](list, name="rows", listeners=[metrics])) as batcher:
-        batcher.submit("job")
-    assert 1.0 == endpoint.scrape()["microbatch_jobs_accepted_total{batcher=rows}"]
-    del batcher
-    gc.collect()
-    assert [] == [name for name in endpoint.scrape() if "microbatch_jobs" in name]
+    for count in (1.0, 2.0, 3.0):
+        with metrics.watch(Batcher[str, str](list, Size(1), name="rows", listeners=[metrics])) as batcher:
+            batcher.submit("job")
+        assert count == endpoint.scrape()["microbatch_jobs_accepted_total{batcher=rows}"]
+        alive = weakref.ref(batcher)
+        del batcher
+        gc.collect()
+        assert alive() is None
+        found = endpoint.scrape()
+        assert count == found["microbatch_jobs_total{batcher=rows,outcome=succeeded}"]
+        assert count == found["microbatch_batches_total{batcher=rows,trigger=size}"]
+
+
+def test_batchers_may_be_watched_while_somebody_scrapes(endpoint: Endpoint) -> None:
+    metrics = PrometheusListener(endpoint.registry)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        watching = in_thread(lambda: [metrics.watch(Batcher[str, str](list, name="rows")) for _ in range(2_000)])
+        while not watching.done():
+            prometheus_client.generate_latest(endpoint.registry)
+    finally:
+        sys.setswitchinterval(interval)
+    assert 2_000 == len(watching.result(timeout=10))
+
+
+@pytest.mark.parametrize("other", [batched(Size(2))(lambda jobs: jobs), "rows"])
+def test_only_batchers_are_watched(other: Any, endpoint: Endpoint) -> None:
+    with pytest.raises(TypeError, match="batcher must be a Batcher, got .*; of a decorated function watch its batcher"):
+        PrometheusListener(endpoint.registry).watch(other)
+
+
+def test_a_registry_takes_one_and_gives_it_back_whole(endpoint: Endpoint) -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        PrometheusListener(endpoint.registry, buckets=())
+    metrics = PrometheusListener(endpoint.registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        PrometheusListener(endpoint.registry)
+    endpoint.registry.unregister(metrics)
+    PrometheusListener(endpoint.registry)
 
 
 def test_what_is_served_is_good_openmetrics(endpoint: Endpoint) -> None:

@@ -12,8 +12,8 @@ from microbatch.testing import ManualClock, RecordingProcessor
 from tests.test_listeners import failing
 
 
-def test_a_bar_moves_on_by_the_jobs_of_each_batch_failed_or_not(processor: RecordingProcessor[str]) -> None:
-    with Bar(total=10, file=io.StringIO()) as bar, Batcher[str, Any](failing, Size(2)) as _:
+def test_a_bar_moves_on_by_the_jobs_of_each_batch_failed_or_not() -> None:
+    with Bar(total=10, file=io.StringIO()) as bar:
         with Batcher[str, Any](failing, Size(2), listeners=[TqdmListener(bar)]) as batcher:
             for job in ("good", "bad", "good"):
                 batcher.submit(job)
@@ -26,7 +26,7 @@ def test_without_a_total_it_is_what_has_been_submitted(processor: RecordingProce
             batcher.submit(job)
         assert (0, 5) == (bar.n, bar.total)
         processor.release()
-        batcher.flush()
+        batcher.shutdown()
         assert (5, 5) == (bar.n, bar.total)
 
 
@@ -56,3 +56,10 @@ def test_many_threads_move_one_bar() -> None:
             for thread in threads:
                 thread.join()
         assert (400, 400) == (bar.n, bar.total)
+
+
+def test_a_bar_is_drawn_for_each_batch_however_fast_they_came_before() -> None:
+    with Bar(file=io.StringIO()) as bar:
+        assert (1, False) == (bar.miniters, bar.dynamic_miniters)
+    with Bar(file=io.StringIO(), miniters=5) as bar:
+        assert 5 == bar.miniters

@@ -13,6 +13,7 @@ batch 1 of inserts: 1 of 1 jobs failed, by natural, waited 0.00... s, took 0.00.
 """
 
 import logging
+from dataclasses import asdict
 from typing import Any, Dict, Optional
 
 from microbatch import BatcherShutDown, BatchFinished, BatchListener
@@ -26,13 +27,16 @@ class LoggingListener(BatchListener):
     What the line says in words, the record has in attributes too, for formatters that write JSON: ``batcher``,
     ``batch_id``, ``batch_size``, ``batch_weight``, ``trigger``, ``failed`` (jobs), ``queue_time`` (seconds, of the job that
     waited longest), ``service_time`` and ``error``, the `repr` of what the first of those jobs failed with, or None. Of
-    jobs and keys, which may be secret, nothing is logged. The shutdown is one more line, with the attribute ``stats``.
+    jobs and keys, which may be secret, nothing is logged but what that says. The shutdown is one more line, with the
+    attribute ``stats``, a dict.
 
     Args:
         logger: where to.
     """
 
     def __init__(self, logger: Optional[logging.Logger] = None) -> None:
+        if not isinstance(logger, (logging.Logger, type(None))):
+            raise TypeError(f"logger must be a logging.Logger, got {logger!r}")
         self._logger = logging.getLogger("microbatch.batches") if logger is None else logger
 
     def batch_finished(self, fact: BatchFinished) -> None:
@@ -50,7 +54,9 @@ class LoggingListener(BatchListener):
             "failed": fact.failed,
             "queue_time": fact.started - min(future.submitted for future in fact.futures),
             "service_time": fact.service_time,
-            "error": next((repr(error) for future in fact.futures if (error := future.exception()) is not None), None),
+            "error": next(
+                (_shown(error) for future in fact.futures if (error := future.exception()) is not None), None
+            ),
         }
         line = (
             "batch %(batch_id)d of %(batcher)s: "
@@ -74,5 +80,12 @@ class LoggingListener(BatchListener):
                 stats.expired,
                 stats.batches,
             ),
-            extra={"batcher": fact.batcher, "stats": stats},
+            extra={"batcher": fact.batcher, "stats": asdict(stats)},
         )
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__

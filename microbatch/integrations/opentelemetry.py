@@ -9,9 +9,8 @@ The names are those of the semantic conventions for messaging, with a batcher as
 set up to go anywhere.
 """
 
-import threading
-from contextvars import Token
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from collections import Counter
+from typing import Any, Dict, Iterable, List, Optional
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.context import Context
@@ -58,7 +57,7 @@ class OpenTelemetryListener(BatchListener):
             unit="{message}",
             description="Number of messages that were delivered to the application.",
         )
-        self._open: Dict[int, Tuple[trace.Span, Token[Context], int]] = {}  # by the id of what is known of the batch
+        self._open: Dict[int, trace.Span] = {}  # by the id of what is known of the batch
 
     def batch_started(self, fact: BatchStarted) -> None:
         """Begin a span, and make it the current one."""
@@ -75,32 +74,44 @@ class OpenTelemetryListener(BatchListener):
             },
             _links(fact.futures),
         )
-        token = context.attach(trace.set_span_in_context(span))
-        self._open[id(fact.batch)] = span, token, threading.get_ident()
+        self._open[id(fact.batch)] = span
+        context.attach(trace.set_span_in_context(span, Context()))  # without what else the first to submit had there
 
     def batch_finished(self, fact: BatchFinished) -> None:
-        """End the span of a batch, and measure it."""
-        span, token, thread = self._open.pop(id(fact.batch))
-        if thread == threading.get_ident():  # elsewhere it can't be undone; there the next span takes its place
-            context.detach(token)
-        attributes = _attributes(fact.batcher)
-        errors = [error for future in fact.futures if (error := future.exception()) is not None]
-        if errors:
-            attributes["error.type"] = _name(errors[0])
-            span.record_exception(errors[0])
-            span.set_attribute("error.type", attributes["error.type"])
-            span.set_status(trace.StatusCode.ERROR, f"{len(errors)} of {fact.batch.size} jobs failed")
-        span.end()
-        self._duration.record(fact.service_time, attributes)
-        self._consumed.add(fact.batch.size, attributes)
+        """Measure a batch, and end its span."""
+        errors = [future.exception() for future in fact.futures]
+        first = next((error for error in errors if error is not None), None)
+        for kind, count in Counter(map(_kind, errors)).items():
+            self._consumed.add(count, _attributes(fact.batcher, kind))
+        self._duration.record(fact.service_time, _attributes(fact.batcher, _kind(first)))
+        span = self._open.pop(id(fact.batch), None)
+        if span is None:
+            return  # it could not be begun
+        if trace.get_current_span() is span:  # this may be another thread
+            context.attach(Context())
+        try:
+            if first is not None:
+                span.set_attribute("error.type", _kind(first))
+                span.set_status(trace.StatusCode.ERROR, f"{fact.failed} of {fact.batch.size} jobs failed")
+                span.record_exception(first)
+        finally:  # an exception may refuse to say what it is
+            span.end()
 
 
-def _attributes(name: str) -> Dict[str, Any]:
-    return {
+def _attributes(name: str, kind: str = "") -> Dict[str, Any]:
+    attributes = {
         "messaging.system": "microbatch",
         "messaging.operation.name": "process",
         "messaging.destination.name": name,
     }
+    return {**attributes, "error.type": kind} if kind else attributes
+
+
+def _kind(error: Optional[BaseException]) -> str:
+    if error is None:
+        return ""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _links(futures: Iterable[JobFuture[Any]]) -> List[trace.Link]:
@@ -110,8 +121,3 @@ def _links(futures: Iterable[JobFuture[Any]]) -> List[trace.Link]:
     return [
         trace.Link(span) for span in {(span.trace_id, span.span_id): span for span in spans}.values() if span.is_valid
     ]
-
-
-def _name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

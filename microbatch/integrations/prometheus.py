@@ -10,15 +10,18 @@
 1
 """
 
+import threading
 import weakref
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Sequence, TypeVar
+from dataclasses import fields
+from itertools import chain
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from microbatch import Batcher, BatcherStats, BatchFinished, BatchListener, BatchStarted
+from microbatch import Batcher, BatcherShutDown, BatcherStats, BatchFinished, BatchListener, BatchStarted
 
 __all__ = ["PrometheusListener"]
 
@@ -31,8 +34,7 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 class PrometheusListener(BatchListener, Collector):
     """Measures each batch, and reads at each scrape the counts of those batchers that it watches.
 
-    One is enough for all batchers: each metric has the label ``batcher``, its name. Those of one name are added up, and
-    what is gone counts no more.
+    One is enough for all batchers: each metric has the label ``batcher``, its name, and those of one name are added up.
 
     ======================================  =========  =================================================================
     ``microbatch_jobs_accepted_total``      counter    jobs accepted
@@ -56,37 +58,41 @@ class PrometheusListener(BatchListener, Collector):
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY, *, buckets: Sequence[float] = _SECONDS) -> None:
+        self._mutex = threading.RLock()  # guards both; re-entrant for the sake of a finalizer that shuts a batcher down
         self._watched: "weakref.WeakSet[Batcher[Any, Any]]" = weakref.WeakSet()
+        self._past: Dict[str, BatcherStats] = {}  # of those that were shut down, so that no counter ever falls
         label = ["batcher"]
         self._running = Gauge(
             "microbatch_batches_running",
             "Batches in the hands of a worker.",
             label,
-            registry=registry,
+            registry=None,
             multiprocess_mode="livesum",
         )
-        self._size = Histogram(
-            "microbatch_batch_size_jobs", "Jobs in a batch.", label, registry=registry, buckets=_SIZES
-        )
+        self._size = Histogram("microbatch_batch_size_jobs", "Jobs in a batch.", label, registry=None, buckets=_SIZES)
         self._queue = Histogram(
             "microbatch_queue_seconds",
             "From the acceptance of a job to the call of the processor.",
             label,
-            registry=registry,
+            registry=None,
             buckets=buckets,
         )
         self._service = Histogram(
             "microbatch_service_seconds",
             "From the call of the processor to the last outcome of a batch.",
             label,
-            registry=registry,
+            registry=None,
             buckets=buckets,
         )
+        self._measured = (self._running, self._size, self._queue, self._service)
         registry.register(self)
 
     def watch(self, batcher: AnyBatcher) -> AnyBatcher:
-        """Have the counts of *batcher* read at each scrape, for as long as it lives, and return it."""
-        self._watched.add(batcher)
+        """Have the counts of *batcher*, to which it listens, read at each scrape, and return it. Keeps it not alive."""
+        if not isinstance(batcher, Batcher):
+            raise TypeError(f"batcher must be a Batcher, got {batcher!r}; of a decorated function watch its batcher")
+        with self._mutex:
+            self._watched.add(batcher)
         return batcher
 
     def batch_started(self, fact: BatchStarted) -> None:
@@ -102,29 +108,54 @@ class PrometheusListener(BatchListener, Collector):
         for future in fact.futures:
             queue.observe(fact.started - future.submitted)
 
-    def collect(self) -> Iterator[Any]:
-        """Read the counts of the watched batchers, for a scrape."""
-        accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs accepted.", labels=["batcher"])
-        outcomes = CounterMetricFamily("microbatch_jobs", "Jobs done.", labels=["batcher", "outcome"])
-        waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that no worker has taken.", labels=["batcher"])
-        running = GaugeMetricFamily("microbatch_jobs_running", "Jobs in the hands of a worker.", labels=["batcher"])
-        oldest = GaugeMetricFamily(
-            "microbatch_oldest_job_seconds", "For how long the oldest waiting job has waited.", labels=["batcher"]
-        )
-        batches = CounterMetricFamily("microbatch_batches", "Batches sent.", labels=["batcher", "trigger"])
-        for name, stats in self._stats().items():
-            accepted.add_metric([name], sum(each.accepted for each in stats))
-            for outcome in ("succeeded", "failed", "cancelled", "expired"):
-                outcomes.add_metric([name, outcome], sum(getattr(each, outcome) for each in stats))
-            waiting.add_metric([name], sum(each.queued + each.batched for each in stats))
-            running.add_metric([name], sum(each.running for each in stats))
-            oldest.add_metric([name], max(each.oldest for each in stats))
-            for trigger, count in sum((Counter(each.triggers) for each in stats), Counter[str]()).items():
-                batches.add_metric([name, trigger], count)
-        yield from (accepted, outcomes, waiting, running, oldest, batches)
+    def shutdown(self, fact: BatcherShutDown) -> None:
+        """Keep the counts of a batcher that is about to go."""
+        with self._mutex:
+            watched = list(self._watched)
+        same = [batcher for batcher in watched if batcher.name == fact.batcher and batcher.stats() == fact.stats]
+        with self._mutex:
+            if same:
+                self._watched.discard(same[0])  # it, or one that counts as much
+            self._past[fact.batcher] = _sum(fact.stats, self._past.get(fact.batcher))
 
-    def _stats(self) -> Dict[str, List[BatcherStats]]:
-        stats: Dict[str, List[BatcherStats]] = {}
-        for batcher in list(self._watched):
-            stats.setdefault(batcher.name, []).append(batcher.stats())
-        return stats
+    def collect(self) -> Iterator[Any]:
+        """Give all metrics, for a scrape."""
+        with self._mutex:
+            watched, stats = list(self._watched), dict(self._past)
+        for batcher in watched:
+            stats[batcher.name] = _sum(batcher.stats(), stats.get(batcher.name))
+        return chain(*(metric.collect() for metric in self._measured), _read(stats))
+
+    def describe(self) -> Iterable[Any]:
+        """Give all metrics by name, for the registry to notice those of another."""
+        return chain(*(metric.describe() for metric in self._measured), _read({}))
+
+
+def _read(stats: Dict[str, BatcherStats]) -> Iterable[Any]:
+    accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs accepted.", labels=["batcher"])
+    outcomes = CounterMetricFamily("microbatch_jobs", "Jobs done.", labels=["batcher", "outcome"])
+    waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that no worker has taken.", labels=["batcher"])
+    running = GaugeMetricFamily("microbatch_jobs_running", "Jobs in the hands of a worker.", labels=["batcher"])
+    oldest = GaugeMetricFamily(
+        "microbatch_oldest_job_seconds", "For how long the oldest waiting job has waited.", labels=["batcher"]
+    )
+    batches = CounterMetricFamily("microbatch_batches", "Batches sent.", labels=["batcher", "trigger"])
+    for name, found in stats.items():
+        accepted.add_metric([name], found.accepted)
+        for outcome in ("succeeded", "failed", "cancelled", "expired"):
+            outcomes.add_metric([name, outcome], getattr(found, outcome))
+        waiting.add_metric([name], found.queued + found.batched)
+        running.add_metric([name], found.running)
+        oldest.add_metric([name], found.oldest)
+        for trigger, count in found.triggers.items():
+            batches.add_metric([name, trigger], count)
+    return accepted, outcomes, waiting, running, oldest, batches
+
+
+def _sum(first: BatcherStats, second: Optional[BatcherStats]) -> BatcherStats:
+    if second is None:
+        return first
+    counts = [each.name for each in fields(first) if each.name not in ("triggers", "oldest")]
+    sums = {name: getattr(first, name) + getattr(second, name) for name in counts}
+    triggers = Counter(first.triggers) + Counter(second.triggers)
+    return BatcherStats(**sums, triggers=triggers, oldest=max(first.oldest, second.oldest))
