@@ -10,10 +10,11 @@
 Each returns one outcome per job, in order: its value, or the exception that it failed with. What a wrapped processor may
 return or raise is what one of a `Batcher` may: results in any iterable, None for all, exceptions in place of results. What
 is raised for all jobs of a batch, a wrapper raises too. Exceptions that are no `Exception`, as `KeyboardInterrupt`, pass
-through.
+through. A wrapped processor can be pickled, for an executor of processes, if all that it was made of can.
 """
 
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
@@ -24,6 +25,7 @@ from microbatch.errors import ResultCountError
 __all__ = ["bisecting", "deduplicating", "retrying", "within"]
 
 Processor = Callable[[List[Any]], Any]
+_Kinds = Union[Type[Exception], Tuple[Type[Exception], ...]]
 
 
 class _Given(NamedTuple):
@@ -60,7 +62,7 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
     return _Given(values, None)
 
 
-def _is(outcome: Any, kinds: Union[Type[Exception], Tuple[Type[Exception], ...]]) -> bool:
+def _is(outcome: Any, kinds: _Kinds) -> bool:
     return issubclass(type(outcome), kinds)  # not `isinstance`, which asks the value, and values say what they like
 
 
@@ -108,38 +110,41 @@ def retrying(
         if name != "processor" and isinstance(argument, type):  # which can be called, and takes whatever comes
             raise TypeError(f"{name} must be a strategy, got {shown(argument)}: make an instance")
 
-    def is_worth_it(error: Exception, attempts: Any) -> bool:
+    return partial(_retried, processor, stop, wait, again)
+
+
+def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: List[Any]) -> List[Any]:
+    import tenacity
+
+    outcomes: List[Any] = [None] * len(jobs)
+    left = list(range(len(jobs)))
+    attempts = tenacity.Retrying(
+        stop=stop,
+        wait=wait,
+        retry=lambda state: bool(left) and _error_of(state) is outcomes[left[0]],  # and not what a strategy raised
+        retry_error_callback=lambda state: None,
+    )
+
+    def is_worth_it(error: Exception) -> bool:
         state = tenacity.RetryCallState(attempts, None, (), {})
         state.set_exception((type(error), error, error.__traceback__))
         return bool(again(state))
 
-    def process(jobs: List[Any]) -> List[Any]:
-        outcomes: List[Any] = [None] * len(jobs)
-        left = list(range(len(jobs)))
-        attempts = tenacity.Retrying(
-            stop=stop,
-            wait=wait,
-            retry=lambda state: bool(left) and _error_of(state) is outcomes[left[0]],  # and not what a strategy raised
-            retry_error_callback=lambda state: None,
-        )
+    def attempt() -> None:
+        for place, outcome in zip(left, _call(processor, [jobs[place] for place in left]).outcomes(len(left))):
+            outcomes[place] = outcome
+        left[:] = [place for place in left if _is(outcomes[place], Exception)]
+        left[:] = [place for place in left if is_worth_it(outcomes[place])]
+        if left:
+            raise outcomes[left[0]]
 
-        def attempt() -> None:
-            for place, outcome in zip(left, _call(processor, [jobs[place] for place in left]).outcomes(len(left))):
-                outcomes[place] = outcome
-            left[:] = [place for place in left if _is(outcomes[place], Exception)]
-            left[:] = [place for place in left if is_worth_it(outcomes[place], attempts)]
-            if left:
-                raise outcomes[left[0]]
-
-        try:
-            if jobs:
-                attempts(attempt)
-        except Exception as error:  # of one of the strategies
-            for place in left:
-                outcomes[place] = error
-        return _raise_for_all(outcomes)
-
-    return process
+    try:
+        if jobs:
+            attempts(attempt)
+    except Exception as error:  # of one of the strategies
+        for place in left:
+            outcomes[place] = error
+    return _raise_for_all(outcomes)
 
 
 def _error_of(attempt: Any) -> Optional[BaseException]:
@@ -150,8 +155,8 @@ def _error_of(attempt: Any) -> Optional[BaseException]:
 def bisecting(
     processor: Processor,
     *,
-    on: Union[Type[Exception], Tuple[Type[Exception], ...]] = Exception,
-    unless: Union[Type[Exception], Tuple[Type[Exception], ...]] = (OSError, ResultCountError),
+    on: _Kinds = Exception,
+    unless: _Kinds = (OSError, ResultCountError),
     max_calls: int = 100,
 ) -> Callable[[List[Any]], List[Any]]:
     """Return *processor*, called for either half of the jobs that share an exception, until those to blame stand alone.
@@ -170,25 +175,23 @@ def bisecting(
     max_calls = check_count("max_calls", max_calls)
     on, unless = _kinds("on", on), _kinds("unless", unless)
 
-    def blames_all(outcome: Any) -> bool:
-        return _is(outcome, on) and not _is(outcome, unless)
+    return partial(_bisected, processor, on, unless, max_calls)
 
-    def process(jobs: List[Any]) -> List[Any]:
-        outcomes: List[Any] = [None] * len(jobs)
-        parts = [list(range(len(jobs)))] if jobs else []
-        for part in islice(_taken_out(parts), max_calls):
-            for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
-                outcomes[place] = outcome
-            blamed: Dict[int, List[int]] = {}
-            for place in part:
-                if blames_all(outcomes[place]):
-                    blamed.setdefault(id(outcomes[place]), []).append(place)
-            for places in blamed.values():
-                middle = len(places) // 2
-                parts += [places[:middle], places[middle:]] if middle else []
-        return _raise_for_all(outcomes)
 
-    return process
+def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, jobs: List[Any]) -> List[Any]:
+    outcomes: List[Any] = [None] * len(jobs)
+    parts = [list(range(len(jobs)))] if jobs else []
+    for part in islice(_taken_out(parts), max_calls):
+        for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
+            outcomes[place] = outcome
+        blamed: Dict[int, List[int]] = {}
+        for place in part:
+            if _is(outcomes[place], on) and not _is(outcomes[place], unless):
+                blamed.setdefault(id(outcomes[place]), []).append(place)
+        for places in blamed.values():
+            middle = len(places) // 2
+            parts += [places[:middle], places[middle:]] if middle else []
+    return _raise_for_all(outcomes)
 
 
 def _taken_out(parts: List[List[int]]) -> Iterator[List[int]]:
@@ -215,16 +218,17 @@ def deduplicating(
     if key is not None:
         check_callable("key", key)
 
-    def process(jobs: List[Any]) -> List[Any]:
-        kinds = [key(job) for job in jobs] if key is not None else jobs
-        firsts: Dict[Hashable, int] = {}
-        for place, kind in enumerate(kinds):
-            firsts.setdefault(kind, place)
-        given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
-        outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
-        return _raise_for_all([outcome_of[kind] for kind in kinds])
+    return partial(_deduplicated, processor, key)
 
-    return process
+
+def _deduplicated(processor: Processor, key: Optional[Callable[[Any], Hashable]], jobs: List[Any]) -> List[Any]:
+    kinds = [key(job) for job in jobs] if key is not None else jobs
+    firsts: Dict[Hashable, int] = {}
+    for place, kind in enumerate(kinds):
+        firsts.setdefault(kind, place)
+    given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
+    outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
+    return _raise_for_all([outcome_of[kind] for kind in kinds])
 
 
 def within(
@@ -253,18 +257,19 @@ def within(
     check_callable("processor", processor)
     check_callable("context", context)
 
-    def process(jobs: List[Any]) -> List[Any]:
-        if not jobs:
-            return []
-        with context():
-            given = _call(processor, jobs)
-            if given.error is not None:
-                raise given.error
-        if given.error is not None:  # which the context suppressed
-            raise given.error
-        return given.values
+    return partial(_within, processor, context)
 
-    return process
+
+def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: List[Any]) -> List[Any]:
+    if not jobs:
+        return []
+    with context():
+        given = _call(processor, jobs)
+        if given.error is not None:
+            raise given.error
+    if given.error is not None:  # which the context suppressed
+        raise given.error
+    return given.values
 
 
 def _kinds(name: str, value: Any) -> Tuple[Type[Exception], ...]:

@@ -1,5 +1,6 @@
 """Wrappers around a processor, with lists and in batchers."""
 
+import pickle
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -324,6 +325,11 @@ def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
         assert alone == outcomes
     else:  # who stood behind a bad job failed with it
         assert all(mine == given or given in alone for mine, given in zip(alone, outcomes))
+
+
+def test_wrapped_processors_can_be_pickled() -> None:
+    processor = within(deduplicating(bisecting(twice(sorted)), key=str), nullcontext)
+    assert [1, 2] == pickle.loads(pickle.dumps(processor))([2, 1])
 
 
 def test_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:
