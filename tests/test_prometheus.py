@@ -6,8 +6,9 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List
 from urllib.request import Request, urlopen
 
 import prometheus_client
@@ -22,11 +23,28 @@ from tests.test_listeners import failing
 from tests.threads import in_thread
 
 
+class Registry(prometheus_client.CollectorRegistry):
+    """Can be emptied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mine: List[Any] = []
+
+    def register(self, collector: Any) -> None:
+        super().register(collector)
+        self._mine.append(collector)
+
+    def clear(self) -> None:
+        while self._mine:
+            with suppress(KeyError):  # it is gone already
+                self.unregister(self._mine.pop())
+
+
 class Endpoint:
     """Serves a registry, and scrapes what is served."""
 
     def __init__(self) -> None:
-        self.registry = prometheus_client.CollectorRegistry()
+        self.registry = Registry()
         self.server, self.thread = prometheus_client.start_http_server(0, "127.0.0.1", self.registry)
 
     def text(self, accept: str = "text/plain") -> str:
@@ -47,13 +65,19 @@ def samples(text: str) -> Dict[str, float]:
     }
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Endpoint]:
     endpoint = Endpoint()
     yield endpoint
     endpoint.server.shutdown()
     endpoint.server.server_close()
     endpoint.thread.join()
+
+
+@pytest.fixture
+def endpoint(server: Endpoint) -> Iterator[Endpoint]:
+    yield server
+    server.registry.clear()
 
 
 def test_a_scrape_finds_jobs_by_outcome_and_batches_by_trigger(endpoint: Endpoint, clock: ManualClock) -> None:
