@@ -259,7 +259,7 @@ class JobFuture(Future[JobResult[Value]]):
             return True
         with self._keeper.mutex:
             self.fittings.notify_all()
-        if self.watched:
+        if self.fittings.watched:
             lock = self._get_lock()
             # It may be held by a thread that a signal interrupts, whose handler waits for this one.
             if not lock.acquire(timeout=1):
@@ -269,11 +269,6 @@ class JobFuture(Future[JobResult[Value]]):
             finally:
                 lock.release()
         return True
-
-    @property
-    def watched(self) -> bool:
-        """Whether it is to be settled by `publish`."""
-        return self.fittings is not None and self.fittings.watched
 
     def ring(self) -> None:
         """Wake all who wait for the outcome, which is there; with the mutex held."""
@@ -337,7 +332,7 @@ class JobFuture(Future[JobResult[Value]]):
     _waiters: List[Any] = property(_get_waiters)  # type: ignore[assignment]
 
     def _tell_watchers(self) -> None:
-        if self.done() and self.fittings is not None and not self.fittings.told:
+        if self.fittings is not None and not self.fittings.told:
             self.fittings.told = True
             for waiter in self._waiters:
                 if self.cancelled():

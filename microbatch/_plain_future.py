@@ -111,7 +111,7 @@ def _insides_are_known() -> bool:
     try:
         known = {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"}
         future, other, third = (JobFuture[Any](None, _Nobody()) for _ in range(3))
-        waits = wait([future], timeout=0).not_done == {future} and future.watched and not future._waiters
+        waits = wait([future], timeout=0).not_done == {future} and not future._waiters
         future.stage = third.stage = JobState.RUNNING
         watched = conclude([future], [ValueError()], None).watched
         future.publish(lambda: conclude([future], [ValueError()], None, held=True))
