@@ -100,7 +100,7 @@ def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> 
     assert "[0, 1, 2, 3, 4] 1\n" == run(script)
 
 
-def test_a_future_that_was_cancelled_before_can_be_cancelled_again_in_the_child() -> None:
+def test_a_future_that_was_cancelled_before_can_be_cancelled_again_and_waited_for_in_the_child() -> None:
     script = """
     def hold():
         with future._keeper.mutex:  # as any call of the batcher does, for a moment
@@ -115,11 +115,11 @@ def test_a_future_that_was_cancelled_before_can_be_cancelled_again_in_the_child(
         holder = threading.Thread(target=hold)
         holder.start()
         held.wait()
-        in_child(lambda: print(future.cancel()))
+        in_child(lambda: print(future.cancel(), wait([future]).done == {future}))
         release.set()
         holder.join()
     """
-    assert "True\n" == run(script)
+    assert "True True\n" == run(script)
 
 
 def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:

@@ -13,7 +13,7 @@ import pytest
 import microbatch.batcher
 from microbatch import Batcher, JobFuture, JobResult, JobState, Size
 from microbatch._plain_future import PlainFuture, new_future
-from microbatch.testing import RecordingProcessor
+from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 Held = Batcher[Any, Any]
@@ -65,6 +65,15 @@ def test_it_goes_through_its_states(batcher: Held, processor: RecordingProcessor
     assert 4 == waiting.result(timeout=10).value
     assert (JobState.SUCCEEDED, False, True) == (running.state, running.running(), running.done())
     assert f"<JobFuture at {id(running):#x} succeeded>" == repr(running)
+
+
+@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
+def test_what_some_programs_read_of_any_future_tells_a_running_job_from_one_that_waits(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    running, waiting = batcher.submit(1), batcher.submit(2)
+    processor.wait_for_batches(1)
+    assert ("RUNNING", "PENDING") == (running._state, waiting._state)
 
 
 def test_a_timeout_leaves_the_job_alone(batcher: Held, processor: RecordingProcessor[Any]) -> None:
@@ -259,6 +268,19 @@ def test_a_cancellation_does_not_wait_for_those_who_watch(batcher: Held, process
     assert {future} == concurrent.futures.wait([future], timeout=10).done
 
 
+@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
+def test_who_watches_hears_of_a_cancellation_even_if_a_reader_of_the_future_waits_for_the_batcher_first() -> None:
+    with Batcher[Any, Any](list, Size(2)) as batcher:
+        future = batcher.submit("unwanted")
+        watching = in_thread(lambda: concurrent.futures.wait([future], timeout=10).done)
+        while not future._waiters:
+            pass
+        with future._condition:  # as `wait` holds it, where a signal handler that uses the batcher may come in
+            assert future.cancel()
+            assert "job" == [batcher.submit("job") for _ in range(2)][0].result(timeout=10).value
+        assert {future} == watching.result(timeout=20)
+
+
 def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: RecordingProcessor[Any]) -> None:
     good, bad, unwanted = futures = [batcher.submit(job) for job in (1, "bad", 3)]
     processor.wait_for_batches(1)
@@ -271,6 +293,27 @@ def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: Recordin
     batcher.shutdown()
     assert 3 == len(waiter.told)
     assert {(unwanted, "cancelled"), (good, "result"), (bad, "exception")} == set(waiter.told)
+
+
+def test_those_who_wait_for_a_job_that_fails_with_the_worker_thread_are_told_once() -> None:
+    class Clock(ManualClock):
+        broken = False
+
+        def now(self) -> float:
+            if self.broken:
+                raise OSError("no clock")
+            return super().now()
+
+    clock, waiter = Clock(), Waiter()
+    with Batcher[Any, Any](list, Size(9), clock=clock) as batcher:
+        future, unwanted = batcher.submit("job"), batcher.submit("unwanted")
+        with future._condition:
+            future._waiters.append(waiter)
+        clock.broken = True
+        unwanted.cancel()  # which wakes the worker thread
+        assert isinstance(future.exception(timeout=10), OSError)
+        clock.broken = False
+    assert [(future, "exception")] == waiter.told
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
