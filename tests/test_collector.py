@@ -241,6 +241,20 @@ def test_a_job_that_is_withdrawn_behind_a_full_batch_leaves_its_place_to_the_nex
         assert [batch] == take_all(c, 0)
 
 
+def test_jobs_may_have_stopped_to_wait_before_that_is_said() -> None:
+    c = collector(Size(1))
+    c.started(0)
+    c.add(letters := jobs("abcde"))
+    for job in letters[1:]:
+        job.waiting = False
+    for said in (letters[1:2], letters[2:]):
+        c.drop(said)
+        assert [] == take_all(c, 0)
+    c.finished()
+    assert ["a:size"] == take_all(c, 0)
+    assert not c
+
+
 def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
     c = collector(Interval(0))
     (job,) = jobs("a")
