@@ -206,9 +206,16 @@ def test_one_exception_object_in_several_slots_is_not_shared() -> None:
     assert {"'x'"} == {str(first), str(second), str(third)}
 
 
+class Counted:
+    """Says how many results it has, and gives none."""
+
+    def __len__(self) -> int:
+        return 3
+
+
 @pytest.mark.parametrize(
     "returned",
-    ["abc", b"abc", bytearray(b"abc"), {"a": 1, "b": 2, "c": 3}, {1, 2, 3}, frozenset("abc"), 3, object(), abs],
+    ["abc", b"abc", bytearray(3), dict.fromkeys("abc"), {1, 2, 3}, frozenset("abc"), 3, object(), abs, Counted()],
     ids=lambda returned: type(returned).__name__,
 )
 def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(returned: Any) -> None:
