@@ -35,6 +35,13 @@ class Light(BatchingPolicy[Any]):
         return window.weight + weight <= 10
 
 
+class Wavering(BatchingPolicy[Any]):
+    """Due soon, then never, then now."""
+
+    def due(self, window: Window[Any]) -> float:
+        return {1: window.opened + 5, 2: float("inf"), 3: NOW}[window.count]
+
+
 class Idle(BatchingPolicy[Any]):
     """Due while nothing else runs."""
 
@@ -690,12 +697,6 @@ def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None
 
 
 def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
-    class Wavering(BatchingPolicy[Any]):
-        """Due soon, then never, then now."""
-
-        def due(self, window: Window[Any]) -> float:
-            return {1: window.opened + 5, 2: float("inf"), 3: NOW}[window.count]
-
     c = collector(Wavering(), workers=10**6)
     c.add([Job("x", key=key, expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
@@ -895,15 +896,16 @@ def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_
     [
         (Interval(5), 4, "due in 1.000 s by interval"),
         (Interval(5), 5, "due by interval, and waits for a free worker"),
-        (Light(), 5, "not due until more comes"),
+        (Wavering(), 4, "not due until more comes"),
     ],
 )
 def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: float, words: str) -> None:
     c = collector(policy)
-    c.add(jobs("a"))
     c.started(0)
-    assert [] == take_all(c, now)
-    assert [f"open batch: 1 job, {words}"] == c.describe(now)
+    for job in jobs("ab"):
+        c.add([job])
+        assert [] == take_all(c, now)
+    assert [f"open batch: 2 jobs, {words}"] == c.describe(now)
 
 
 def test_an_error_says_what_it_is_about() -> None:
