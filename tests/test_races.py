@@ -36,12 +36,14 @@ class Interrupting(ManualClock):
     def __init__(self) -> None:
         super().__init__()
         self.call: Optional[Callable[[], Any]] = None
+        self.called = threading.Event()
         self.sleeps = 0
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         self.sleeps += 1
         if moment == 9 and self.call is not None:
             call, self.call = self.call, None
+            self.called.set()
             call()
         super().wait_until(condition, moment)
 
@@ -61,6 +63,7 @@ def test_what_comes_between_the_last_look_of_the_worker_thread_and_its_sleep_wak
         clock.call = acts[what]
         futures.append(batcher.submit("job"))
         known.set()
+        assert clock.called.wait(10)  # or it may be found asleep as it was before the job came
         clock.wait_for_sleeper(moment)
 
 
