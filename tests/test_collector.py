@@ -294,12 +294,12 @@ def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
     assert [] == take_all(c, 0)
 
 
-def test_a_flush_brings_forward_a_batch_that_is_due_later() -> None:
+def test_a_flush_brings_forward_a_batch_that_is_due_later_with_all_that_has_joined_it() -> None:
     c = collector(Interval(10))
-    c.add(jobs("a"))
+    c.add([*jobs("a", epoch=1), *jobs("b", epoch=3)])
     assert [] == take_all(c, 0)
-    c.flush(0)
-    assert ["a:flush"] == take_all(c, 0)
+    c.flush(2)
+    assert ["ab:flush"] == take_all(c, 0)
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["a flush", "a shutdown"])

@@ -110,8 +110,9 @@ def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: Held, processor:
 
 @pytest.mark.parametrize("when", [FIRST_COMPLETED, FIRST_EXCEPTION, ALL_COMPLETED])
 def test_wait_sees_what_was_done_before(when: str) -> None:
-    with Batcher(RecordingProcessor[Any](double), Size(1)) as batcher:
-        futures = [batcher.submit(1), batcher.submit("bad")]
+    with Batcher(RecordingProcessor[Any](double), Size(9)) as batcher:
+        futures = [batcher.submit(job) for job in (1, "bad", "unwanted")]
+        assert futures[2].cancel()
     done, not_done = concurrent.futures.wait(futures, timeout=0, return_when=when)
     assert (set(futures), set()) == (done, not_done)
 
@@ -278,7 +279,7 @@ def test_who_watches_hears_of_a_cancellation_even_if_a_reader_of_the_future_wait
         with future._condition:  # as `wait` holds it, where a signal handler that uses the batcher may come in
             assert future.cancel()
             assert "job" == [batcher.submit("job") for _ in range(2)][0].result(timeout=10).value
-        assert {future} == watching.result(timeout=20)
+        assert {future} == watching.result(timeout=20) == concurrent.futures.wait([future], timeout=10).done
 
 
 def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: RecordingProcessor[Any]) -> None:
