@@ -1,7 +1,8 @@
-"""The examples under real servers, with a load from another process: ``python -m benchmarks.servers``.
+"""The examples under real servers: ``python -m benchmarks.servers > benchmarks/results/servers.rst``.
 
-Clients order in a loop, 64 where the server takes so many. Each must get the answer to its own request, no request may be lost, not through a graceful
-restart either, and what was answered must be what lies in the database.
+Clients in another process order in a loop, 64 where the server takes so many, with SQLite, and all on the same cores. Each
+must get the answer to its own request, and no request may be lost, not through a graceful restart either. Calls are those of
+the processor.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from benchmarks.load import Load
-from benchmarks.tables import Table, render
+from benchmarks.machine import machine
+from benchmarks.tables import Table, render, rst
 
 __all__ = ["SERVERS", "Served", "Server", "load", "serving"]
 
@@ -161,6 +163,11 @@ def main() -> None:
             steady.append(_row(name, load(served, requests)))
             if server.restarts:
                 restarted.append(_row(name, load(served, requests, signal.SIGHUP)))
+    print(rst("The examples under real servers", "="))
+    print(f"{__doc__.partition(chr(10))[2].strip()}\n")
+    for name, value in machine().items():
+        print(f":{name}: {value}")
+    print()
     headings = ["", "answers", "wrong", "lost", "calls", "p50, ms", "p99, ms"]
     print(render(Table("A steady load", headings, steady, [])))
     print(render(Table("The same, with a graceful restart (SIGHUP) halfway", headings, restarted, [])))
