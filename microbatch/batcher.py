@@ -209,7 +209,7 @@ class Batcher(Generic[Job, Value]):
         prefix: str = "MICROBATCH_",
         **options: Any,
     ) -> "Batcher[Job, Value]":
-        """Return a batcher whose policy is in the environment: see `microbatch.config.policy_from_env`.
+        """Return a batcher whose policy is in the environment: see `microbatch.policy_from_env`.
 
         Args:
             processor: as for `Batcher`.
@@ -226,7 +226,7 @@ class Batcher(Generic[Job, Value]):
     ) -> JobFuture[Value]:
         """Accept a job, and return the future of its `JobResult`.
 
-        Blocks while `max_pending` jobs wait; but never in the batcher's own threads (in the processor, in a
+        Blocks while *max_pending* jobs wait; but never in the batcher's own threads (in the processor, in a
         done-callback), where that could not end.
 
         Args:

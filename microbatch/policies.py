@@ -296,7 +296,7 @@ class Adaptive(BatchingPolicy[object]):
     """A batch goes when it holds as many jobs as, by experience, can be done in *target* seconds, and never holds more.
 
     It fits a line to the last batches, so much for the batch and so much for each job of it, and solves that for the
-    target: the cost model of `BatchElements` in Apache Beam. Until batches of different sizes have been seen, and where
+    target: the cost model of ``BatchElements`` in Apache Beam. Until batches of different sizes have been seen, and where
     a line explains nothing, it goes by the last batch alone: one step more if that was done in time, a quarter less if it
     was not (additive increase, multiplicative decrease, as in Clipper, Crankshaw and others, NSDI 2017). A batch in ten is
     made somewhat smaller or larger, so that it goes on learning. Batches with a failed job teach nothing, for they may

@@ -174,7 +174,7 @@ def _connections() -> Iterator[None]:
 
 @contextmanager
 def sharing_connections() -> Iterator[None]:
-    """For tests: have batches run on the database connections of this thread, so inside the transaction of a `TestCase`.
+    """For tests: have batches run on the database connections of this thread, so inside the transaction of a ``TestCase``.
 
     Without it, a worker thread sees nothing of what a test has not committed, and what it commits outlives the test. At the
     end it waits until all that was submitted is done. While a batch runs, the test must not use the database: let it
