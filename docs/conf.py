@@ -40,7 +40,7 @@ def find_name(
     """Link a name to where it is documented, in whichever module; show one of another library, and find typing errors."""
     target = node["reftarget"]
     python = env.domains.python_domain
-    found = [(name, entry) for name, entry in python.find_obj(env, None, None, target, None, 1) if not entry.aliased]
+    found = [(name, entry) for name, entry in python.find_obj(env, "", "", target, None, 1) if not entry.aliased]
     if len(found) == 1:
         name, entry = found[0]
         return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, [shown], name)

@@ -1,4 +1,4 @@
-"""What the pages show on a command line."""
+"""What the pages show on a command line, where they lead, and that the reference is whole."""
 
 import re
 import shlex
@@ -7,10 +7,11 @@ from typing import List
 
 import pytest
 
+import microbatch
 from microbatch.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
 
 SIMULATIONS = [
@@ -45,3 +46,15 @@ def test_a_command_that_a_page_shows_does_what_it_says(
 def test_each_picture_of_a_page_is_there(page: Path) -> None:
     for path in re.findall(r"^\.\. image:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         assert (page.parent / path).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_page_that_a_page_leads_to_is_there(page: Path) -> None:
+    for path in re.findall(r"<([\w./]+\.rst)(?:#[\w-]+)?>`__", page.read_text(encoding="utf-8")):
+        assert (page.parent / path).is_file(), path
+
+
+def test_the_reference_has_each_name_of_the_package_once() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.rst"))
+    entries = re.findall(r"^\.\. (?!automodule)[a-z:]+:: microbatch\.(\w+)(?:\(\))?$", pages, re.MULTILINE)
+    assert sorted(microbatch.__all__) == sorted(entries)

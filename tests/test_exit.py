@@ -10,7 +10,7 @@ from typing import Optional, Tuple
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.rst").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "shutdown.rst").read_text(encoding="utf-8")
 
 HEAD = """
 import os, signal, sys, threading
@@ -251,8 +251,8 @@ def test_the_end_gives_up_once_however_many_kinds_of_executors_there_are() -> No
     assert (0, "1\n", 1) == (code, out, err.count(" lost ")), err
 
 
-def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_readme_make_it_an_exit() -> None:
-    three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", README)
+def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_page_make_it_an_exit() -> None:
+    three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", PAGE)
     assert three_lines is not None
     script = """
     b = Batcher(processor, Size(9))
