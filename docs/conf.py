@@ -33,7 +33,8 @@ autodoc_preserve_defaults = True  # or the environment of whoever builds the sit
 maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # attributes in a list
+napoleon_use_ivar = True  # attributes in a list, and their types in the signature
+napoleon_attr_annotations = False
 
 logger = logging.getLogger(__name__)
 

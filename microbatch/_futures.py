@@ -125,7 +125,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     @property
     def context(self) -> Optional[Context]:
-        """What `contextvars` held where the job was submitted, if a listener wants that: see `BatchListener`.
+        """What `contextvars` held where the job was submitted, if a listener wants that (see `BatchListener`).
 
         A copy each time, for a context can't be entered by two at once.
         """

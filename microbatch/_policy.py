@@ -110,7 +110,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     history: int = 1_000
-    """How many moments `Window.sent` holds at most: the latest."""
+    """How many moments `Window.sent` holds at most, the latest ones."""
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
