@@ -28,7 +28,7 @@ def test_every_request_gets_the_answer_to_its_own(name: str, tmp_path: Path) -> 
         found = load(served, requests := 1_000 if SERVERS[name].batches else 300)
         assert ([], [], requests) == (found.wrong, found.lost, len(found.times))
         assert found.orders == served.rows()
-    assert not SERVERS[name].batches or found.calls < 700  # Django's own starts a thread for each
+    assert found.calls < requests or not SERVERS[name].batches  # by how much, the benchmark says
 
 
 @pytest.mark.parametrize("name", GUNICORN)
