@@ -33,7 +33,9 @@ def main(address: str) -> None:
                 return [int(number) for (number,) in rows]
 
         with pool.connection() as connection:
-            connection.execute("CREATE TABLE people (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name TEXT)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS people (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name TEXT)"
+            )
         names = [f"person {number}" for number in range(3_000)]
         ids = compare(insert, insert_many, names, Size(500) | Natural())
         with pool.connection() as connection:

@@ -47,6 +47,8 @@ def main() -> None:
                 ready = [program("pg_isready"), "--quiet", "-h", "127.0.0.1", "-p", str(port)]
                 while process.poll() is None and subprocess.run(ready, check=False).returncode:
                     time.sleep(0.05)
+                if process.poll() is not None:
+                    sys.exit("the server has ended")
                 print(f"postgresql://postgres@127.0.0.1:{port}/postgres", flush=True)
                 process.wait()
             finally:

@@ -320,6 +320,8 @@ class Batcher(Generic[Job, Value]):
         check_flag("cancel_futures", cancel_futures)
         worker = self._worker
         worker.close()
+        if self._finalizer is not None:  # which would keep what the processor refers to, and that may be this batcher
+            self._finalizer.detach()
         if cancel_futures:
             for future in worker.ledger.unsettled():
                 future.cancel()
@@ -386,7 +388,7 @@ class Batcher(Generic[Job, Value]):
             worker.start()
         finally:  # after a signal too: the threads may run all the same
             with worker.queue.mutex:
-                if worker.opening is not None and self._finalizer is None:
+                if worker.opening is not None and self._finalizer is None and not worker.queue.closed:
                     self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     self._finalizer.atexit = False  # the worker has an exit hook of its own
 

@@ -263,6 +263,7 @@ def within(
 def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: List[Any]) -> List[Any]:
     if not jobs:
         return []
+    given = _Given([], RuntimeError("the processor was left by what is no Exception, and the context suppressed that"))
     with context():
         given = _call(processor, jobs)
         if given.error is not None:

@@ -105,6 +105,8 @@ def test_without_the_setting_there_are_none() -> None:
         ({"rows": {"PROCESSOR": double, "POLICY": 100}}, "MICROBATCH['rows']['POLICY'] must be"),
         ({"rows": {"PROCESSOR": double, "LISTENERS": [HERE + "double"]}}, "MICROBATCH['rows']['LISTENERS'] must be"),
         ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no 'MAX_WORKER', only EXECUTOR, "),
+        ({"rows": {"PROCESSOR": ".f.g"}}, "MICROBATCH['rows']['PROCESSOR']: "),
+        ({1: {"PROCESSOR": double}}, "MICROBATCH[1] must be MICROBATCH['1']: the name of a batcher is a text"),
         ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no 'NAME', only EXECUTOR, "),
     ],
 )
@@ -168,8 +170,8 @@ def test_a_connection_that_may_live_longer_goes_from_batch_to_batch(monkeypatch:
         (wrapper, first), (_, second) = (batcher.submit(job).result(timeout=10).value for job in (1, 2))
         batcher.flush()
         assert first is second is wrapper.connection
-    wrapper.inc_thread_sharing()
-    wrapper.close()
+    batchers.shutdown()
+    assert wrapper.connection is None  # or a test database could not be dropped
 
 
 def test_tests_can_share_their_connection_with_the_batches() -> None:
@@ -186,6 +188,25 @@ def test_sharing_ends_when_all_that_was_submitted_is_done() -> None:
         with sharing_connections():
             futures = [batchers["rows"].submit(number) for number in range(9)]
         assert {connections["default"]} == {future.result(timeout=0).value[0] for future in futures}
+
+
+def test_sharing_may_be_nested() -> None:
+    with configured(PROCESSOR=used, POLICY=Size(1)), sharing_connections():
+        with sharing_connections():
+            pass
+        assert connections["default"] is batchers["rows"].submit(1).result(timeout=10).value[0]
+
+
+def test_sharing_waits_for_jobs_that_jobs_submit() -> None:
+    def passing_on(jobs: List[Any]) -> List[Any]:
+        return [batchers["first"].submit(job) for job in jobs]
+
+    settings = {"first": {"PROCESSOR": used}, "second": {"PROCESSOR": passing_on}}
+    with override_settings(MICROBATCH=settings):
+        with sharing_connections():
+            batchers["first"].flush()
+            passed = batchers["second"].submit(1)
+        assert connections["default"] is passed.result(timeout=0).value.result(timeout=0).value[0]
 
 
 def test_the_tests_of_the_example_pass_without_a_warning() -> None:

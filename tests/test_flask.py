@@ -1,7 +1,9 @@
 """Batchers of Flask applications."""
 
+import gc
 import sqlite3
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -76,6 +78,32 @@ def test_an_application_may_have_other_options(app: App) -> None:
     inserts.init_app(app, policy=Size(1))
     with app.app_context():
         assert inserts.batcher.explain().startswith("<Batcher 'rows' with Size(1)>")
+
+
+@pytest.mark.parametrize(
+    "arguments, options, complaint",
+    [
+        ((3,), {}, "processor must be callable"),
+        ((list, 100), {}, "policy must be"),
+        ((list,), {"max_worker": 2}, "max_worker"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments: Any, options: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        FlaskBatcher(*arguments, **options)
+
+
+def test_an_application_goes_with_its_batcher() -> None:
+    inserts = FlaskBatcher[str, str](insert_many)
+    app = Flask("shop")
+    inserts.init_app(app)
+    with app.app_context():
+        inserts.submit("a").result(timeout=10)
+        inserts.batcher.shutdown()
+    alive = weakref.ref(app)
+    del app
+    gc.collect()
+    assert alive() is None
 
 
 def test_without_an_application_or_its_init_app_there_is_none(app: App) -> None:

@@ -493,6 +493,23 @@ def test_a_future_that_is_kept_does_not_keep_its_batcher_alive(recwarn: pytest.W
     assert [ResourceWarning] == [warning.category for warning in recwarn]
 
 
+def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor() -> None:
+    class Service:
+        def __init__(self) -> None:
+            self.batcher = Batcher[int, int](self.process, Size(1))
+
+        def process(self, jobs: List[int]) -> List[int]:
+            return jobs
+
+    service = Service()
+    service.batcher.submit(1).result(timeout=10)
+    service.batcher.shutdown()
+    alive = weakref.ref(service)
+    del service
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.parametrize("kind", [Batcher, Batcher[int, int]], ids=["plain", "with types"])
 def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: Any) -> None:
     batcher = kind(echo, Size(100), name="dropped")

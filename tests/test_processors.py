@@ -1,7 +1,7 @@
 """Wrappers around a processor, with lists and in batchers."""
 
 import pickle
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
@@ -297,6 +297,14 @@ def test_what_is_raised_leaves_through_the_context_and_fails_all(how: str, suppr
     with pytest.raises(ValueError, match="2"):
         within(Recording(how, 2), lambda: transaction)([1, 2, 3])
     assert [ValueError] == transaction.ends
+
+
+def test_a_context_that_suppresses_even_what_is_no_exception_leaves_an_error() -> None:
+    def processor(jobs: List[Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError, match="the context suppressed that"):
+        within(processor, lambda: suppress(KeyboardInterrupt))([1])
 
 
 def test_exceptions_in_place_of_results_leave_the_context_in_peace() -> None:

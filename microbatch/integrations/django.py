@@ -16,6 +16,7 @@ and wherever there is a job::
 
 import inspect
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List
@@ -63,10 +64,19 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         return len(_configured())
 
     def shutdown(self) -> None:
-        """Shut down all that were made, and wait for them. Whoever asks for one then gets a new one."""
+        """Shut down all that were made, wait for them, and close their connections. Whoever asks for one gets a new one."""
         made, self._made = self._made, {}
         for batcher in made.values():
             batcher.shutdown()
+        _close_left()
+
+    def flush(self) -> None:
+        """Wait until all jobs of all batchers are done, those too that other jobs have submitted."""
+        while any(
+            stats.queued + stats.batched + stats.running for stats in [each.stats() for each in self._made.values()]
+        ):
+            for batcher in list(self._made.values()):
+                batcher.flush()
 
 
 batchers = Batchers()
@@ -74,7 +84,7 @@ batchers = Batchers()
 
 
 def _configured() -> Any:
-    return getattr(conf.settings, "MICROBATCH", {})
+    return getattr(conf.settings, "MICROBATCH", None) or {}
 
 
 def _make(name: str) -> "Batcher[Any, Any]":
@@ -82,6 +92,8 @@ def _make(name: str) -> "Batcher[Any, Any]":
     if name not in configured:
         raise KeyError(f"MICROBATCH has no {name!r}, only {', '.join(map(repr, configured)) or 'nothing at all'}")
     where = f"MICROBATCH[{name!r}]"
+    if not isinstance(name, str):
+        raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher is a text")
     if not isinstance(configured[name], Mapping) or "PROCESSOR" not in configured[name]:
         raise ImproperlyConfigured(f"{where} must be a dict with at least a 'PROCESSOR'")
     arguments: Dict[str, Any] = {}
@@ -90,7 +102,7 @@ def _make(name: str) -> "Batcher[Any, Any]":
             raise ImproperlyConfigured(f"{where} has no {setting!r}, only {', '.join(sorted(_ARGUMENTS))}")
         try:
             arguments[setting.lower()] = _imported(value)
-        except ImportError as error:
+        except Exception as error:  # whatever the module raises
             raise ImproperlyConfigured(f"{where}[{setting!r}]: {error}") from error
     try:
         processor = closing_old_connections(arguments.pop("processor"))
@@ -140,36 +152,54 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
 def closing_old_connections(processor: Callable[[List[Any]], Any]) -> Callable[[List[Any]], List[Any]]:
     """Return *processor*, with Django's database connections looked after before and after each batch, as for a request.
 
-    A worker thread has connections of its own, and no request ends there. Those that are broken or older than
+    A worker thread has connections of its own, and no request ends there. Those that had an error or are older than
     ``CONN_MAX_AGE`` are closed: set that, or each batch opens a new one.
     """
     return within(processor, _connections)
 
 
+_mutex = threading.RLock()  # guards what follows, and is held by a batch that uses shared connections: one at a time
 _shared: Dict[str, Any] = {}
-_mutex = threading.RLock()  # held by the batch that uses the shared connections, since each is good for one at a time
+_opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def _connections() -> Iterator[None]:
-    if not _shared:
-        close_old_connections()
-        try:
-            yield
-        finally:
-            close_old_connections()
-        return
     with _mutex:
-        own = {connection.alias: connection for connection in connections.all(initialized_only=True)}
-        try:
-            for alias, connection in _shared.items():
-                connections[alias] = connection
-            yield
-        finally:
-            for alias in _shared:
-                del connections[alias]
-            for alias, connection in own.items():
-                connections[alias] = connection
+        if _shared:
+            with _instead_of_own(_shared):
+                yield
+            return
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()
+        with _mutex:
+            _opened.update(dict.fromkeys(connections.all(initialized_only=True), threading.current_thread()))
+
+
+@contextmanager
+def _instead_of_own(shared: Dict[str, Any]) -> Iterator[None]:
+    own = {connection.alias: connection for connection in connections.all(initialized_only=True)}
+    try:
+        for alias, connection in shared.items():
+            connections[alias] = connection
+        yield
+    finally:
+        for alias in shared:
+            del connections[alias]
+        for alias, connection in own.items():
+            connections[alias] = connection
+
+
+def _close_left() -> None:
+    """Close the connections of threads that have ended, which no collection of garbage has come to yet."""
+    with _mutex:
+        left = [connection for connection, thread in list(_opened.items()) if not thread.is_alive()]
+    for connection in left:
+        connection.inc_thread_sharing()
+        connection.close()
 
 
 @contextmanager
@@ -177,19 +207,21 @@ def sharing_connections() -> Iterator[None]:
     """For tests: have batches run on the database connections of this thread, so inside the transaction of a ``TestCase``.
 
     Without it, a worker thread sees nothing of what a test has not committed, and what it commits outlives the test. At the
-    end it waits until all that was submitted is done. While a batch runs, the test must not use the database: let it
-    wait for a result, or `Batcher.flush`.
+    end it waits until all jobs of the batchers of the settings are done. While a batch runs, the test must not use the
+    database: let it wait for a result, or `Batcher.flush`. Batches run one at a time, so that one can't wait for another.
     """
     mine = {alias: connections[alias] for alias in connections}
     for connection in mine.values():
         connection.inc_thread_sharing()
-    _shared.update(mine)
+    with _mutex:
+        before = dict(_shared)
+        _shared.update(mine)
     try:
         yield
     finally:
-        for batcher in list(batchers._made.values()):
-            batcher.flush()
+        batchers.flush()
         with _mutex:
             _shared.clear()
+            _shared.update(before)
         for connection in mine.values():
             connection.dec_thread_sharing()

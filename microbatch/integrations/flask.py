@@ -56,6 +56,9 @@ class FlaskBatcher(Generic[Job, Value]):
     ) -> None:
         self._processor: Callable[[Any], Any] = processor
         self._options: Dict[str, Any] = {**options, "policy": policy}
+        Batcher(
+            self._processor, **self._options
+        )  # which complains where it is written, and not when an application is made
         if app is not None:
             self.init_app(app)
 

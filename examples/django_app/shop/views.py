@@ -23,5 +23,5 @@ def pay(request: HttpRequest, number: int) -> JsonResponse:
     """Mark an order as paid, and have a receipt sent when that is committed."""
     with transaction.atomic():
         order = Order.objects.select_for_update().get(pk=number)
-        transaction.on_commit(lambda: batchers["receipts"].submit(order.pk, timeout=1))
+        transaction.on_commit(lambda: batchers["receipts"].submit(order.pk, timeout=1), robust=True)
     return JsonResponse({"paid": order.pk})
