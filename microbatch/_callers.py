@@ -77,12 +77,18 @@ class Callers:
     def _hear_of(self, ident: int, now: float) -> None:
         self._at_large.pop(ident, None)
         self._at_large[ident] = now
-        while self._at_large and next(iter(self._at_large.values()), NEVER) <= now - self.recalls:
-            self._at_large.pop(next(iter(self._at_large), 0), None)
+        while self._at_large.get(longest := self._longest_at_large(), NEVER) <= now - self.recalls:
+            self._at_large.pop(longest, None)
+
+    def _longest_at_large(self) -> int:
+        # Not by `next`: a handler that comes in before that call, and waits, lets it raise.
+        for ident in self._at_large:
+            return ident
+        return 0
 
     def last_heard(self) -> float:
         """Return when a caller who does not wait was last heard of; `NOW` if there is none."""
-        return next(reversed(self._at_large.values()), NOW)
+        return next(reversed(self._at_large.copy().values()), NOW)
 
     def release(self, callers: Iterable[Optional[Caller]], now: float, service_time: float) -> None:
         """Note that these callers, as far as they are known, get their results, after a time that the processor took."""

@@ -16,10 +16,12 @@ import pytest
 
 from microbatch import (
     NEVER,
+    AllWaiting,
     BacklogFull,
     Batcher,
     BatcherClosed,
     BatcherShutDown,
+    BatchingPolicy,
     BatchListener,
     JobExpired,
     JobFuture,
@@ -266,7 +268,8 @@ def test_a_handler_that_waits_anywhere_in_a_flush_leaves_it_heard() -> None:
     assert place > 1
 
 
-def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting() -> None:
+@pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
+def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting(policy: BatchingPolicy[Any]) -> None:
     def wait_in_vain() -> None:
         with suppress(TimeoutError):
             held.result(timeout=0.02)
@@ -274,7 +277,7 @@ def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting() 
     for place in count():
         clock, processor = ManualClock(), RecordingProcessor[str]()
         processor.hold()
-        with Batcher[str, str](processor, Size(1), max_workers=3, clock=clock) as batcher:
+        with Batcher[str, str](processor, policy, max_workers=3, clock=clock) as batcher:
             held = batcher.submit("held")
             processor.wait_for_batches(1)
             clock.wait_for_sleeper(NEVER)
@@ -428,7 +431,8 @@ def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called()
     assert place > 1
 
 
-def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right() -> None:
+@pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
+def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right(policy: BatchingPolicy[Any]) -> None:
     def processor(jobs: List[str]) -> List[str]:
         if jobs == ["held"]:
             release.wait()
@@ -444,7 +448,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right(
 
     for place in count():
         submitted, release = threading.Event(), threading.Event()
-        with Batcher[str, str](processor, Size(1), max_workers=3) as batcher:
+        with Batcher[str, str](processor, policy, max_workers=3) as batcher:
             held, future = batcher.submit("held"), batcher.submit("job")
             signal = Signal(submit_another_and_wait, place)
             submitted.set()
@@ -565,7 +569,10 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
     assert place > 1
 
 
-def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books_right() -> None:
+@pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
+def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books_right(
+    policy: BatchingPolicy[Any],
+) -> None:
     def processor(jobs: List[str]) -> List[str]:
         release.wait() if jobs == ["held"] else go.wait()
         return jobs
@@ -577,7 +584,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books
 
     for place in count():
         go, release = threading.Event(), threading.Event()
-        with Batcher[str, str](processor, Size(1), max_workers=2) as batcher:
+        with Batcher[str, str](processor, policy, max_workers=2) as batcher:
             held, future = batcher.submit("held"), batcher.submit("job")
             batcher.submit("next")
             signal = Signal(let_another_finish, place)
