@@ -12,6 +12,7 @@ import microbatch
 PACKAGE = Path(microbatch.__file__).parent
 
 INTEGRATIONS = {
+    "integrations.dask": {"distributed"},
     "integrations.django": {"django"},
     "integrations.flask": {"flask"},
     "integrations.logging": set[str](),

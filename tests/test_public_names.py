@@ -14,6 +14,7 @@ MODULES = [
     "microbatch",
     "microbatch.batcher",
     "microbatch.errors",
+    "microbatch.integrations.dask",
     "microbatch.integrations.django",
     "microbatch.integrations.flask",
     "microbatch.integrations.logging",

@@ -1,0 +1,220 @@
+"""Batches on a Dask cluster of processes: processed there, and formed there for many processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple
+
+import pytest
+from distributed import Client
+
+from microbatch import Batcher, BatcherClosed, Interval, JobTooLarge, Natural, Size, Weight
+from microbatch.integrations.dask import CollectorLost, shared
+from tests.test_howto import blocks
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
+
+
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    options = dict(n_workers=3, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=50)
+    with LocalCluster(**options) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    program = tmp_path_factory.mktemp("dask") / "cluster.py"
+    program.write_text(CLUSTER)
+    with subprocess.Popen(
+        [sys.executable, str(program)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        with Client(process.stdout.readline().strip()) as client:
+            yield client
+        process.stdin.close()
+
+
+def where(jobs: List[Any]) -> List[Any]:
+    return [(job, os.getpid(), len(jobs)) for job in jobs]
+
+
+def strict(jobs: List[str]) -> List[Any]:
+    return [ValueError(job) if job == "bad" else job.upper() for job in jobs]
+
+
+def deadly(jobs: List[str]) -> List[Any]:
+    """Kills its process for the first job that it is to die for, whose file it takes away."""
+    for job in jobs:
+        if job and os.path.exists(job):
+            os.remove(job)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return [os.getpid() for _ in jobs]
+
+
+def test_batches_are_processed_in_other_processes(client: Client) -> None:
+    executor = client.get_executor(pure=False)
+    with Batcher[int, Any](where, Size(10), executor=executor, max_workers=3) as batcher:
+        results = [future.result(timeout=60).value for future in [batcher.submit(number) for number in range(100)]]
+    assert list(range(100)) == [job for job, _, _ in results]
+    assert {10} == {size for _, _, size in results}
+    assert os.getpid() not in {process for _, process, _ in results}
+
+
+def test_a_batch_whose_process_is_killed_is_run_again_by_dask(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "die").touch()
+    with Batcher[str, Any](deadly, Size(2), executor=client.get_executor(pure=False)) as batcher:
+        futures = [batcher.submit(job) for job in (str(tmp_path / "die"), "", "", "")]
+        assert os.getpid() not in {future.result(timeout=60).value for future in futures}
+    assert not (tmp_path / "die").exists()
+
+
+PROGRAM = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from distributed import Client
+from microbatch import Batcher, Natural, Size
+from microbatch.integrations.dask import shared
+from tests.test_dask import where
+
+def main():
+    with Client(sys.argv[1]) as client:
+        processor = shared("across", where, Size(64) | Natural(), client=lambda: client)
+        with Batcher(processor, max_workers=4) as batcher, ThreadPoolExecutor(8) as callers:
+            names = [f"{sys.argv[2]} {number}" for number in range(200)]
+            results = list(callers.map(lambda name: batcher.submit(name).result().value, names))
+        print([job for job, _, _ in results] == names, {process for _, process, _ in results})
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_all_processes_share_one_batcher_and_each_gets_its_own_results(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    address = client.scheduler.address
+    commands = [[sys.executable, str(tmp_path / "program.py"), address, name] for name in "abcd"]
+    with ThreadPoolExecutor(4) as runners:
+        said = list(runners.map(lambda command: subprocess.check_output(command, env=ENVIRONMENT, text=True), commands))
+    assert all(line.startswith("True {") for line in said)
+    assert 1 == len({line.split("{")[1] for line in said})
+    assert 800 == shared("across", where, client=lambda: client).stats().succeeded
+
+
+def test_results_and_errors_are_as_those_of_a_batcher_here(client: Client) -> None:
+    processor = shared("strict", strict, Size(3) | Weight(9) | Natural(), client=lambda: client, weigh=len)
+    with Batcher[Any, Any](processor, Size(5)) as batcher:
+        good, bad, heavy, other, lock = [
+            batcher.submit(job) for job in ("good", "bad", "much too heavy", "other", threading.Lock())
+        ]
+    assert ["GOOD", "OTHER"] == [future.result().value for future in (good, other)]
+    assert (ValueError, ("bad",)) == (type(bad.exception()), getattr(bad.exception(), "args"))
+    assert isinstance(heavy.exception(), JobTooLarge)
+    assert "the job can't be sent to another process" in str(lock.exception())
+
+
+def locks(jobs: List[Any]) -> List[Any]:
+    return [threading.Lock() if job == "lock" else job for job in jobs]
+
+
+def test_a_result_that_can_not_be_sent_fails_alone(client: Client) -> None:
+    outcomes = shared("locks", locks, Size(2), client=lambda: client)(["lock", "good"])
+    assert "the result can't be sent to another process" in str(outcomes[0])
+    assert "good" == outcomes[1]
+
+
+def test_where_there_is_no_room_it_waits(client: Client) -> None:
+    processor = shared("small", where, Size(2) | Interval(0.001), client=lambda: client, max_pending=2)
+    assert list(range(50)) == [job for job, _, _ in processor(list(range(50)))]
+
+
+def test_callers_hear_that_the_batcher_has_died_and_later_jobs_have_another_one(client: Client, tmp_path: Path) -> None:
+    processor = shared("deadly", deadly, Size(2), client=lambda: client)
+    with Batcher[str, Any](processor, Size(2)) as batcher:
+        before = [batcher.submit("") for _ in range(2)]
+        first = before[0].result(timeout=60).value
+        (tmp_path / "die").touch()
+        lost = [batcher.submit(job) for job in (str(tmp_path / "die"), "")]
+        assert {CollectorLost} == {type(future.exception(timeout=60)) for future in lost}
+        after = [batcher.submit("") for _ in range(2)]
+        assert first != after[0].result(timeout=60).value
+
+
+def test_after_its_shutdown_it_refuses_jobs_and_who_says_its_name_gets_another_one(client: Client) -> None:
+    processor = shared("short", strict, Size(2), client=lambda: client)
+    assert ["A", "B"] == processor(["a", "b"])
+    processor.shutdown()
+    assert [BatcherClosed] * 2 == [type(outcome) for outcome in processor(["a", "b"])]
+    assert ["A", "B"] == shared("short", strict, Size(2), client=lambda: client)(["a", "b"])
+
+
+DYING = """
+import sys
+from distributed import Client
+from microbatch import Interval, Size
+from microbatch.integrations.dask import shared
+from tests.test_dask import strict
+import os, threading
+
+if __name__ == "__main__":
+    client = Client(sys.argv[1])
+    processor = shared("left", strict, Size(2), client=lambda: client)
+    threading.Thread(target=processor, args=(["left behind"],), daemon=True).start()
+    while processor.stats().accepted == 0:
+        pass
+    os._exit(7)
+"""
+
+
+def test_a_caller_that_dies_does_not_disturb_the_others(client: Client, tmp_path: Path) -> None:
+    processor = shared("left", strict, Size(2), client=lambda: client)
+    assert 0 == processor.stats().accepted
+    (tmp_path / "program.py").write_text(textwrap.dedent(DYING))
+    command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address]
+    assert 7 == subprocess.run(command, env=ENVIRONMENT).returncode
+    assert ["MINE"] == processor(["mine"])  # in a batch with that of the dead
+    assert 2 == processor.stats().succeeded
+
+
+class Row(NamedTuple):
+    tenant: str
+
+
+def tenants(rows: List[Row]) -> List[str]:
+    return [f"{row.tenant} of {len({each.tenant for each in rows})}" for row in rows]
+
+
+def test_what_the_page_shows_works(client: Client) -> None:
+    names: Dict[str, Any] = {"client": client, "insert_many": tenants, "Batcher": Batcher}
+    rows = [Row(tenant) for tenant in ("acme", "initech", "hooli", "umbrella")] * 3
+    found = [block.replace('Client("tcp://scheduler:8786")', "client") for block in blocks("processes")]
+    for block, batcher in zip(found, ("batcher", "inserts", "inserts"), strict=True):
+        exec(block, names)
+        with names[batcher] as opened:
+            values = [result.value for result in opened.map(rows)]
+        assert [row.tenant for row in rows] == [value.split()[0] for value in values]
+    assert max(int(value.split()[-1]) for value in values) < 4  # by shards, which no two batches share
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ({"policy": 3}, "policy must be"),
+        ({"max_worker": 3}, "max_worker"),
+        ({"key": threading.Lock().acquire}, "processor, policy and options must be such that they can be pickled: "),
+    ],
+)
+def test_bad_arguments_are_refused_here(arguments: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        shared("bad", strict, client=lambda: None, **arguments)
