@@ -6,11 +6,10 @@ the same for all who say its name; so batches form across all of them::
     def connect():
         return Client("tcp://scheduler:8786")
 
-    inserts = Batcher(shared("inserts", insert_many, Size(500) | Natural(), client=connect), max_workers=8)
+    inserts = Batcher(shared("inserts", insert_many, Size(500) | Natural(), client=connect))
     inserts.submit(row).result().value
 
-The batcher here only gathers what goes to the cluster in one message; *max_workers* says how many messages may be on the
-way. For another thing, to process batches in a cluster that are formed here, no more is needed than
+The batcher here only gathers what goes to the cluster in one message. For another thing, to process batches in a cluster that are formed here, no more is needed than
 ``Batcher(insert_many, executor=client.get_executor(pure=False), max_workers=8)``.
 """
 
