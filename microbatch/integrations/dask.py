@@ -9,8 +9,8 @@ the same for all who say its name; so batches form across all of them::
     inserts = Batcher(shared("inserts", insert_many, Size(500) | Natural(), client=connect))
     inserts.submit(row).result().value
 
-The batcher here only gathers what goes to the cluster in one message. For another thing, to process batches in a cluster that are formed here, no more is needed than
-``Batcher(insert_many, executor=client.get_executor(pure=False), max_workers=8)``.
+The batcher here only gathers what goes to the cluster in one message. To process in a cluster what is collected here is
+another thing, and needs nothing of this: ``Batcher(insert_many, executor=client.get_executor(pure=False))``.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class SharedProcessor:
         self._name = f"microbatch-{name}"
         self._make = make
         self._connect = connect
-        self._mutex = threading.Lock()  # guards what follows
+        self._mutex = threading.Lock()  # guards what follows, and is held while it connects and searches: once for all
         self._process = 0  # which is connected
         self._client: Any = None
         self._found: Any = None  # the future of the actor
