@@ -107,7 +107,7 @@ def _own(error: BaseException) -> BaseException:
 
     Callers who share one exception object lengthen each other's traceback.
     """
-    for make in (copy.copy, _bare_copy):
+    for make in (_copy, _bare_copy):
         try:
             twin = make(error)
             faithful = type(twin) is type(error) and twin is not error and str(twin) == str(error)
@@ -117,6 +117,17 @@ def _own(error: BaseException) -> BaseException:
         except BaseException:  # whatever a user's exception class does in its constructor
             continue
     return error
+
+
+def _copy(error: Any) -> BaseException:
+    # As `copy.copy`, but past what a library may have registered for all exceptions: tblib has, which Dask uses.
+    if hasattr(type(error), "__copy__"):
+        return copy.copy(error)  # type: ignore[no-any-return]
+    make, arguments, *state = error.__reduce_ex__(4)
+    twin: BaseException = make(*arguments)
+    if state:
+        twin.__setstate__(state[0])
+    return twin
 
 
 def _bare_copy(error: BaseException) -> BaseException:

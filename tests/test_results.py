@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import copyreg
 import logging
 import threading
 from typing import Any, Callable, Iterable, Iterator, List, Optional
@@ -290,6 +291,21 @@ def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(rai
         assert raised is error.__cause__
     assert 3 == len(set(map(id, got)))
     assert {JobState.FAILED} == {future.state for future in futures}
+
+
+def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registered_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")
+    monkeypatch.setitem(
+        copyreg.dispatch_table, UnicodeDecodeError, lambda error: (UnicodeDecodeError.__new__, (type(error),))
+    )
+
+    def processor(jobs: List[str]) -> None:
+        raise raised
+
+    for error in errors(run(processor)):
+        assert (True, str(raised)) == (error is not raised, str(error))
 
 
 def test_an_exception_that_cannot_be_copied_is_shared() -> None:
