@@ -78,6 +78,16 @@ def test_all_threads_get_the_same() -> None:
         assert 8 == len(got) and {batchers["rows"]} == set(got)
 
 
+def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
+    class Interrupting(Size):
+        def needs(self) -> int:
+            batchers.shutdown()
+            return super().needs()
+
+    with configured(POLICY=Interrupting(2)):
+        assert batchers["rows"] is batchers["rows"]
+
+
 @pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
 def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: Dict[str, Any], only: str) -> None:
     with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"MICROBATCH has no 'row', only {only}"):

@@ -51,11 +51,12 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         self._made: Dict[str, "Batcher[Any, Any]"] = {}
 
     def __getitem__(self, name: str) -> "Batcher[Any, Any]":
-        if name not in self._made:
-            self._made.setdefault(
-                name, _make(name)
-            )  # of two that are made at once, one starts no thread and is dropped
-        return self._made[name]
+        found = self._made.get(name)
+        if found is None:
+            made = _make(name)
+            # Of two that are made at once, one starts no thread and is dropped.
+            found = self._made.setdefault(name, made)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(_configured())

@@ -56,9 +56,8 @@ class FlaskBatcher(Generic[Job, Value]):
     ) -> None:
         self._processor: Callable[[Any], Any] = processor
         self._options: Dict[str, Any] = {**options, "policy": policy}
-        Batcher(
-            self._processor, **self._options
-        )  # which complains where it is written, and not when an application is made
+        # Which complains where it is written, and not when an application is made.
+        Batcher(self._processor, **self._options)
         if app is not None:
             self.init_app(app)
 
