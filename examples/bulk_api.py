@@ -8,6 +8,7 @@ An item that the API refuses is an exception in its place, so its caller sees th
 
 import json
 import threading
+from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Dict, List, Union
@@ -40,17 +41,30 @@ class API(BaseHTTPRequestHandler):
         """Be quiet."""
 
 
+class Server(ThreadingHTTPServer):
+    """Serves the API to many who connect at the same moment; as many as do not fit in the queue could be reset."""
+
+    request_queue_size = 128
+
+
 class Client:
     """Keeps a connection for each thread."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._mine = threading.local()
+        self._connections: List[HTTPConnection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in self._connections:
+            connection.close()
 
     def post(self, words: List[str]) -> List[Dict[str, Any]]:
         """Send one request, and return what the API says to each word."""
         if not hasattr(self._mine, "connection"):
             self._mine.connection = HTTPConnection("127.0.0.1", self._port)
+            self._connections.append(self._mine.connection)
         self._mine.connection.request("POST", "/lengths", json.dumps(words))
         replies: List[Dict[str, Any]] = json.loads(self._mine.connection.getresponse().read())
         return replies
@@ -62,9 +76,8 @@ class Client:
 
 def main() -> None:
     """Ask for the lengths of 3,000 words in either way."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), API) as server:
+    with Server(("127.0.0.1", 0), API) as server, closing(Client(server.server_port)) as client:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = Client(server.server_port)
         words = ["a" * (number % 20 + 1) for number in range(3_000)]
         lengths = compare(lambda word: client.lengths([word])[0], client.lengths, words, Size(200) | Natural())
         print(f"each caller has the length of its own word: {lengths == [len(word) for word in words]}")
