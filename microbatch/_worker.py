@@ -26,6 +26,7 @@ from microbatch._opening import Opening
 from microbatch._process import enlist
 from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
+from microbatch._sending import name_unsendable
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, BatchStarted, tell
@@ -345,8 +346,8 @@ class Worker:
                 self._executor.submit(self._processor, delivery.jobs).add_done_callback(
                     partial(self._receive, delivery)
                 )
-        except BaseException as error:  # the caller's executor is broken, or was shut down
-            delivery.fail(error)
+        except BaseException as error:  # the caller's executor is broken, or was shut down, or can't send this
+            delivery.fail(self._named(error, delivery))
             self._report(delivery)
 
     def _finish(self, summary: BatchReport) -> None:
@@ -425,10 +426,15 @@ class Worker:
             try:
                 delivery.complete(done.result())
             except BaseException as error:
-                delivery.fail(error)
+                delivery.fail(self._named(error, delivery))
             finally:
                 self._report(delivery)
                 del done  # which holds the exception whose traceback leads here
+
+    def _named(self, error: BaseException, delivery: Delivery) -> BaseException:
+        if self._executor is None or isinstance(self._executor, ThreadPoolExecutor):
+            return error  # as nothing was sent
+        return name_unsendable(error, self._processor, delivery.jobs)
 
     def _report(self, delivery: Delivery) -> None:
         futures = delivery.forget()

@@ -3,7 +3,9 @@
 import concurrent.futures
 import multiprocessing
 import os
+import pickle
 import re
+import threading
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,6 +271,14 @@ def test_the_process_forks() -> None:
 
 
 # -- an executor does it --
+
+
+def test_a_job_can_not_be_sent() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        with Batcher[Any, Any](list, Size(2), executor=executor) as batcher:
+            for future in [batcher.submit(job) for job in ("a", threading.Lock())]:
+                with pytest.raises(pickle.PicklingError, match="^job 2 of 2 in the batch, of type lock,"):
+                    future.result()
 
 
 def test_the_executor_refuses_a_batch() -> None:
