@@ -1,7 +1,8 @@
 """Draws what the tables say, with matplotlib. The same runs give the same file: no date and no path is in it."""
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from benchmarks.measurements.base import Case, Measurement
 from benchmarks.runner import Run
@@ -10,10 +11,6 @@ from benchmarks.tables import Labels, Runs
 
 def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], labels: Labels, path: Path) -> bool:
     """Write the plot of one measurement as SVG, and return whether there was anything to draw."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     name = measurement.plot
     those = Runs(run for run in runs if run.measurement == measurement.name)
     contenders = [
@@ -23,20 +20,31 @@ def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], l
     ]
     if name is None or not contenders:
         return False
-    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+    with figure(path) as drawn:
+        axes = drawn.add_subplot()
         if measurement.wide:
-            figure.set_size_inches(8, 4)
+            drawn.set_size_inches(8, 4)
             _lines(axes, measurement, name, cases, contenders, those, labels)
         else:
-            figure.set_size_inches(8, 1 + 0.16 * len(contenders) * (len(cases) + 0.7))
+            drawn.set_size_inches(8, 1 + 0.16 * len(contenders) * (len(cases) + 0.7))
             _bars(axes, measurement, name, cases, contenders, those, labels)
         axes.set_title(measurement.title, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     return True
+
+
+@contextmanager
+def figure(path: Path) -> Iterator[Any]:
+    """Give a figure, and write it."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
+        drawn = Figure(layout="constrained")
+        FigureCanvasSVG(drawn)
+        yield drawn
+        drawn.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _bars(

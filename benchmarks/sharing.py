@@ -3,23 +3,30 @@
 Client processes, each with callers in threads that wait for each result, submit to batchers of their own, and then to one in
 a Dask cluster on the same cores. A call takes 5 ms and 20 µs for each job; then nothing, to see what one collector can do.
 Each caller checks that the answer is to its own job. The second part simulates more processes than a machine has.
+
+``python -m benchmarks.sharing --plot docs/sharing.svg`` draws what is simulated, and nothing else.
 """
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, List, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 from benchmarks.machine import machine
+from benchmarks.plots import figure
 from benchmarks.tables import Table, render, rst
 from microbatch import Batcher, Natural, Size
 from microbatch.simulation import poisson, simulate
 
 POLICY = Size(500) | Natural()
 CALL, JOB = 0.005, 20e-6
+RATE = 2_000
+"""Jobs a second over all processes that are simulated."""
 
 
 def slow(jobs: List[str]) -> List[Tuple[str, int]]:
@@ -82,14 +89,72 @@ def measure(address: str, processor: str, processes: int, callers: int, seconds:
     return [f"{jobs:,}", f"{wrong}", f"{calls:,.0f}", f"{jobs / calls:.1f}", f"{jobs / seconds:,.0f}"]
 
 
-def simulated(rate: float, processes: int) -> List[str]:
+class Simulated(NamedTuple):
+    """What becomes of a load."""
+
+    batch: float
+    """How many jobs it has on average."""
+    calls: float
+    """A second, by all."""
+    latency: float
+    """Of a job on average, in ms."""
+
+
+def simulated(rate: float, collectors: int, each: float = 0.0) -> Simulated:
+    """Share a load among some collectors, each of which takes a job every so many seconds, and waits for a downstream.
+
+    Collectors are alike, so that one of them tells what all do.
+    """
+    arrivals = list(poisson(rate / collectors, 20_000)(random.Random(1)))
+    taken: List[float] = []
+    for arrival in arrivals:
+        taken.append(max(arrival, taken[-1] if taken else 0.0) + each)
+    report = simulate(POLICY, taken, lambda size: CALL + JOB * size)
+    waiting = sum(after - before for before, after in zip(arrivals, taken)) / len(arrivals)
+    last = max(run.ended for run in report.runs)
+    return Simulated(report.jobs / report.batches, collectors * report.batches / last, 1e3 * (waiting + report.mean))
+
+
+def compared(rate: float, processes: int) -> List[str]:
     """Return a row for so many processes that share a load: each with a batcher, and all with one."""
-    alone, together = (
-        simulate(POLICY, poisson(each, 20_000), lambda size: CALL + JOB * size) for each in (rate / processes, rate)
-    )
-    cells = [f"{report.jobs / report.batches:.1f}" for report in (alone, together)]
-    cells += [f"{rate * report.batches / report.jobs:,.0f}" for report in (alone, together)]
-    return [f"{processes:,}", *cells, *(f"{1e3 * report.p50:.1f}" for report in (alone, together))]
+    pairs = zip(simulated(rate, processes), simulated(rate, 1))
+    return [f"{processes:,}", *(f"{value:,.{digits}f}" for pair, digits in zip(pairs, (1, 0, 1)) for value in pair)]
+
+
+def draw(path: Path, capacity: float) -> None:
+    """Write a picture of what sharing does to the calls of many processes, and of where collectors have their end.
+
+    Args:
+        path: where to, as SVG.
+        capacity: how many jobs a second one collector can take.
+    """
+    with figure(path) as drawn:
+        drawn.set_size_inches(8, 6)
+        *before, end = drawn.subplots(2, 2).flat
+        processes = (1, 2, 4, 10, 20, 40, 100, 200, 400, 1_000)
+        for label, collectors, each in (
+            ("a batcher in each process", processes, 0.0),
+            ("one for all", [1] * len(processes), 1 / capacity),
+        ):
+            for axes, values in zip(before, zip(*(simulated(RATE, count, each) for count in collectors))):
+                axes.plot(processes, values, label=label)
+        for axes, title in zip(before, ("jobs in a batch", "calls a second", "mean latency in ms, in the batcher")):
+            axes.set_title(title, loc="left", fontsize=9)
+            axes.set_xlabel(f"processes, with {RATE:,} jobs a second in all")
+        for count in (1, 2, 4, 8):
+            loads = [capacity * count * share / 20 for share in range(1, 23)]
+            found = [simulated(load, count, 1 / capacity).latency for load in loads]
+            end.plot(loads, found, label=f"{count} collector{'s' * (count > 1)}")
+        end.set_title(f"the same; a collector takes {capacity:,.0f} jobs a second", loc="left", fontsize=9)
+        end.set_xlabel("jobs a second in all")
+        end.set_ylim(top=40)
+        for axes in (*before, end):
+            axes.set_xscale("log")
+            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in (before[0], end):
+            axes.legend(frameon=False)
 
 
 def main() -> None:
@@ -99,7 +164,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--callers", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--plot", type=Path, help="draw what is simulated to this file, and nothing else")
+    parser.add_argument("--capacity", type=float, default=10_200, help="jobs a second of one collector, for the plot")
     arguments = parser.parse_args()
+    if arguments.plot is not None:
+        draw(arguments.plot, arguments.capacity)
+        return
     if arguments.client is not None:
         address, processor, callers, seconds, name = arguments.client
         client(address, name, processor, int(callers), float(seconds))
@@ -122,15 +192,10 @@ def main() -> None:
             print(render(Table(f"{arguments.processes} processes of {callers} callers", headings, rows, [])))
     headings = [
         "processes",
-        "batch, each",
-        "batch, shared",
-        "calls/s, each",
-        "calls/s, shared",
-        "p50 ms, each",
-        "shared",
+        *(f"{what}, {who}" for what in ("batch", "calls/s", "mean ms") for who in ("each", "shared")),
     ]
-    made = [simulated(2_000, processes) for processes in (1, 10, 100, 1_000)]
-    print(render(Table("Simulated: 2,000 jobs/s over all processes, 5 ms and 20 µs per job", headings, made, [])))
+    made = [compared(RATE, processes) for processes in (1, 10, 100, 1_000)]
+    print(render(Table(f"Simulated: {RATE:,} jobs/s over all processes, 5 ms and 20 µs per job", headings, made, [])))
 
 
 if __name__ == "__main__":
