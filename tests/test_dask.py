@@ -1,5 +1,6 @@
 """Batches on a Dask cluster of processes: processed there, and formed there for many processes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any, Dict, Iterator, List, NamedTuple
 
 import pytest
@@ -121,7 +123,7 @@ def test_results_and_errors_are_as_those_of_a_batcher_here(client: Client) -> No
     assert ["GOOD", "OTHER"] == [future.result().value for future in (good, other)]
     assert (ValueError, ("bad",)) == (type(bad.exception()), getattr(bad.exception(), "args"))
     assert isinstance(heavy.exception(), JobTooLarge)
-    assert "the job can't be sent to another process" in str(lock.exception())
+    assert isinstance(lock.exception(), PicklingError) and "the job can't be sent" in str(lock.exception())
 
 
 def locks(jobs: List[Any]) -> List[Any]:
@@ -130,8 +132,18 @@ def locks(jobs: List[Any]) -> List[Any]:
 
 def test_a_result_that_can_not_be_sent_fails_alone(client: Client) -> None:
     outcomes = shared("locks", locks, Size(2), client=lambda: client)(["lock", "good"])
-    assert "the result can't be sent to another process" in str(outcomes[0])
+    assert isinstance(outcomes[0], PicklingError) and "the result can't be sent" in str(outcomes[0])
     assert "good" == outcomes[1]
+
+
+def test_a_processor_that_no_worker_has_is_told_as_what_it_is(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def process(jobs): return jobs")
+    monkeypatch.syspath_prepend(tmp_path)
+    processor = shared("unmade", importlib.import_module("only_here").process, client=lambda: client)
+    with pytest.raises(ModuleNotFoundError, match="only_here"):
+        processor(["a"])
 
 
 def test_where_there_is_no_room_it_waits(client: Client) -> None:

@@ -16,7 +16,7 @@ another thing, and needs nothing of this: ``Batcher(insert_many, executor=client
 import asyncio
 import os
 import threading
-from functools import partial
+from pickle import PicklingError, UnpicklingError
 from typing import Any, Callable, List
 
 from distributed import Client, Lock, Variable
@@ -34,9 +34,9 @@ class CollectorLost(MicrobatchError, ConnectionError):
 class SharedProcessor:
     """Hands jobs on to a batcher in the cluster. Made by `shared`."""
 
-    def __init__(self, name: str, make: Callable[[], "_Collector"], connect: Callable[[], Client]) -> None:
+    def __init__(self, name: str, ingredients: bytes, connect: Callable[[], Client]) -> None:
         self._name = f"microbatch-{name}"
-        self._make = make
+        self._ingredients = ingredients  # of a collector
         self._connect = connect
         self._mutex = threading.Lock()  # guards what follows, and is held while it connects and searches: once for all
         self._process = 0  # which is connected
@@ -62,13 +62,11 @@ class SharedProcessor:
         Variable(self._name, client=self._client).delete()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        future: Any = None
+        future = self._actor()  # what Dask raises here says why, and nothing has been sent
         try:
-            future = self._actor()
             return getattr(future.result(), method)(*arguments).result()
         except (OSError, RuntimeError) as error:  # of Dask: what the batcher raises is among the outcomes
-            if future is not None:
-                self._dead = future.key
+            self._dead = future.key
             raise CollectorLost(f"{self._name} has died, or can't be reached") from error
 
     def _actor(self) -> Any:
@@ -90,7 +88,8 @@ class SharedProcessor:
         return future if future.key != self._dead else None
 
     def _published_anew(self) -> Any:
-        future = self._client.submit(self._make, actor=True, pure=False)
+        # As bytes, so that the scheduler need not have the module of the processor.
+        future = self._client.submit(_Collector, self._ingredients, actor=True, pure=False)
         future.result()
         Variable(self._name, client=self._client).set(future)
         return future
@@ -99,7 +98,8 @@ class SharedProcessor:
 class _Collector:
     """The batcher in the cluster: a Dask actor."""
 
-    def __init__(self, processor: Callable[[List[Any]], Any], policy: "BatchingPolicy[Any]", options: Any) -> None:
+    def __init__(self, ingredients: bytes) -> None:
+        processor, policy, options = loads(ingredients)
         self._batcher: Batcher[Any, Any] = Batcher(processor, policy, **options)
 
     async def run(self, messages: List[bytes]) -> List[bytes]:
@@ -166,19 +166,18 @@ def shared(
         TypeError: *processor*, *policy* or one of the *options* is not what it must be, or can't be pickled.
     """
     Batcher(processor, policy, **options)  # which complains here, and not in the cluster
-    make = partial(_Collector, processor, policy, options)
     try:
-        dumps(make)
+        ingredients = dumps((processor, policy, options))
     except Exception as error:
         raise TypeError(f"processor, policy and options must be such that they can be pickled: {error}") from error
-    return SharedProcessor(name, make, client)
+    return SharedProcessor(name, ingredients, client)
 
 
 def _packed(job: Any) -> Any:
     try:
         return dumps(job)
     except Exception as error:
-        return TypeError(f"the job can't be sent to another process: {error}")
+        return PicklingError(f"the job can't be sent to another process: {error}")
 
 
 def _answer(outcome: Any) -> bytes:
@@ -187,7 +186,7 @@ def _answer(outcome: Any) -> bytes:
         message: bytes = dumps((error, None) if error is not None else (None, outcome.result().value))
     except Exception as reason:
         what = "result" if error is None else f"exception {type(error).__name__}"
-        message = dumps((TypeError(f"the {what} can't be sent to another process: {reason}"), None))
+        message = dumps((PicklingError(f"the {what} can't be sent to another process: {reason}"), None))
     return message
 
 
@@ -195,5 +194,5 @@ def _unpacked(message: bytes) -> Any:
     try:
         error, value = loads(message)
     except Exception as reason:
-        return TypeError(f"the outcome can't be read in this process: {reason}")
+        return UnpicklingError(f"the outcome can't be read in this process: {reason}")
     return value if error is None else error
