@@ -1,9 +1,18 @@
-"""Which processor or job it was that could not be sent to another process."""
+"""Sending a batch to an executor of the caller's, and saying what could not be sent."""
 
 import pickle
+from concurrent.futures import Executor, Future
 from typing import Any, Iterator, List, Tuple
 
-__all__ = ["name_unsendable"]
+__all__ = ["name_unsendable", "send"]
+
+
+def send(executor: Executor, processor: Any, jobs: List[Any]) -> "Future[Any]":
+    """Have *executor* call the processor with the jobs, which are all that goes there."""
+    if any(base.__module__.partition(".")[0] == "distributed" for base in type(executor).__mro__):
+        # Dask would take equal batches for one, and process that once.
+        return executor.submit(processor, jobs, pure=False)
+    return executor.submit(processor, jobs)
 
 
 def name_unsendable(error: BaseException, processor: Any, jobs: List[Any]) -> BaseException:

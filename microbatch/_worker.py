@@ -26,7 +26,7 @@ from microbatch._opening import Opening
 from microbatch._process import enlist
 from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
-from microbatch._sending import name_unsendable
+from microbatch._sending import name_unsendable, send
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, BatchStarted, tell
@@ -343,9 +343,7 @@ class Worker:
                 self._inbox.put(delivery)
             elif self._executor is not None:
                 self._begin(delivery)
-                self._executor.submit(self._processor, delivery.jobs).add_done_callback(
-                    partial(self._receive, delivery)
-                )
+                send(self._executor, self._processor, delivery.jobs).add_done_callback(partial(self._receive, delivery))
         except BaseException as error:  # the caller's executor is broken, or was shut down, or can't send this
             delivery.fail(self._named(error, delivery))
             self._report(delivery)

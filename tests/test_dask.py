@@ -1,6 +1,7 @@
 """Batches on a Dask cluster of processes: processed there, and formed there for many processes."""
 
 import importlib
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from distributed import Client
 from microbatch import Batcher, BatcherClosed, Interval, JobTooLarge, Natural, Size, Weight
 from microbatch.integrations.dask import CollectorLost, shared
 from tests.test_howto import blocks
+from tests.test_processes import InFlight, where
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
 
@@ -48,10 +50,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         process.stdin.close()
 
 
-def where(jobs: List[Any]) -> List[Any]:
-    return [(job, os.getpid(), len(jobs)) for job in jobs]
-
-
 def strict(jobs: List[str]) -> List[Any]:
     return [ValueError(job) if job == "bad" else job.upper() for job in jobs]
 
@@ -66,7 +64,7 @@ def deadly(jobs: List[str]) -> List[Any]:
 
 
 def test_batches_are_processed_in_other_processes(client: Client) -> None:
-    executor = client.get_executor(pure=False)
+    executor = client.get_executor()
     with Batcher[int, Any](where, Size(10), executor=executor, max_workers=3) as batcher:
         results = [future.result(timeout=60).value for future in [batcher.submit(number) for number in range(100)]]
     assert list(range(100)) == [job for job, _, _ in results]
@@ -74,9 +72,43 @@ def test_batches_are_processed_in_other_processes(client: Client) -> None:
     assert os.getpid() not in {process for _, process, _ in results}
 
 
+def note(jobs: List[str]) -> List[str]:
+    with open(jobs[0], "a") as file:
+        file.write("done\n")
+    return jobs
+
+
+def test_batches_that_are_equal_are_all_processed(client: Client, tmp_path: Path) -> None:
+    path = str(tmp_path / "notes")
+    with Batcher[str, str](note, Size(1), executor=client.get_executor(), max_workers=3) as batcher:
+        assert [path] * 5 == [result.value for result in batcher.map([path] * 5)]
+    assert "done\n" * 5 == (tmp_path / "notes").read_text()
+
+
+def test_no_more_batches_are_in_the_cluster_than_there_are_workers(client: Client) -> None:
+    in_flight = InFlight()
+    executor = client.get_executor()
+    with Batcher[int, Any](where, Size(1), executor=executor, max_workers=2, listeners=[in_flight]) as batcher:
+        assert 50 == len([batcher.submit(number) for number in range(50)])
+    assert 2 == in_flight.most
+
+
+def test_a_job_that_dask_can_not_send_is_named_to_all_of_its_batch_and_later_ones_run(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "distributed")
+    with Batcher[Any, Any](where, Size(3), executor=client.get_executor()) as batcher:
+        failed = [batcher.submit(each) for each in ("a", threading.Lock(), "b")]
+        later = [batcher.submit(each) for each in "cde"]
+    for future in failed:
+        with pytest.raises(PicklingError, match="^job 2 of 3 in the batch, of type lock, can't be sent"):
+            future.result()
+    assert ["c", "d", "e"] == [future.result().value[0] for future in later]
+
+
 def test_a_batch_whose_process_is_killed_is_run_again_by_dask(client: Client, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
-    with Batcher[str, Any](deadly, Size(2), executor=client.get_executor(pure=False)) as batcher:
+    with Batcher[str, Any](deadly, Size(2), executor=client.get_executor()) as batcher:
         futures = [batcher.submit(job) for job in (str(tmp_path / "die"), "", "", "")]
         assert os.getpid() not in {future.result(timeout=60).value for future in futures}
     assert not (tmp_path / "die").exists()
@@ -88,7 +120,7 @@ from concurrent.futures import ThreadPoolExecutor
 from distributed import Client
 from microbatch import Batcher, Natural, Size
 from microbatch.integrations.dask import shared
-from tests.test_dask import where
+from tests.test_processes import where
 
 def main():
     with Client(sys.argv[1]) as client:

@@ -10,7 +10,7 @@ the same for all who say its name; so batches form across all of them::
     inserts.submit(row).result().value
 
 The batcher here only gathers what goes to the cluster in one message. To process in a cluster what is collected here is
-another thing, and needs nothing of this: ``Batcher(insert_many, executor=client.get_executor(pure=False))``.
+another thing, and needs nothing of this: ``Batcher(insert_many, executor=client.get_executor())``.
 """
 
 import asyncio
