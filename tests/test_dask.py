@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import PicklingError
 from typing import Any, Dict, Iterator, List, NamedTuple
@@ -29,7 +30,7 @@ import sys
 from distributed import LocalCluster
 
 if __name__ == "__main__":
-    options = dict(n_workers=3, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=50)
+    options = dict(n_workers=int(sys.argv[1]), threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=50)
     with LocalCluster(**options) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
@@ -37,17 +38,25 @@ if __name__ == "__main__":
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    program = tmp_path_factory.mktemp("dask") / "cluster.py"
+@contextmanager
+def cluster(program: Path, workers: int) -> Iterator[str]:
     program.write_text(CLUSTER)
     with subprocess.Popen(
-        [sys.executable, str(program)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(program), str(workers)],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None and process.stdin is not None
-        with Client(process.stdout.readline().strip()) as client:
-            yield client
+        yield process.stdout.readline().strip()
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with cluster(tmp_path_factory.mktemp("dask") / "cluster.py", 3) as address, Client(address) as client:
+        yield client
 
 
 def strict(jobs: List[str]) -> List[Any]:
@@ -201,6 +210,111 @@ def test_after_its_shutdown_it_refuses_jobs_and_who_says_its_name_gets_another_o
     processor.shutdown()
     assert [BatcherClosed] * 2 == [type(outcome) for outcome in processor(["a", "b"])]
     assert ["A", "B"] == shared("short", strict, Size(2), client=lambda: client)(["a", "b"])
+
+
+def test_one_that_is_shut_down_again_leaves_the_next_one_its_name(client: Client) -> None:
+    one, two, after = [shared("again", strict, Size(1), client=lambda: client) for _ in range(3)]
+    assert [["A"], ["B"]] == [one(["a"]), two(["b"])]
+    one.shutdown()
+    assert ["C"] == after(["c"])
+    two.shutdown()
+    assert 1 == shared("again", strict, Size(1), client=lambda: client).stats().accepted
+
+
+def patient(jobs: List[str]) -> List[str]:
+    return [Path(job).read_text() for job in jobs]
+
+
+def test_who_comes_while_it_is_shut_down_gets_another_one(client: Client, tmp_path: Path) -> None:
+    closing, next_one = [shared("closing", patient, Size(1), client=lambda: client, max_workers=2) for _ in range(2)]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("next")
+    with ThreadPoolExecutor(2) as callers:
+        waiting = callers.submit(closing, [str(tmp_path / "pipe")])
+        with (tmp_path / "pipe").open("w") as pipe:  # from here on it is being processed
+            over = callers.submit(closing.shutdown)
+            while not isinstance(closing([str(tmp_path / "file")])[0], BatcherClosed):
+                pass
+            assert ["next"] == next_one([str(tmp_path / "file")])
+            assert not over.done()
+            pipe.write("last")
+        assert ["last"] == waiting.result(timeout=60)
+
+
+def test_who_has_lost_the_way_to_the_batcher_finds_the_same_one_again(client: Client) -> None:
+    connected = []
+
+    def connect() -> Client:
+        connected.append(Client(client.scheduler.address, set_as_default=False))
+        return connected[-1]
+
+    processor = shared("way", strict, Size(2), client=connect)
+    here = shared("way", strict, Size(2), client=lambda: client)
+    with ThreadPoolExecutor(1) as callers:
+        lost = callers.submit(processor, ["lost"])
+        while here.stats().accepted == 0:
+            pass
+        connected[0].close()
+        assert isinstance(lost.exception(timeout=60), CollectorLost)
+    assert ["MINE"] == processor(["mine"])  # in a batch with the one whose result is lost
+    assert 2 == here.stats().succeeded == len(connected)
+    connected[1].close()
+
+
+def test_callers_have_another_one_after_the_cluster_has_been_restarted(client: Client) -> None:
+    processor = shared("restarted", strict, Size(1), client=lambda: client)
+    assert ["A"] == processor(["a"])
+    client.restart()
+    assert ["B"] == processor(["b"])
+
+
+def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path) -> None:
+    with cluster(tmp_path / "cluster.py", 0) as address, ThreadPoolExecutor(8) as callers:
+        client = Client(address, set_as_default=False)
+        processors = [shared(name, strict, client=lambda: client) for name in "abcdefgh"]
+        waiting = [callers.submit(processor, ["a"]) for processor in processors]
+        while len(client.futures) < 8:  # there is no worker to make them
+            pass
+        client.close()
+        assert {CollectorLost} == {type(future.exception(timeout=60)) for future in waiting}
+
+
+FORKED = """
+import os, signal, sys, threading
+from distributed import Client
+from microbatch import Size
+from microbatch.integrations.dask import shared
+from tests.test_dask import strict
+
+if __name__ == "__main__":
+    parent, connecting, forked = os.getpid(), threading.Event(), threading.Event()
+
+    def connect():
+        if os.getpid() == parent:
+            connecting.set()
+            forked.wait()
+        return Client(sys.argv[1], set_as_default=False)
+
+    processor = shared("forked", strict, Size(1), client=connect)
+    thread = threading.Thread(target=lambda: print(*processor(["parent"]), flush=True))
+    thread.start()
+    connecting.wait()
+    if not (child := os.fork()):
+        signal.alarm(30)
+        print(*processor(["child"]), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    forked.set()
+    thread.join()
+"""
+
+
+def test_a_child_that_is_forked_while_its_parent_connects_has_a_client_of_its_own(
+    client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(FORKED))
+    command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address]
+    assert "CHILD\nPARENT\n" == subprocess.check_output(command, env=ENVIRONMENT, text=True)
 
 
 DYING = """

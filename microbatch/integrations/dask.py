@@ -16,8 +16,9 @@ another thing, and needs nothing of this: ``Batcher(insert_many, executor=client
 import asyncio
 import os
 import threading
+from concurrent.futures import CancelledError, wait
 from pickle import PicklingError, UnpicklingError
-from typing import Any, Callable, List
+from typing import Any, Awaitable, Callable, Dict, List
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
@@ -26,9 +27,15 @@ from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, Batch
 
 __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 
+# What Dask raises if a connection, a client or an actor is lost; a closed client lacks attributes.
+_OF_DASK = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
+
 
 class CollectorLost(MicrobatchError, ConnectionError):
-    """The process that collected the jobs of all has died, or can't be reached: nobody knows whether these were done."""
+    """The process that collected the jobs of all has died, or can't be reached: nobody knows whether these were done.
+
+    Unless it says that nothing was sent.
+    """
 
 
 class SharedProcessor:
@@ -38,11 +45,12 @@ class SharedProcessor:
         self._name = f"microbatch-{name}"
         self._ingredients = ingredients  # of a collector
         self._connect = connect
-        self._mutex = threading.Lock()  # guards what follows, and is held while it connects and searches: once for all
+        # Held while it connects and searches: once for all. By process, as one that is held at a fork is held in the child
+        # for ever; and by a thread as often as it likes, so that one whose client= comes back here gets a RecursionError.
+        self._mutexes: Dict[int, Any] = {}
         self._process = 0  # which is connected
         self._client: Any = None
-        self._found: Any = None  # the future of the actor
-        self._dead = ""  # the key of the one before, of which the scheduler may not know yet
+        self._found: Any = None  # the actor, and its future
 
     def __call__(self, jobs: List[Any]) -> List[Any]:
         """Return one outcome for each job: a value, or an exception."""
@@ -59,40 +67,58 @@ class SharedProcessor:
     def shutdown(self) -> None:
         """Shut down the batcher in the cluster, for all, and return when all of its jobs are done. Its name is free then."""
         self._ask("shutdown")
-        Variable(self._name, client=self._client).delete()
+        _waited_for(self._client, self._forgotten(self._client))
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        future = self._actor()  # what Dask raises here says why, and nothing has been sent
         try:
-            return getattr(future.result(), method)(*arguments).result()
-        except (OSError, RuntimeError) as error:  # of Dask: what the batcher raises is among the outcomes
-            self._dead = future.key
-            raise CollectorLost(f"{self._name} has died, or can't be reached") from error
+            client, actor, future = self._actor()
+        except _OF_DASK as error:
+            raise CollectorLost(f"{self._name} can't be reached, so nothing was sent: {error}") from error
+        try:
+            return _waited_for(client, getattr(actor, method)(*arguments), future)
+        except _OF_DASK as error:  # what the batcher raises is among the outcomes
+            self._found = None  # it may be alive all the same: that is asked when it is looked for
+            raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
 
     def _actor(self) -> Any:
-        """Return the future of the actor, and look for one if there is none, or if it has died."""
-        with self._mutex:
-            if self._process != os.getpid():
-                self._process, self._client, self._found = os.getpid(), self._connect(), None
-            if self._found is None or self._found.key == self._dead or self._found.status != "finished":
-                with Lock(self._name, scheduler_rpc=self._client.scheduler, loop=self._client.loop):
-                    self._found = self._published() or self._published_anew()
-            return self._found
+        """Return the client, the actor and its future, and look for one if there is none, or if it has died."""
+        with self._mutexes.setdefault(os.getpid(), threading.RLock()):
+            client, found = self._client, self._found
+            if self._process != os.getpid() or client.status == "closed":
+                client, found = self._connect(), None
+                if client.status == "closed":
+                    raise RuntimeError("client= gives a client that is closed")
+                self._process, self._client = os.getpid(), client
+            if found is None or found[1].status != "finished":
+                with client.as_current():  # which an actor takes for its own
+                    self._found = found = _waited_for(client, self._looked_for(client))
+            return client, *found
 
-    def _published(self) -> Any:
+    async def _looked_for(self, client: Client) -> Any:
+        async with Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop):
+            found = await self._published(client)
+            if found is None:
+                # As bytes, so that the scheduler need not have the module of the processor.
+                future = client.submit(_Collector, self._ingredients, actor=True, pure=False)
+                found = await future, future
+                await Variable(self._name, client=client).set(future)
+            return found
+
+    async def _published(self, client: Client) -> Any:
+        """Return the actor that has the name, and its future, if it is alive and open."""
         try:
-            future = Variable(self._name, client=self._client).get(timeout=0.1)
-            future.result()
-        except (asyncio.TimeoutError, RuntimeError):
-            return None  # there is none, or it has died
-        return future if future.key != self._dead else None
+            future = await Variable(self._name, client=client).get(timeout=0.1)  # at once, unless it was never set
+            if future is not None and future.status == "finished":
+                actor = await future
+                return (actor, future) if await actor.is_open() else None
+        except _OF_DASK:
+            pass
+        return None
 
-    def _published_anew(self) -> Any:
-        # As bytes, so that the scheduler need not have the module of the processor.
-        future = self._client.submit(_Collector, self._ingredients, actor=True, pure=False)
-        future.result()
-        Variable(self._name, client=self._client).set(future)
-        return future
+    async def _forgotten(self, client: Client) -> None:
+        async with Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop):
+            if await self._published(client) is None:  # and not another one, made since
+                await Variable(self._name, client=client).set(None)
 
 
 class _Collector:
@@ -101,6 +127,7 @@ class _Collector:
     def __init__(self, ingredients: bytes) -> None:
         processor, policy, options = loads(ingredients)
         self._batcher: Batcher[Any, Any] = Batcher(processor, policy, **options)
+        self._open = True
 
     async def run(self, messages: List[bytes]) -> List[bytes]:
         """Do some jobs, and give back one outcome for each."""
@@ -135,8 +162,13 @@ class _Collector:
         """See `SharedProcessor.stats`."""
         return self._batcher.stats()
 
+    def is_open(self) -> bool:
+        """Return False from the moment on that it is being shut down."""
+        return self._open
+
     async def shutdown(self) -> None:
         """See `SharedProcessor.shutdown`."""
+        self._open = False
         await asyncio.get_running_loop().run_in_executor(None, self._batcher.shutdown)
 
 
@@ -171,6 +203,20 @@ def shared(
     except Exception as error:
         raise TypeError(f"processor, policy and options must be such that they can be pickled: {error}") from error
     return SharedProcessor(name, ingredients, client)
+
+
+def _waited_for(client: Client, reply: Awaitable[Any], future: Any = None) -> Any:
+    """Wait for Dask, which leaves some waiting for ever when their client is closed or their actor is forgotten."""
+
+    async def waiting() -> Any:
+        return await reply
+
+    result = asyncio.run_coroutine_threadsafe(waiting(), client.loop.asyncio_loop)
+    while not wait([result], timeout=1).done:
+        if client.status == "closed" or future is not None and future.status != "finished":
+            result.cancel()
+            raise RuntimeError(f"the client is {client.status}, and the actor is lost")
+    return result.result()
 
 
 def _packed(job: Any) -> Any:
