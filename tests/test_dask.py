@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 import pytest
 from distributed import Client
 
-from microbatch import Batcher, BatcherClosed, Interval, JobTooLarge, Natural, Size, Weight
+from microbatch import Batcher, BatcherClosed, Interval, JobTooLarge, Natural, Rate, Size, Weight
 from microbatch.integrations.dask import CollectorLost, shared
 from tests.test_howto import blocks
 from tests.test_processes import InFlight, where
@@ -190,6 +190,17 @@ def test_a_processor_that_no_worker_has_is_told_as_what_it_is(
 def test_where_there_is_no_room_it_waits(client: Client) -> None:
     processor = shared("small", where, Size(2) | Interval(0.001), client=lambda: client, max_pending=2)
     assert list(range(50)) == [job for job, _, _ in processor(list(range(50)))]
+
+
+def test_its_shutdown_does_not_wait_for_those_who_wait_for_room(client: Client) -> None:
+    processor = shared("crowd", strict, Size(1) & Rate(1, per=3600), client=lambda: client, max_pending=1)
+    with ThreadPoolExecutor(40) as callers:
+        waiting = [callers.submit(processor, [name]) for name in ["a"] * 40]
+        while processor.stats().accepted < 2:  # one is done, one has the room, and all others wait
+            pass
+        processor.shutdown()
+        outcomes = [future.result(timeout=60)[0] for future in waiting]
+    assert {str, BatcherClosed} == {type(outcome) for outcome in outcomes}
 
 
 def test_callers_hear_that_the_batcher_has_died_and_later_jobs_have_another_one(client: Client, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ another thing, and needs nothing of this: ``Batcher(insert_many, executor=client
 import asyncio
 import os
 import threading
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pickle import PicklingError, UnpicklingError
 from typing import Any, Awaitable, Callable, Dict, List
 
@@ -128,6 +128,8 @@ class _Collector:
         processor, policy, options = loads(ingredients)
         self._batcher: Batcher[Any, Any] = Batcher(processor, policy, **options)
         self._open = True
+        # For room. One thread is as fast as many, and the loop's own stay free for a shutdown.
+        self._waiting = ThreadPoolExecutor(1)
 
     async def run(self, messages: List[bytes]) -> List[bytes]:
         """Do some jobs, and give back one outcome for each."""
@@ -150,7 +152,7 @@ class _Collector:
                 try:
                     outcomes.append(self._batcher.submit(job, timeout=0))
                 except BacklogFull:
-                    outcomes.append(await loop.run_in_executor(None, self._batcher.submit, job))
+                    outcomes.append(await loop.run_in_executor(self._waiting, self._batcher.submit, job))
                 outcomes[-1].add_done_callback(count)
             except Exception as error:
                 outcomes.append(error)
