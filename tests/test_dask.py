@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PicklingError
@@ -17,7 +17,18 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 import pytest
 from distributed import Client
 
-from microbatch import Batcher, BatcherClosed, Interval, JobTooLarge, Natural, Rate, Size, Weight
+from microbatch import (
+    Batcher,
+    BatcherClosed,
+    BatchListener,
+    Interval,
+    JobAccepted,
+    JobTooLarge,
+    Natural,
+    Rate,
+    Size,
+    Weight,
+)
 from microbatch.integrations.dask import CollectorLost, shared
 from tests.test_howto import blocks
 from tests.test_processes import InFlight, where
@@ -185,6 +196,35 @@ def test_a_processor_that_no_worker_has_is_told_as_what_it_is(
     processor = shared("unmade", importlib.import_module("only_here").process, client=lambda: client)
     with pytest.raises(ModuleNotFoundError, match="only_here"):
         processor(["a"])
+
+
+class Leaving:
+    """Ends the process that reads it, if it is let."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (7,)
+
+
+def test_a_job_that_ends_the_process_fails_alone(client: Client) -> None:
+    outcomes = shared("leaving", where, Size(1), client=lambda: client, weigh=sys.exit)([1])
+    assert [SystemExit] == [type(outcome) for outcome in outcomes]
+    processor = shared("left by", where, Size(1), client=lambda: client)
+    before, leaving, after = processor(["before", Leaving(), "after"])
+    assert [before[1], SystemExit, before[1]] == [after[1], type(leaving), processor(["later"])[0][1]]
+
+
+class Choosy(BatchListener):
+    """Cancels some jobs as soon as they are accepted."""
+
+    def job_accepted(self, fact: JobAccepted) -> None:
+        if fact.future.job == "unwanted":
+            fact.future.cancel()
+
+
+def test_a_job_that_is_cancelled_there_is_told_as_that(client: Client) -> None:
+    processor = shared("choosy", strict, Size(2), client=lambda: client, listeners=[Choosy()])
+    unwanted, *wanted = processor(["unwanted", "a", "b"])
+    assert (CancelledError, ["A", "B"]) == (type(unwanted), wanted)
 
 
 def test_where_there_is_no_room_it_waits(client: Client) -> None:

@@ -29,6 +29,7 @@ __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 
 # What Dask raises if a connection, a client or an actor is lost; a closed client lacks attributes.
 _OF_DASK = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
+_OF_USERS = (Exception, SystemExit)  # one that goes through the loop of a worker ends it, for all
 
 
 class CollectorLost(MicrobatchError, ConnectionError):
@@ -154,7 +155,7 @@ class _Collector:
                 except BacklogFull:
                     outcomes.append(await loop.run_in_executor(self._waiting, self._batcher.submit, job))
                 outcomes[-1].add_done_callback(count)
-            except Exception as error:
+            except _OF_USERS as error:
                 outcomes.append(error)
                 count(None)
         await over
@@ -224,15 +225,17 @@ def _waited_for(client: Client, reply: Awaitable[Any], future: Any = None) -> An
 def _packed(job: Any) -> Any:
     try:
         return dumps(job)
-    except Exception as error:
+    except _OF_USERS as error:
         return PicklingError(f"the job can't be sent to another process: {error}")
 
 
 def _answer(outcome: Any) -> bytes:
-    error = outcome if isinstance(outcome, Exception) else outcome.exception()
+    error = outcome
+    if not isinstance(outcome, BaseException):
+        error = CancelledError() if outcome.cancelled() else outcome.exception()
     try:
         message: bytes = dumps((error, None) if error is not None else (None, outcome.result().value))
-    except Exception as reason:
+    except _OF_USERS as reason:
         what = "result" if error is None else f"exception {type(error).__name__}"
         message = dumps((PicklingError(f"the {what} can't be sent to another process: {reason}"), None))
     return message
@@ -241,6 +244,6 @@ def _answer(outcome: Any) -> bytes:
 def _unpacked(message: bytes) -> Any:
     try:
         error, value = loads(message)
-    except Exception as reason:
+    except _OF_USERS as reason:
         return UnpicklingError(f"the outcome can't be read in this process: {reason}")
     return value if error is None else error
