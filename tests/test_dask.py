@@ -15,7 +15,7 @@ from pickle import PicklingError
 from typing import Any, Dict, Iterator, List, NamedTuple
 
 import pytest
-from distributed import Client
+from distributed import Client, Variable
 
 from microbatch import (
     Batcher,
@@ -317,6 +317,17 @@ def test_callers_have_another_one_after_the_cluster_has_been_restarted(client: C
     assert ["A"] == processor(["a"])
     client.restart()
     assert ["B"] == processor(["b"])
+
+
+def test_callers_hear_that_the_batcher_has_been_cancelled(client: Client) -> None:
+    processor = shared("cancelled", strict, Size(2), client=lambda: client)
+    with ThreadPoolExecutor(1) as callers:
+        lost = callers.submit(processor, ["lost"])
+        while processor.stats().accepted == 0:
+            pass
+        client.cancel([Variable("microbatch-cancelled", client=client).get()], force=True)
+        assert isinstance(lost.exception(timeout=60), CollectorLost)
+    assert ["A", "B"] == processor(["a", "b"])
 
 
 def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path) -> None:

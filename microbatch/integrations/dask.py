@@ -18,7 +18,7 @@ import os
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pickle import PicklingError, UnpicklingError
-from typing import Any, Awaitable, Callable, Dict, List
+from typing import Any, Callable, Coroutine, Dict, List
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
@@ -76,7 +76,7 @@ class SharedProcessor:
         except _OF_DASK as error:
             raise CollectorLost(f"{self._name} can't be reached, so nothing was sent: {error}") from error
         try:
-            return _waited_for(client, getattr(actor, method)(*arguments), future)
+            return _waited_for(client, _answer_of(actor, future, method, *arguments))
         except _OF_DASK as error:  # what the batcher raises is among the outcomes
             self._found = None  # it may be alive all the same: that is asked when it is looked for
             raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
@@ -111,7 +111,7 @@ class SharedProcessor:
             future = await Variable(self._name, client=client).get(timeout=0.1)  # at once, unless it was never set
             if future is not None and future.status == "finished":
                 actor = await future
-                return (actor, future) if await actor.is_open() else None
+                return (actor, future) if await _answer_of(actor, future, "is_open") else None
         except _OF_DASK:
             pass
         return None
@@ -208,18 +208,23 @@ def shared(
     return SharedProcessor(name, ingredients, client)
 
 
-def _waited_for(client: Client, reply: Awaitable[Any], future: Any = None) -> Any:
-    """Wait for Dask, which leaves some waiting for ever when their client is closed or their actor is forgotten."""
-
-    async def waiting() -> Any:
-        return await reply
-
-    result = asyncio.run_coroutine_threadsafe(waiting(), client.loop.asyncio_loop)
+def _waited_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for Dask, which leaves some waiting for ever whose client is closed."""
+    result = asyncio.run_coroutine_threadsafe(reply, client.loop.asyncio_loop)
     while not wait([result], timeout=1).done:
-        if client.status == "closed" or future is not None and future.status != "finished":
-            result.cancel()
-            raise RuntimeError(f"the client is {client.status}, and the actor is lost")
+        if client.status == "closed":
+            raise RuntimeError("the client is closed")
     return result.result()
+
+
+async def _answer_of(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
+    """Call a method of an actor, which never answers if it is cancelled meanwhile."""
+    answer = asyncio.ensure_future(getattr(actor, method)(*arguments))
+    while not (await asyncio.wait([answer], timeout=1))[0]:
+        if future.status != "finished":
+            answer.cancel()
+            raise RuntimeError("the actor is lost")
+    return await answer
 
 
 def _packed(job: Any) -> Any:
