@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import gc
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pickle import PicklingError
 from typing import Any, Dict, Iterator, List, NamedTuple
 
 import pytest
-from distributed import Client, Variable
+from distributed import Client, Lock, Variable
 
 from microbatch import (
     Batcher,
@@ -319,15 +320,32 @@ def test_callers_have_another_one_after_the_cluster_has_been_restarted(client: C
     assert ["B"] == processor(["b"])
 
 
+def cancel(client: Client, name: str) -> None:
+    variable = Variable(name, client=client)
+    client.cancel([variable.get()], force=True)
+    while variable.get().status == "finished":  # the scheduler has not heard of it yet
+        pass
+
+
 def test_callers_hear_that_the_batcher_has_been_cancelled(client: Client) -> None:
     processor = shared("cancelled", strict, Size(2), client=lambda: client)
     with ThreadPoolExecutor(1) as callers:
         lost = callers.submit(processor, ["lost"])
         while processor.stats().accepted == 0:
             pass
-        client.cancel([Variable("microbatch-cancelled", client=client).get()], force=True)
+        cancel(client, "microbatch-cancelled")
         assert isinstance(lost.exception(timeout=60), CollectorLost)
     assert ["A", "B"] == processor(["a", "b"])
+
+
+def test_no_lock_is_left_over_where_it_has_looked_for_a_batcher(client: Client) -> None:
+    processor = shared("locked", strict, Size(1), client=lambda: client)
+    for _ in range(3):
+        assert ["A"] == processor(["a"])
+        cancel(client, "microbatch-locked")
+    assert ["A"] == processor(["a"])
+    gc.collect()
+    assert not any(isinstance(each, Lock) and each.name == "microbatch-locked" for each in gc.get_objects())
 
 
 def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path) -> None:

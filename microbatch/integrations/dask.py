@@ -17,8 +17,9 @@ import asyncio
 import os
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import Any, Callable, Coroutine, Dict, List
+from typing import Any, AsyncIterator, Callable, Coroutine, Dict, List
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
@@ -96,7 +97,7 @@ class SharedProcessor:
             return client, *found
 
     async def _looked_for(self, client: Client) -> Any:
-        async with Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop):
+        async with self._alone(client):
             found = await self._published(client)
             if found is None:
                 # As bytes, so that the scheduler need not have the module of the processor.
@@ -104,6 +105,16 @@ class SharedProcessor:
                 found = await future, future
                 await Variable(self._name, client=client).set(future)
             return found
+
+    @asynccontextmanager
+    async def _alone(self, client: Client) -> AsyncIterator[None]:
+        lock = Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop)
+        try:
+            async with lock:
+                yield
+        finally:
+            if hasattr(lock, "refresh_callback"):  # it keeps the lock, and goes on, for as long as there is the client
+                lock.refresh_callback.stop()
 
     async def _published(self, client: Client) -> Any:
         """Return the actor that has the name, and its future, if it is alive and open."""
@@ -117,7 +128,7 @@ class SharedProcessor:
         return None
 
     async def _forgotten(self, client: Client) -> None:
-        async with Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop):
+        async with self._alone(client):
             if await self._published(client) is None:  # and not another one, made since
                 await Variable(self._name, client=client).set(None)
 
