@@ -205,7 +205,7 @@ def shared(
         name: what it is called in the cluster.
         processor: as for `Batcher`; called there.
         policy: as for `Batcher`.
-        client: gives the Dask client of this process; called once in each, so after a fork too.
+        client: gives the Dask client of this process; called once in each, so after a fork too, and again once it is closed.
         options: the other arguments of `Batcher`.
 
     Raises:
