@@ -1,8 +1,8 @@
 """Batches on a Dask cluster of processes: processed there, and formed there for many processes."""
 
+import gc
 import importlib
 import logging
-import gc
 import os
 import signal
 import subprocess
