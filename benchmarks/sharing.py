@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--plot", type=Path, help="draw what is simulated to this file, and nothing else")
-    parser.add_argument("--capacity", type=float, default=10_200, help="jobs a second of one collector, for the plot")
+    parser.add_argument("--capacity", type=float, default=12_800, help="jobs a second of one collector, for the plot")
     arguments = parser.parse_args()
     if arguments.plot is not None:
         draw(arguments.plot, arguments.capacity)
