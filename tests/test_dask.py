@@ -397,6 +397,57 @@ def test_a_child_that_is_forked_while_its_parent_connects_has_a_client_of_its_ow
     assert "CHILD\nPARENT\n" == subprocess.check_output(command, env=ENVIRONMENT, text=True)
 
 
+class Fickle:
+    """A processor that can't be read while there is a file."""
+
+    def __init__(self, path: str) -> None:
+        if os.path.exists(path):
+            raise ValueError("not now")
+        self.path = path
+
+    def __call__(self, jobs: List[str]) -> List[str]:
+        return [job.upper() for job in jobs]
+
+    def __reduce__(self) -> Any:
+        return Fickle, (self.path,)
+
+
+FORKED_LATER = """
+import os, signal, sys
+from distributed import Client
+from microbatch import Size
+from microbatch.integrations.dask import shared
+from tests.test_dask import Fickle, cancel
+
+if __name__ == "__main__":
+    address, path = sys.argv[1:]
+
+    def connect():
+        return Client(address, set_as_default=False)
+
+    processor = shared("fickle", Fickle(path), Size(1), client=connect)
+    print(*processor(["parent"]), flush=True)
+    if not (child := os.fork()):
+        signal.alarm(30)
+        cancel(connect(), "microbatch-fickle")
+        open(path, "w").close()
+        try:
+            processor(["child"])
+        except ValueError as error:
+            print(error)
+        os.remove(path)
+        print(*processor(["child"]), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_child_that_found_no_batcher_at_first_looks_again(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(FORKED_LATER))
+    command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address, str(tmp_path / "there")]
+    assert "PARENT\nnot now\nCHILD\n" == subprocess.check_output(command, env=ENVIRONMENT, text=True)
+
+
 DYING = """
 import sys
 from distributed import Client

@@ -90,7 +90,7 @@ class SharedProcessor:
                 client, found = self._connect(), None
                 if client.status == "closed":
                     raise RuntimeError("client= gives a client that is closed")
-                self._process, self._client = os.getpid(), client
+                self._process, self._client, self._found = os.getpid(), client, None
             if found is None or found[1].status != "finished":
                 with client.as_current():  # which an actor takes for its own
                     self._found = found = _waited_for(client, self._looked_for(client))
