@@ -31,7 +31,7 @@ def name_unsendable(error: BaseException, processor: Any, jobs: List[Any]) -> Ba
                     named = pickle.PicklingError(f"{what} can't be sent to another process: {reason}")
                     named.__cause__ = error
                     return named
-    except Exception:  # whatever the classes of users do when they are asked for their text
+    except BaseException:  # whatever the classes of users do when they are pickled, or asked for their text
         pass
     return error
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Iterator, List
@@ -125,13 +126,19 @@ class Silent(Exception):
         raise ValueError("no text")
 
 
-def test_an_error_without_a_text_is_left_as_it_is() -> None:
+class Leaving:
+    def __reduce__(self) -> Any:
+        sys.exit("pickled")
+
+
+@pytest.mark.parametrize("error, job", [(Silent(), "a"), (RuntimeError("full"), Leaving())])
+def test_an_error_of_which_can_not_be_told_whether_it_is_that_is_left_as_it_is(error: Exception, job: Any) -> None:
     class Failing(Executor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
-            raise Silent
+            raise error
 
-    with Batcher[str, Any](where, executor=Failing()) as batcher:
-        assert isinstance(batcher.submit("a").exception(), Silent)
+    with Batcher[Any, Any](where, executor=Failing()) as batcher:
+        assert isinstance(batcher.submit(job).exception(), type(error))
 
 
 def die(jobs: List[str]) -> List[str]:
