@@ -345,7 +345,7 @@ def test_no_lock_is_left_over_where_it_has_looked_for_a_batcher(client: Client) 
         cancel(client, "microbatch-locked")
     assert ["A"] == processor(["a"])
     gc.collect()
-    assert not any(isinstance(each, Lock) and each.name == "microbatch-locked" for each in gc.get_objects())
+    assert not any(type(each) is Lock and each.name == "microbatch-locked" for each in gc.get_objects())
 
 
 def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path) -> None:
