@@ -359,6 +359,12 @@ def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path)
         assert {CollectorLost} == {type(future.exception(timeout=60)) for future in waiting}
 
 
+def test_a_client_that_asks_the_processor_for_itself_fails() -> None:
+    processor = shared("circle", strict, client=lambda: processor.stats())
+    with pytest.raises(CollectorLost, match="nothing was sent"):
+        processor(["a"])
+
+
 FORKED = """
 import os, signal, sys, threading
 from distributed import Client
