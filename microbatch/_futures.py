@@ -11,17 +11,22 @@ time. Rules of this file:
    rings the bells with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
    never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
 3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
-   their futures must not change. Such a future is *watched*, from then on: it is settled by itself, in `publish`, which
-   takes the condition first and the mutex second. Nobody waits for a condition with the mutex held, for it may be held by
-   a thread that a signal handler interrupts, and which waits for the batcher. So who cancels one, maybe in such a
-   handler, does not ask for its condition: it is `CANCELLED` until the worker thread has told those who watch.
+   their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
+   been told, and they are told with its `_condition` held. A thread that settles or cancels never waits for that: a
+   signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
+   holds it tells the watchers when it releases it. One of the two always does: the one writes the outcome and then tries
+   the lock, the other releases the lock and then looks for the outcome. Where a caller cancels, the worker thread tells
+   the watchers, since a signal could keep the caller from releasing the lock.
 4. Callbacks are run without any lock, in the thread that settles or cancels.
 5. In a forked child the mutex may be held by a thread that does not exist there. Nothing needs it once there is an outcome.
-
-Where the insides are not those that this file knows, each job gets a `PlainFuture` (``_plain_future.py``).
+   The same goes for a `_condition`, so each process has its own.
+6. An exception is kept as the processor raised it, which takes the same time for each job. Callers get their own when
+   they ask: see ``_exceptions.py``.
 """
 
+import os
 import threading
+import weakref
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
@@ -30,11 +35,12 @@ from itertools import repeat
 from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Tuple, TypeVar
 
 from microbatch._bells import Bell, Bells
-from microbatch._clock import NEVER
+from microbatch._clock import NEVER, NOW
+from microbatch._exceptions import Failures
 from microbatch._log import report
-from microbatch._results import OVER, WAITING, JobResult, JobState, Service
+from microbatch._results import OVER, WAITING, BatchInfo, JobResult, JobState, Service
 
-__all__ = ["Conclusion", "Fittings", "JobFuture", "Keeper", "are_errors", "conclude"]
+__all__ = ["Conclusion", "Fittings", "JobFuture", "Keep", "Keeper", "are_errors", "conclude"]
 
 Value = TypeVar("Value")
 
@@ -73,15 +79,43 @@ class Fittings(Bells):
         self.callbacks: List[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
 
 
-class _Condition(threading.Condition):
-    """One that a signal can't leave locked.
+class Keep:
+    """A done-callback that keeps *owner* alive until the job is done, and does not ask for the outcome."""
 
-    ``with`` takes and releases the lock itself, each in one step, where the methods of a `threading.Condition` are Python
-    code: a signal that raises in there would leave the lock taken for ever.
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+
+    def __call__(self, future: Any) -> None:
+        """Do nothing."""
+
+
+class _Condition:
+    """What `wait` and `as_completed` lock while they look at a future, or change its list of waiters.
+
+    Attributes:
+        waiters: what they want to have told of the outcome.
     """
 
-    __enter__ = property(lambda self: self._lock.__enter__)
-    __exit__ = property(lambda self: self._lock.__exit__)
+    def __init__(self, future: "JobFuture[Any]") -> None:
+        self.waiters: List[Any] = []
+        self.lock: Any = threading.RLock()
+        self.acquire = self.lock.acquire
+        self._future = weakref.ref(future)
+
+    def release(self) -> None:
+        """Release the lock, and tell the watchers if the future was settled meanwhile."""
+        try:
+            self.lock.release()
+        finally:  # after a signal too
+            future = self._future()
+            if future is not None:
+                future.try_to_tell_watchers(self)
+
+    # In one step, so that a signal can't leave the lock taken.
+    __enter__ = property(lambda self: self.lock.__enter__)
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
 
 class JobFuture(Future[JobResult[Value]]):
@@ -104,7 +138,9 @@ class JobFuture(Future[JobResult[Value]]):
     submitted: float
     _value: Any = None
     _service: Optional[Service] = None
-    _exception: Optional[BaseException] = None
+    _error: Optional[BaseException] = None
+    _failures: Optional[Failures] = None
+    _own: Optional[Tuple[BaseException, Any]] = None  # the caller's exception, and its traceback before it is raised
     _context: Optional[Context] = None
 
     def __init__(self, job: Any, keeper: Keeper) -> None:
@@ -172,10 +208,12 @@ class JobFuture(Future[JobResult[Value]]):
         if self.stage is not _SUCCEEDED:
             error = self.exception()
             if error is not None:
+                # Without what earlier readers have added to the traceback.
+                trace = self._own[1] if self._own is not None else None
                 try:
-                    raise error
+                    raise BaseException.with_traceback(error, trace)
                 finally:
-                    del self, error  # the exception refers to this frame, which must not refer to who holds it
+                    del self, error, trace  # the exception refers to this frame, which must not refer to who holds it
         return self._get_result()  # type: ignore[return-value]
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
@@ -184,7 +222,7 @@ class JobFuture(Future[JobResult[Value]]):
             self._wait(timeout)
         if self.stage is _CANCELLED:
             raise CancelledError
-        return self._exception
+        return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
@@ -240,6 +278,8 @@ class JobFuture(Future[JobResult[Value]]):
             raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
     def _call(self, callback: Callable[["JobFuture[Value]"], object]) -> None:
+        if type(callback) is not Keep:
+            self._note_asked()
         try:
             callback(self)
         except BaseException:
@@ -247,28 +287,31 @@ class JobFuture(Future[JobResult[Value]]):
 
     # -- for the batcher --
 
-    def publish(self, move: Callable[[], object]) -> None:
-        """Have *move* give a watched future its outcome, and tell those who watch."""
-        with self._get_lock():
-            move()
-            self._tell_watchers()
+    def tell_watchers(self) -> None:
+        """Tell those who watch of the outcome, or have the thread do so that looks at this future now."""
+        if self.fittings is not None and self.fittings.watched:
+            condition = self._make_condition()
+            if not condition.lock._is_owned():  # by what this call interrupts
+                self.try_to_tell_watchers(condition)
 
-    def announce(self) -> bool:
-        """Tell all who wait for the outcome, which is there, and have not been told; False if that was not possible."""
-        if self.fittings is None:
-            return True
-        with self._keeper.mutex:
-            self.fittings.notify_all()
-        if self.fittings.watched:
-            lock = self._get_lock()
-            # It may be held by a thread that a signal interrupts, whose handler waits for this one.
-            if not lock.acquire(timeout=1):
-                return False
-            try:
-                self._tell_watchers()
-            finally:
+    def try_to_tell_watchers(self, condition: _Condition) -> None:
+        """Tell those who watch of the outcome, if there is one, unless *condition* is locked."""
+        lock = condition.lock
+        if lock._is_owned():  # still, after a signal kept an earlier call from its release
+            self._tell(condition.waiters)
+            return
+        try:
+            if lock.acquire(False):
+                self._tell(condition.waiters)
+        finally:  # asked of the lock itself, for an exception may come in just when it is taken
+            if lock._is_owned():
                 lock.release()
-        return True
+
+    def announce(self) -> None:
+        """Tell all who wait for the outcome, which is there, in case a signal has kept who wrote it from doing so."""
+        with self._keeper.mutex:
+            self.ring()
+        self.tell_watchers()
 
     def ring(self) -> None:
         """Wake all who wait for the outcome, which is there; with the mutex held."""
@@ -286,24 +329,21 @@ class JobFuture(Future[JobResult[Value]]):
 
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
-        # A thread that does not exist here may have held the condition, or the lock of one of the waiters.
-        vars(self).pop("_own_condition", None)
-        vars(self).pop("_own_waiters", None)
         self.fittings = None
         if not self.done():
-            self._exception = error
+            self._own = error, None
             self.stage = JobState.FAILED
 
     # -- what ``concurrent.futures`` and ``asyncio`` look at --
 
     def _get_state(self) -> str:
         stage = self.stage  # once: it changes at any time
+        if stage not in OVER:
+            return RUNNING if stage is _RUNNING else PENDING
+        untold = self.fittings is not None and self.fittings.watched and not self.fittings.told
         if stage is _CANCELLED:
-            untold = self.fittings is not None and self.fittings.watched and not self.fittings.told
             return CANCELLED if untold else CANCELLED_AND_NOTIFIED
-        if stage in OVER:
-            return FINISHED
-        return RUNNING if stage is _RUNNING else PENDING
+        return RUNNING if untold else FINISHED
 
     def _get_result(self) -> Optional[JobResult[Value]]:
         # Made when it is read, for most of them are dropped at once: kept, each is one more thing to collect as garbage.
@@ -313,34 +353,59 @@ class JobFuture(Future[JobResult[Value]]):
         queue_time = service.started - self.submitted
         return tuple.__new__(JobResult, (self._value, service.batch, queue_time, service.time))  # past a call in Python
 
+    def _get_exception(self) -> Optional[BaseException]:
+        failures = self._failures
+        if failures is not None and self._error is not None:
+            own = failures.exception_for_caller(self._error)
+            vars(self).setdefault("_own", (own, own.__traceback__))  # in one step: another thread may ask, too
+            failures.note_asked(self)
+            self._failures = None
+        return None if self._own is None else self._own[0]
+
+    def _note_asked(self) -> None:
+        if self._failures is not None:
+            self._failures.note_asked(self)
+
     def _get_condition(self) -> Any:
         with nullcontext() if self.done() else self._keeper.mutex:
             if not self.done():
                 self._fit().watched = True
-            condition = vars(self).setdefault("_own_condition", _Condition())
+        self._note_asked()
+        return self._make_condition()
+
+    def _make_condition(self) -> _Condition:
+        condition: _Condition = vars(self).setdefault(f"_condition_of_{os.getpid()}", _Condition(self))
         return condition
 
-    def _get_lock(self) -> Any:
-        return self._condition
-
     def _get_waiters(self) -> Any:
-        return vars(self).setdefault("_own_waiters", [])
+        if self._keeper.is_own_thread() and not self.done():
+            raise RuntimeError("a thread of the batcher can't wait for its jobs: it has to do them")
+        return self._make_condition().waiters
+
+    def _get_snapshot(self) -> Tuple[bool, bool, Optional[JobResult[Value]], Optional[BaseException]]:
+        # Read by asyncio on Python 3.14.
+        return self.done(), self.cancelled(), self._get_result(), self._get_exception()
 
     _state: str = property(_get_state)  # type: ignore[assignment]
     _result: JobResult[Value] = property(_get_result)  # type: ignore[assignment]
+    _exception: Optional[BaseException] = property(_get_exception)  # type: ignore[assignment]
     _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
     _waiters: List[Any] = property(_get_waiters)  # type: ignore[assignment]
 
-    def _tell_watchers(self) -> None:
-        if self.fittings is not None and not self.fittings.told:
-            self.fittings.told = True
-            for waiter in self._waiters:
-                if self.cancelled():
-                    waiter.add_cancelled(self)
-                elif self._exception is not None:
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
+    def _tell(self, waiters: List[Any]) -> None:
+        fittings = self.fittings
+        if fittings is None or fittings.told or not fittings.watched or not self.done():
+            return
+        fittings.told = True
+        if waiters:
+            self._note_asked()
+        for waiter in waiters:
+            if self.cancelled():
+                waiter.add_cancelled(self)
+            elif self.stage is _SUCCEEDED:
+                waiter.add_result(self)
+            else:
+                waiter.add_exception(self)
 
 
 def are_errors(outcomes: List[Any]) -> Iterable[bool]:
@@ -353,8 +418,8 @@ class Conclusion(NamedTuple):
 
     done: List[JobFuture[Any]]
     """All that have them now."""
-    watched: List[Tuple[JobFuture[Any], Any]]
-    """Those that have none yet, and are to be settled by `JobFuture.publish`."""
+    watched: List[JobFuture[Any]]
+    """Those of them that somebody watches, who is to be told."""
     failures: int
     """How many of those that are done have failed."""
     bells: List[Bell]
@@ -367,30 +432,30 @@ def conclude(
     futures: Iterable[JobFuture[Any]],
     outcomes: List[Any],
     service: Optional[Service],
+    failures: Optional[Failures],
     failed: JobState = JobState.FAILED,
-    held: bool = False,
 ) -> Conclusion:
     """Give running jobs their outcomes, passing over those that have one. With the mutex held.
 
     Args:
         outcomes: a value, or an exception, for each.
         service: what the values come from.
+        failures: gives the exceptions to the callers; None if there are none.
         failed: the stage of those whose outcome is an exception.
-        held: whether the futures' conditions are held.
     """
-    done, watched, failures, bells, called = [], [], 0, list[Bell](), []
+    done, watched, count, bells, called = [], [], 0, list[Bell](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
+        if broken and future.stage is _RUNNING and failures is not None:
+            failures.add(future, outcome)
         # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
         if future.stage is not _RUNNING:
             continue
         fittings = future.fittings
-        if fittings is not None and fittings.watched and not held:
-            watched.append((future, outcome))
-            continue
         if broken:
-            future._exception = outcome
+            future._error = outcome
+            future._failures = failures
             future.stage = failed
-            failures += 1
+            count += 1
         else:
             future._value = outcome
             future._service = service
@@ -398,8 +463,24 @@ def conclude(
         done.append(future)
         if fittings is not None:
             bells += fittings.copy()
+            if fittings.watched:
+                watched.append(future)
             if fittings.callbacks:
                 called.append(future)
     for bell in bells:
         bell.ring()
-    return Conclusion(done, watched, failures, bells, called)
+    return Conclusion(done, watched, count, bells, called)
+
+
+def _settle_attribute_layout() -> None:
+    """Make a future with all the attributes that most futures ever hold, before any other is made.
+
+    Python keeps only those in the compact form that objects of a class share that the first objects had (PEP 412).
+    """
+    nobody: Any = None
+    future = JobFuture[None](None, nobody)
+    future.submitted, future.epoch = NOW, 0
+    future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
+
+
+_settle_attribute_layout()

@@ -2,11 +2,11 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from microbatch._bells import Bell
 from microbatch._clock import NEVER
+from microbatch._exceptions import Failures
 from microbatch._futures import Conclusion, JobFuture, conclude
 from microbatch._queue import JobQueue, News
 from microbatch._results import WAITING, JobState, Service
@@ -51,8 +51,9 @@ class Ledger:
     Written by the worker thread and by the threads that run batches, never by a caller's, with the queue's mutex held.
     """
 
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: JobQueue, name: str = "microbatch") -> None:
         self.queue = queue
+        self.name = name  # of the batcher
         self._counts = dict.fromkeys(JobState, 0)
         self._batches = 0
         self._triggers: Counter[str] = Counter()
@@ -113,48 +114,46 @@ class Ledger:
         self,
         futures: Iterable[JobFuture[Any]],
         outcomes: List[Any],
+        failures: Optional[Failures],
         service: Optional[Service] = None,
         failed: JobState = JobState.FAILED,
     ) -> int:
         """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
 
-        The outcomes are values, which come from a *service*, or exceptions.
+        The outcomes are values, which come from a *service*, or exceptions, of which *failures* takes note.
 
-        The books are right and all futures readable at once, but for those that somebody watches: these follow one by
-        one. Then those in `flush` are woken, and only then are the callbacks run: a callback may use the batcher, and
-        may wait for another job of its own batch.
+        The books are right and all futures readable at once. Then those who watch are told, and those in `flush` are
+        woken, and only then are the callbacks run: a callback may use the batcher, and may wait for another job of its
+        own batch.
         """
         with self.queue.mutex:
-            now = self._conclude(futures, outcomes, service, failed)
-            self.release(now.done)
-        later = []
-        for future, outcome in now.watched:
-            future.publish(lambda: later.append(self._conclude([future], [outcome], service, failed, held=True)))
-            self.release([future])
-        for future in chain(now.called, *(each.called for each in later)):
+            conclusion = self._conclude(futures, outcomes, failures, service, failed)
+            self.release(conclusion.done)
+        for future in conclusion.watched:
+            future.tell_watchers()
+        for future in conclusion.called:
             future.call_back()
-        return now.failures + sum(each.failures for each in later)
+        return conclusion.failures
 
     def _conclude(
         self,
         futures: Iterable[JobFuture[Any]],
         outcomes: List[Any],
+        failures: Optional[Failures],
         service: Optional[Service],
         failed: JobState,
-        held: bool = False,
     ) -> Conclusion:
-        with self.queue.mutex:
-            conclusion = conclude(futures, outcomes, service, failed, held)
-            if service is not None and conclusion.bells:
-                callers = [bell.caller for bell in conclusion.bells]
-                self.queue.callers.release(callers, service.started + service.time, service.time)
-            count, failures = len(conclusion.done), conclusion.failures
-            # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
-            # and others count too.
-            self._counts[JobState.RUNNING] -= count
-            self._counts[JobState.SUCCEEDED] += count - failures
-            self._counts[failed] += failures
-            return conclusion
+        conclusion = conclude(futures, outcomes, service, failures, failed)
+        if service is not None and conclusion.bells:
+            callers = [bell.caller for bell in conclusion.bells]
+            self.queue.callers.release(callers, service.started + service.time, service.time)
+        count, failed_count = len(conclusion.done), conclusion.failures
+        # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
+        # and others count too.
+        self._counts[JobState.RUNNING] -= count
+        self._counts[JobState.SUCCEEDED] += count - failed_count
+        self._counts[failed] += failed_count
+        return conclusion
 
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""

@@ -3,11 +3,19 @@
 import contextlib
 import logging
 import sys
+from typing import Optional
 
 __all__ = ["report"]
 
 
-def report(message: str, *arguments: object, level: int = logging.ERROR, logger: str = "microbatch") -> None:
-    """Log *message*, with the exception that is being handled. Never raises, whatever a handler or a repr does."""
+def report(
+    message: str,
+    *arguments: object,
+    level: int = logging.ERROR,
+    logger: str = "microbatch",
+    error: Optional[BaseException] = None,
+) -> None:
+    """Log *message*, with *error* or the exception that is being handled. Never raises, whatever a handler or a repr does."""
     with contextlib.suppress(BaseException):
-        logging.getLogger(logger).log(level, message, *arguments, exc_info=sys.exc_info()[0] is not None)
+        exc_info = error if error is not None else sys.exc_info()[0] is not None
+        logging.getLogger(logger).log(level, message, *arguments, exc_info=exc_info)

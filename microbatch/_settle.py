@@ -1,8 +1,8 @@
 """From what a processor gives back to one outcome per job."""
 
-import copy
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator, List, Optional
 
+from microbatch._exceptions import Failures
 from microbatch._futures import JobFuture, are_errors
 from microbatch._ledger import Ledger
 from microbatch._results import BatchInfo, Service
@@ -30,7 +30,7 @@ class Delivery:
         self._ledger = ledger
         self._clock = ledger.queue.clock
         self.futures = futures
-        self._errors: Dict[int, BaseException] = {}
+        self._failures: Optional[Failures] = None  # from the first on
         self.started = self._clock.now()
 
     def start(self) -> None:
@@ -56,7 +56,7 @@ class Delivery:
 
     def fail(self, error: BaseException) -> None:
         """Fail every job that is not settled yet. Never raises."""
-        self.failed += fail(self._ledger, self.futures, error)
+        self.failed += self._ledger.settle(self.futures, [error] * len(self.futures), self._all_failures())
 
     def forget(self) -> List[JobFuture[Any]]:
         """Drop all references, and return the futures, if it had any.
@@ -64,7 +64,7 @@ class Delivery:
         An exception's traceback may lead here, and from here to the future that holds it.
         """
         futures, self.futures, self.jobs = self.futures, [], []
-        self._errors.clear()
+        self._failures = None
         return futures
 
     def _settle_together(self, returned: Any) -> None:
@@ -75,68 +75,26 @@ class Delivery:
         self._settle(self.futures, values)
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
-        for position, future in enumerate(self.futures):
+        # No variable holds a future, since the traceback of an exception that is raised here refers to this frame.
+        for position in range(len(self.futures)):
             try:
                 value = next(values)
             except StopIteration:
                 raise ResultCountError(len(self.futures), position) from None
-            self._settle([future], [value])
+            self._settle(self.futures[position : position + 1], [value])
         exhaust(values, len(self.futures), f"batch {self.info.id}")
 
     def _settle(self, futures: List[JobFuture[Any]], values: List[Any]) -> None:
-        if True in are_errors(values):
-            values = [self._unshared(value) if error else value for value, error in zip(values, are_errors(values))]
+        failures = self._all_failures() if True in are_errors(values) else None
         service = Service(self.info, self.started, self.service_time)
-        self.failed += self._ledger.settle(futures, values, service)
+        self.failed += self._ledger.settle(futures, values, failures, service)
 
-    def _unshared(self, error: BaseException) -> BaseException:
-        """Return *error*, or for all but the first job that it is the value of, one like it."""
-        if id(error) in self._errors:
-            return _own(error)
-        self._errors[id(error)] = error
-        return error
+    def _all_failures(self) -> Failures:
+        if self._failures is None:
+            self._failures = Failures(f"batch {self.info.id} of {self._ledger.name!r}", self._ledger.queue)
+        return self._failures
 
 
 def fail(ledger: Ledger, futures: List[JobFuture[Any]], error: BaseException) -> int:
     """Fail those of the jobs that are running, each with an exception of its own, and return how many those are."""
-    return ledger.settle(futures, [_own(error) for _ in futures])
-
-
-def _own(error: BaseException) -> BaseException:
-    """Return an exception like *error* and caused by it, or *error* itself if it can't be copied.
-
-    Callers who share one exception object lengthen each other's traceback.
-    """
-    for make in (_copy, _bare_copy):
-        try:
-            twin = make(error)
-            faithful = type(twin) is type(error) and twin is not error and str(twin) == str(error)
-            if faithful and len(twin.args) == len(error.args) and all(map(_same, twin.args, error.args)):
-                twin.__cause__ = error
-                return twin
-        except BaseException:  # whatever a user's exception class does in its constructor
-            continue
-    return error
-
-
-def _copy(error: Any) -> BaseException:
-    # As `copy.copy`, but past what a library may have registered for all exceptions: tblib has, which Dask uses.
-    if hasattr(type(error), "__copy__"):
-        return copy.copy(error)  # type: ignore[no-any-return]
-    make, arguments, *state = error.__reduce_ex__(4)
-    twin: BaseException = make(*arguments)
-    if state:
-        twin.__setstate__(state[0])
-    return twin
-
-
-def _bare_copy(error: BaseException) -> BaseException:
-    # For a class whose constructor does not take what is in args.
-    twin = type(error).__new__(type(error))
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    return twin
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other
+    return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.name), ledger.queue))

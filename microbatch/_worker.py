@@ -19,6 +19,7 @@ from microbatch._arguments import check_answer
 from microbatch._bells import Bell
 from microbatch._clock import NEVER, NOW, Clock
 from microbatch._collector import Batch, Collector
+from microbatch._exceptions import Failures
 from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
@@ -63,7 +64,7 @@ class Worker:
         self.process = os.getpid()
         # Of a caller that comes back nobody knows for which key.
         self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
-        self.ledger = Ledger(self.queue)
+        self.ledger = Ledger(self.queue, name)
         self._exit_timeout = exit_timeout
         self._processor = processor
         self._collector: Collector[JobFuture[Any]] = Collector(
@@ -309,12 +310,8 @@ class Worker:
     def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
         for future in cancelled:
-            self._announce(future)
+            future.announce()
         self.ledger.release(cancelled)
-
-    def _announce(self, future: JobFuture[Any]) -> None:
-        if not future.announce():
-            self.queue.post(partial(self._announce, future))
 
     def _expire(self, now: float) -> None:
         expired = self._collector.expire(now)
@@ -322,7 +319,8 @@ class Worker:
             return
         expired = self.ledger.claim(expired)
         self._collector.drop(expired)
-        self.ledger.settle(expired, [JobExpired(future.expires_in) for future in expired], failed=JobState.EXPIRED)
+        errors = [JobExpired(future.expires_in) for future in expired]
+        self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
 
     def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
         futures = self.ledger.claim(batch.entries)

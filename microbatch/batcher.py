@@ -42,7 +42,6 @@ from microbatch._arguments import (
 from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
-from microbatch._plain_future import new_future
 from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
@@ -246,7 +245,7 @@ class Batcher(Generic[Job, Value]):
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
         worker = self._newest_worker if mark[0] else self._worker
-        future: JobFuture[Value] = new_future(job, worker.queue)
+        future: JobFuture[Value] = JobFuture(job, worker.queue)
         if self._describes:
             self._describe(future)
         if not worker.started:

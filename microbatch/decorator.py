@@ -4,7 +4,7 @@ import functools
 import weakref
 from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, overload
 
-from microbatch._futures import JobFuture
+from microbatch._futures import JobFuture, Keep
 from microbatch._results import JobResult
 from microbatch.batcher import Batcher
 from microbatch._policy import BatchingPolicy, check_policy
@@ -41,7 +41,7 @@ class BatchedFunction(Generic[Job, Value]):
         """See `Batcher.submit`."""
         future = self.batcher.submit(job, timeout=timeout, expires_in=expires_in)
         if self._owner is not None:
-            future.add_done_callback(functools.partial(_let_go, self._owner))
+            future.add_done_callback(Keep(self._owner))
         return future
 
     def map(
@@ -124,10 +124,6 @@ def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]",
     if instance is None:  # only the batcher was kept
         raise ReferenceError(f"the instance whose method {function.__name__} is has been collected")
     return function(instance, jobs)
-
-
-def _let_go(owner: object, future: "JobFuture[Any]") -> None:
-    """Do nothing: as a done-callback this keeps *owner* until the job is done."""
 
 
 def _keeping(owner: object, results: Iterator[JobResult[Value]]) -> Iterator[JobResult[Value]]:

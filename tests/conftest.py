@@ -1,8 +1,12 @@
 """What every test gets: no thread may be left when it ends."""
 
 import gc
+import shutil
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
@@ -38,3 +42,16 @@ def processor() -> Iterator[RecordingProcessor[Any]]:
     processor.hold()
     yield processor
     processor.release()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The address of a server on an empty database."""
+    if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
+        pytest.skip("PostgreSQL is not installed")
+    command = [sys.executable, str(Path(__file__).parent.parent / "examples" / "serve_postgresql.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+    assert 0 == process.returncode

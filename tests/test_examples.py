@@ -1,12 +1,9 @@
 """The programs in examples/ print what they say."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, List
-
-import pytest
+from typing import List
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -41,19 +38,6 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
         'microbatch_batches_total{batcher="orders",trigger="size"} 2.0',
         'microbatch_batches_total{batcher="orders",trigger="shutdown"} 1.0',
     } <= set(scrape)
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The address of a server on an empty database."""
-    if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
-        pytest.skip("PostgreSQL is not installed")
-    command = [sys.executable, str(EXAMPLES / "serve_postgresql.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
-    assert 0 == process.returncode
 
 
 def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:

@@ -10,9 +10,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-import microbatch.batcher
 from microbatch import Batcher, JobFuture, JobResult, JobState, Size
-from microbatch._plain_future import PlainFuture, new_future
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -21,13 +19,6 @@ Held = Batcher[Any, Any]
 
 def double(job: Any) -> Any:
     return ValueError(job) if job == "bad" else job * 2
-
-
-@pytest.fixture(autouse=True, params=["fitted lazily", "plain"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is said here holds for the futures of a Python whose own have unknown insides, too."""
-    if request.param == "plain":
-        monkeypatch.setattr(microbatch.batcher, "new_future", PlainFuture)
 
 
 @pytest.fixture
@@ -47,8 +38,9 @@ def batcher(processor: RecordingProcessor[Any]) -> Iterator[Held]:
     batcher.shutdown()
 
 
-def test_the_insides_of_the_futures_of_this_python_are_known() -> None:
-    assert JobFuture is new_future
+def test_the_futures_of_this_python_have_the_insides_that_ours_stand_in_for() -> None:
+    known = {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"}
+    assert known == vars(Future()).keys()
 
 
 def test_it_is_a_future(batcher: Held) -> None:
@@ -67,7 +59,6 @@ def test_it_goes_through_its_states(batcher: Held, processor: RecordingProcessor
     assert f"<JobFuture at {id(running):#x} succeeded>" == repr(running)
 
 
-@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
 def test_what_some_programs_read_of_any_future_tells_a_running_job_from_one_that_waits(
     batcher: Held, processor: RecordingProcessor[Any]
 ) -> None:
@@ -259,7 +250,6 @@ class Waiter:
         self.told.append((future, "cancelled"))
 
 
-@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
 def test_a_cancellation_does_not_wait_for_those_who_watch(batcher: Held, processor: RecordingProcessor[Any]) -> None:
     batcher.submit("runs")
     processor.wait_for_batches(1)
@@ -269,7 +259,6 @@ def test_a_cancellation_does_not_wait_for_those_who_watch(batcher: Held, process
     assert {future} == concurrent.futures.wait([future], timeout=10).done
 
 
-@pytest.mark.parametrize("form", ["fitted lazily"], indirect=True)
 def test_who_watches_hears_of_a_cancellation_even_if_a_reader_of_the_future_waits_for_the_batcher_first() -> None:
     with Batcher[Any, Any](list, Size(2)) as batcher:
         future = batcher.submit("unwanted")

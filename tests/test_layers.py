@@ -24,9 +24,9 @@ INTEGRATIONS = {
 
 LAYERS = [
     {"errors", "_bells", "_clock", "_arguments", "_log", "_opening", "_plots"},
-    {"_callers", "_lanes", "_process", "_results", "_returned", "_sending"},
+    {"_callers", "_exceptions", "_lanes", "_process", "_results", "_returned", "_sending"},
     {"_futures", "_policy"},
-    {"_plain_future", "_queue", "policies"},
+    {"_queue", "policies"},
     {"_ledger", "_collector", "config", "processors"},
     {"_settle", "listeners"},
     {"_worker"},

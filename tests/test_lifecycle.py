@@ -447,8 +447,8 @@ def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
         thing = Thing()
         futures = [batcher.submit(thing, expires_in=3600) for _ in range(size)]
         batcher.flush()
-        outcome = futures[0].exception() if size > 1 else futures[0].result().value
-        return [weakref.ref(each) for each in (thing, outcome, *futures)]
+        outcomes = [future.exception() if size > 1 else future.result().value for future in futures]
+        return [weakref.ref(each) for each in (thing, *outcomes, *futures)]
 
     with Batcher(fail_or_answer, Size(2), key=id) as batcher:
         for size in (1, 2):

@@ -203,7 +203,7 @@ def test_a_result_is_not_asked_what_it_is(answers: List[type]) -> None:
 def test_one_exception_object_in_several_slots_is_not_shared() -> None:
     bad = KeyError("x")
     first, second, third = errors(run(lambda jobs: [bad] * 3))
-    assert first is bad and second is not bad and third is not second
+    assert 4 == len({id(error) for error in (bad, first, second, third)})
     assert {"'x'"} == {str(first), str(second), str(third)}
 
 
@@ -251,23 +251,12 @@ class Equal(Exception):
     __hash__ = Exception.__hash__
 
 
-class Single(Exception):
-    def __copy__(self) -> "Single":
-        raise RuntimeError("I am the only one")
-
-    def __new__(cls, *args: object) -> "Single":
-        if not args:
-            raise RuntimeError("I am the only one")
-        return super().__new__(cls, *args)
-
-
 @pytest.mark.parametrize(
     "raised",
     [
         ValueError("x", 3),
         OSError(2, "no such file", "name"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        StopIteration(3),
         SystemExit(4),
         KeyboardInterrupt(),
         GeneratorExit(),
@@ -288,7 +277,7 @@ def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(rai
         assert error is not None and error is not raised
         assert (type(raised), raised.args, str(raised)) == (type(error), error.args, str(error))
         assert vars(raised) == vars(error)
-        assert raised is error.__cause__
+        assert error.__cause__ is None
     assert 3 == len(set(map(id, got)))
     assert {JobState.FAILED} == {future.state for future in futures}
 
@@ -306,15 +295,6 @@ def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registere
 
     for error in errors(run(processor)):
         assert (True, str(raised)) == (error is not raised, str(error))
-
-
-def test_an_exception_that_cannot_be_copied_is_shared() -> None:
-    raised = Single("x")
-
-    def processor(jobs: List[str]) -> None:
-        raise raised
-
-    assert [raised] * 3 == errors(run(processor))
 
 
 def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
@@ -380,67 +360,6 @@ def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCa
     future.add_done_callback(leave)  # one that comes late is called at once
     assert 2 * [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
     assert "exception calling callback" in caplog.text
-
-
-class Copied(Exception):
-    """Can't be copied by `copy.copy` without a change, which each kind makes in its own place."""
-
-    def __str__(self) -> str:
-        return getattr(self, "text", "text")
-
-
-class CopiedAsItself(Copied):
-    def __copy__(self) -> Exception:
-        return self
-
-
-class CopiedAsAnother(Copied):
-    def __copy__(self) -> Exception:
-        return Copied(*self.args)
-
-
-class CopiedWithAnEarlierText(Copied):
-    def __copy__(self) -> Exception:
-        twin = type(self)(*self.args)
-        twin.text = "a text"  # type: ignore[attr-defined]
-        return twin
-
-
-class CopiedWithALaterText(Copied):
-    def __copy__(self) -> Exception:
-        twin = type(self)(*self.args)
-        twin.text = "that text"  # type: ignore[attr-defined]
-        return twin
-
-
-class CopiedWithMoreArguments(Copied):
-    def __copy__(self) -> Exception:
-        return type(self)(*self.args, "more")
-
-
-class CopiedWithoutArguments(Copied):
-    def __copy__(self) -> Exception:
-        return type(self)()
-
-
-class CopiedWithOtherArguments(Copied):
-    def __copy__(self) -> Exception:
-        return type(self)([*self.args[0]])
-
-
-@pytest.mark.parametrize("kind", Copied.__subclasses__())
-def test_a_copy_of_an_exception_that_is_not_like_it_is_not_used(kind: Callable[[List[str]], Exception]) -> None:
-    raised = kind(["an argument"])
-
-    def processor(jobs: List[str]) -> None:
-        raise raised
-
-    for error in errors(run(processor)):
-        assert error is not None and error is not raised
-        assert (type(raised), "text", 1) == (type(error), str(error), len(error.args))
-        assert raised.args[0] is error.args[0]
-        assert raised is error.__cause__
-    assert raised.__cause__ is None
 
 
 def lists_two_errors(jobs: List[str]) -> List[Any]:

@@ -1,0 +1,442 @@
+"""What an exception carries when it reaches a caller, and what becomes of one that reaches nobody."""
+
+import asyncio
+import dataclasses
+import gc
+import logging
+import pickle
+import sys
+import time
+import traceback
+from concurrent.futures import as_completed, wait
+from types import TracebackType
+from typing import Any, Callable, Iterator, List, Optional, Type, TypeVar
+
+import pytest
+
+from microbatch import Batcher, JobFuture, ResultCountError, Size, batched
+from microbatch.testing import ManualClock, RecordingProcessor
+from tests.threads import in_thread
+
+Error = TypeVar("Error", bound=BaseException)
+LARGE = list(range(1_000))
+
+
+def caught(function: Callable[[], Any], kind: Type[Error]) -> Error:
+    """Return what *function* raises."""
+    with pytest.raises(kind) as info:
+        function()
+    return info.value
+
+
+def futures_of(raised: Any, count: int = 2) -> List[JobFuture[Any]]:
+    """Return the futures of jobs whose batch fails with *raised*, or with what it raises when it is called."""
+
+    def processor(jobs: List[Any]) -> None:
+        raised() if callable(raised) else None
+        raise raised
+
+    with Batcher[Any, None](processor, Size(count)) as batcher:
+        return [batcher.submit(number) for number in range(count)]
+
+
+def errors_of(raised: Any, count: int = 2) -> List[Any]:
+    return [future.exception(timeout=0) for future in futures_of(raised, count)]
+
+
+def depth(trace: Optional[TracebackType]) -> int:
+    return len(list(traceback.walk_tb(trace)))
+
+
+# -- what a caller gets --
+
+
+def test_a_job_that_is_alone_in_its_batch_gets_the_original_exception() -> None:
+    raised = ValueError("x")
+    assert [raised] == errors_of(raised, count=1)
+
+
+@pytest.mark.parametrize("returned", [list, iter], ids=["in a list", "in an iterator"])
+def test_a_job_that_is_alone_in_failing_gets_the_original_exception(returned: Callable[[Any], Any]) -> None:
+    bad = KeyError("b")
+    with Batcher[Any, Any](lambda jobs: returned([1, bad, 3]), Size(3)) as batcher:
+        futures = [batcher.submit(job) for job in "abc"]
+    assert bad is futures[1].exception()
+
+
+def test_the_last_job_that_a_generator_leaves_gets_the_original_exception() -> None:
+    raised = KeyError("b")
+
+    def processor(jobs: List[Any]) -> Iterator[Any]:
+        yield 1
+        raise raised
+
+    with Batcher[Any, Any](processor, Size(2)) as batcher:
+        futures = [batcher.submit(job) for job in "ab"]
+    assert raised is futures[1].exception()
+
+
+class ApiError(Exception):
+    __slots__ = ("status", "never_set")
+
+    def __init__(self, message: str, status: int = 200) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Keyword(Exception):
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    tags: List[str]
+
+
+class Registered(Exception):
+    """Of a class that keeps account of its subclasses."""
+
+    subclasses: List[type] = []
+
+    def __init_subclass__(cls) -> None:
+        Registered.subclasses.append(cls)
+
+
+def nameless() -> Any:
+    return None.name  # type: ignore[attr-defined]
+
+
+def undefined() -> Any:
+    return undefined_name  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    "raised, fields",
+    [
+        (ApiError("too many requests", 429), ["status"]),
+        (Keyword(code=3), ["code"]),
+        (Frozen(["a"]), ["tags"]),
+        (OSError(2, "no such file", "name", None, "other"), ["errno", "strerror", "filename", "filename2"]),
+        (BlockingIOError(11, "full", 7), ["characters_written"]),
+        (
+            UnicodeDecodeError("utf-8", b"\xff" * 1_000, 500, 501, "bad"),
+            ["encoding", "object", "start", "end", "reason"],
+        ),
+        (caught(lambda: compile("a b", "file", "exec"), SyntaxError), ["filename", "lineno", "offset", "text", "msg"]),
+        (ImportError("no", name="module", path="path"), ["name", "path", "msg"]),
+        (caught(nameless, AttributeError), ["name", "obj"]),
+        (caught(undefined, NameError), ["name"]),
+        (SystemExit(4), ["code"]),
+        (KeyError("x"), []),
+        (Registered("x"), []),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_each_of_several_callers_gets_all_that_the_exception_carried(raised: BaseException, fields: List[str]) -> None:
+    one, other = errors_of(raised)
+    assert 3 == len({id(raised), id(one), id(other)})
+    for error in (one, other):
+        assert (type(raised), str(raised), repr(raised)) == (type(error), str(error), repr(error))
+        assert raised.args == error.args
+        assert [getattr(raised, field) for field in fields] == [getattr(error, field) for field in fields]
+        assert vars(raised) == vars(error)
+    assert [] == Registered.subclasses
+
+
+def test_the_traceback_of_each_caller_leads_to_the_line_that_raised() -> None:
+    for error in errors_of(nameless):
+        assert "nameless" == traceback.extract_tb(error.__traceback__)[-1].name
+
+
+def test_each_caller_can_walk_the_chain_of_causes() -> None:
+    def processor() -> None:
+        try:
+            raise ApiError("refused", 403)
+        except ApiError as error:
+            raise ValueError("wrapped") from error
+
+    def with_context() -> None:
+        try:
+            raise ApiError("refused", 403)
+        except ApiError:
+            raise ValueError("while handling")
+
+    for error in errors_of(processor):
+        assert (403, True) == (error.__cause__.status, error.__suppress_context__)
+    for error in errors_of(with_context):
+        assert (None, 403, False) == (error.__cause__, error.__context__.status, error.__suppress_context__)
+
+
+def test_a_chain_that_leads_back_to_its_beginning_is_copied_as_it_is() -> None:
+    raised, cause = ValueError("a"), ValueError("b")
+    raised.__cause__, cause.__context__ = cause, raised
+    one, other = errors_of(raised)
+    assert one.__cause__.__context__ is one and other.__cause__.__context__ is other
+
+
+@pytest.mark.parametrize("raised", [ValueError("x"), ValueError("x", LARGE)], ids=["a copy", "a view"])
+def test_callers_share_no_state_that_they_can_change(raised: Any) -> None:
+    raised.rows, raised.by_name, raised.kinds = [1, [2]], {"a": {"b": []}}, {1}
+    raised.inner = KeyError("inner")
+    raised.__cause__ = raised.inner
+    one, other = errors_of(raised)
+    one.rows[1].append(3)
+    one.by_name["a"]["b"].append(3)
+    one.kinds.add(3)
+    one.inner.added = one.__cause__.also = one.own = 3
+    assert one.inner is one.__cause__
+    for error in (other, raised):
+        assert ([1, [2]], {"a": {"b": []}}, {1}) == (error.rows, error.by_name, error.kinds)
+        assert ({}, False) == (vars(error.__cause__), hasattr(error, "own"))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no notes")
+def test_a_note_of_one_caller_is_not_seen_by_another() -> None:
+    raised: Any = ValueError("x")
+    raised.add_note("of the processor")
+    one, other = errors_of(raised)
+    one.add_note("of tenant 1")
+    assert (["of the processor", "of tenant 1"], ["of the processor"]) == (one.__notes__, other.__notes__)
+    assert ["of the processor"] == raised.__notes__
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
+def test_the_members_of_a_group_are_found_by_each_caller() -> None:
+    member = ApiError("refused", 403)
+    raised = ExceptionGroup("several", [member, KeyError("x")])  # type: ignore[name-defined] # noqa: F821
+    for error in errors_of(raised):
+        found = error.subgroup(ApiError).exceptions[0]
+        assert (403, "several") == (found.status, error.message)
+        assert found is not member
+
+
+@pytest.mark.parametrize("place", ["args", "attribute"])
+def test_a_large_container_is_copied_for_the_caller_that_looks_at_it(place: str) -> None:
+    raised: Any = ValueError("refused", LARGE)
+    if place == "attribute":
+        raised.args = ("refused",)
+        raised.rows = LARGE
+    one, other = errors_of(raised)
+    for error in (one, other):
+        rows = error.args[1] if place == "args" else error.rows
+        assert rows == LARGE and rows is not LARGE
+        assert rows is (error.args[1] if place == "args" else error.rows)
+        rows.append("changed by its caller")
+        assert (True, "ValueError", str(raised), repr(raised)) == (
+            isinstance(error, ValueError),
+            type(error).__name__,
+            str(error),
+            repr(error),
+        )
+        assert ValueError is type(pickle.loads(pickle.dumps(error)))
+    one.args = one.rows = ("mine",)
+    assert ("mine",) == one.args == one.rows != other.args
+    assert 1_000 == len(LARGE)
+
+
+class Counting(Exception):
+    """Counts how often its text is asked for, and how often it is compared."""
+
+    calls = 0
+
+    def _count(self, *_: object) -> Any:
+        Counting.calls += 1
+        return "text"
+
+    __str__ = __repr__ = _count
+    __eq__ = _count
+    __hash__ = Exception.__hash__
+
+
+def test_no_text_of_an_exception_is_made_and_nothing_is_compared_for_each_job() -> None:
+    Counting.calls = 0
+    errors = errors_of(Counting(Counting("argument"), [Counting("item")]), count=100)
+    assert (100, 0) == (len(set(map(id, errors))), Counting.calls)
+
+
+def test_ten_thousand_jobs_fail_with_an_exception_that_holds_them_all() -> None:
+    raised: Any = ValueError("refused", list(range(10_000)))
+    raised.rows = {number: [number] for number in range(10_000)}
+    before = time.process_time()
+    errors = errors_of(raised, count=10_000)
+    # Each with a copy of its own, this took minutes and gigabytes: a failure here is not one of a slow machine.
+    assert time.process_time() - before < 20
+    assert 10_000 == len(set(map(id, errors)))
+
+
+def test_a_traceback_does_not_grow_with_the_readers_of_one_future() -> None:
+    for future in (futures_of(nameless, count=1) + futures_of(nameless))[:2]:
+        depths = {depth(caught(lambda: future.result(timeout=0), AttributeError).__traceback__) for _ in range(5)}
+        assert 1 == len(depths)
+
+
+def test_a_reader_gets_the_same_exception_each_time() -> None:
+    for future in futures_of(ValueError("x")):
+        assert future.exception() is future.exception() is caught(future.result, ValueError)
+
+
+def test_an_exception_that_can_neither_be_copied_nor_subclassed_is_shared() -> None:
+    core = pytest.importorskip("pydantic_core")
+    raised = core.PydanticKnownError("greater_than", {"gt": 5})
+    assert [raised, raised] == errors_of(raised)
+
+
+def test_an_exception_of_a_type_that_only_its_own_code_makes_is_copied() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    model = pydantic.create_model("Row", number=(int, ...))
+    for error in errors_of(lambda: model(number="x")):
+        assert ("int_parsing", "x") == (error.errors()[0]["type"], error.errors()[0]["input"])
+
+
+# -- iteration that stops --
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize("way", ["raised", "returned"])
+def test_a_stop_of_an_iteration_reaches_the_caller_as_a_runtime_error_with_the_original_as_its_cause(
+    kind: Type[Exception], way: str
+) -> None:
+    stop = kind("x")
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        if way == "returned":
+            return [stop]
+        raise stop
+
+    async def caller() -> BaseException:
+        with Batcher(processor) as batcher:
+            with pytest.raises(RuntimeError, match=kind.__name__) as info:
+                await asyncio.wait_for(asyncio.wrap_future(batcher.submit(1)), timeout=10)
+        return info.value
+
+    assert stop is asyncio.run(caller()).__cause__
+
+
+def test_each_of_several_callers_gets_a_runtime_error_of_its_own() -> None:
+    one, other = errors_of(StopIteration(3))
+    assert [RuntimeError, RuntimeError] == [type(one), type(other)]
+    assert [(3,), (3,)] == [one.__cause__.args, other.__cause__.args]
+    assert one.__cause__ is not other.__cause__
+
+
+# -- failures that nobody asks about --
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.ERROR, "microbatch")
+    return caplog
+
+
+def test_a_batch_whose_failure_nobody_asks_about_is_logged_once(log: pytest.LogCaptureFixture) -> None:
+    def processor(jobs: List[Any]) -> None:
+        raise ConnectionError("the database is down")
+
+    with Batcher[Any, None](processor, Size(3), name="orders") as batcher:
+        for job in range(3):
+            batcher.submit(job)
+    (record,) = log.records
+    assert "3 jobs of batch 1 of 'orders' failed, and nobody asked for the outcome" in record.getMessage()
+    assert record.exc_info is not None and isinstance(record.exc_info[1], ConnectionError)
+    assert "in processor\n" in log.text
+
+
+def test_only_the_jobs_that_nobody_asked_about_are_counted(log: pytest.LogCaptureFixture) -> None:
+    with Batcher[Any, Any](lambda jobs: [KeyError(1), "good", KeyError(3)], Size(3)) as batcher:
+        asked, *_ = [batcher.submit(job) for job in "abc"]
+        asked.exception(timeout=10)
+        del _
+    assert "1 job of batch 1 of 'microbatch' failed" in log.text
+    assert [(3,)] == [record.exc_info[1].args for record in log.records if record.exc_info and record.exc_info[1]]
+
+
+def test_a_job_that_expires_and_that_nobody_asks_about_is_logged(
+    log: pytest.LogCaptureFixture, clock: ManualClock
+) -> None:
+    with Batcher(RecordingProcessor[Any](), Size(2), clock=clock) as batcher:
+        batcher.submit("job", expires_in=5)
+        clock.wait_for_sleeper(5)
+        clock.advance(5)
+        batcher.flush()
+    assert "1 job of 'microbatch' failed" in log.text and "not sent within 5 s" in log.text
+
+
+async def awaited(future: JobFuture[Any]) -> None:
+    await asyncio.wait([asyncio.wrap_future(future)])
+
+
+def callback_before(future: JobFuture[Any]) -> None:
+    future.add_done_callback(lambda _: None)
+
+
+ASKING: List[Callable[[JobFuture[Any]], Any]] = [
+    lambda future: future.exception(timeout=10),
+    lambda future: caught(lambda: future.result(timeout=10), ResultCountError),
+    lambda future: wait([future], timeout=10),
+    lambda future: list(as_completed([future], timeout=10)),
+    callback_before,
+    lambda future: asyncio.run(awaited(future)),
+]
+NAMES = ["exception", "result", "wait", "as_completed", "callback", "asyncio"]
+
+
+@pytest.mark.parametrize("ask", ASKING, ids=NAMES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_failure_that_somebody_asks_about_is_not_logged(
+    ask: Callable[[JobFuture[Any]], Any], when: str, log: pytest.LogCaptureFixture, processor: RecordingProcessor[Any]
+) -> None:
+    with Batcher[Any, Any](lambda jobs: processor(jobs)[1:], Size(1)) as batcher:
+        future = batcher.submit("job")
+        if when == "after":
+            processor.release()
+            batcher.flush()
+        asked = in_thread(lambda: ask(future))
+        if ask is callback_before:
+            asked.result(timeout=10)
+        processor.release()
+        asked.result(timeout=10)
+        batcher.flush()
+        del future, asked
+        gc.collect()
+    assert [] == [record for record in log.records if record.name == "microbatch"]
+
+
+def test_a_future_that_is_only_looked_at_counts_as_one_that_nobody_asked_about(log: pytest.LogCaptureFixture) -> None:
+    future = futures_of(ValueError("x"), count=1)[0]
+    assert future.done() and not future.cancelled() and "failed" in repr(future)
+    assert [] == [record for record in log.records if record.name == "microbatch"]
+    del future
+    assert 1 == len(log.records)
+
+
+def test_a_failed_call_of_a_batched_method_that_nobody_asks_about_is_logged(log: pytest.LogCaptureFixture) -> None:
+    class Service:
+        @batched()
+        def process(self, jobs: List[Any]) -> None:
+            raise ValueError("x")
+
+    service = Service()
+    service.process.submit("job")
+    service.process.shutdown()
+    assert 1 == len(log.records)
+
+
+def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(log: pytest.LogCaptureFixture) -> None:
+    class Handler(logging.Handler):
+        accepted: List[int] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.accepted.append(in_thread(batcher.stats).result(timeout=10).accepted)
+
+    future = futures_of(ValueError("x"), count=1)[0]
+    handler = Handler()
+    logging.getLogger("microbatch").addHandler(handler)
+    try:
+        with Batcher[Any, Any](list) as batcher:
+            with future._keeper.mutex:  # as a garbage collection may come anywhere
+                del future
+                assert [] == [record for record in log.records if record.name == "microbatch"]
+    finally:
+        logging.getLogger("microbatch").removeHandler(handler)
