@@ -69,7 +69,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = max_pending or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
-        self.blocked = 0  # callers who wait for room without a limit
         self.inside = _Inside()
         self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
         self.taken: Deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
@@ -89,13 +88,18 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
 
+    @property
+    def blocked(self) -> int:
+        """How many callers wait for room. Not counted, since a signal could keep a caller from counting back."""
+        return len(self.not_full)
+
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
             return self.closed and not self.queue and not self._withdrawn
 
     def is_stuck(self) -> bool:
-        """Return whether a caller waits without a limit for room, so that some batch must go to make it."""
+        """Return whether a caller waits for room, so that some batch must go to make it."""
         with self.mutex:
             return self.blocked > 0 and self._full()
 
@@ -130,13 +134,18 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self._accept(item, block, timeout, expires_in)
             return
         try:
-            # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to wait,
-            # and once some do, they do for ever: each job then costs a switch of threads.
-            while not self.mutex.acquire(False):
-                let_others_run()
-            self._accept(item, block, timeout, expires_in)
+            try:
+                # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to
+                # wait, and once some do, they do for ever: each job then costs a switch of threads.
+                while not self.mutex.acquire(False):
+                    let_others_run()
+                self._accept(item, block, timeout, expires_in)
+            except BaseException:
+                if self.is_held():  # or a signal came in before it was
+                    self.mutex.release()
+                raise
         except BaseException:
-            if self.is_held():  # or a signal came in before it was
+            if self.is_held():  # since a second signal came in before the release
                 self.mutex.release()
             raise
         self.mutex.release()
@@ -166,14 +175,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout
-        unlimited = block and deadline == NEVER
+        if not block:
+            raise BacklogFull(self.maxsize)
         bell = Bell(self.mutex)
-        self.blocked += unlimited
         try:
-            self.not_empty.notify()
             self.not_full[bell] = None
+            self.not_empty.notify()
             while self._full() and not self.closed:
-                if not block or self.clock.now() >= deadline:
+                if self.clock.now() >= deadline:
                     raise BacklogFull(self.maxsize)
                 self.clock.wait_until(bell, deadline)
         except BaseException:
@@ -183,7 +192,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             raise
         finally:
             self.not_full.pop(bell, None)
-            self.blocked -= unlimited
 
     def know_caller(self) -> Optional[Caller]:
         """See `Keeper.know_caller`."""

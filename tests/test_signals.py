@@ -23,6 +23,7 @@ from microbatch import (
     BatcherShutDown,
     BatchingPolicy,
     BatchListener,
+    Interval,
     JobExpired,
     JobFuture,
     Natural,
@@ -688,3 +689,66 @@ def wait_until_heard(thread: int) -> None:
 def codes_of(thread: int) -> List[CodeType]:
     """Return the code of all functions that a thread is in."""
     return [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames().get(thread))]
+
+
+class Armed(ManualClock):
+    """Raises KeyboardInterrupt, as a signal would, where its thread next reads the clock or sleeps."""
+
+    armed = ""
+
+    def now(self) -> float:
+        self._interrupt("now")
+        return super().now()
+
+    def wait_until(self, condition: threading.Condition, moment: float) -> None:
+        self._interrupt("wait_until")
+        super().wait_until(condition, moment)
+
+    def _interrupt(self, method: str) -> None:
+        if self.armed == method and threading.current_thread() is threading.main_thread():
+            self.armed = ""
+            raise KeyboardInterrupt
+
+
+def twice(clock: Armed, method: str, act: Callable[[], Any], place: int) -> bool:
+    """Have one Ctrl-C come where *act* calls that *method* of its clock, and one at that *place*; return if it came."""
+    clock.armed = method
+    signal = Signal(interrupt, place)
+    assert isinstance(signal.during(act), KeyboardInterrupt)
+    clock.armed = ""
+    return signal.came
+
+
+def test_a_second_ctrl_c_anywhere_after_one_in_a_submit_leaves_no_lock_taken() -> None:
+    for place in count():
+        clock = Armed()
+        with Batcher[str, str](list, Size(1), clock=clock) as batcher:
+            batcher.submit("before").result(timeout=10)
+            came = twice(clock, "now", lambda: batcher.submit("job"), place)
+            in_thread(batcher.stats).result(timeout=10)
+        if not came:
+            break
+    assert place > 5
+
+
+def test_a_second_ctrl_c_anywhere_after_one_in_a_wait_for_room_leaves_nobody_counted_as_waiting(
+    processor: RecordingProcessor[str],
+) -> None:
+    for place in count():
+        clock = Armed()
+        with Batcher[str, str](processor, Interval(60), max_pending=3, clock=clock) as batcher:
+            processor.hold()
+            running = batcher.submit("running")
+            batcher.flush(wait=False)
+            processor.wait_for_batches(2 * place + 1)
+            clock.advance(1)
+            waiting = [batcher.submit("waiting") for _ in range(3)]
+            came = twice(clock, "wait_until", lambda: batcher.submit("no room"), place)
+            in_thread(batcher.stats).result(timeout=10)
+            processor.release()
+            running.result(timeout=10)
+            clock.wait_for_sleeper(61)  # the worker is free, and leaves the batch to its interval
+        assert {"shutdown"} == {future.result(timeout=0).batch.trigger for future in waiting}
+        if not came:
+            break
+    assert place > 5
