@@ -50,6 +50,8 @@ _Memo = Dict[int, Any]  # what stands for an original, by its identity
 class Poster(Protocol):
     """What `Failures` needs of the batcher's queue."""
 
+    closed: bool
+
     def is_held(self) -> bool:
         """Return whether the calling thread holds the mutex."""
 
@@ -101,8 +103,9 @@ class Failures:
     def __del__(self) -> None:
         if self._unasked and self._process == os.getpid():  # a child leaves it to its parent
             log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
-            # Logging runs the handlers of users, which must not run under the mutex.
-            self._queue.post(log) if self._queue.is_held() else log()
+            # The garbage collector may call this in any thread, with any lock held. Logging runs the handlers of users,
+            # so a thread of the batcher does it, while there is one.
+            log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
 
 
 def _report_unasked(what: str, errors: List[BaseException]) -> None:

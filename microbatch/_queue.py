@@ -96,7 +96,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self._withdrawn
+            return self.closed and not self.queue and not self._withdrawn and not self._notes
 
     def is_stuck(self) -> bool:
         """Return whether a caller waits for room, so that some batch must go to make it."""

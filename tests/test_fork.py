@@ -411,3 +411,24 @@ def test_a_child_that_is_forked_while_a_bar_is_drawn_has_no_bar_and_works() -> N
     go_on.set()
     """
     assert "2 True\n" == run(script)
+
+
+def test_a_finished_future_can_be_waited_for_in_the_child_though_a_thread_of_the_parent_looked_at_it() -> None:
+    script = """
+    from concurrent.futures import as_completed
+    def look():
+        with future._condition:  # as `wait` does, for a moment
+            held.set()
+            release.wait()
+    held, release = threading.Event(), threading.Event()
+    with Batcher(echo) as batcher:
+        future = batcher.submit(1)
+        future.result()
+        thread = threading.Thread(target=look)
+        thread.start()
+        held.wait()
+        in_child(lambda: print(len(wait([future], timeout=5).done), len(list(as_completed([future], timeout=5)))))
+        release.set()
+        thread.join()
+    """
+    assert "1 1\n" == run(script)

@@ -312,3 +312,62 @@ def test_neither_it_nor_its_batcher_can_be_copied(duplicate: Any, batcher: Held)
         duplicate(batcher)
     with pytest.raises(TypeError, match="a JobFuture belongs to its batcher, and can't be copied or pickled"):
         duplicate(batcher.submit(1))
+
+
+def test_a_lock_that_a_watcher_never_releases_holds_up_no_job() -> None:
+    with Batcher[Any, Any](RecordingProcessor(double), Size(3)) as batcher:
+        stuck, other = batcher.submit(1), batcher.submit(2)
+        stuck._condition.acquire()  # as Ctrl-C in `wait` leaves it
+        third = batcher.submit(3)
+        results = [in_thread(future.result).result(timeout=10).value for future in (stuck, other, third)]
+        assert in_thread(batcher.flush).result(timeout=10)
+    assert [2, 4, 6] == results
+    assert not concurrent.futures.wait([stuck, other, third], timeout=10).not_done  # for which this thread has the lock
+    assert 3 == len(list(concurrent.futures.as_completed([stuck, other, third], timeout=10)))
+
+
+def test_a_watcher_that_looks_at_a_future_as_it_is_settled_is_told_when_it_has_looked(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    future, waiter = batcher.submit(1), Waiter()
+    with future._condition:
+        processor.release()
+        assert 2 == future.result(timeout=10).value
+        batcher.flush()
+        assert "RUNNING" == future._state  # to watchers it is not done until they are told
+        future._waiters.append(waiter)
+        assert [] == waiter.told
+    assert [(future, "result")] == waiter.told
+    assert "FINISHED" == future._state
+
+
+def wait_for(futures: Any) -> Any:
+    return concurrent.futures.wait(futures)
+
+
+def wait_as_completed(futures: Any) -> Any:
+    return list(concurrent.futures.as_completed(futures))
+
+
+@pytest.mark.parametrize("wait", [wait_for, wait_as_completed])
+def test_waiting_in_a_processor_for_a_job_of_its_batcher_raises(wait: Any) -> None:
+    theirs: Future[int] = Future()
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        return [wait([theirs, own.submit("inner")]) if job == "outer" else job for job in jobs]
+
+    with Batcher[Any, Any](processor) as own:
+        error = own.submit("outer").exception(timeout=10)
+        assert isinstance(error, RuntimeError) and "can't wait for its jobs" in str(error)
+        in_thread(lambda: theirs.set_result(1)).result(timeout=10)  # whose lock is not left taken
+        assert "job" == own.submit("job").result(timeout=10).value
+
+
+def test_a_processor_may_wait_for_jobs_that_are_done() -> None:
+    def processor(jobs: List[Any]) -> List[Any]:
+        return [len(wait_for(job).done) for job in jobs]
+
+    with Batcher[Any, Any](processor) as batcher:
+        done = batcher.submit([])
+        done.result(timeout=10)
+        assert 1 == batcher.submit([done]).result(timeout=10).value

@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import traceback
-from concurrent.futures import CancelledError, Executor, Future, TimeoutError, wait
+from concurrent.futures import CancelledError, Executor, Future, TimeoutError, as_completed, wait
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -752,3 +752,23 @@ def test_a_second_ctrl_c_anywhere_after_one_in_a_wait_for_room_leaves_nobody_cou
         if not came:
             break
     assert place > 5
+
+
+@pytest.mark.parametrize("watch", [wait, lambda futures, timeout: list(as_completed(futures, timeout))])
+def test_ctrl_c_anywhere_in_wait_or_as_completed_holds_up_no_job(watch: Any) -> None:
+    for place in count():
+        processor = RecordingProcessor[int]()
+        processor.hold()
+        with Batcher[int, int](processor, Size(3)) as batcher:
+            futures = [batcher.submit(number) for number in range(3)]
+            processor.wait_for_batches(1)
+            signal = Signal(interrupt, place, modules=("microbatch.", "concurrent.futures."))
+            assert isinstance(
+                signal.during(lambda: watch(futures, timeout=0)), (KeyboardInterrupt, TimeoutError, type(None))
+            )
+            processor.release()
+            assert [0, 1, 2] == [in_thread(future.result).result(timeout=10).value for future in futures]
+            assert not wait(futures, timeout=10).not_done
+        if not signal.came:
+            break
+    assert place > 20
