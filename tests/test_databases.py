@@ -1,0 +1,88 @@
+"""Errors of real database drivers reach every caller with all that they say: which constraint, which row."""
+
+import subprocess
+import sys
+import textwrap
+from typing import Any, Callable, List
+
+import psycopg
+import psycopg2
+import pymongo.errors
+import pytest
+
+from microbatch import Batcher, JobFuture, Size
+
+CREATE = "CREATE TEMPORARY TABLE orders (id integer CONSTRAINT one_row_per_order PRIMARY KEY)"
+INSERT = "INSERT INTO orders SELECT unnest(%s)"
+
+
+def futures_of(insert: Callable[[List[int]], None], jobs: List[int]) -> List[JobFuture[None]]:
+    with Batcher(insert, Size(len(jobs))) as batcher:
+        return [batcher.submit(job) for job in jobs]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("driver", [psycopg2, psycopg], ids=["psycopg2", "psycopg"])
+def test_each_caller_reads_the_diagnostics_of_postgresql(driver: Any, postgresql: str) -> None:
+    connection = driver.connect(postgresql)
+    cursor = connection.cursor()
+    cursor.execute(CREATE)
+
+    def insert(ids: List[int]) -> None:
+        cursor.execute(INSERT, (ids,))
+
+    for future in futures_of(insert, [1, 2, 2]):
+        with pytest.raises(driver.errors.UniqueViolation) as caught:
+            future.result(timeout=0)
+        error: Any = caught.value
+        assert ("one_row_per_order", "orders") == (error.diag.constraint_name, error.diag.table_name)
+        assert "23505" == error.diag.sqlstate
+        assert "Key (id)=(2) already exists." in str(error)
+        error.tenant = future.job
+    connection.close()
+    assert not hasattr(futures_of(insert, [3, 4])[0].exception(timeout=0), "tenant")
+
+
+@pytest.mark.server
+def test_each_caller_walks_from_an_error_of_django_to_that_of_the_driver(postgresql: str) -> None:
+    script = """
+    import sys
+    import django
+    from django import conf, db
+    from microbatch import Batcher, Size
+
+    url, create, insert = sys.argv[1:]
+    host, port = url.split("@")[1].split("/")[0].split(":")
+    database = {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres"}
+    conf.settings.configure(DATABASES={"default": {**database, "HOST": host, "PORT": port}})
+    django.setup()
+
+    def process(ids):
+        with db.connection.cursor() as cursor:
+            cursor.execute(create)
+            cursor.execute(insert, [ids])
+
+    with Batcher(process, Size(2)) as batcher:
+        futures = [batcher.submit(1), batcher.submit(1)]
+    for future in futures:
+        try:
+            future.result()
+        except db.IntegrityError as error:
+            print(error.__cause__.diag.constraint_name)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), postgresql, CREATE, INSERT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+    assert ("one_row_per_order\n" * 2, "") == (done.stdout, done.stderr)
+
+
+def test_each_caller_reads_the_details_of_a_bulk_write_of_mongodb_and_may_change_its_own() -> None:
+    rows = list(range(2_000))
+
+    def insert(jobs: List[int]) -> None:
+        errors = [{"index": row, "code": 11000, "errmsg": "duplicate key", "op": {"_id": row}} for row in jobs]
+        raise pymongo.errors.BulkWriteError({"writeErrors": errors, "nInserted": 0})
+
+    one, other, *_ = (future.exception(timeout=0) for future in futures_of(insert, rows))
+    assert isinstance(one, pymongo.errors.BulkWriteError) and isinstance(other, pymongo.errors.BulkWriteError)
+    one.details["writeErrors"][7]["op"].clear()
+    assert ({"_id": 7}, 65) == (other.details["writeErrors"][7]["op"], other.code)
