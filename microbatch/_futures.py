@@ -122,7 +122,6 @@ class JobFuture(Future[JobResult[Value]]):
     """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
 
     Attributes:
-        job: the job, as it was submitted.
         key: what the batcher's ``key`` says of it.
         weight: what the batcher's ``weigh`` says of it, or 1.
         submitted: the moment of its acceptance, on the batcher's clock.
@@ -144,10 +143,28 @@ class JobFuture(Future[JobResult[Value]]):
     _context: Optional[Context] = None
 
     def __init__(self, job: Any, keeper: Keeper) -> None:
-        self.job = job
+        self._job = job
         self.stage = _QUEUED
         self.fittings: Optional[Fittings] = None
         self._keeper = keeper
+
+    @property
+    def job(self) -> Any:
+        """The job, as it was submitted.
+
+        A future keeps its job for callers that want to know which job it is of. If you keep many futures of large jobs,
+        ``del future.job`` lets go of one. That raises `InvalidStateError` unless the future is done.
+        """
+        try:
+            return self._job
+        except AttributeError:
+            raise AttributeError("the job was deleted from its future") from None
+
+    @job.deleter
+    def job(self) -> None:
+        if not self.done():
+            raise InvalidStateError("the future still needs its job: delete it when the future is done")
+        vars(self).pop("_job", None)
 
     @property
     def state(self) -> JobState:

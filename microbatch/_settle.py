@@ -25,7 +25,7 @@ class Delivery:
 
     def __init__(self, ledger: Ledger, futures: List[JobFuture[Any]], info: BatchInfo) -> None:
         self.info = info
-        self.jobs = [future.job for future in futures]
+        self.jobs = [future._job for future in futures]
         self.failed = 0
         self._ledger = ledger
         self._clock = ledger.queue.clock

@@ -3,9 +3,18 @@
 import asyncio
 import concurrent.futures
 import copy
+import gc
 import pickle
 import threading
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
+import weakref
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    FIRST_EXCEPTION,
+    CancelledError,
+    Future,
+    InvalidStateError,
+)
 from typing import Any, Iterator, List
 
 import pytest
@@ -371,3 +380,29 @@ def test_a_processor_may_wait_for_jobs_that_are_done() -> None:
         done = batcher.submit([])
         done.result(timeout=10)
         assert 1 == batcher.submit([done]).result(timeout=10).value
+
+
+def test_a_future_lets_go_of_its_job_on_request_once_it_is_done(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    class Large:
+        def __mul__(self, factor: int) -> int:
+            return factor
+
+    job = Large()
+    reference = weakref.ref(job)
+    future = batcher.submit(job)
+    processor.wait_for_batches(1)
+    with pytest.raises(InvalidStateError, match="delete it when the future is done"):
+        del future.job
+    processor.release()
+    assert (job, 2) == (future.job, future.result(timeout=10).value)
+    batcher.flush()
+    del future.job, job
+    processor.batches.clear()
+    gc.collect()
+    assert reference() is None
+    del future.job  # a second time does no harm
+    with pytest.raises(AttributeError, match="deleted from its future"):
+        future.job
+    assert 2 == future.result().value
