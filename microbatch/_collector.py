@@ -18,7 +18,7 @@ from microbatch._arguments import check_answer, check_count, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
-from microbatch._policy import BatchingPolicy, Window
+from microbatch._policy import BatchingPolicy, Window, limit_for
 
 __all__ = ["Batch", "Collector"]
 
@@ -261,7 +261,7 @@ class Collector(Generic[AnyEntry]):
             elif lane.open:
                 lane.full = True
             else:
-                raise JobTooLarge(first.weight)
+                raise JobTooLarge(first.weight, limit_for(self.policy, window, first.weight))
             self._forget_dead(lane)
 
     def _join(self, lane: Lane[AnyEntry], room: float) -> None:

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, Hashable, Sequence, TypeVar
+from typing import Any, Generic, Hashable, NoReturn, Optional, Sequence, TypeVar
 
 from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy"]
+__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy", "limit_for"]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -124,7 +124,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return whether one more job of this weight may join: the hard limit, held on every path.
 
         A job that does not fit an empty window fits nowhere, and is `JobTooLarge`: raised by `Batcher.submit` where the
-        batcher weighs its jobs, and otherwise what its future fails with.
+        batcher weighs its jobs, and otherwise what its future fails with. If the policy has an attribute ``limit``, a
+        number below the weight of that job, the error states it.
         """
         return True
 
@@ -175,6 +176,10 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def __and__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
         return Both(self, other)
 
+    def __bool__(self) -> NoReturn:
+        """Raise TypeError: ``Size(10) or Interval(1)`` would silently be ``Size(10)``."""
+        raise TypeError("a policy is neither true nor false: combine policies with | and &, not with or and and")
+
 
 def _depth(cls: type, name: str) -> int:
     # Not only the class itself: it may have the method from a mixin, which stands before the policy.
@@ -195,6 +200,17 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
         check_flag(f"the {name} of a policy", getattr(value, name))
     check_number("the recalls of a policy", value.recalls)
     check_count("the history of a policy", value.history)
+
+
+def limit_for(policy: BatchingPolicy[Any], window: Window[Any], weight: float) -> Optional[float]:
+    """Return the lowest limit that a part of *policy* states for refusing a job of this weight; None if none states one."""
+    if isinstance(policy, _Pair):
+        limits = [limit_for(part, window, weight) for part in (policy.first, policy.second)]
+        return min((limit for limit in limits if limit is not None), default=None)
+    limit = getattr(policy, "limit", None)
+    # A limit that the weight keeps to is not what the policy refuses the job for.
+    stated = isinstance(limit, (int, float)) and limit < weight and not policy.fits(window, weight)
+    return limit if stated else None
 
 
 # Not `min` and `max`, which pass over a NaN or not, as it comes: here it comes out, and the batcher refuses it.
@@ -270,7 +286,7 @@ class Either(_Pair[Job]):
         return (self.first if left else self.second).reason(window)
 
     def __repr__(self) -> str:
-        return f"{self.first!r} | {self.second!r}"
+        return f"{self.first!r} | {_grouped(self.second, Either)}"
 
 
 class Both(_Pair[Job]):
@@ -300,6 +316,9 @@ class Both(_Pair[Job]):
         return f"{self.first.reason(window)} & {self.second.reason(window)}"
 
     def __repr__(self) -> str:
-        return " & ".join(
-            f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
-        )
+        return f"{_grouped(self.first, Either)} & {_grouped(self.second, _Pair)}"
+
+
+def _grouped(part: BatchingPolicy[Any], kind: type) -> str:
+    """Return the repr of *part*, in parentheses if it is of the kind that would otherwise be read differently."""
+    return f"({part!r})" if isinstance(part, kind) else repr(part)

@@ -48,7 +48,7 @@ from microbatch._worker import Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.listeners import Audience, BatchListener, JobAccepted, tell
-from microbatch._policy import BatchingPolicy, Window, check_policy
+from microbatch._policy import BatchingPolicy, Window, check_policy, limit_for
 from microbatch.policies import DEFAULT_POLICY
 
 __all__ = ["BatchProcessor", "Batcher"]
@@ -446,7 +446,7 @@ class Batcher(Generic[Job, Value]):
     def _weight(self, weight: float) -> float:
         weight = check_number("the weight of a job", weight, below=NEVER)
         if not self._policy.fits(self._empty, weight):
-            raise JobTooLarge(weight)
+            raise JobTooLarge(weight, limit_for(self._policy, self._empty, weight))
         return weight
 
     def _deadline(self, wait: bool, timeout: Optional[float]) -> float:

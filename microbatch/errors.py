@@ -57,7 +57,7 @@ class JobTooLarge(Rejected, ValueError):
 
     Attributes:
         weight: what the job weighs.
-        limit: what a batch may weigh; None where the policy does not say.
+        limit: what a batch may weigh, by the strictest of the policies that refuse the job; None if they don't say.
     """
 
     def __init__(self, weight: float, limit: Optional[float] = None) -> None:
@@ -66,8 +66,9 @@ class JobTooLarge(Rejected, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        limit = "" if self.limit is None else f" of at most {self.limit:g}"
-        return f"a job that weighs {self.weight:g} fits in no batch{limit}"
+        # Exact, or a weight just above the limit would look equal to it.
+        weight, limit = (str(number).removesuffix(".0") for number in (self.weight, self.limit))
+        return f"a job that weighs {weight} fits in no batch" + ("" if self.limit is None else f" of at most {limit}")
 
 
 class BatcherClosed(Rejected, RuntimeError):

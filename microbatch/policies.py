@@ -76,7 +76,7 @@ class Size(BatchingPolicy[object]):
         return self.n
 
     def __repr__(self) -> str:
-        return f"Size({self.n})"
+        return _call(self, Size, str(self.n))
 
 
 class Interval(BatchingPolicy[object]):
@@ -102,7 +102,7 @@ class Interval(BatchingPolicy[object]):
         return sys.maxsize
 
     def __repr__(self) -> str:
-        return f"Interval({self.seconds:.15g})"
+        return _call(self, Interval, _exact(self.seconds))
 
 
 class Weight(BatchingPolicy[object]):
@@ -130,7 +130,7 @@ class Weight(BatchingPolicy[object]):
         return window.weight + weight <= self.limit
 
     def __repr__(self) -> str:
-        return f"Weight({self.limit:.15g})"
+        return _call(self, Weight, _exact(self.limit))
 
 
 class FixedWindow(BatchingPolicy[object]):
@@ -154,7 +154,7 @@ class FixedWindow(BatchingPolicy[object]):
         return sys.maxsize
 
     def __repr__(self) -> str:
-        return f"FixedWindow({self.seconds:.15g})"
+        return _call(self, FixedWindow, _exact(self.seconds))
 
 
 class Session(BatchingPolicy[object]):
@@ -180,7 +180,7 @@ class Session(BatchingPolicy[object]):
         return sys.maxsize
 
     def __repr__(self) -> str:
-        return f"Session({self.gap:.15g})"
+        return _call(self, Session, _exact(self.gap))
 
 
 class Rate(BatchingPolicy[object]):
@@ -213,7 +213,7 @@ class Rate(BatchingPolicy[object]):
         return sys.maxsize
 
     def __repr__(self) -> str:
-        return f"Rate({self.n}, per={self.per:.15g})"
+        return _call(self, Rate, f"{self.n}, per={_exact(self.per)}")
 
 
 class Natural(BatchingPolicy[object]):
@@ -257,7 +257,7 @@ class Natural(BatchingPolicy[object]):
         return max(1, window.returning - window.returning // 8)
 
     def __repr__(self) -> str:
-        return "Natural()"
+        return _call(self, Natural, "")
 
 
 class AllWaiting(BatchingPolicy[object]):
@@ -289,7 +289,7 @@ class AllWaiting(BatchingPolicy[object]):
         return sys.maxsize
 
     def __repr__(self) -> str:
-        return f"AllWaiting({self.recent:.15g})"
+        return _call(self, AllWaiting, _exact(self.recent))
 
 
 class Adaptive(BatchingPolicy[object]):
@@ -381,7 +381,23 @@ class Adaptive(BatchingPolicy[object]):
         return size + 1 if time <= self.target else size * 0.75
 
     def __repr__(self) -> str:
-        return f"Adaptive({self.target:.15g}, least={self.least}, most={self.most}, warm_up={self.warm_up})"
+        bounds = f"least={self.least}, most={self.most}, warm_up={self.warm_up}"
+        return _call(self, Adaptive, f"{_exact(self.target)}, {bounds}")
+
+
+def _call(policy: BatchingPolicy[object], kind: type, arguments: str) -> str:
+    """Return the call that makes a policy which decides as *policy* did when it was new.
+
+    A subclass of *kind* that has a constructor of its own may take other arguments, so nothing is claimed for it.
+    """
+    own = type(policy)
+    same = all(getattr(own, maker) is getattr(kind, maker) for maker in ("__init__", "__new__"))
+    return f"{own.__name__}({arguments})" if same else object.__repr__(policy)
+
+
+def _exact(number: float) -> str:
+    """Return the shortest literal that is read as *number*: ``60``, ``0.005``, ``1e999`` for infinity."""
+    return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero
 
 
 _EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)  # one in five off the best, one in ten to either side

@@ -1,20 +1,26 @@
 """When each policy says that a batch goes, as tables around the border."""
 
+import math
+import re
 import sys
-from typing import Any
+from typing import Any, Callable, Optional
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from microbatch import (
     NEVER,
     NOW,
     Adaptive,
     AllWaiting,
+    Batcher,
     BatchingPolicy,
     BatchInfo,
     BatchReport,
     FixedWindow,
     Interval,
+    JobTooLarge,
     Natural,
     Rate,
     Session,
@@ -22,6 +28,7 @@ from microbatch import (
     Weight,
     Window,
 )
+from microbatch._words import parse_policy
 
 
 class Urgent(BatchingPolicy[str]):
@@ -212,6 +219,134 @@ def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], wi
 )
 def test_the_repr_reads_like_the_code_that_made_it(text: str) -> None:
     assert text == repr(eval(text))
+
+
+lengths = st.floats(min_value=0)  # infinity included
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+counts = st.integers(1, 10**6)
+parts: st.SearchStrategy[BatchingPolicy[Any]] = st.one_of(
+    st.builds(Size, counts),
+    st.builds(Interval, lengths),
+    st.builds(Weight, positive),
+    st.builds(FixedWindow, positive),
+    st.builds(Session, lengths),
+    st.builds(Rate, counts, positive),
+    st.builds(Natural),
+    st.builds(AllWaiting, positive),
+    st.builds(Adaptive, positive, least=st.integers(1, 9), most=st.integers(9, 99), warm_up=st.integers(0, 9)),
+)
+compositions = st.recursive(
+    parts, lambda inner: st.builds(lambda a, b, both: a & b if both else a | b, inner, inner, st.booleans())
+)
+moments = st.floats(-1e9, 1e9)
+windows = st.builds(
+    Window[Any],
+    count=st.integers(1, 10**6),
+    weight=st.floats(0, 1e9),
+    opened=moments,
+    newest=moments,
+    started=moments,
+    heard=moments,
+    sent=st.lists(moments, max_size=3).map(sorted),
+    full=st.booleans(),
+)
+
+
+def decisions(policy: BatchingPolicy[Any], window: Window[Any]) -> "tuple[Any, ...]":
+    joins = (policy.fits(window, 1.0), policy.room(window), policy.wants(window), policy.needs())
+    return policy.due(window), policy.earliest(window), policy.reason(window), joins
+
+
+@given(policy=compositions, window=windows)
+@example(Interval(1.3152474112316492), Window(opened=0.0))
+@example(Interval(1e-320) | Session(math.inf), Window(opened=0.0))
+@example(Interval(-0.0), Window(opened=0.0))
+@example(Size(2) & (Size(3) & (Size(4) | (Size(5) | Size(6)))), Window(count=4))
+def test_the_repr_is_code_for_a_policy_that_decides_alike(policy: BatchingPolicy[Any], window: Window[Any]) -> None:
+    for twin in (eval(repr(policy)), parse_policy(repr(policy))):
+        assert repr(policy) == repr(twin)
+        assert decisions(policy, window) == decisions(twin, window)
+
+
+class Rows(Size):
+    """Is made as `Size` is."""
+
+
+class Always(Size):
+    def __init__(self) -> None:
+        super().__init__(7)
+
+
+def test_the_repr_of_a_subclass_claims_neither_to_be_its_base_nor_a_constructor_that_it_does_not_have() -> None:
+    assert "Rows(3) & Size(3)" == repr(Rows(3) & Size(3))
+    assert re.fullmatch("<.*Always object at 0x[0-9a-f]+>", repr(Always()))
+
+
+@pytest.mark.parametrize("policy", [Size(10), Size(10) | Interval(1), Size(10) & Interval(1), Urgent()], ids=repr)
+@pytest.mark.parametrize(
+    "ask",
+    [bool, lambda policy: policy or Interval(1), lambda policy: policy and Interval(1), lambda policy: not policy],
+)
+def test_a_policy_is_neither_true_nor_false(ask: Callable[[Any], object], policy: BatchingPolicy[Any]) -> None:
+    with pytest.raises(TypeError, match=r"combine policies with \| and &"):
+        ask(policy)
+
+
+class Stated(Light):
+    """States the limit that `Light` holds batches to."""
+
+    limit = 10
+
+
+class Vague(Light):
+    """Refuses a job for something else than its limit."""
+
+    limit = "ten"
+
+
+def echo(jobs: "list[float]") -> "list[float]":
+    return jobs
+
+
+TOO_LARGE = [
+    (Weight(10), 10.5, 10.0),
+    (Weight(20) | Weight(10), 15, 10.0),
+    (Weight(10) & Weight(20), 15, 10.0),
+    (Weight(20) | Weight(10), 25, 10.0),
+    (Size(3) | (Interval(1) | Weight(20)) & Natural(), 25, 20.0),
+    (Light(), 11, None),
+    (Weight(20) | Light(), 15, None),
+    (Weight(20) | Light(), 25, 20.0),
+    (Stated(), 11, 10),
+    (Stated() | Weight(20), 25, 10),
+    (Vague(), 11, None),
+]
+
+
+@pytest.mark.parametrize("policy, weight, limit", TOO_LARGE)
+def test_a_job_that_is_too_large_is_refused_with_the_lowest_limit_of_the_policies_that_refuse_it(
+    policy: BatchingPolicy[Any], weight: float, limit: Optional[float]
+) -> None:
+    with Batcher[float, float](echo, policy, weigh=float) as batcher, pytest.raises(JobTooLarge) as caught:
+        batcher.submit(weight)
+    assert (weight, limit) == (caught.value.weight, caught.value.limit)
+
+
+@pytest.mark.parametrize(
+    "policy, limit", [(Weight(0.75) | Weight(0.5), 0.5), (Weight(2) | Weight(0.5) | Weight(0.75), 0.5)]
+)
+def test_a_job_that_is_too_large_without_being_weighed_fails_with_that_limit(
+    policy: BatchingPolicy[Any], limit: float
+) -> None:
+    with Batcher[float, float](echo, policy) as batcher:
+        error = batcher.submit(9.0).exception(timeout=10)
+    assert isinstance(error, JobTooLarge) and (1.0, limit) == (error.weight, error.limit)
+
+
+@pytest.mark.parametrize("limit", [0.3, 1_000_000])
+def test_a_job_just_above_the_limit_does_not_look_equal_to_it(limit: float) -> None:
+    above = math.nextafter(limit, math.inf)
+    assert f"weighs {above} fits in no batch of at most {limit}" in str(JobTooLarge(above, limit))
 
 
 @pytest.mark.parametrize(
