@@ -9,7 +9,8 @@
 
 Each returns one outcome per job, in order: its value, or the exception that it failed with. What a wrapped processor may
 return or raise is what one of a `Batcher` may: results in any iterable, None for all, exceptions in place of results. What
-is raised for all jobs of a batch, a wrapper raises too. Exceptions that are no `Exception`, as `KeyboardInterrupt`, pass
+is raised for all jobs of a batch, a wrapper raises too. If an iterable ends early, all jobs of that call fail with
+`ResultCountError`: a wrapper has all results before it returns one, so it need not guess which jobs the missing ones belong to. Exceptions that are no `Exception`, as `KeyboardInterrupt`, pass
 through. A wrapped processor can be pickled, for an executor of processes, if all that it was made of can.
 """
 
@@ -54,8 +55,8 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
                 raise ResultCountError(len(jobs), len(whole))
             return _Given(whole, None)
         values.extend(islice(iterator, len(jobs)))
-        if len(values) < len(jobs):
-            raise ResultCountError(len(jobs), len(values))
+        if len(values) < len(jobs):  # nobody knows which jobs have no result, so none of the values can be trusted
+            return _Given([], ResultCountError(len(jobs), len(values)))
         exhaust(iterator, len(jobs), "a batch")
     except Exception as error:
         return _Given(values, error)
@@ -96,15 +97,16 @@ def retrying(
         processor: the one that fails now and then.
         stop: when to give up, as ``tenacity.stop_after_attempt(5)``; what a job failed with last is then its outcome.
         wait: for how long to wait before each attempt, as ``tenacity.wait_random_exponential(max=10)``.
-        retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all. Asked
-            for each job that failed, as if it was the first attempt. If it raises, the jobs that failed then fail with that.
+        retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all but
+            `ResultCountError`, because a processor that miscounts would do so again. Asked for each job that failed, as
+            if it was the first attempt. If it raises, the jobs that failed then fail with that.
 
     Raises:
         ImportError: ``tenacity`` is not installed, which is the extra ``retry``.
     """
     import tenacity
 
-    again = tenacity.retry_if_exception_type() if retry is None else retry
+    again = tenacity.retry_if_not_exception_type(ResultCountError) if retry is None else retry
     for name, argument in (("processor", processor), ("stop", stop), ("wait", wait), ("retry", again)):
         check_callable(name, argument)
         if name != "processor" and isinstance(argument, type):  # which can be called, and takes whatever comes

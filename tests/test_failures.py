@@ -7,7 +7,8 @@ import pickle
 import re
 import threading
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List
 
@@ -353,6 +354,14 @@ def test_jobs_are_equal_under_deduplicating() -> None:
     processor = RecordingProcessor[str](str.upper)
     assert ["A", "B", "A"] == run(deduplicating(processor), "aba")
     assert [["a", "b"]] == processor.batches
+
+
+def test_a_wrapped_generator_ends_early() -> None:
+    wrappers: List[Any] = [second_time_lucky, bisecting, deduplicating, partial(within, context=nullcontext)]
+    for wrap in wrappers:
+        processor = RecordingProcessor[str]()
+        assert [ResultCountError] * 3 == run(wrap(lambda jobs: iter(processor(jobs)[:2])))
+        assert [["a", "b", "c"]] == processor.batches
 
 
 def test_a_generator_raises_under_within() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tenacity import retry_if_exception, retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
 
-from microbatch import Batcher, Size
+from microbatch import Batcher, ResultCountError, Size
 from microbatch.processors import bisecting, deduplicating, retrying, within
 
 Processor = Callable[[List[Any]], Any]
@@ -111,7 +111,47 @@ def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> Non
     assert ["the processor gave more than 2 results for a batch"] == [record.getMessage() for record in caplog.records]
 
 
+def skipping(jobs: List[str]) -> Any:
+    """Yield nothing for a job that is empty, as a careless generator does."""
+    return (job.upper() for job in jobs if job)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call_at_once(wrap: Any) -> None:
+    def processor(jobs: List[str]) -> Any:
+        calls.append(jobs)
+        return skipping(jobs)
+
+    calls: List[List[str]] = []
+    with pytest.raises(ResultCountError, match="expected 4, got 3"):
+        wrap(processor)(["a", "", "c", "d"])
+    assert [["a", "", "c", "d"]] == calls
+
+
 # -- retrying --
+
+
+def test_a_miscount_is_retried_if_it_is_asked_for() -> None:
+    def processor(jobs: List[str]) -> Any:
+        calls.append(jobs)
+        return skipping(jobs) if len(calls) == 1 else [job.upper() for job in jobs]
+
+    calls: List[List[str]] = []
+    retried = twice(processor, retry=retry_if_exception_type(ResultCountError))
+    assert ["A", "", "C", "D"] == retried(["a", "", "c", "d"])
+    assert [["a", "", "c", "d"]] * 2 == calls
+
+
+def test_a_miscount_in_a_later_attempt_fails_the_jobs_of_that_attempt() -> None:
+    def processor(jobs: List[str]) -> Any:
+        calls.append(jobs)
+        return [ConnectionError(job) if job in "bd" else job for job in jobs] if len(calls) == 1 else iter(["B"])
+
+    calls: List[List[str]] = []
+    outcomes = twice(processor)(["a", "b", "c", "d"])
+    miscount = "ResultCountError the processor must return one result per job: expected 2, got 1"
+    assert ["a", miscount, "c", miscount] == plain(outcomes)
+    assert [["a", "b", "c", "d"], ["b", "d"]] == calls
 
 
 @pytest.mark.parametrize(
@@ -333,6 +373,27 @@ def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
         assert alone == outcomes
     else:  # who stood behind a bad job failed with it
         assert all(mine == given or given in alone for mine, given in zip(alone, outcomes))
+
+
+words = st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=8)
+options = st.sampled_from(
+    [
+        *WRAPPERS.values(),
+        lambda processor: bisecting(processor, unless=()),
+        lambda processor: twice(processor, retry=retry_if_exception_type()),
+    ]
+)
+
+
+@given(jobs=words, wrappers=st.lists(options, min_size=1, max_size=4))
+def test_no_composition_gives_a_caller_the_value_of_another_if_results_are_missing(
+    jobs: List[str], wrappers: Any
+) -> None:
+    processor: Processor = skipping
+    for wrap in wrappers:
+        processor = wrap(processor)
+    for job, outcome in zip(jobs, outcomes_of(processor, jobs)):
+        assert outcome == job.upper() != "" or isinstance(outcome, ResultCountError)
 
 
 def test_wrapped_processors_can_be_pickled() -> None:
