@@ -6,7 +6,7 @@ from microbatch._exceptions import Failures
 from microbatch._futures import JobFuture, are_errors
 from microbatch._ledger import Ledger
 from microbatch._results import BatchInfo, Service
-from microbatch._returned import as_iterator, exhaust, is_whole
+from microbatch._returned import exhaust, results_of
 from microbatch.errors import ResultCountError
 
 __all__ = ["Delivery", "fail"]
@@ -47,10 +47,10 @@ class Delivery:
         try:
             if returned is None:
                 self._settle(self.futures, [None] * len(self.futures))
-            elif is_whole(returned):
-                self._settle_together(returned)
+            elif isinstance(results := results_of(returned), list):
+                self._settle_together(results)
             else:
-                self._settle_one_by_one(as_iterator(returned))
+                self._settle_one_by_one(results)
         except BaseException as error:
             self.fail(error)
 
@@ -67,9 +67,7 @@ class Delivery:
         self._failures = None
         return futures
 
-    def _settle_together(self, returned: Any) -> None:
-        # Not len(returned), which may lie.
-        values = list(returned if type(returned) is list else as_iterator(returned))
+    def _settle_together(self, values: List[Any]) -> None:
         if len(values) != len(self.futures):
             raise ResultCountError(len(self.futures), len(values))
         self._settle(self.futures, values)

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 from microbatch._arguments import check_callable, check_count, shown
-from microbatch._returned import as_iterator, exhaust, is_whole
+from microbatch._returned import exhaust, results_of
 from microbatch.errors import ResultCountError
 
 __all__ = ["bisecting", "deduplicating", "retrying", "within"]
@@ -48,16 +48,15 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
         returned = processor(list(jobs))
         if returned is None:
             return _Given([None] * len(jobs), None)
-        iterator = as_iterator(returned)
-        if is_whole(returned):
-            whole = list(iterator)
-            if len(whole) != len(jobs):
-                raise ResultCountError(len(jobs), len(whole))
-            return _Given(whole, None)
-        values.extend(islice(iterator, len(jobs)))
+        results = results_of(returned)
+        if isinstance(results, list):
+            if len(results) != len(jobs):
+                raise ResultCountError(len(jobs), len(results))
+            return _Given(results, None)
+        values.extend(islice(results, len(jobs)))
         if len(values) < len(jobs):  # nobody knows which jobs have no result, so none of the values can be trusted
             return _Given([], ResultCountError(len(jobs), len(values)))
-        exhaust(iterator, len(jobs), "a batch")
+        exhaust(results, len(jobs), "a batch")
     except Exception as error:
         return _Given(values, error)
     return _Given(values, None)

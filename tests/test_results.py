@@ -1,13 +1,26 @@
 """What each caller gets, whatever the processor gives back."""
 
+import array
+import asyncio
 import collections
 import concurrent.futures
 import copyreg
+import dataclasses
+import itertools
 import logging
+import sqlite3
 import threading
-from typing import Any, Callable, Iterable, Iterator, List, Optional
+import time
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
+from unittest import mock
 
+import httpx
+import numpy
+import pandas
+import pydantic
+import pydantic.v1
 import pytest
+import requests
 
 from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobState, ResultCountError, Size
 from microbatch.testing import ManualClock
@@ -41,6 +54,63 @@ class Ledgerless:
         return [1, 2, 3][index]
 
 
+class Rows:
+    """Iterates over rows, though it knows its columns, as the results of queries do."""
+
+    columns = property(lambda self: ["id"])
+
+    def __init__(self, *rows: Any) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+    def keys(self) -> List[str]:
+        return ["id"]
+
+
+class Sized(Rows):
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Unfinished(Rows):
+    """Can't say yet how many results there will be, as a progress bar around a generator."""
+
+    def __len__(self) -> int:
+        raise TypeError("object of type 'generator' has no len()")
+
+
+class Mine(List[int]):
+    columns = ("id",)
+
+
+class Shop(Rows):
+    """Answers to any name."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self
+
+
+class RootModel(pydantic.RootModel[List[int]]):
+    """Iterates over what it holds, as Pydantic's documentation shows."""
+
+    def __iter__(self) -> Any:
+        return iter(self.root)
+
+
+@dataclasses.dataclass
+class Page:
+    number: int
+    results: List[int]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.results)
+
+
 @pytest.mark.parametrize(
     "returned",
     [
@@ -48,15 +118,71 @@ class Ledgerless:
         (1, 2, 3),
         range(1, 4),
         collections.deque([1, 2, 3]),
+        collections.UserList([1, 2, 3]),
+        array.array("i", [1, 2, 3]),
         {"x": 1, "y": 2, "z": 3}.values(),
+        dict.fromkeys([1, 2, 3]).keys(),
         iter([1, 2, 3]),
         map(int, "123"),
+        (number for number in range(1, 4)),
         Ledgerless(),
+        Rows(1, 2, 3),
+        Sized(1, 2, 3),
+        Unfinished(1, 2, 3),
+        Mine([1, 2, 3]),
+        Shop(1, 2, 3),
+        Page(1, [1, 2, 3]),
+        RootModel([1, 2, 3]),
+        numpy.array([1, 2, 3]),
+        numpy.ma.array([1, 2, 3]),
+        pandas.Series([1, 2, 3], index=["x", "y", "z"]),
+        pandas.Index([1, 2, 3]),
+        pandas.DataFrame({"label": [1, 2, 3]}).label,
     ],
     ids=lambda returned: type(returned).__name__,
 )
 def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
     assert [1, 2, 3] == values(run(lambda jobs: returned))
+
+
+def test_an_array_gives_each_job_an_element_along_its_first_axis() -> None:
+    matrix = numpy.array([[1, 2], [3, 4], [5, 6]])
+    assert [[1, 2], [3, 4], [5, 6]] == [value.tolist() for value in values(run(lambda jobs: matrix))]
+    structured = numpy.array([(1, 0.5), (2, 1.5), (3, 2.5)], dtype=[("label", int), ("score", float)])
+    assert [(1, 0.5), (2, 1.5), (3, 2.5)] == [value.item() for value in values(run(lambda jobs: structured))]
+
+
+def test_a_column_of_arrow_is_one_result_per_job() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"label": [1, 2, 3]})
+    for column in (table["label"], pyarrow.array([1, 2, 3]), table["label"].chunk(0)):
+        assert [1, 2, 3] == [value.as_py() for value in values(run(lambda jobs: column))]
+
+
+def test_the_results_of_a_query_are_one_result_per_job() -> None:
+    database = sqlite3.connect(":memory:", check_same_thread=False)
+    database.row_factory = sqlite3.Row
+    rows = values(run(lambda jobs: database.execute("SELECT 1 AS id UNION SELECT 2 UNION SELECT 3")))
+    assert [1, 2, 3] == [row["id"] for row in rows]
+    database.close()
+
+
+def test_an_iterable_of_ones_own_settles_each_job_when_its_value_is_there() -> None:
+    class Slow:
+        def __init__(self) -> None:
+            self.go_on = threading.Event()
+
+        def __iter__(self) -> Iterator[str]:
+            yield "first"
+            assert self.go_on.wait(10)
+            yield "second"
+
+    slow = Slow()
+    with Batcher[str, str](lambda jobs: slow, Size(2)) as batcher:
+        futures = [batcher.submit("a"), batcher.submit("b")]
+        assert "first" == futures[0].result(timeout=10).value
+        slow.go_on.set()
+        assert "second" == futures[1].result(timeout=10).value
 
 
 def test_a_large_batch_is_no_exception() -> None:
@@ -104,12 +230,31 @@ def test_a_sized_return_of_the_wrong_length_fails_every_job_before_any_is_settle
     assert 3 == len(set(map(id, errors(futures))))
 
 
-def test_a_return_that_lies_about_its_length_is_found_out() -> None:
-    class Liar(List[int]):
-        def __len__(self) -> int:
-            return 3
+class Lying(Sized):
+    """Says that there is one result per job."""
 
-    assert [(3, 2)] * 3 == [(error.expected, error.got) for error in errors(run(lambda jobs: Liar([1, 2])))]  # type: ignore[union-attr]
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    "returned, given",
+    [(Lying(1, 2), "2"), (Lying(1, 2, 3, 4), "more"), (Lying(), "0")],
+    ids=["too few", "too many", "none"],
+)
+def test_a_length_that_is_not_the_number_of_results_is_refused(returned: Lying, given: str) -> None:
+    for error in errors(run(lambda jobs: returned)):
+        assert isinstance(error, TypeError)
+        assert f"got Lying, whose length is 3 but which gives {given}: return a list" in str(error)
+
+
+def test_an_endless_return_that_has_a_length_is_refused() -> None:
+    class Endless(Lying):
+        def __iter__(self) -> Iterator[int]:
+            return itertools.count()
+
+    for error in errors(run(lambda jobs: Endless())):
+        assert "whose length is 3 but which gives more" in str(error)
 
 
 def test_an_iterator_that_ends_early_fails_the_jobs_that_are_left() -> None:
@@ -214,22 +359,170 @@ class Counted:
         return 3
 
 
+class Frame:
+    """A table of a library that nobody here knows."""
+
+    shape = (3, 2)
+    columns = property(lambda self: ["label", "score"])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.columns)
+
+
+class Named(NamedTuple):
+    label: str
+    score: int
+
+
+class Item(pydantic.BaseModel):
+    label: str = "x"
+    score: int = 1
+
+
+class OpenItem(Item, extra="allow"):
+    """Keeps fields that it does not know."""
+
+
+class OldItem(pydantic.v1.BaseModel):
+    label: str = "x"
+    score: int = 1
+
+
+class Response:
+    """What a client of an API might return."""
+
+    def __init__(self) -> None:
+        self.label = "x"
+        self.score = 1
+        self._request = "GET /"
+
+
+class OfNames(Response):
+    def __iter__(self) -> Iterator[Any]:
+        return (name for name in vars(self) if not name.startswith("_"))
+
+
+class OfValues(Response):
+    def __iter__(self) -> Iterator[Any]:
+        yield self.label
+        yield self.score
+
+
+class OfPairs(Response):
+    def __iter__(self) -> Iterator[Any]:
+        return ((name, value) for name, value in vars(self).items() if not name.startswith("_"))
+
+
+class OfBody(Response):
+    """Stands for the body, as the responses of Elasticsearch do."""
+
+    def __init__(self) -> None:
+        self._body = {"label": "x", "score": 1}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._body)
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+@dataclasses.dataclass(slots=True)
+class Compact:
+    label: str = "x"
+    score: int = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(dataclasses.astuple(self))
+
+
+LOOP = asyncio.new_event_loop()
+LOOP.close()
+
+
+def row() -> sqlite3.Row:
+    database = sqlite3.connect(":memory:")
+    database.row_factory = sqlite3.Row
+    (found,) = database.execute("SELECT 1 AS label, 2 AS score")
+    database.close()
+    return found  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
-    "returned",
-    ["abc", b"abc", bytearray(3), dict.fromkeys("abc"), {1, 2, 3}, frozenset("abc"), 3, object(), abs, Counted()],
-    ids=lambda returned: type(returned).__name__,
+    "returned, why",
+    [
+        ("abc", "is one value"),
+        (b"abc", "is one value"),
+        (bytearray(3), "is one value"),
+        (memoryview(b"abc"), "is one value"),
+        (collections.UserString("abc"), "is one value"),
+        (numpy.array(3), "is one value"),
+        (numpy.zeros(1, dtype=[("x", int), ("y", int), ("z", int)])[0], "is one value"),
+        ({1, 2, 3}, "has no order"),
+        (frozenset("abc"), "has no order"),
+        (dict.fromkeys("abc"), "holds values by name"),
+        (collections.ChainMap(dict.fromkeys("abc")), "holds values by name"),
+        (mock.Mock(spec=dict), "holds values by name"),
+        (row(), "holds values by name"),
+        (Named("x", 1), "holds values by name"),
+        (time.localtime(), "holds values by name"),
+        (Item(), "holds values by name"),
+        (OpenItem(more=2), "holds values by name"),  # type: ignore[call-arg]
+        (OldItem(), "holds values by name"),
+        (OfNames(), "holds values by name"),
+        (OfValues(), "holds values by name"),
+        (OfPairs(), "holds values by name"),
+        (OfBody(), "holds values by name"),
+        (Compact(), "holds values by name"),
+        (pandas.DataFrame({"label": ["x", "y"], "score": [1, 2]}), "iterates over columns"),
+        (Frame(), "iterates over columns"),
+        (requests.Response(), "iterates over chunks of its body"),
+        (httpx.Response(200, content=b"abc"), "iterates over chunks of its body"),
+        (asyncio.Future(loop=LOOP), "has to be waited for"),
+        (concurrent.futures.Future(), "has to be waited for"),
+        (3, "can't be iterated over"),
+        (object(), "can't be iterated over"),
+        (abs, "can't be iterated over"),
+        (mock.Mock(), "can't be iterated over"),
+        (Counted(), "can't be iterated over"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(returned: Any) -> None:
-    for error in errors(run(lambda jobs: returned)):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(
+    returned: Any, why: str, count: int
+) -> None:
+    for error in errors(run(lambda jobs: returned, range(count))):
         assert isinstance(error, TypeError)
-        assert f"got {type(returned).__name__}" in str(error)
+        assert f"got {type(returned).__name__}, which {why}: return" in str(error)
+
+
+def test_tables_of_arrow_are_refused() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"label": ["x", "y"], "score": [1, 2]})
+    for returned in (table, table.to_batches()[0]):
+        assert "which iterates over columns" in str(errors(run(lambda jobs: returned, "ab"))[0])
 
 
 def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:
     async def processor(jobs: List[str]) -> List[str]:
         return jobs
 
-    assert "got coroutine" in str(errors(run(lambda jobs: processor(jobs)))[0])
+    assert "got coroutine, which has to be waited for" in str(errors(run(lambda jobs: processor(jobs)))[0])
+
+
+def test_a_task_is_refused_and_goes_on() -> None:
+    async def work() -> str:
+        return "done"
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        assert "got Task, which has to be waited for" in str(errors(run(lambda jobs: task))[0])
+        assert "done" == await task
+
+    asyncio.run(main())
 
 
 class Custom(Exception):
