@@ -119,7 +119,10 @@ class Jobs(Sequence[Any]):
 
 
 class _Key:
-    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises."""
+    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises.
+
+    A dict finds a key by its hash and by ``==``, so that one of these is found by a plain key that equals it, and finds it.
+    """
 
     __slots__ = ("_key", "_hash")
 
@@ -134,15 +137,19 @@ class _Key:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
+        key = other._key if type(other) is _Key else other
         try:
-            return isinstance(other, _Key) and (self._key is other._key or bool(self._key == other._key))
+            return self._key is key or bool(self._key == key)
         except BaseException:
             return False
 
 
+_PLAIN = frozenset([type(None), bool, int, float, str])  # no bytes: with ``python -bb`` it raises to compare them with a str
+
+
 def safe(key: Hashable) -> Hashable:
     """Return what stands for a key in a dict, where nothing that its class does can raise."""
-    return key if key is None or type(key) in (str, int, bytes) else _Key(key)
+    return key if type(key) in _PLAIN else _Key(key)
 
 
 class Lane(Generic[AnyEntry]):

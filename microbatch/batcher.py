@@ -75,7 +75,8 @@ class Batcher(Generic[Job, Value]):
             (each job is settled as its value is yielded), or None for all. A value that is an exception fails that job
             alone; an exception raised fails all jobs of the batch that have no result yet.
         policy: when a batch goes, and what fits into it.
-        key: gives the hashable key of a job; jobs of unequal keys never share a batch.
+        key: gives the hashable key of a job; jobs of unequal keys never share a batch. Keys are equal if ``==`` and
+            `hash` say so, whatever their types: ``1`` and ``True`` are one key.
         weigh: gives the weight of a job, a number of at least 0, for policies that look at weights.
         max_pending: how many jobs may be accepted and not yet in a worker's hands; 0 for no bound.
         max_workers: how many batches may run at once. With 1, they run one after another, in order. Each takes a thread,

@@ -1,10 +1,13 @@
 """The collector alone: no thread, no lock, no clock. Moments are plain numbers."""
 
+import subprocess
 import sys
 import weakref
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Callable, ClassVar, Hashable, List, Optional
 
+import numpy
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -641,6 +644,52 @@ def test_keys_share_a_batch_if_they_are_equal_and_only_then(kind: Callable[[str]
     c.add([Job(letter, key=kind(number)) for letter, number in zip("abcdef", "213213")])
     assert ["ad:size", "be:size", "cf:size"] == take_all(c, 0)
     assert not c
+
+
+class Tenant(str, Enum):
+    ACME = "acme"
+
+
+EQUAL_KEYS: List[List[Hashable]] = [
+    [1, 1.0, True, numpy.int64(1), numpy.bool_(True)],
+    ["acme", Tenant.ACME, numpy.str_("acme")],
+    [(1, "acme"), (True, Tenant.ACME)],
+]
+
+
+@pytest.mark.parametrize("keys", EQUAL_KEYS + [keys[::-1] for keys in EQUAL_KEYS], ids=repr)
+def test_equal_keys_share_a_batch_whatever_their_types(keys: List[Hashable]) -> None:
+    c = collector(Size(len(keys)), workers=9)
+    c.add([Job(str(number), key=key) for number, key in enumerate(keys)])
+    assert ["".join(map(str, range(len(keys)))) + ":size"] == take_all(c, 0)
+    assert not c
+
+
+def test_a_key_that_raises_when_compared_harms_no_plain_key_with_its_hash() -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            return hash(1)
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    c.add([Job("a", key=Odd()), Job("b", key=1), Job("c", key=Odd()), Job("d", key=1.0)])
+    assert ["bd:size"] == take_all(c, 0)
+    assert ["a:interval", "c:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_bytes_and_text_are_different_keys_even_where_python_refuses_to_compare_them() -> None:
+    script = """if True:
+        from microbatch import Batcher, Size
+        with Batcher(list, Size(2), key=lambda job: job) as batcher:
+            futures = [batcher.submit(job) for job in [b"a", "a", b"a", "a"]]
+            print(*(future.result().batch.id for future in futures))
+    """
+    command = [sys.executable, "-bb", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert ("1 2 1 2\n", "") == (done.stdout, done.stderr)
 
 
 def test_a_key_that_loses_its_hash_is_only_itself() -> None:
