@@ -158,8 +158,8 @@ class Collector(Generic[AnyEntry]):
     def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
         """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
 
-        With *pressed* (somebody waits for room without a limit), the oldest lane goes if nothing else ever will: a policy
-        that waits for more jobs would wait for ever, since none can be accepted.
+        With *pressed* (somebody waits for room), and where nothing is due, the oldest lane goes as by a flush: a policy that
+        waits for more jobs waits in vain, since none can be accepted.
         """
         self._review(now)
         while (lane := self._timers.pop(now)) is not None:
@@ -173,8 +173,13 @@ class Collector(Generic[AnyEntry]):
             return None
         for first in self._ready:
             return self._send(first, first.forced)
-        if pressed and self._lanes and not self.in_flight and self._timers.next_moment() == NEVER:
-            return self._send(next(iter(self._lanes.values())), "flush")
+        if pressed:
+            for oldest in self._lanes.values():
+                if not oldest.pressed:
+                    oldest.pressed = True
+                    self._change(oldest)
+                    return self.take(now)
+                break
         return None
 
     def _stale(self) -> Optional[Lane[AnyEntry]]:
@@ -301,7 +306,7 @@ class Collector(Generic[AnyEntry]):
             due = NOW  # nothing else could ever make it go
         if due > now and self._closing:
             lane.forced, due = "shutdown", NOW
-        elif due > now and lane.open[0].epoch <= self._flushed:
+        elif due > now and (lane.pressed or lane.open[0].epoch <= self._flushed):
             earliest = check_answer("the earliest() of a policy", self.policy.earliest(self._window(lane)))
             if earliest < due:
                 lane.forced, due = "flush", earliest

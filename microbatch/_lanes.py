@@ -165,6 +165,7 @@ class Lane(Generic[AnyEntry]):
         "dead",
         "alike",
         "full",
+        "pressed",
         "changed",
         "due",
         "forced",
@@ -182,6 +183,7 @@ class Lane(Generic[AnyEntry]):
         self.dead = 0  # at most how many of the backlog are not, either
         self.alike = True  # all of its jobs weigh 1
         self.full = False  # the first of the backlog did not fit
+        self.pressed = False  # somebody waits for its room, so that it goes as by a flush
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
         self.forced: Optional[str] = None  # the trigger, where it is not the policy's

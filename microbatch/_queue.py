@@ -175,7 +175,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _wait_for_room(self, block: bool, timeout: Optional[float]) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout
-        if not block:
+        if not block or timeout == 0:
             raise BacklogFull(self.maxsize)
         bell = Bell(self.mutex)
         try:

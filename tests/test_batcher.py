@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Hashable, List
+from typing import Any, Hashable, List, Optional
 
 import pytest
 
@@ -19,6 +19,7 @@ from microbatch import (
     JobTooLarge,
     NEVER,
     NOW,
+    Rate,
     Rejected,
     Size,
     Window,
@@ -233,6 +234,31 @@ def test_a_full_backlog_waits_for_its_interval_as_long_as_nobody_is_stuck(clock:
         clock.wait_for_sleeper(60.0)
         clock.advance(60)
         assert "interval" == futures[0].result(timeout=10).batch.trigger
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_a_caller_that_waits_for_room_does_not_wait_for_a_timer_while_a_worker_is_idle(
+    clock: ManualClock, timeout: Optional[float]
+) -> None:
+    with Batcher(echo, Size(100) | Interval(4), max_pending=2, clock=clock) as batcher:
+        futures = [batcher.submit(1), batcher.submit(2)]
+        blocked = in_thread(lambda: batcher.submit(3, timeout=timeout))
+        assert ["flush", "flush"] == [future.result(timeout=10).batch.trigger for future in futures]
+        assert 3 == blocked.result(timeout=10).job
+
+
+def test_a_full_queue_waits_for_a_rate_and_no_longer(clock: ManualClock) -> None:
+    with Batcher(echo, Interval(3600) & Rate(1, per=60), max_pending=1, clock=clock) as batcher:
+        first = batcher.submit(1)
+        second = in_thread(lambda: batcher.submit(2))
+        assert "flush" == first.result(timeout=10).batch.trigger
+        future = second.result(timeout=10)
+        third = in_thread(lambda: batcher.submit(3))
+        clock.wait_for_sleeper(60.0)
+        assert not future.done()
+        clock.advance(60)
+        assert "flush" == future.result(timeout=10).batch.trigger
+        assert 3 == third.result(timeout=10).job
 
 
 def test_no_bound_takes_everything() -> None:

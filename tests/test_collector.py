@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from microbatch import NEVER, NOW, BatchingPolicy, Interval, JobTooLarge, Natural, Rate, Size, Window
-from microbatch._collector import Collector
+from microbatch._collector import Batch, Collector
 
 
 @dataclass(eq=False)
@@ -624,11 +624,37 @@ def test_weights_do_not_drift_when_jobs_leave() -> None:
     assert 1.1 == seen[-1]
 
 
-def test_nothing_is_pressed_that_would_go_by_itself() -> None:
-    c = collector(Size(3) | Interval(5), workers=1)
+def test_a_caller_that_waits_for_room_makes_the_oldest_batch_due_whatever_timers_are_set() -> None:
+    c = collector(Size(3) | Interval(5), workers=9)
+    c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1)])
+    assert ([], 5) == (take_all(c, 0), c.next_moment())
+    assert ["a", "c"] == [entry.job for entry in first_of(c, pressed=True).entries]
+    c.started(0)
+    assert ([], 5) == (take_all(c, 0), c.next_moment())
+
+
+def test_a_caller_that_waits_for_room_makes_no_batch_due_before_a_rate_allows_it() -> None:
+    c = collector(Size(9) & Rate(1, per=60), workers=9)
     c.add(jobs("a"))
+    assert ["a:flush"] == take_all(c, 10.0, pressed=True)
+    c.add(jobs("b"))
+    assert ([], 70.0) == (take_all(c, 10.0, pressed=True), c.next_moment())
+    assert ["b:flush"] == take_all(c, 70.0)
+
+
+def test_a_caller_that_waits_for_room_changes_nothing_while_a_batch_is_due_or_no_worker_is_free() -> None:
+    c = collector(Size(2) | Interval(5))
+    c.add([Job("a", key=1), Job("b", key=2), Job("c", key=2)])
+    assert ["bc:size"] == take_all(c, 0, pressed=True)
     assert [] == take_all(c, 0, pressed=True)
-    assert ["a:interval"] == take_all(c, 5, pressed=True)
+    c.finished()
+    assert ["a:interval"] == take_all(c, 5)
+
+
+def first_of(collector: Collector[Job], pressed: bool) -> Batch[Job]:
+    batch = collector.take(0, pressed)
+    assert batch is not None
+    return batch
 
 
 class Colliding(int):
