@@ -5,6 +5,8 @@ The downstream is an SQLite file whose commits are durable: each waits for the d
 """
 
 import ast
+import secrets
+import shutil
 import sqlite3
 import sysconfig
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 from microbatch import Batcher, BatchingPolicy
+from microbatch._progress import show_progress
 
 __all__ = ["run_demo"]
 
@@ -78,10 +81,17 @@ def run_demo(threads: int, policy: BatchingPolicy[object], jobs: Optional[int], 
         policy: when a batch goes.
         jobs: how many rows to insert; None for as many as the disk takes in good time.
     """
-    with tempfile.TemporaryDirectory(prefix="microbatch-") as folder:
-        database = Database(Path(folder) / "demo.sqlite")
+    folder = Path(tempfile.gettempdir()) / f"microbatch-{secrets.token_hex(8)}"
+    try:  # whose end knows the name before there is a folder: a signal in between leaves nothing behind
+        folder.mkdir(mode=0o700)
+        database = Database(folder / "demo.sqlite")
         try:
-            rows = list(islice(function_definitions(), jobs or _fitting_number(database)))
+            number = jobs or _fitting_number(database)
+            rows = []
+            with show_progress("rows", number, title="reading") as progress:
+                for row in islice(function_definitions(), number):
+                    rows.append(row)
+                    progress.update()
             echo(f"{len(rows):,} function definitions of Python's standard library, from {threads} threads")
             echo("into an SQLite file with durable commits\n")
             one_by_one = _insert_one_by_one(database, rows, threads)
@@ -89,6 +99,8 @@ def run_demo(threads: int, policy: BatchingPolicy[object], jobs: Optional[int], 
             same = sorted(rows) == database.rows("one_by_one") == database.rows("batched")
         finally:
             database.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     for line in _report(one_by_one, batched):
         echo(line)
     echo(f"both tables hold the same {len(rows):,} rows: {'yes' if same else 'NO'}")
@@ -127,8 +139,9 @@ def _fitting_number(database: Database) -> int:
 
 def _insert_one_by_one(database: Database, rows: List[Row], threads: int) -> Measured:
     database.create("one_by_one")
-    seconds, waits = _timed(lambda row: database.insert("one_by_one", [row]), rows, threads)
-    return Measured("one commit per job", seconds, waits, database.batch_sizes)
+    title = "one commit per job"
+    seconds, waits = _timed(title, lambda row: database.insert("one_by_one", [row]), rows, threads)
+    return Measured(title, seconds, waits, database.batch_sizes)
 
 
 def _insert_batched(database: Database, rows: List[Row], threads: int, policy: BatchingPolicy[object]) -> Measured:
@@ -137,12 +150,13 @@ def _insert_batched(database: Database, rows: List[Row], threads: int, policy: B
     def insert_many(batch: List[Row]) -> None:
         database.insert("batched", batch)
 
+    title = "through a Batcher"
     with Batcher(insert_many, policy) as batcher:
-        seconds, waits = _timed(lambda row: batcher.submit(row).result(), rows, threads)
-    return Measured("through a Batcher", seconds, waits, database.batch_sizes)
+        seconds, waits = _timed(title, lambda row: batcher.submit(row).result(), rows, threads)
+    return Measured(title, seconds, waits, database.batch_sizes)
 
 
-def _timed(call: Callable[[Row], object], rows: List[Row], threads: int) -> Tuple[float, List[float]]:
+def _timed(title: str, call: Callable[[Row], object], rows: List[Row], threads: int) -> Tuple[float, List[float]]:
     """Make the call for every row, from many threads; return how long all took, and each."""
 
     def wait_for(row: Row) -> float:
@@ -150,10 +164,17 @@ def _timed(call: Callable[[Row], object], rows: List[Row], threads: int) -> Tupl
         call(row)
         return time.perf_counter() - started
 
-    with ThreadPoolExecutor(threads) as callers:
-        started = time.perf_counter()
-        waits = list(callers.map(wait_for, rows))
-        return time.perf_counter() - started, waits
+    waits = []
+    callers = ThreadPoolExecutor(threads)
+    try:
+        with show_progress("jobs", len(rows), title=title) as progress:
+            started = time.perf_counter()
+            for wait in callers.map(wait_for, rows):
+                waits.append(wait)
+                progress.update()
+            return time.perf_counter() - started, waits
+    finally:
+        callers.shutdown(cancel_futures=True)  # a signal ends it before all rows are in
 
 
 def _report(one_by_one: Measured, batched: Measured) -> Iterator[str]:

@@ -9,17 +9,53 @@ import json
 import queue
 import sys
 import threading
-from typing import Any, BinaryIO, Callable, Iterator, NoReturn, Optional, Protocol, Tuple, Union
+from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, Optional, Union
 
-from microbatch import Batcher, BatchingPolicy, JobFuture
-from microbatch._clock import SystemClock
+from microbatch import Batcher, BatchingPolicy, JobFuture, ResultCountError
+from microbatch._progress import Progress, show_progress
+from microbatch.processors import bisecting, retrying
 
-__all__ = ["process_lines"]
+__all__ = ["in_one_line", "process_lines", "sturdy"]
 
 _BATCHES_AHEAD = 4  # per worker: read before the first of them is written
+_LONGEST_PAUSE = 10.0  # seconds between two attempts
+_NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
+"""What no half of a batch would be spared. Other `OSError` may well be about one job: a file that it names is missing."""
 
-Entry = Tuple[int, Union["JobFuture[Any]", ValueError]]
-"""A line's number, and its job or what is wrong with it."""
+
+def sturdy(
+    processor: Callable[[Any], Any], *, bisect: bool, retries: int, size: int, interrupted: threading.Event
+) -> Callable[[Any], Any]:
+    """Return *processor*, called again for the jobs of a batch that fail.
+
+    A batch is halved before anything is retried, so that only those to blame are retried, and wait.
+
+    Args:
+        processor: the user's.
+        bisect: halve a batch that raises, until those to blame stand alone.
+        retries: how many more times to try the jobs that failed.
+        size: the most jobs in a batch.
+        interrupted: once it is set, nothing is retried.
+
+    Raises:
+        ImportError: there are *retries*, and no `tenacity`.
+    """
+    if bisect:  # to the end: that takes less than two calls for each job, if all are to blame
+        processor = bisecting(processor, unless=_NOT_THE_JOBS, max_calls=2 * size)
+    if retries:
+        import tenacity
+
+        enough = tenacity.stop_any(tenacity.stop_after_attempt(1 + retries), tenacity.stop_when_event_set(interrupted))
+        pause = tenacity.wait_random_exponential(max=_LONGEST_PAUSE)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            """Wait here and not in `tenacity`, whose sleep no interrupt ends."""
+            if not enough(state):
+                interrupted.wait(pause(state))
+            return 0.0
+
+        processor = retrying(processor, stop=enough, wait=wait)
+    return processor
 
 
 def process_lines(
@@ -30,70 +66,87 @@ def process_lines(
     *,
     size: int,
     workers: int,
+    errors: Optional[BinaryIO] = None,
+    interrupted: Optional[threading.Event] = None,
 ) -> int:
     """Write one JSON value to *sink* for every line of *source*, in order, and return how many lines failed.
 
-    A line that is not JSON, or whose job failed, is reported to standard error with its number and written nowhere.
-    Blank lines are passed over. Holds only a few batches of *size* in memory.
+    A line that is not JSON, or whose job failed, is ``null`` there. It is reported to standard error with its number, and
+    to *errors* as a JSON object. Blank lines are passed over. Holds only a few batches of *size* in memory.
+
+    An exception in the calling thread, as `KeyboardInterrupt`, drops the jobs that no worker has taken. The results of
+    those before them are still written. Another one ends the wait for them.
+
+    Args:
+        interrupted: is set by such an exception, before the wait for the batches that run.
 
     Raises:
-        OSError: *source* can't be read or *sink* can't be written, after the batches that run have ended.
+        OSError: *source* can't be read, or *sink* or *errors* can't be written, after the batches that run have ended.
     """
     ahead = _BATCHES_AHEAD * size * workers
     # If a second Ctrl-C breaks off the wait for the batches that run, nothing shall wait for them again.
     batcher: Batcher[Any, Any] = Batcher(
         processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
     )
-    with batcher, _progress() as progress:
-        writer = _Writer(sink, ahead, progress)
+    with show_progress("lines", keep=True, wanted=not sink.isatty()) as progress:  # results on a terminal are progress
+        writer = _Writer(sink, errors, ahead, progress)
         try:
             for number, line in enumerate(source, start=1):
                 if writer.error is not None:
                     break
                 if line.strip():
-                    writer.put((number, _submit(batcher, line)))
+                    writer.put(_submit(batcher, number, line))
             batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
             writer.finish()
+            batcher.shutdown()
         except BaseException:
-            writer.stop()
-            batcher.shutdown(wait=False, cancel_futures=True)
+            if interrupted is not None:
+                interrupted.set()
+            batcher.shutdown(cancel_futures=True)
+            writer.finish()
             raise
     if writer.error is not None:
         raise writer.error
     return writer.failed
 
 
-def _submit(batcher: Batcher[Any, Any], line: bytes) -> Union["JobFuture[Any]", ValueError]:
+class Entry(NamedTuple):
+    """A line of the input."""
+
+    number: int
+    text: str
+    """JSON: the line if it is some, otherwise a string of it."""
+    outcome: Union["JobFuture[Any]", ValueError]
+    """Its job, or what is wrong with it."""
+
+
+def _submit(batcher: Batcher[Any, Any], number: int, line: bytes) -> Entry:
     try:
-        job = json.loads(line, parse_constant=_refuse_constant)
-    except RecursionError:
-        return ValueError("not JSON: nested too deeply")
-    except ValueError as error:
-        return ValueError(f"not JSON: {error}")
-    return batcher.submit(job)
+        text = line.decode("utf-8-sig")
+        job = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
+        text = line.decode(errors="backslashreplace").strip()
+        return Entry(number, json.dumps(text, ensure_ascii=False), ValueError(f"not JSON: {problem}"))
+    return Entry(number, text.strip(), batcher.submit(job))
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-class Progress(Protocol):
-    """Is told of each line that is done: a `tqdm` is one."""
-
-    def update(self) -> object:
-        """One more is done."""
-
-
 class _Writer:
     """The thread that writes results in the order of their lines."""
 
-    def __init__(self, sink: BinaryIO, ahead: int, progress: Progress) -> None:
+    def __init__(self, sink: BinaryIO, errors: Optional[BinaryIO], ahead: int, progress: Progress) -> None:
         self.failed = 0
-        self.error: Optional[OSError] = None  # why nothing is written any more
+        self.error: Optional[BaseException] = None  # why nothing is written any more
         self._stopped = False
         self._sink = sink
+        self._errors = errors
         self._progress = progress
         self._entries: "queue.Queue[Optional[Entry]]" = queue.Queue(ahead)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="microbatch-writer", daemon=True)
         self._thread.start()
 
@@ -101,43 +154,66 @@ class _Writer:
         """Have the result of a line written. Blocks while the results lag behind."""
         self._entries.put(entry)
 
-    def stop(self) -> None:
-        """Write and report nothing more."""
-        self._stopped = True
-
     def finish(self) -> None:
-        """Block until all is written."""
+        """Block until all is written. May be called again."""
         self._entries.put(None)
+        self._ended.wait()  # since before Python 3.13, a `join` that a signal broke off takes the thread for ended
         self._thread.join()
 
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:
-            if self.error is None and not self._stopped:
-                try:
-                    self._write(*entry)
-                except OSError as error:
-                    self.error = error  # and go on taking entries, so that the reader is not left blocked
+            if not self._stopped:
+                self._try(self._write, entry)
+        if self.error is None:
+            self._try(self._flush)
+        self._ended.set()
 
-    def _write(self, number: int, outcome: Union["JobFuture[Any]", ValueError]) -> None:
+    def _try(self, step: Callable[..., None], *arguments: Entry) -> None:
         try:
-            if isinstance(outcome, ValueError):
-                raise outcome
-            line = json.dumps(outcome.result().value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            step(*arguments)
         except BaseException as error:
-            self._report(number, error)
-        else:
-            self._sink.write(line)
+            self.error = error
+            self._stopped = True  # but entries are still taken, so that the reader is not left blocked
+
+    def _write(self, entry: Entry) -> None:
+        try:
+            if isinstance(entry.outcome, ValueError):
+                raise entry.outcome
+            line = json.dumps(entry.outcome.result().value, ensure_ascii=False, allow_nan=False).encode()
+        except BaseException as error:
+            if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
+                self._stopped = True  # by an interrupt: the results end here, and leave out no line before
+                return
+            self._report(entry, error)
+            line = b"null"
+        self._sink.write(line + b"\n")
         if self._entries.empty():  # somebody may be waiting for the little there is
-            self._sink.flush()
-        self._progress.update()
+            self._flush()
+        try:
+            self._progress.update()
+        except OSError:  # of a standard error that nobody reads any more
+            pass
 
-    def _report(self, number: int, error: BaseException) -> None:
-        if not self._stopped:
-            self.failed += 1
-            print(f"line {number}: {_in_one_line(error)}", file=sys.stderr)
+    def _flush(self) -> None:
+        self._sink.flush()
+        if self._errors is not None:
+            self._errors.flush()
+
+    def _report(self, entry: Entry, error: BaseException) -> None:
+        self.failed += 1
+        text = in_one_line(error)
+        with contextlib.suppress(OSError):  # as above
+            self._progress.clear()
+            print(f"line {entry.number}: {text}", file=sys.stderr)
+        if self._errors is not None:
+            line = (
+                f'{{"number": {entry.number}, "input": {entry.text}, "error": {json.dumps(text, ensure_ascii=False)}}}'
+            )
+            self._errors.write(line.encode() + b"\n")
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Return what to say of an exception: its class, unless that is just `ValueError`, and the beginning of its text."""
     name = type(error).__name__
     try:
         text = str(error)
@@ -145,48 +221,3 @@ def _in_one_line(error: BaseException) -> str:
         text = f"(its text can't be had: {type(another).__name__})"
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())
     return text if type(error) is ValueError and text else f"{name}: {text}" if text else name
-
-
-class _Counter:
-    """Counts on one line of a terminal, a few times a second."""
-
-    def __init__(self) -> None:
-        self._clock = SystemClock()
-        self._count = 0
-        self._shown = self._clock.now()
-
-    def update(self) -> None:
-        """See `Progress`."""
-        self._count += 1
-        if self._clock.now() - self._shown >= 0.1:
-            self._show("")
-
-    def _show(self, end: str) -> None:
-        self._shown = self._clock.now()
-        print(f"\r{self._count:,} lines", end=end, file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "_Counter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show("\n")
-
-
-class _Silence:
-    def update(self) -> None:
-        """See `Progress`."""
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    if not sys.stderr.isatty():
-        yield _Silence()
-        return
-    try:
-        from microbatch.integrations.tqdm import Bar
-    except ImportError:
-        with _Counter() as counter:
-            yield counter
-    else:
-        with Bar(unit=" lines", file=sys.stderr) as bar:
-            yield bar

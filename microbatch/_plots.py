@@ -2,10 +2,11 @@
 
 import heapq
 import math
+import os
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
-__all__ = ["Point", "draw_loads", "draw_run"]
+__all__ = ["Point", "check_plot", "draw_loads", "draw_run"]
 
 _SLICE = 50
 """How many jobs at least tell a load and a latency."""
@@ -25,6 +26,26 @@ class Point(NamedTuple):
     """99 % of them."""
     calls: float
     """Of the processor, per 1,000 jobs."""
+
+
+def check_plot(path: str) -> None:
+    """Raise what drawing to that path would raise in the end.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        OSError: the file can't be written.
+        ValueError: matplotlib does not know the format.
+    """
+    from matplotlib import backend_bases
+
+    known, ending = backend_bases.FigureCanvasBase.get_supported_filetypes(), os.path.splitext(path)[1][1:].lower()
+    if ending not in {"", *known}:
+        raise ValueError(f"a plot must end with one of {', '.join('.' + each for each in sorted(known))}, got {path!r}")
+    existed = os.path.lexists(path)
+    with open(path, "ab"):
+        pass
+    if not existed:
+        os.remove(path)
 
 
 def draw_run(path: Any, jobs: Sequence[Tuple[float, float]], runs: Sequence[Tuple[float, float, int, str]]) -> None:

@@ -6,12 +6,16 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from microbatch._plots import Point, draw_loads
 from microbatch._policy import BatchingPolicy
+from microbatch._progress import show_progress
 from microbatch.simulation import Arrival, Arrivals, SimulationReport, callers, poisson, simulate
 
 __all__ = ["Load", "compare", "load_of", "plot", "table"]
 
 Load = Callable[[float], Arrivals]
 """Gives the arrivals of a share of a load: with 0.5, half as many jobs a second."""
+
+_LOADS = 13
+"""How many a plot shows, from a hundredth of the load up to all of it."""
 
 _TURN = 30e-6
 """About how many seconds a thread of Python takes from one result to the next job, in which no other does so."""
@@ -64,12 +68,14 @@ def plot(
 ) -> None:
     """Write a plot of the policies under a hundredth of the load, and then more and more, up to all of it."""
     lines: Dict[str, List[Point]] = {repr(policy): [] for policy in policies}
-    for step in range(13):
-        arrivals = load(10 ** (step / 6 - 2))
-        for policy in policies:
-            with suppress(ValueError):  # it would hold back the jobs of so few callers for ever
-                report = simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
-                lines[repr(policy)].append(_point(report))
+    with show_progress("simulations", _LOADS * len(policies), title="plot") as progress:
+        for step in range(_LOADS):
+            arrivals = load(10 ** (step / 6 - 2))
+            for policy in policies:
+                with suppress(ValueError):  # it would hold back the jobs of so few callers for ever
+                    report = simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
+                    lines[repr(policy)].append(_point(report))
+                progress.update()
     draw_loads(path, lines)
 
 

@@ -5,15 +5,21 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import tracemalloc
+import types
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
+from microbatch import DEFAULT_POLICY, _demo
+from microbatch._jsonlines import sturdy
 from microbatch.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +64,46 @@ def hang(jobs):
     pathlib.Path("interrupted").touch()
     time.sleep(600)
 
+def finish(jobs):
+    if jobs == [1]:
+        return jobs
+    pathlib.Path("hanging").touch()
+    main = threading.main_thread().ident
+    while "shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main])]:
+        time.sleep(0.01)
+    return jobs
+
 def same(jobs):
+    return jobs
+
+def strict(jobs):
+    bad = [job for job in jobs if job in (3, 5)]
+    if bad:
+        raise ValueError(f"refused {bad}")
+    return jobs
+
+def missing_files(jobs):
+    return [pathlib.Path(job).read_text() for job in jobs]
+
+def emptying(jobs):
+    for job in jobs:
+        job.clear()
+    raise ValueError("no")
+
+attempts = []
+
+def flaky(jobs):
+    attempts.append(jobs)
+    if len(attempts) < 3:
+        raise ConnectionError(f"attempt {len(attempts)}")
+    return jobs
+
+def unreachable(jobs):
+    attempts.append(jobs)
+    raise ConnectionError("nobody there")
+
+def printing(jobs):
+    print("a word in between")
     return jobs
 
 def endless(jobs):
@@ -87,9 +132,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "processors.py").write_text(PROCESSORS)
     (tmp_path / "broken.py").write_text("1 +")
     (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
+    (tmp_path / "lacking.py").write_text("import json\nimport no_such_library\n")
+    (tmp_path / "using.py").write_text("import lacking\n")
+    (tmp_path / "wrong.py").write_text("import json\n\njson.loads('')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("processors", "broken", "leaving"):
+    for name in ("processors", "broken", "leaving", "lacking", "using", "wrong"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -147,7 +195,7 @@ def test_values_are_written_as_they_are() -> None:
 
 def test_a_line_that_is_not_json_is_reported_and_the_rest_goes_on() -> None:
     status, values, errors = run("processors:double", "1\nno\n\n \nNaN\n4")
-    assert (1, [2, 8]) == (status, values)
+    assert (1, [2, None, None, 8]) == (status, values)
     assert [
         "line 2: not JSON: Expecting value: line 1 column 1 (char 0)",
         "line 5: not JSON: NaN is no JSON value",
@@ -160,15 +208,15 @@ def test_a_line_that_is_not_text_is_reported() -> None:
     with contextlib.redirect_stderr(errors):
         assert 1 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl"])
     assert errors.getvalue().startswith("line 1: not JSON: 'utf-8' codec can't decode")
-    assert "2\n" == Path("out.jsonl").read_text()
+    assert "null\n2\n" == Path("out.jsonl").read_text()
 
 
 def test_a_job_that_fails_is_reported_and_the_rest_goes_on() -> None:
-    assert (1, [1, 2, 4], "line 3: KeyError: 3\n") == run("processors:picky", "1\n2\n3\n4\n")
+    assert (1, [1, 2, None, 4], "line 3: KeyError: 3\n") == run("processors:picky", "1\n2\n3\n4\n")
 
 
 def test_a_batch_that_fails_is_reported_line_by_line() -> None:
-    assert (1, [], "line 1: OSError: out of order\nline 2: OSError: out of order\n") == run(
+    assert (1, [None, None], "line 1: OSError: out of order\nline 2: OSError: out of order\n") == run(
         "processors:failing", "1\n2\n"
     )
 
@@ -176,7 +224,7 @@ def test_a_batch_that_fails_is_reported_line_by_line() -> None:
 @pytest.mark.parametrize("target, word", [("objects", "not JSON serializable"), ("endless", "not JSON compliant")])
 def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> None:
     status, values, errors = run(f"processors:{target}", "1\n")
-    assert (1, []) == (status, values)
+    assert (1, [None]) == (status, values)
     assert word in errors and errors.startswith("line 1: ")
 
 
@@ -192,13 +240,155 @@ def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> No
 )
 def test_whatever_a_line_does_the_rest_goes_on(target: str, line: str, error: str) -> None:
     status, values, errors = run(f"processors:{target}", f"{line}\n" + "7\n" * 1000, "--size", "1")
-    assert (1, [7] * 1000 if target == "same" else []) == (status, values)
+    assert (1, [None] + [7 if target == "same" else None] * 1000) == (status, values)
     assert errors.startswith(f"line 1: {error.lstrip()}")
     assert len(errors.splitlines()[0]) < 1100
 
 
 def test_a_callable_inside_a_class_can_be_named() -> None:
     assert (0, [6], "") == run("processors:Group.double", "3")
+
+
+def test_a_line_that_failed_keeps_its_place_in_the_output() -> None:
+    status, values, _ = run("processors:strict", "".join(f"{n}\n" for n in range(1, 8)), "--size", "2")
+    assert (1, [1, 2, None, None, None, None, 7]) == (status, values)
+
+
+def test_bisecting_fails_only_the_lines_to_blame() -> None:
+    lines = "".join(f"{n}\n" for n in range(100))
+    expected = [None if n in (3, 5) else n for n in range(100)]
+    errors = "line 4: refused [3]\nline 6: refused [5]\n"
+    assert (1, expected, errors) == run("processors:strict", lines, "--bisect")
+
+
+def test_bisecting_tells_all_lines_apart_however_many_are_to_blame() -> None:
+    status, values, _ = run("processors:strict", "3\n" * 299 + "4\n", "--bisect", "--size", "300")
+    assert (1, [None] * 299 + [4]) == (status, values)
+
+
+def test_bisecting_looks_for_the_line_whose_file_is_missing() -> None:
+    Path("there").write_text("text")
+    status, values, errors = run("processors:missing_files", '"there"\n"nowhere"\n"there"\n', "--bisect")
+    assert (1, ["text", None, "text"]) == (status, values)
+    assert errors.startswith("line 2: FileNotFoundError: ")
+
+
+def test_bisecting_leaves_a_downstream_alone_that_nobody_reaches() -> None:
+    assert 1 == run("processors:unreachable", "1\n" * 8, "--bisect", "--size", "8")[0]
+    assert [[1] * 8] == sys.modules["processors"].attempts
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a retry come at once."""
+    tenacity = pytest.importorskip("tenacity")
+    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: tenacity.wait_none())
+
+
+@pytest.mark.parametrize("retries, expected", [("0", None), ("1", None), ("2", 7)])
+def test_n_retries_are_n_attempts_after_the_first(retries: str, expected: Any, no_pause: None) -> None:
+    status, values, errors = run("processors:flaky", "7\n", "--retry", retries)
+    assert (0 if expected else 1, [expected]) == (status, values)
+    assert min(int(retries) + 1, 3) == len(sys.modules["processors"].attempts)
+    assert ("" if expected else f"line 1: ConnectionError: attempt {int(retries) + 1}\n") == errors
+
+
+def test_only_the_lines_to_blame_are_retried_where_a_batch_is_bisected(no_pause: None) -> None:
+    lines = "".join(f"{n}\n" for n in range(1, 5))
+    status, values, _ = run("processors:strict", lines, "--bisect", "--retry", "1", "--size", "4")
+    assert (1, [1, 2, None, 4]) == (status, values)
+
+
+def test_an_interrupt_ends_the_pause_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    tenacity = pytest.importorskip("tenacity")
+    interrupted, calls = threading.Event(), []
+
+    def pause(state: Any) -> float:
+        interrupted.set()
+        return 3600.0
+
+    def failing(jobs: List[int]) -> None:
+        calls.append(jobs)
+        raise ConnectionError
+
+    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: pause)
+    with pytest.raises(ConnectionError):
+        sturdy(failing, bisect=False, retries=9, size=1, interrupted=interrupted)([1])
+    assert [[1]] == calls
+
+
+def test_without_tenacity_a_retry_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    assert 2 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl", "--retry", "3"])
+    assert not Path("out.jsonl").exists()
+    assert "--retry needs tenacity: python -m pip install '.[retry]' in a clone" in capsys.readouterr().err
+
+
+def errors_of(target: str, text: str, *options: str) -> List[Dict[str, Any]]:
+    """Process the lines of *text*, and return what was written to the file for errors."""
+    assert 1 == run(target, text, "--errors", "errors.jsonl", *options)[0]
+    return [json.loads(line) for line in Path("errors.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_line_that_failed_is_an_object_in_the_file_for_errors() -> None:
+    assert [
+        {"number": 2, "input": "nö", "error": "not JSON: Expecting value: line 1 column 1 (char 0)"},
+        {"number": 4, "input": 3, "error": "KeyError: 3"},
+    ] == errors_of("processors:picky", "1\nnö\n\n3\n4\n")
+
+
+def test_the_file_for_errors_has_the_input_as_it_was_before_the_processor_had_it() -> None:
+    assert [{"a": 1e400}] == [entry["input"] for entry in errors_of("processors:emptying", ' {"a": 1e400} \n')]
+
+
+def test_the_file_for_errors_is_made_anew_and_empty_if_none_failed() -> None:
+    Path("errors.jsonl").write_text("of the last run")
+    assert 0 == run("processors:same", "1\n", "--errors", "errors.jsonl")[0]
+    assert "" == Path("errors.jsonl").read_text()
+
+
+def test_errors_may_go_to_standard_output() -> None:
+    with command("run", "processors:picky", "-o", "out.jsonl", "--errors", "-") as process:
+        out, _ = process.communicate("1\n3\n")
+    assert [{"number": 2, "input": 3, "error": "KeyError: 3"}] == [json.loads(line) for line in out.splitlines()]
+    assert "1\nnull\n" == Path("out.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--errors", "no/where"], "No such file or directory: 'no/where'"),
+        (["--errors", "in.jsonl"], "in.jsonl can't be read and written at once"),
+        (["--errors", "out.jsonl"], "out.jsonl can't be written twice at once"),
+        (["--errors", "./new.jsonl", "-o", "new.jsonl"], "./new.jsonl can't be written twice at once"),
+        (["--errors", "-", "-o", "-"], "the results and the errors can't both go to standard output"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: List[str], complaint: str) -> None:
+    Path("out.jsonl").write_text("of the last run")
+    status, errors = 0, io.StringIO()
+    Path("in.jsonl").write_text("1\n")
+    with contextlib.redirect_stderr(errors):
+        status = main(["run", "processors:unreachable", "in.jsonl", "-o", "out.jsonl", *options])
+    assert (2, []) == (status, sys.modules["processors"].attempts if "processors" in sys.modules else [])
+    assert complaint in errors.getvalue()
+    assert ("of the last run", "1\n") == (Path("out.jsonl").read_text(), Path("in.jsonl").read_text())
+
+
+@pytest.mark.parametrize("redirection", ["-o in.jsonl < in.jsonl", "in.jsonl >> in.jsonl"])
+def test_a_file_that_the_shell_opened_is_not_read_and_written_at_once(redirection: str) -> None:
+    Path("in.jsonl").write_text("1\n")
+    done = shell(f"run processors:double {redirection}")
+    assert (2, "1\n") == (done.returncode, Path("in.jsonl").read_text())
+    assert "can't be read and written at once" in done.stderr
+
+
+def test_what_a_processor_prints_does_not_get_between_the_results(capfdbinary: Any) -> None:
+    Path("in.jsonl").write_text("1\n2\n")
+    assert 0 == main(["run", "processors:printing", "in.jsonl"])
+    assert (b"1\n2\n", b"a word in between\n") == capfdbinary.readouterr()
 
 
 def test_an_empty_input_is_all_right() -> None:
@@ -212,7 +402,14 @@ def test_an_empty_input_is_all_right() -> None:
         (["run", "processors:x"], "can't use processors:x: AttributeError: .*'x'"),
         (["run", "processors:number"], "can't use processors:number: TypeError: processor must be callable, got 3"),
         (["run", "processors:coroutine"], "can't use processors:coroutine: TypeError: .* must be a plain function"),
-        (["run", "broken:x"], "can't use broken:x: SyntaxError: invalid syntax"),
+        (["run", "broken:x"], r"can't use broken:x: SyntaxError: invalid syntax \(broken.py, line 1\)"),
+        (
+            ["run", "lacking:x"],
+            "can't use lacking:x: ModuleNotFoundError: No module named 'no_such_library', in .*/lacking.py, line 2 ",
+        ),
+        (["run", "using:x"], "can't use using:x: ModuleNotFoundError: .*, in .*/lacking.py, line 2 "),
+        (["run", "wrong:x"], "can't use wrong:x: JSONDecodeError: .*, in .*/wrong.py, line 3 "),
+        (["run", "processors.py:same"], "the target must be a module and not its file, as processors:same, got"),
         (["run", "leaving:x"], "can't use leaving:x: SystemExit: 0"),
         (["run", "processors"], "the target must be MODULE:CALLABLE, got 'processors'"),
         (["run", ":x"], "the target must be MODULE:CALLABLE, got ':x'"),
@@ -234,7 +431,8 @@ def test_an_empty_input_is_all_right() -> None:
             ["run", "processors:double", "--interval", "x"],
             "argument --interval: must be a number of seconds of at leas",
         ),
-        (["run", "processors:double", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["run", "processors:double", "--nonsense"], "unrecognized arguments: --nonsense .see .*microbatch run --help"),
+        (["run", "processors:double", "--retry", "-1"], "argument --retry: must be an integer of at least 0, got '-1'"),
         (["run"], "the following arguments are required: MODULE:CALLABLE"),
         ([], "the following arguments are required: COMMAND"),
         (["dance"], "argument COMMAND: "),
@@ -251,6 +449,7 @@ def test_what_cannot_be_used_is_one_clear_line_and_status_2(
     assert "" == out
     assert 1 == len(err.splitlines())
     assert re.match(f"microbatch: {message}", err), err
+    assert "--help)" in err
 
 
 def test_a_result_is_written_before_the_next_line_comes() -> None:
@@ -318,12 +517,82 @@ def test_ctrl_c_after_the_last_line_drops_what_has_not_been_sent(folder: Path) -
         assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
 
 
+def test_the_results_of_a_batch_that_runs_are_written_after_an_interrupt_and_none_beyond(folder: Path) -> None:
+    with command("run", "processors:finish", "--size", "1", "-o", "out.jsonl", "--errors", "errors.jsonl") as process:
+        assert process.stdin and process.stderr
+        process.stdin.write("1\n2\n3\n4\n")
+        process.stdin.close()
+        process.stdin = None
+        while not (folder / "hanging").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert (143, "") == (process.wait(timeout=20), process.stderr.read())
+    assert ("1\n2\n", "") == (Path("out.jsonl").read_text(), Path("errors.jsonl").read_text())
+
+
+def test_ctrl_c_ends_it_though_nobody_reads_the_results() -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    os.mkfifo("pipe")
+    Path("in.jsonl").write_text('"%s"\n' % ("x" * 10_000) * 100)
+    reader, held = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK), bytearray(4)
+    try:
+        with command("run", "processors:same", "in.jsonl", "-o", "pipe") as process:
+            while int.from_bytes(held, sys.byteorder) < 60_000:  # it will hold no line more
+                assert process.poll() is None
+                fcntl.ioctl(reader, termios.FIONREAD, held)
+            while process.poll() is None:  # the first Ctrl-C ends the reading, the second the waiting
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+            assert 130 == process.returncode
+    finally:
+        os.close(reader)
+
+
+def shell(line: str, stderr: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
+    """Run the command as a shell does."""
+    return subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m microbatch {line}"],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        timeout=20,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
 def test_a_closed_stream_is_one_clear_line(closed: str) -> None:
-    line = f"{sys.executable} -m microbatch run processors:double {closed}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=20, env=environment)
+    done = shell(f"run processors:double {closed}")
     assert (2, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
+
+
+def test_nothing_that_belongs_to_standard_error_goes_to_standard_output() -> None:
+    Path("in.jsonl").write_text("no\n1\n")
+    done = shell("run processors:double in.jsonl 2>&-")
+    assert (1, "null\n2\n") == (done.returncode, done.stdout)
+
+
+def test_a_standard_error_that_nobody_reads_any_more_ends_nothing() -> None:
+    Path("in.jsonl").write_text("no\n1\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = shell("run processors:double in.jsonl", stderr=writer)
+    finally:
+        os.close(writer)
+    assert (1, "null\n2\n") == (done.returncode, done.stdout)
+
+
+@pytest.mark.parametrize(
+    "line", ["simulate Natural --rate 9 --cost 5ms --jobs 9", "demo --jobs 9", "run processors:same in.jsonl"]
+)
+def test_a_full_standard_output_is_one_clear_line(line: str) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    Path("in.jsonl").write_text("1\n")
+    done = shell(f"{line} > /dev/full")
+    assert (2, "microbatch: [Errno 28] No space left on device\n") == (done.returncode, done.stderr)
 
 
 def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,12 +618,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def run_on_a_terminal() -> str:
-    Path("in.jsonl").write_text("1\n" * 20)
+def on_a_terminal(*arguments: str) -> str:
+    """Return what standard error shows if it is a terminal."""
     terminal = Terminal()
     with contextlib.redirect_stderr(terminal):
-        assert 0 == main(["run", "processors:double", "in.jsonl", "-o", "out.jsonl"])
+        assert main(arguments) in (0, 1)
     return terminal.getvalue()
+
+
+def run_on_a_terminal(line: str = "1\n") -> str:
+    Path("in.jsonl").write_text(line * 20)
+    return on_a_terminal("run", "processors:double", "in.jsonl", "-o", "out.jsonl")
+
+
+@pytest.fixture(params=["tqdm", "no tqdm"])
+def with_and_without_tqdm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "tqdm":
+        pytest.importorskip("tqdm")
+    else:
+        monkeypatch.delitem(sys.modules, "microbatch.integrations.tqdm", raising=False)
+        monkeypatch.setitem(sys.modules, "tqdm", None)
 
 
 def test_a_terminal_sees_the_progress() -> None:
@@ -366,6 +649,112 @@ def test_a_terminal_sees_plain_counts_without_tqdm(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "microbatch.integrations.tqdm", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert run_on_a_terminal().endswith("\r20 lines\n")
+
+
+def test_progress_leaves_the_line_to_what_is_reported(with_and_without_tqdm: None) -> None:
+    assert all(text.startswith("line ") for text in re.findall(r"[^\r\n]*line \d.*", run_on_a_terminal("no\n")))
+
+
+def test_results_on_a_terminal_are_progress_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shown(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    Path("in.jsonl").write_text("1\n2\n")
+    shown = Shown()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown))
+    assert "" == on_a_terminal("run", "processors:double", "in.jsonl")
+    assert b"2\n4\n" == shown.getvalue()
+
+
+def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
+    with_and_without_tqdm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from microbatch import _progress
+
+    class Hurried:
+        moment = 0.0
+
+        def now(self) -> float:
+            self.moment += 1.0
+            return self.moment
+
+    monkeypatch.setattr(_progress, "SystemClock", Hurried)
+    shown = on_a_terminal("demo", "--jobs", "20", "--threads", "2")
+    for title in ("reading", "one commit per job", "through a Batcher"):
+        assert re.search(rf"\r{title}: ", shown)
+    assert "20" in shown and "\n" not in shown
+    assert re.search(r"\r +\r$", shown)
+
+
+def test_the_demo_says_nothing_on_the_way_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["demo", "--jobs", "20", "--threads", "2"])
+    assert "" == capsys.readouterr().err
+
+
+def temporary_files(folder: Path) -> List[str]:
+    return [path.name for path in folder.rglob("*")]
+
+
+@contextlib.contextmanager
+def demo_in(folder: Path, *prefix: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the demo, with *folder* for temporary files, and go on when it has made one."""
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    arguments = [*prefix, sys.executable, "-m", "microbatch", "demo", "--jobs", "2000"]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            while "demo.sqlite" not in temporary_files(folder):
+                assert process.poll() is None
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_demo_leaves_no_file_if_a_signal_ends_it(number: int, folder: Path) -> None:
+    with demo_in(folder / "temporary") as process:
+        process.send_signal(number)
+        assert 128 + number == process.wait(timeout=20)
+    assert [] == temporary_files(folder / "temporary")
+
+
+def test_the_demo_leaves_no_file_if_signals_come_while_it_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = []
+
+    def insert(database: Any, table: str, rows: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def rmtree(folder: Path, ignore_errors: bool) -> None:
+        signal.raise_signal(signal.SIGINT)
+        removed.append(folder)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(_demo.Database, "insert", insert)
+    monkeypatch.setattr(_demo, "shutil", types.SimpleNamespace(rmtree=rmtree))
+    assert 130 == main(["demo"])
+    assert [False] == [folder.exists() for folder in removed]
+
+
+def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
+    if shutil.which("nohup") is None:
+        pytest.skip("this system has no nohup")
+    with demo_in(folder / "temporary", "nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert 128 + signal.SIGTERM == process.wait(timeout=20)
+
+
+def test_a_demo_whose_database_fails_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def insert(database: Any, table: str, rows: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(_demo.Database, "insert", insert)
+    assert 2 == main(["demo"])
+    assert "microbatch: the demo's database: database or disk is full\n" == capsys.readouterr().err
 
 
 def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,6 +803,19 @@ def test_simulate_compares_policies_on_one_load(capsys: pytest.CaptureFixture[st
     assert eight.startswith("Size(8) | Interval(0.005) ") and "interval" in eight
 
 
+def test_simulate_compares_the_default_with_two_common_policies_if_none_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert 0 == main(["simulate", "--cost", "5 ms + 20 us", "--rate", "100/s", "--jobs", "64"])
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [repr(DEFAULT_POLICY), "Size(100) | Interval(0.005)", "Size(100) | Interval(0.05)"] == names
+
+
+def test_simulate_reads_a_policy_without_parentheses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["simulate", "Size(8) | Natural", "--cost", "5ms", "--rate", "100", "--jobs", "64"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("Size(8) | Natural() ")
+
+
 def test_simulate_knows_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["simulate", "Natural()", "--cost", "5ms", "--callers", "8", "--jobs", "8000"])
     assert "8.0" in capsys.readouterr().out.splitlines()[1].split()
@@ -436,7 +838,12 @@ def test_simulate_takes_a_recorded_load(
         (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a time for each batch"),
         (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
         (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers --trace is required"),
-        (["Size(1)", "--rate", "1"], "--cost is needed without --trace"),
+        (["Size(1)", "--rate", "1"], "--cost is needed without --trace, as in --cost 5ms+20us"),
+        (
+            ["Size(1)", "--cost", "5ms", "--rate", "x"],
+            "argument --rate: must be a number of jobs a second, or as in 100/s",
+        ),
+        (["Size", "--cost", "5ms", "--rate", "1"], "a policy Size: missing 1 required positional argument: 'n'"),
         (["Size(1)", "--trace", "nowhere.jsonl"], "argument --trace: [Errno 2] No such file or directory"),
         (["Size(1)", "--trace", os.devnull], "argument --trace: a trace must have at least one job"),
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),
@@ -451,7 +858,8 @@ def test_simulate_refuses_what_makes_no_sense(
     options: List[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 2 == main(["simulate", *options])
-    assert complaint in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert complaint in err and "microbatch simulate --help)" in err
 
 
 def test_simulate_refuses_a_recorded_job_that_is_too_large_for_a_policy(

@@ -35,6 +35,7 @@ LAYERS = [
     {"traces"},
     {"__init__"},
     {"integrations", *INTEGRATIONS},
+    {"_progress"},
     {"_demo", "_jsonlines", "_simulate", "_words"},
     {"cli"},
     {"__main__"},

@@ -57,11 +57,17 @@ def test_a_load_that_takes_no_time_is_drawn_without_a_point(tmp_path: Path) -> N
 def test_a_plot_that_cannot_be_written_is_one_line(path: str, tmp_path: Path, capsys: Any) -> None:
     command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", str(tmp_path / path)]
     assert 2 == main(command)
-    assert 1 == len(capsys.readouterr().err.splitlines())
+    out, err = capsys.readouterr()
+    assert ("", 1) == (out, len(err.splitlines()))  # before anything was computed
+    assert [] == list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_a_plot_says_what_to_install(monkeypatch: Any, capsys: Any) -> None:
+def test_without_matplotlib_a_plot_says_what_to_install_before_anything_is_computed(
+    monkeypatch: Any, capsys: Any
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", "plot.svg"]
     assert 2 == main(command)
-    assert "pip install 'microbatch[plot]'" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "" == out
+    assert "pip install '.[plot]' in a clone" in err and "pip install 'microbatch[plot]'" in err

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from microbatch._words import parse_cost, parse_policy
+from microbatch._words import parse_cost, parse_policy, parse_rate, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,9 @@ def test_a_policy_is_read_as_it_is_written(text: str) -> None:
     "text, message",
     [
         ("", "must be made of FixedWindow, .*Weight with | and &, got ''"),
-        ("Size", "must be made of"),
+        ("Size", "Size: missing 1 required positional argument: 'n'"),
+        ("BatchingPolicy", "must be made of"),
+        ("Natural()" + " | Natural()" * 1500, "must be made of"),
         ("Size(3) +", "must be made of"),
         ("Size(3) + Size(4)", "must be made of"),
         ("Size(3) | 4", "must be made of"),
@@ -44,14 +46,58 @@ def test_what_is_no_policy_is_refused_and_never_run(text: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
+    "text, policy",
+    [("Natural", "Natural()"), (" Size(3) | Natural & AllWaiting", "Size(3) | Natural() & AllWaiting(0.1)")],
+)
+def test_a_name_alone_is_the_policy_without_arguments(text: str, policy: str) -> None:
+    assert policy == repr(parse_policy(text))
+
+
+@pytest.mark.parametrize(
     "text, size, seconds",
-    [("5ms", 100, 0.005), ("5ms+20us", 100, 0.007), (" 1.5 s + .5s ".replace(" s", "s"), 2, 2.5), ("0s+1us", 3, 3e-6)],
+    [
+        ("5ms", 100, 0.005),
+        ("5 ms", 100, 0.005),
+        ("5ms+20us", 100, 0.007),
+        ("5 ms + 20 us", 100, 0.007),
+        ("5ms+20\N{MICRO SIGN}s", 100, 0.007),
+        (" 1.5 s + .5s ", 2, 2.5),
+        ("0s+1us", 3, 3e-6),
+    ],
 )
 def test_a_cost_is_a_time_for_the_batch_and_one_for_each_job(text: str, size: int, seconds: float) -> None:
     assert pytest.approx(seconds) == parse_cost(text)(size)
 
 
-@pytest.mark.parametrize("text", ["", "5", "5 ms", "5ms+", "5m", "-5ms", "5ms+2", "1e3s", "5ms+20us+1s"])
+@pytest.mark.parametrize("text", ["", "5", "5 m s", "5ms+", "5m", "-5ms", "5ms+2", "1e3s", "5ms+20us+1s"])
 def test_what_is_no_cost_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="must be a time for each batch and one for each job, as in 5ms.20us, got"):
         parse_cost(text)
+
+
+@pytest.mark.parametrize("text, seconds", [("0.25", 0.25), ("0", 0), ("5ms", 0.005), (" 20 us ", 2e-5), ("3 s", 3)])
+def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
+    assert seconds == parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "x", "nan", "-1", "-1ms", "5m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a number of seconds of at least 0, or a time as in 5ms, got"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    "text, rate", [("100", 100), ("1e3", 1000), ("100/s", 100), ("90 / min", 1.5), ("9/h", 0.0025)]
+)
+def test_a_rate_may_name_its_unit_of_time(text: str, rate: float) -> None:
+    assert rate == parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [("", "must be a number"), ("x/s", "must be a number"), ("9/", "must be a number"), ("9/ms", "must be a number")]
+    + [("0", "must be above 0"), ("nan", "must be above 0"), ("-1/s", "must be above 0")],
+)
+def test_what_is_no_rate_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_rate(text)
