@@ -868,4 +868,4 @@ def test_simulate_refuses_a_recorded_job_that_is_too_large_for_a_policy(
     path = tmp_path / "trace.jsonl"
     path.write_text('{"submitted": [7.0], "service_time": 1, "weights": [100]}', encoding="utf-8")
     assert 2 == main(["simulate", "Weight(10)", "--trace", str(path)])
-    assert "microbatch: a job that weighs 100 fits in no batch\n" == capsys.readouterr().err
+    assert "microbatch: a job that weighs 100 fits in no batch of at most 10\n" == capsys.readouterr().err
