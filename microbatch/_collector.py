@@ -214,6 +214,11 @@ class Collector(Generic[AnyEntry]):
         lanes = list(self._lanes.values())
         return [self._described(lane, now) for lane in lanes if lane.open]
 
+    def describe_batch(self, key: Hashable, now: float) -> str:
+        """Say the same of the open batch of one key; nothing if there is none."""
+        lane = self._lanes.get(safe(key))
+        return self._described(lane, now) if lane is not None and lane.open else ""
+
     def _described(self, lane: Lane[AnyEntry], now: float) -> str:
         count, key = len(lane.open), "" if lane.key is None else f" of key {shown(lane.key)}"
         text = f"open batch{key}: {_jobs(count)}, {self._due(lane, now)}"
@@ -222,7 +227,8 @@ class Collector(Generic[AnyEntry]):
     def _due(self, lane: Lane[AnyEntry], now: float) -> str:
         due = lane.due
         if due == NEVER:
-            return "not due until more comes"
+            way_out = f"flush() dispatches it, and {shown(self.policy)} | Interval(seconds) would bound the wait"
+            return f"not due until more jobs come, however long that takes: {way_out}"
         try:
             by = lane.forced or str(self.policy.reason(self._window(lane)))
         except Exception:  # of a user's policy, or of a batch that has just gone

@@ -57,6 +57,9 @@ class Keeper(Protocol):
     def know_caller(self) -> Any:
         """Return what is known of the calling thread, which waits for a result; with the mutex held."""
 
+    def explain(self, future: "JobFuture[Any]") -> str:
+        """Return why the job has no outcome yet."""
+
     def withdraw(self, future: "JobFuture[Any]") -> None:
         """Move *future* to the stage `CANCELLED` if it still waits, and have it announced in the worker thread."""
 
@@ -214,7 +217,8 @@ class JobFuture(Future[JobResult[Value]]):
         """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
 
         Raises:
-            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10).
+            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10). Its text says why
+                the job still waits.
             CancelledError: the job was cancelled.
             RuntimeError: it is not there, and the wait, in one of the batcher's own threads and without *timeout*,
                 might never end: that thread is needed to do the job.
@@ -279,7 +283,7 @@ class JobFuture(Future[JobResult[Value]]):
         try:
             fittings[bell] = None
             if self.stage not in OVER and not bell.hear(timeout) and self.stage not in OVER:
-                raise TimeoutError
+                raise TimeoutError(self._keeper.explain(self))
         finally:
             fittings.pop(bell, None)
 

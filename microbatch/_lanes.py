@@ -144,7 +144,9 @@ class _Key:
             return False
 
 
-_PLAIN = frozenset([type(None), bool, int, float, str])  # no bytes: with ``python -bb`` it raises to compare them with a str
+_PLAIN = frozenset(
+    [type(None), bool, int, float, str]
+)  # no bytes: with ``python -bb`` it raises to compare them with a str
 
 
 def safe(key: Hashable) -> Hashable:

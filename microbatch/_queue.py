@@ -69,6 +69,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = max_pending or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
         self.closed = False
+        self.explainer: Callable[[], Optional[Callable[[JobFuture[Any]], str]]] = lambda: None
         self.inside = _Inside()
         self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
         self.taken: Deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
@@ -203,6 +204,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if callers.all_waited != before:
             self.not_empty.ring()
         return caller
+
+    def explain(self, future: JobFuture[Any]) -> str:
+        """See `Keeper.explain`."""
+        explain = self.explainer()
+        return explain(future) if explain is not None else ""
 
     def withdraw(self, future: JobFuture[Any]) -> None:
         """See `Keeper.withdraw`."""

@@ -8,6 +8,7 @@ so that a batcher which nobody holds any more can be collected while its threads
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
@@ -64,6 +65,7 @@ class Worker:
         self.process = os.getpid()
         # Of a caller that comes back nobody knows for which key.
         self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
+        self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the processor alive
         self.ledger = Ledger(self.queue, name)
         self._exit_timeout = exit_timeout
         self._processor = processor
@@ -244,6 +246,11 @@ class Worker:
     def explain(self) -> List[str]:
         """See `Collector.describe`."""
         return self._collector.describe(self._clock.now())
+
+    def explain_job(self, future: JobFuture[Any]) -> str:
+        """Say why a job has no outcome yet. Any thread may ask, and waits for no other."""
+        batch = self._collector.describe_batch(future.key, self._clock.now()) if future.waiting else ""
+        return f"the job is still {future.stage.value}" + (f"; {batch}" if batch else "")
 
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r}>"

@@ -44,6 +44,9 @@ __all__ = [
 class Size(BatchingPolicy[object]):
     """A batch goes when it holds *n* jobs, and never holds more.
 
+    Alone, it waits for *n* jobs however long that takes, so a single caller that waits for its result waits for ever. Add
+    ``| Interval(seconds)`` to bound the wait, or ``| Natural()`` to dispatch as soon as a worker is free.
+
     >>> [Size(3).due(Window(count=count)) for count in (2, 3)]
     [inf, -inf]
     >>> [Size(3).fits(Window(count=count), weight=1.0) for count in (2, 3)]

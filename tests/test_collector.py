@@ -971,7 +971,7 @@ def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_
     [
         (Interval(5), 4, "due in 1.000 s by interval"),
         (Interval(5), 5, "due by interval, and waits for a free worker"),
-        (Wavering(), 4, "not due until more comes"),
+        (Wavering(), 4, "not due until more jobs come, however long that takes"),
     ],
 )
 def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: float, words: str) -> None:
@@ -980,7 +980,10 @@ def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: 
     for job in jobs("ab"):
         c.add([job])
         assert [] == take_all(c, now)
-    assert [f"open batch: 2 jobs, {words}"] == c.describe(now)
+    (described,) = c.describe(now)
+    assert f"open batch: 2 jobs, {words}" == described.partition(": flush()")[0]
+    assert described == c.describe_batch(None, now)
+    assert "" == c.describe_batch("another key", now)
 
 
 def test_an_error_says_what_it_is_about() -> None:

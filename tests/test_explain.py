@@ -1,9 +1,12 @@
 """What a batcher says of itself."""
 
 import threading
+from concurrent.futures import TimeoutError
 from typing import Any
 
-from microbatch import NOW, Batcher, BatchingPolicy, Interval, JobState, Size, Window
+import pytest
+
+from microbatch import NOW, Batcher, BatchingPolicy, Interval, JobFuture, JobState, Size, Window
 from microbatch.testing import ManualClock, RecordingProcessor
 
 
@@ -57,7 +60,36 @@ def test_it_says_that_only_more_jobs_can_help() -> None:
         future = batcher.submit("job")
         while future.state is not JobState.BATCHED:
             pass
-        assert "open batch: 1 job, not due until more comes" in batcher.explain()
+        way_out = "flush() dispatches it, and Size(2) | Interval(seconds) would bound the wait"
+        expected = f"open batch: 1 job, not due until more jobs come, however long that takes: {way_out}"
+        assert expected in batcher.explain()
+        with pytest.raises(TimeoutError) as caught:
+            future.result(timeout=0)
+        assert f"the job is still batched; {expected}" == str(caught.value)
+
+
+def test_a_wait_that_runs_out_says_why_the_job_still_waits(processor: RecordingProcessor[str]) -> None:
+    clock = ManualClock()
+    with Batcher[str, str](processor, Size(2) | Interval(9), clock=clock) as batcher:
+
+        def why(future: JobFuture[str]) -> str:
+            with pytest.raises(TimeoutError) as caught:
+                future.exception(timeout=0)
+            return str(caught.value)
+
+        running, _, waiting = [batcher.submit(job) for job in ("a", "b", "c")]
+        processor.wait_for_batches(1)
+        while waiting.state is not JobState.BATCHED:
+            pass
+        assert "the job is still running" == why(running)
+        assert "the job is still batched; open batch: 1 job, due in 9.000 s by interval" == why(waiting)
+        batcher.flush(wait=False)
+        while "free worker" not in why(waiting):
+            pass
+        assert "the job is still batched; open batch: 1 job, due by flush, and waits for a free worker" == why(
+            waiting
+        )
+        processor.release()
 
 
 def test_it_answers_while_a_policy_is_being_asked() -> None:
@@ -72,7 +104,7 @@ def test_it_answers_while_a_policy_is_being_asked() -> None:
     with Batcher[str, str](list, Slow()) as batcher:
         batcher.submit("job")
         asked.wait()
-        assert "open batch: 1 job, not due until more comes" in batcher.explain()
+        assert "open batch: 1 job, not due until more jobs come" in batcher.explain()
         go_on.set()
 
 
