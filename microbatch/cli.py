@@ -14,7 +14,7 @@ import traceback
 from functools import partial, reduce
 from itertools import combinations
 from types import FrameType
-from typing import Any, BinaryIO, Callable, ContextManager, Iterator, NoReturn, Optional, Sequence, Tuple, TypeVar, cast
+from typing import Any, BinaryIO, Callable, Dict, Iterator, NoReturn, Optional, Sequence, Tuple, TypeVar, cast
 
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._arguments import MOST_THREADS, check_callable
@@ -75,7 +75,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         status = 0  # who read our output has gone, and that is all right
     except (BadUsage, OSError) as error:
-        print(f"microbatch: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a standard error that nobody reads any more
+            print(f"microbatch: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as interrupt:
         status = 128 + (interrupt.number if isinstance(interrupt, _Signalled) else signal.SIGINT)
@@ -107,11 +108,11 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
             raised = True
             raise _Signalled(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    untouched = (signal.SIG_DFL, signal.default_int_handler)
-    previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
-    if threading.current_thread() is not threading.main_thread():
-        previous = {}  # nor could a handler be set here
+    previous: Dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others can't set a handler
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        untouched = (signal.SIG_DFL, signal.default_int_handler)
+        previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
     try:
         for number in previous:
             signal.signal(number, handle)
@@ -141,21 +142,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--errors",
         metavar="FILE",
-        help="for a JSON object for each line that failed, with its number, its input and the error; the result of such "
-        "a line is null",
+        help="for a JSON object for each line that failed: number, input and error (its result is null)",
     )
     run.add_argument(
         "--bisect",
         action="store_true",
-        help="halve a batch that raises, until the lines to blame stand alone: the others may be processed twice",
+        help="halve a batch that raises until only the lines to blame fail; others may be processed more than once",
     )
     run.add_argument(
         "--retry",
         type=partial(_count, least=0),
         default=0,
         metavar="N",
-        help="try lines that failed up to N more times, after random and longer and longer pauses of at most 10 s "
-        "(needs tenacity)",
+        help="try a line that failed up to N more times, after random, growing pauses of at most 10 s (needs tenacity)",
     )
     _add_policy(run)
     run.set_defaults(command=_run, parser=run)
@@ -351,7 +350,7 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
 
 
 def _place(error: BaseException) -> str:
-    """Return where an error was raised: in the user's code, or else in a library; empty where its text says it or no file."""
+    """Return where in the user's code an error was raised, or else in a library; nothing if that is unknown or in its text."""
     if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
         return ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.isfile(frame.filename)]
@@ -361,7 +360,7 @@ def _place(error: BaseException) -> str:
 
 
 def _is_ours_or_of_python(file: str) -> bool:
-    ours, python = os.path.dirname(__file__), sysconfig.get_path("stdlib")
+    ours, python = (os.path.join(folder, "") for folder in (os.path.dirname(__file__), sysconfig.get_path("stdlib")))
     return file.startswith(ours) or file.startswith(python) and not _is_installed(file)
 
 

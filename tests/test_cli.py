@@ -56,21 +56,26 @@ def nameless(jobs):
 def coloured(jobs):
     raise ValueError("\\x1b[31mred" + "!" * 5000)
 
+def until_main_is_in(name):
+    main = threading.main_thread().ident
+    while name not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main])]:
+        time.sleep(0.01)
+
 def hang(jobs):
     pathlib.Path("hanging").touch()
-    main = threading.main_thread().ident
-    while "shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main])]:
-        time.sleep(0.01)
+    until_main_is_in("shutdown")
     pathlib.Path("interrupted").touch()
     time.sleep(600)
 
+def hang_at_the_end(jobs):
+    until_main_is_in("wait")  # or it may notice a signal only when that wait ends
+    hang(jobs)
+
 def finish(jobs):
-    if jobs == [1]:
-        return jobs
-    pathlib.Path("hanging").touch()
-    main = threading.main_thread().ident
-    while "shutdown" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[main])]:
-        time.sleep(0.01)
+    if jobs != [1]:
+        until_main_is_in("wait")
+        pathlib.Path("hanging").touch()
+        until_main_is_in("shutdown")
     return jobs
 
 def same(jobs):
@@ -504,7 +509,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs(folder: Path) -> N
 
 
 def test_ctrl_c_after_the_last_line_drops_what_has_not_been_sent(folder: Path) -> None:
-    with command("run", "processors:hang", "--size", "1") as process:
+    with command("run", "processors:hang_at_the_end", "--size", "1") as process:
         assert process.stdin and process.stderr
         process.stdin.write("1\n2\n3\n")
         process.stdin.close()
