@@ -286,7 +286,7 @@ class Either(_Pair[Job]):
         return (self.first if left else self.second).reason(window)
 
     def __repr__(self) -> str:
-        return f"{self.first!r} | {_grouped(self.second, Either)}"
+        return f"{self.first!r} | {self.second!r}"
 
 
 class Both(_Pair[Job]):
@@ -316,9 +316,7 @@ class Both(_Pair[Job]):
         return f"{self.first.reason(window)} & {self.second.reason(window)}"
 
     def __repr__(self) -> str:
-        return f"{_grouped(self.first, Either)} & {_grouped(self.second, _Pair)}"
-
-
-def _grouped(part: BatchingPolicy[Any], kind: type) -> str:
-    """Return the repr of *part*, in parentheses if it is of the kind that would otherwise be read differently."""
-    return f"({part!r})" if isinstance(part, kind) else repr(part)
+        # Parentheses only where they matter: both operators are associative.
+        return " & ".join(
+            f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
+        )

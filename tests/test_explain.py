@@ -86,9 +86,7 @@ def test_a_wait_that_runs_out_says_why_the_job_still_waits(processor: RecordingP
         batcher.flush(wait=False)
         while "free worker" not in why(waiting):
             pass
-        assert "the job is still batched; open batch: 1 job, due by flush, and waits for a free worker" == why(
-            waiting
-        )
+        assert "the job is still batched; open batch: 1 job, due by flush, and waits for a free worker" == why(waiting)
         processor.release()
 
 
