@@ -25,6 +25,7 @@ time. Rules of this file:
 """
 
 import os
+import sys
 import threading
 import weakref
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
@@ -38,7 +39,7 @@ from microbatch._bells import Bell, Bells
 from microbatch._clock import NEVER, NOW
 from microbatch._exceptions import Failures
 from microbatch._log import report
-from microbatch._results import OVER, WAITING, BatchInfo, JobResult, JobState, Service
+from microbatch._results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
 
 __all__ = ["Conclusion", "Fittings", "JobFuture", "Keep", "Keeper", "are_errors", "conclude"]
 
@@ -47,6 +48,7 @@ Value = TypeVar("Value")
 
 # As globals they are found in a fraction of the time.
 _QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
+_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Keeper(Protocol):
@@ -140,6 +142,7 @@ class JobFuture(Future[JobResult[Value]]):
     submitted: float
     _value: Any = None
     _service: Optional[Service] = None
+    _own_result: Optional[JobResult[Any]] = None
     _error: Optional[BaseException] = None
     _failures: Optional[Failures] = None
     _own: Optional[Tuple[BaseException, Any]] = None  # the caller's exception, and its traceback before it is raised
@@ -367,12 +370,16 @@ class JobFuture(Future[JobResult[Value]]):
         return RUNNING if untold else FINISHED
 
     def _get_result(self) -> Optional[JobResult[Value]]:
-        # Made when it is read, for most of them are dropped at once: kept, each is one more thing to collect as garbage.
-        service = self._service
-        if service is None:
-            return None
-        queue_time = service.started - self.submitted
-        return tuple.__new__(JobResult, (self._value, service.batch, queue_time, service.time))  # past a call in Python
+        # Made when it is first read, for many never are; then kept, so that all who read get the same object.
+        result = self._own_result
+        if result is None and self._service is not None:
+            made = make_result(self._value, self._service, self.submitted)
+            if _HAS_GIL:
+                # On one line and without a call, so that no thread, signal or finalizer comes between look and store.
+                self._own_result = result = made if self._own_result is None else self._own_result
+            else:
+                result = vars(self).setdefault("_own_result", made)
+        return result
 
     def _get_exception(self) -> Optional[BaseException]:
         failures = self._failures
@@ -502,6 +509,7 @@ def _settle_attribute_layout() -> None:
     future = JobFuture[None](None, nobody)
     future.submitted, future.epoch = NOW, 0
     future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
+    future._get_result()
 
 
 _settle_attribute_layout()

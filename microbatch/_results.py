@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Hashable, NamedTuple, Tuple, TypeVar
+from operator import attrgetter
+from typing import Any, Callable, Generic, Hashable, NamedTuple, NoReturn, Tuple, TypeVar
 
-__all__ = ["BatchInfo", "JobResult", "JobState", "OVER", "Service", "WAITING"]
+__all__ = ["BatchInfo", "JobResult", "JobState", "OVER", "Service", "WAITING", "make_result"]
 
 Value = TypeVar("Value")
 
@@ -53,43 +54,6 @@ class BatchInfo:
     trigger: str
 
 
-class JobResult(Tuple[Value, BatchInfo, float, float]):
-    """What became of one job."""
-
-    # A tuple, for many are made: a frozen dataclass takes three times as long.
-    __slots__ = ()
-
-    def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":
-        return tuple.__new__(cls, (value, batch, queue_time, service_time))
-
-    @property
-    def value(self) -> Value:
-        """What the processor returned for the job."""
-        return self[0]
-
-    @property
-    def batch(self) -> BatchInfo:
-        """The batch that it went in."""
-        return self[1]
-
-    @property
-    def queue_time(self) -> float:
-        """Seconds from its acceptance to the call of the processor."""
-        return self[2]
-
-    @property
-    def service_time(self) -> float:
-        """Seconds from the call of the processor until its value was there."""
-        return self[3]
-
-    def __getnewargs__(self) -> Tuple[Value, BatchInfo, float, float]:
-        return self.value, self.batch, self.queue_time, self.service_time
-
-    def __repr__(self) -> str:
-        fields = f"value={self.value!r}, batch={self.batch!r}, queue_time={self.queue_time!r}"
-        return f"JobResult({fields}, service_time={self.service_time!r})"
-
-
 class Service(NamedTuple):
     """What the results that a processor gave together have in common."""
 
@@ -98,3 +62,77 @@ class Service(NamedTuple):
     """When the processor was called."""
     time: float
     """How many seconds later the results were there."""
+
+
+class JobResult(Generic[Value]):
+    """What became of one job. It only holds the value, and refuses to be calculated with, indexed or iterated over."""
+
+    # Three references and nothing else, for many are made. No dataclass: web frameworks would send that as JSON.
+    __slots__ = ("_value", "_service", "_submitted")
+    _value: Value
+    _service: Service
+    _submitted: float
+
+    def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":
+        result = object.__new__(cls)
+        result._value = value
+        result._service = Service(batch, queue_time, service_time)
+        result._submitted = 0
+        return result
+
+    @property
+    def value(self) -> Value:
+        """What the processor returned for the job."""
+        return self._value
+
+    @property
+    def batch(self) -> BatchInfo:
+        """The batch that it went in."""
+        return self._service.batch
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds from its acceptance to the call of the processor."""
+        return self._service.started - self._submitted
+
+    @property
+    def service_time(self) -> float:
+        """Seconds from the call of the processor until its value was there."""
+        return self._service.time
+
+    def __eq__(self, other: object) -> bool:
+        return _fields(self) == _fields(other) if isinstance(other, JobResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(_fields(self))
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), _fields(self)
+
+    def __repr__(self) -> str:
+        fields = f"value={self.value!r}, batch={self.batch!r}, queue_time={self.queue_time!r}"
+        return f"JobResult({fields}, service_time={self.service_time!r})"
+
+
+_fields: Callable[["JobResult[Any]"], Tuple[Any, ...]] = attrgetter("value", "batch", "queue_time", "service_time")
+
+
+def make_result(value: Value, service: Service, submitted: float) -> JobResult[Value]:
+    """Return the result of a job that was submitted at a moment on the clock of *service*."""
+    result = object.__new__(JobResult)  # past a call of a method in Python
+    result._value = value
+    result._service = service
+    result._submitted = submitted
+    return result
+
+
+def _refuse(self: object, *operands: object) -> NoReturn:
+    raise TypeError("a JobResult only holds the value: use its .value")
+
+
+_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+# Set here, so that a type checker refuses them too.
+for _name in [*_BINARY, *map("r{}".format, _BINARY), *"neg pos abs invert lt le gt ge".split()]:
+    setattr(JobResult, f"__{_name}__", _refuse)
+for _name in "len iter reversed contains getitem setitem delitem".split():
+    setattr(JobResult, f"__{_name}__", _refuse)

@@ -42,10 +42,7 @@ def results_of(returned: Any) -> Union[List[Any], Iterator[Any]]:
     flaw = _flaw(returned)
     if flaw is not None:
         raise _refusal(returned, flaw)
-    try:
-        items: Iterator[Any] = iter(returned)
-    except TypeError as error:
-        raise _refusal(returned, f"which can't be iterated over: {_A_LIST}") from error
+    items: Iterator[Any] = iter(returned)
     if isinstance(_defined(type(returned), "__iter__"), FunctionType) and items is not returned:
         items = _without_fields(returned, items)
     length = _length(returned)
@@ -97,6 +94,8 @@ def _flaw(returned: Any) -> Optional[str]:
         return _BY_NAME
     if _defined(kind, "iter_lines") or _defined(kind, "getheader"):  # as in requests, httpx, botocore; in http.client
         return "which iterates over chunks of its body: return a list made from its content"
+    if _defined(kind, "__iter__") is None and _defined(kind, "__getitem__") is None:
+        return f"which can't be iterated over: {_A_LIST}"
     return None
 
 

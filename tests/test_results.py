@@ -4,14 +4,18 @@ import array
 import asyncio
 import collections
 import concurrent.futures
+import copy
 import copyreg
 import dataclasses
 import itertools
+import json
 import logging
+import operator
+import pickle
 import sqlite3
 import threading
 import time
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
 from unittest import mock
 
 import httpx
@@ -22,10 +26,12 @@ import pydantic.v1
 import pytest
 import requests
 
-from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobState, ResultCountError, Size
+from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobResult, JobState, ResultCountError, Size, _futures
+from microbatch._results import make_result
 from microbatch.testing import ManualClock
 
 Futures = List[JobFuture[Any]]
+NAN = float("nan")
 
 
 def echo(jobs: List[Any]) -> List[Any]:
@@ -218,7 +224,149 @@ def test_a_result_and_its_batch_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         result.value = "x"  # type: ignore[misc]
     with pytest.raises(AttributeError):
+        del result.value
+    with pytest.raises(AttributeError):
+        result.note = "x"  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
         result.batch.size = 9  # type: ignore[misc]
+
+
+def a_result(value: Any = 1, queue_time: float = 0.5) -> JobResult[Any]:
+    return JobResult(value, BatchInfo(1, 3, 3.0, None, "size"), queue_time, 0.25)
+
+
+UNLIKE_A_TUPLE: Dict[str, Callable[[Any], object]] = {
+    "result + 1": lambda result: result + 1,
+    "1 + result": lambda result: 1 + result,
+    "result + result": lambda result: result + result,
+    "result + ()": lambda result: result + (),
+    "() + result": lambda result: () + result,
+    "[] + result": lambda result: [] + result,
+    "'' + result": lambda result: "" + result,
+    "result * 2": lambda result: result * 2,
+    "2 * result": lambda result: 2 * result,
+    "[1] * result": lambda result: [1] * result,
+    "array * result": lambda result: numpy.array([1, 2]) * result,
+    "sum": lambda result: sum([result, result]),
+    "result - 1": lambda result: result - 1,
+    "1 - result": lambda result: 1 - result,
+    "result / 2": lambda result: result / 2,
+    "result // 2": lambda result: result // 2,
+    "result % 2": lambda result: result % 2,
+    "divmod": lambda result: divmod(result, 2),
+    "result ** 2": lambda result: result**2,
+    "pow": lambda result: pow(result, 2, 3),
+    "result << 1": lambda result: result << 1,
+    "result >> 1": lambda result: result >> 1,
+    "result & 1": lambda result: result & 1,
+    "result | 1": lambda result: result | 1,
+    "result ^ 1": lambda result: result ^ 1,
+    "-result": lambda result: -result,
+    "+result": lambda result: +result,
+    "~result": lambda result: ~result,
+    "abs": abs,
+    "result[0]": lambda result: result[0],
+    "result[:1]": lambda result: result[:1],
+    "result[0] = 1": lambda result: operator.setitem(result, 0, 1),
+    "del result[0]": lambda result: operator.delitem(result, 0),
+    "iter": iter,
+    "list": list,
+    "tuple": tuple,
+    "unpacking": lambda result: [*result],
+    "arguments": lambda result: print(*result),
+    "extend": lambda result: [].extend(result),
+    "reversed": reversed,
+    "len": len,
+    "in": lambda result: 1 in result,
+    "<": lambda result: result < result,
+    "<=": lambda result: result <= 1,
+    ">": lambda result: 1 > result,
+    ">=": lambda result: result >= result,
+    "sorted": lambda result: sorted([result, result]),
+    "max": lambda result: max(result, result),
+}
+
+
+@pytest.mark.parametrize("use", UNLIKE_A_TUPLE.values(), ids=UNLIKE_A_TUPLE)
+@pytest.mark.parametrize("value", [2, "two", [2]], ids=repr)
+def test_a_result_used_as_its_value_raises_and_names_the_attribute(use: Callable[[Any], object], value: Any) -> None:
+    with pytest.raises(TypeError, match=r"\.value"):
+        use(a_result(value))
+
+
+def test_a_result_is_no_json() -> None:
+    with pytest.raises(TypeError):
+        json.dumps(a_result())
+    assert not isinstance(a_result(), tuple) and not dataclasses.is_dataclass(a_result())
+
+
+def test_results_are_equal_if_all_that_they_tell_is() -> None:
+    assert a_result() == a_result() and hash(a_result()) == hash(a_result())
+    assert len({a_result(), a_result(), a_result(2)}) == 2
+    assert a_result() != a_result(2) and a_result() != a_result(queue_time=0.75)
+    assert a_result() != 1 and a_result() != (1, a_result().batch, 0.5, 0.25)
+    assert a_result(NAN) == a_result(NAN)
+    with pytest.raises(TypeError):
+        hash(a_result([]))
+
+
+def test_a_result_shows_what_it_tells() -> None:
+    text = "JobResult(value=1, batch=BatchInfo(id=1, size=3, weight=3.0, key=None, trigger='size'), queue_time=0.5, "
+    assert f"{text}service_time=0.25)" == repr(a_result()) == str(a_result()) == "%s" % a_result()
+    assert eval(repr(a_result())) == a_result()
+
+
+def test_a_result_can_be_copied_and_pickled() -> None:
+    for result in (a_result(["x"]), run(echo)[1].result()):
+        for twin in (
+            copy.copy(result),
+            copy.deepcopy(result),
+            *(pickle.loads(pickle.dumps(result, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        ):
+            assert (type(result), result) == (type(twin), twin)
+    assert copy.deepcopy(value := a_result(["x"])).value is not value.value
+
+
+def test_a_result_is_matched_by_keywords_and_not_as_a_sequence() -> None:
+    match a_result():
+        case [*_]:
+            raise AssertionError("it is no sequence")
+        case JobResult(value=value, batch=BatchInfo(size=size), queue_time=queue_time):
+            assert (1, 3, 0.5) == (value, size, queue_time)
+        case _:
+            raise AssertionError("it is a result")
+
+
+def test_the_future_of_a_job_has_one_result() -> None:
+    future = run(echo)[0]
+    result = future.result()
+    assert result is future.result() is next(concurrent.futures.as_completed([future])).result()
+    assert result is concurrent.futures.wait([future]).done.pop().result()
+
+    async def main() -> object:
+        return await asyncio.wrap_future(future)
+
+    assert result is asyncio.run(main())
+    assert result is not run(echo)[0].result()
+
+
+@pytest.mark.parametrize("has_gil", [True, False])
+def test_all_who_read_at_once_get_the_same_result(has_gil: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*arguments: Any) -> Any:
+        monkeypatch.setattr(_futures, "make_result", make_result)
+        others.append(future.result())  # of another thread, or in a signal handler
+        return make_result(*arguments)
+
+    others: List[Any] = []
+    future = run(echo)[0]
+    monkeypatch.setattr(_futures, "_HAS_GIL", has_gil)
+    monkeypatch.setattr(_futures, "make_result", make)
+    result = future.result()
+    assert [result] == others and result is others[0] is future.result()
+
+
+def test_a_result_that_is_returned_by_mistake_is_refused() -> None:
+    assert "use its .value" in str(errors(run(lambda jobs: a_result([1, 2, 3])))[0])
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])

@@ -76,6 +76,11 @@ Batcher(lengths, key=len, weigh=len, max_pending=0, executor=InlineExecutor(), c
 
 # Errors.
 batcher.submit(1)  # type: ignore[arg-type]
+batcher.submit("a").result() + 1  # type: ignore[operator]
+batcher.submit("a").result()[0]  # type: ignore[index]
+len(batcher.submit("a").result())  # type: ignore[arg-type]
+list(batcher.submit("a").result())  # type: ignore[call-overload]
+batcher.submit("a").result().value = 1  # type: ignore[misc]
 Batcher(no_batch)  # type: ignore[arg-type]
 Batcher(not_iterable)  # type: ignore[arg-type]
 Batcher(3)  # type: ignore[call-overload]
