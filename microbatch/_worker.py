@@ -79,7 +79,7 @@ class Worker:
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
         self._pool: Optional[ThreadPoolExecutor] = None
-        self._inbox: "SimpleQueue[Optional[Delivery]]" = SimpleQueue()  # for the threads of that pool
+        self._inbox = _Inbox()  # for the threads of that pool
         self._thread: Optional[threading.Thread] = None
         self.opening: Optional[Opening] = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
@@ -144,6 +144,7 @@ class Worker:
             self.opening = None
         if opening is not None:
             opening.settle(error)
+            self.queue.settled.notify_all()  # there is no thread to wait for
         return True
 
     def leave_to_parent(self) -> None:
@@ -157,16 +158,15 @@ class Worker:
 
     def close(self) -> None:
         """Accept no more jobs and make all that were accepted due. Does not wait."""
-        error = BatcherClosed("the batcher was shut down before its threads were started")
-        with self.queue.mutex:
-            self.queue.close()
-            unstarted = self._call_off(self.opening, error)  # this may interrupt the start of the thread
-        if unstarted:
-            self._end_unstarted(error)
+        self.queue.close()
+        self._end_unstarted()
 
-    def _end_unstarted(self, error: BaseException) -> None:
-        """End without a thread at work, in whichever thread comes first; the next one finishes what a signal broke off."""
-        if self._ended or self.queue.is_own_thread():
+    def _end_unstarted(self) -> None:
+        """End a closed batcher that has no thread of its own to do so, unless another thread is ending it."""
+        if self._ended or not self.queue.closed or self.queue.is_own_thread():
+            return
+        error = BatcherClosed("the batcher was shut down before its threads were started")
+        if not self._call_off(self.opening, error):
             return
         try:
             if self._ending.acquire(blocking=False):
@@ -176,18 +176,22 @@ class Worker:
         finally:  # asked of the lock itself, for a signal may come in just when it is taken
             if self._ending._is_owned():  # type: ignore[attr-defined]
                 self._ending.release()
+                self.queue.settled.notify_all()  # so that another thread takes over if this was broken off
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
         bell = Bell(self.queue.mutex)
-        with self.queue.mutex:
-            try:
-                self.queue.settled[bell] = None
-                while not self._ended and (moment == NEVER or self._clock.now() < moment):
+        try:
+            self.queue.settled[bell] = None
+            while True:
+                self._end_unstarted()  # there may be no thread to wait for, or none any more
+                with self.queue.mutex:
+                    ended, thread = self._ended, self._thread
+                    if ended or (moment != NEVER and self._clock.now() >= moment):
+                        break
                     self._clock.wait_until(bell, moment)
-            finally:
-                self.queue.settled.pop(bell, None)
-            ended, thread = self._ended, self._thread
+        finally:
+            self.queue.settled.pop(bell, None)
         if ended and thread is not None and thread is not threading.current_thread():
             thread.join()  # it has nothing left to do but to end
         return ended
@@ -262,20 +266,12 @@ class Worker:
             if self.opening is not opening:
                 return
             self._thread = threading.current_thread()
-        self.queue.inside.mine = True
         try:
             self._open_pool()
         except BaseException as error:
-            # In one step: whoever has a job accepted from then on will find that nobody is at work.
-            with self.queue.mutex:
-                left = self._claim_all()  # from those who did not wait for the threads to run
-                self.opening = self._thread = None
-                closed = self.queue.closed
-            self._fail(left, error)
-            if closed:  # by a thread that left the rest to this one
-                self._end_unstarted(error)
-            opening.settle(error)
+            self._give_up_start(opening, error)
             return
+        self.queue.inside.mine = True
         self.started = True
         opening.settle()
         try:
@@ -286,6 +282,18 @@ class Worker:
             self.queue.close()
             self.abandon(error)
         self._end()
+
+    def _give_up_start(self, opening: Opening, error: BaseException) -> None:
+        """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
+        # In one step: whoever has a job accepted from then on, or waits for the end, will find that nobody is at work.
+        with self.queue.mutex:
+            left = self._claim_all()  # from those who did not wait for the threads to run
+            self.opening = self._thread = None
+            self.queue.settled.notify_all()
+        opening.settle(error)
+        with self.queue.own_thread():
+            self._fail(left, error)
+        self._end_unstarted()  # if it was closed by a thread that left the rest to this one
 
     def _turn(self) -> None:
         """Wait until there is something to do, and do all of it."""
@@ -365,49 +373,46 @@ class Worker:
         if self._executor is not None:
             return
         workers = self._collector.workers
-        self._pool = ThreadPoolExecutor(workers, self._name)
-        present = threading.Barrier(workers + 1)
+        pool, self._inbox = ThreadPoolExecutor(workers, self._name), _Inbox()
         try:
             for _ in range(workers):
-                self._pool.submit(self._serve_all, present)
+                pool.submit(self._serve_all, self._inbox)
         except BaseException:
-            present.abort()
-            self._pool.shutdown()
+            self._close_pool(pool)
             raise
-        present.wait()
+        self._pool = pool
+
+    def _close_pool(self, pool: ThreadPoolExecutor) -> None:
+        self._inbox.close()
+        pool.shutdown()
 
     def _end(self) -> None:
-        try:
-            if self._pool is not None:
-                for _ in self._pool._threads:
-                    self._inbox.put(None)
-                self._pool.shutdown()
-            while (callback := self._next_shutdown_callback()) is not None:
-                _call_back(callback)
-        finally:  # after Ctrl-C in a caller's thread too, or the next one would wait for ever
-            with self.queue.mutex:
-                self._ended = True
-                self.queue.settled.notify_all()
+        """Let the threads of the pool end, and call the shutdown callbacks. What an exception broke off can be called again."""
+        if self._pool is not None:
+            self._close_pool(self._pool)
+        while (callback := self._next_shutdown_callback()) is not None:
+            _call_back(callback)
 
     def _next_shutdown_callback(self) -> Optional[Callable[[], object]]:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
             self._ended = True  # in the same step: from now on a callback that is added is called at once
+            self.queue.settled.notify_all()
             return None
 
     # -- called by the threads that run batches --
 
-    def _serve_all(self, present: threading.Barrier) -> None:
-        """Process what comes into the inbox until that is None; in a thread of our own pool.
+    def _serve_all(self, inbox: "_Inbox") -> None:
+        """Process what comes into the inbox until it is closed; in a thread of our own pool.
 
         One call per thread and not per batch, since the futures of a pool cost as much as a batch of ours.
         """
         self.queue.inside.mine = True
-        present.wait()
-        while (delivery := self._inbox.get()) is not None:
+        while (delivery := inbox.get()) is not None:
             self._serve(delivery)
             del delivery  # keep nothing alive while idle
+        inbox.close()  # for the next thread
 
     def _serve(self, delivery: Delivery) -> None:
         """Process one batch."""
@@ -479,6 +484,14 @@ class Worker:
         finally:
             with self.queue.mutex:
                 self.queue.resign(*terms)
+
+
+class _Inbox(SimpleQueue[Optional[Delivery]]):
+    """Batches for the threads of a pool, one after another until it is closed."""
+
+    def close(self) -> None:
+        """Have a thread find out that nothing will come any more, and then close this for the next one."""
+        self.put(None)
 
 
 def _fail_by(error: BaseException) -> None:

@@ -1,0 +1,148 @@
+"""Threads that can't be started, and ends that are broken off: nobody waits for a thread that does not exist."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import Any, List
+
+import pytest
+
+from microbatch import Batcher
+from microbatch.testing import ManualClock
+from tests.threads import in_thread
+
+
+class Failing:
+    """Lets the start of one thread fail, but not before it is told to."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        start = threading.Thread.start
+
+        def failing(thread: threading.Thread) -> None:
+            if thread.name != name:
+                return start(thread)
+            self.reached.set()
+            self.go_on.wait(10)
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", failing)
+
+
+@pytest.mark.parametrize("name", ["slow_0", "slow_1", "slow_2"])
+def test_a_shutdown_returns_when_a_thread_can_not_be_started(
+    name: str, monkeypatch: pytest.MonkeyPatch, clock: ManualClock
+) -> None:
+    called: List[str] = []
+    batcher = Batcher[str, str](list, max_workers=3, name="slow", clock=clock)
+    batcher.add_shutdown_callback(lambda: called.append("callback"))
+    with monkeypatch.context() as patch:
+        submit = threading.Thread(target=lambda: errors.append(refusal(batcher)))
+        shutdown = threading.Thread(target=lambda: ended.append(batcher.shutdown(timeout=50)))
+        failing, errors, ended = Failing(name, patch), list[str](), list[bool]()
+        submit.start()
+        assert failing.reached.wait(10)
+        shutdown.start()
+        clock.wait_for_sleeper(50.0)
+        failing.go_on.set()
+        submit.join(10)
+        shutdown.join(10)
+    assert (["can't start new thread"], [True], ["callback"]) == (errors, ended, called)
+
+
+def refusal(batcher: Batcher[str, Any]) -> str:
+    """Return the error with which a submit is refused."""
+    with pytest.raises(RuntimeError) as refused:
+        batcher.submit("job")
+    return str(refused.value)
+
+
+def test_a_shutdown_that_does_not_wait_is_finished_by_the_thread_whose_start_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = threading.Event()
+    batcher = Batcher[str, str](list, name="slow")
+    batcher.add_shutdown_callback(called.set)
+    with monkeypatch.context() as patch:
+        failing = Failing("slow_0", patch)
+        submit = threading.Thread(target=lambda: refusal(batcher))
+        submit.start()
+        assert failing.reached.wait(10)
+        batcher.shutdown(wait=False)
+        failing.go_on.set()
+        submit.join(10)
+    assert called.wait(10)
+    assert batcher.shutdown(timeout=10)
+
+
+@pytest.mark.parametrize("name", ["slow", "slow_0", "slow_1"])
+def test_after_a_thread_could_not_be_started_the_next_job_starts_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Batcher[str, str](list, max_workers=2, name="slow") as batcher:
+        before = threading.active_count()
+        with monkeypatch.context() as patch:
+            Failing(name, patch).go_on.set()
+            assert "can't start new thread" == refusal(batcher)
+        assert "job" == batcher.submit("job").result(timeout=10).value
+        assert before + 3 >= threading.active_count()
+
+
+@pytest.mark.parametrize("place", ["abandon", "_call_back"])
+def test_a_thread_that_waits_for_the_end_takes_over_when_the_thread_that_ends_the_batcher_is_interrupted(
+    place: str, clock: ManualClock
+) -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if event == "return" and frame.f_code.co_name == place:
+            sys.settrace(None)
+            clock.wait_for_sleeper(50.0)
+            raise KeyboardInterrupt
+        return interrupt
+
+    def interrupted() -> None:
+        sys.settrace(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            batcher.shutdown()
+        sys.settrace(None)
+
+    called: List[int] = []
+    batcher = Batcher[str, str](list, clock=clock)
+    for number in range(3):
+        batcher.add_shutdown_callback(lambda number=number: called.append(number))  # type: ignore[misc]
+    one = in_thread(interrupted)
+    other = in_thread(lambda: batcher.shutdown(timeout=50))
+    one.result(timeout=10)
+    assert other.result(timeout=10) is True
+    assert [0, 1, 2] == called
+
+
+def test_the_interpreter_ends_though_a_thread_can_not_be_started_by_then() -> None:
+    script = """
+    import threading
+    from microbatch import NEVER, Batcher
+    from microbatch.testing import ManualClock
+
+    def start(thread):
+        if thread.name == "late_1":
+            starting.set()
+            clock.wait_for_sleeper(NEVER)  # which is the end of the interpreter
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        original(thread)
+
+    def submit():
+        try:
+            batcher.submit("job")
+        except RuntimeError as error:
+            print(error)
+
+    original, threading.Thread.start = threading.Thread.start, start
+    starting, clock = threading.Event(), ManualClock()
+    batcher = Batcher(list, max_workers=2, name="late", clock=clock)
+    thread = threading.Thread(target=submit)
+    thread.start()
+    starting.wait()
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (0, "can't create new thread at interpreter shutdown\n", "") == (done.returncode, done.stdout, done.stderr)
