@@ -5,18 +5,16 @@ import os
 import sys
 import threading
 import weakref
-from typing import Any, Callable, List, Protocol
+from typing import Any, Protocol
 
 from microbatch._clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["enlist", "look_for_a_fork", "mark", "renewals"]
+__all__ = ["current_mark", "enlist", "look_for_a_fork"]
 
 
 class Member(Protocol):
     """What is to be known of a worker here."""
-
-    process: int
 
     def exit_deadline(self) -> float:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
@@ -99,16 +97,17 @@ class _Process:
     """Stands for the mark where there is none that a fork wipes."""
 
     def __init__(self) -> None:
-        self[0] = 1
-
-    def __getitem__(self, index: int) -> int:
-        return self._process == os.getpid()
-
-    def __setitem__(self, index: int, value: int) -> None:
         self._process = os.getpid()
+
+    def __getitem__(self, index: int) -> bool:
+        return self._process == os.getpid()
 
 
 def _make_mark() -> Any:
+    """Return what has a first item that is true in this process, and false in every child of it.
+
+    Unlike ``os.getpid`` no system call, where possible; and no function, since every submit looks.
+    """
     if sys.platform == "linux":
         try:
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -120,36 +119,43 @@ def _make_mark() -> Any:
     return _Process()
 
 
-mark = _make_mark()
-"""Its first item is false in a child that has yet to notice that it is one. Unlike ``os.getpid`` no system call, where
-possible; and no function, since every submit looks."""
+_mark = _make_mark()
+_renewing = threading.RLock()  # lets one thread of a child do what no hook has done
 
-renewals: List[Callable[[], None]] = []  # called in a forked child
-_renewing = threading.RLock()  # lets one thread of a child renew what no hook has renewed
+
+def current_mark() -> Any:
+    """Return an object whose first item is true in this process, and false in every child that is forked from now on.
+
+    Whatever is kept with a mark belongs to the process that made it. So a child can renew it when it is used, and all that
+    is never used there costs nothing.
+    """
+    look_for_a_fork()
+    return _mark
 
 
 def look_for_a_fork() -> None:
     """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
-    if not mark[0]:
+    if not _mark[0]:
         with _renewing:
-            if not mark[0]:
-                _renew()
+            if not _mark[0]:
+                _leave_all_to_parent()
 
 
-def _renew() -> None:
-    global _registry, _living
+def _leave_all_to_parent() -> None:
+    global _registry, _living, _mark
     _registry = threading.RLock()  # a thread that does not exist here may have held the old one
     workers, _living = list(_living), weakref.WeakSet()
     for worker in workers:  # those too whose batchers are gone
-        if worker.process == os.getpid():  # by another library's hook, which was called before ours
-            _living.add(worker)
-        else:
-            worker.disown_threads()
-            worker.leave_to_parent()
-    for renew in renewals:
-        renew()
-    mark[0] = 1
+        worker.disown_threads()
+        worker.leave_to_parent()
+    _mark = _make_mark()
+
+
+def _begin_in_child() -> None:
+    global _renewing
+    _renewing = threading.RLock()
+    look_for_a_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_begin_in_child)

@@ -6,7 +6,6 @@ so that a batcher which nobody holds any more can be collected while its threads
 """
 
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -25,7 +24,7 @@ from microbatch._futures import JobFuture
 from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._opening import Opening
-from microbatch._process import enlist
+from microbatch._process import current_mark, enlist
 from microbatch._queue import JobQueue, News
 from microbatch._results import BatchInfo, JobState
 from microbatch._sending import name_unsendable, send
@@ -62,7 +61,7 @@ class Worker:
         alike: bool,
         forked: bool = False,
     ) -> None:
-        self.process = os.getpid()
+        self.mark = current_mark()
         # Of a caller that comes back nobody knows for which key.
         self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
         self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the processor alive
@@ -78,6 +77,7 @@ class Worker:
         self._audience = audience
         self._executor = executor
         self._forked = forked  # made in a child, to replace the worker that stayed in the parent
+        self.finalizer: Any = None  # of the batcher, from the start of the threads on
         self._pool: Optional[ThreadPoolExecutor] = None
         self._inbox = _Inbox()  # for the threads of that pool
         self._thread: Optional[threading.Thread] = None
@@ -373,23 +373,22 @@ class Worker:
         if self._executor is not None:
             return
         workers = self._collector.workers
-        pool, self._inbox = ThreadPoolExecutor(workers, self._name), _Inbox()
+        self._pool, self._inbox = ThreadPoolExecutor(workers, self._name), _Inbox()
         try:
             for _ in range(workers):
-                pool.submit(self._serve_all, self._inbox)
+                self._pool.submit(self._serve_all, self._inbox)
         except BaseException:
-            self._close_pool(pool)
+            self._close_pool()
             raise
-        self._pool = pool
 
-    def _close_pool(self, pool: ThreadPoolExecutor) -> None:
-        self._inbox.close()
-        pool.shutdown()
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._inbox.close()
+            self._pool.shutdown()
 
     def _end(self) -> None:
         """Let the threads of the pool end, and call the shutdown callbacks. What an exception broke off can be called again."""
-        if self._pool is not None:
-            self._close_pool(self._pool)
+        self._close_pool()
         while (callback := self._next_shutdown_callback()) is not None:
             _call_back(callback)
 

@@ -42,7 +42,6 @@ from microbatch._arguments import (
 from microbatch._clock import NEVER, Clock, SystemClock
 from microbatch._futures import JobFuture
 from microbatch._ledger import BatcherStats
-from microbatch._process import look_for_a_fork, mark, renewals
 from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.config import policy_from_env
@@ -197,8 +196,6 @@ class Batcher(Generic[Job, Value]):
         )
         self._newest_worker = self._make_worker()
         self._origin = _origin()
-        self._finalizer: Optional[weakref.finalize[Any, Any]] = None  # from the start of the threads on
-        _batchers.add(self)
 
     @classmethod
     def from_env(
@@ -245,7 +242,9 @@ class Batcher(Generic[Job, Value]):
             timeout = check_number("timeout", timeout)
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
-        worker = self._newest_worker if mark[0] else self._worker
+        worker = self._newest_worker
+        if not worker.mark[0]:
+            worker = self._worker
         future: JobFuture[Value] = JobFuture(job, worker.queue)
         if self._describes:
             self._describe(future)
@@ -320,8 +319,8 @@ class Batcher(Generic[Job, Value]):
         check_flag("cancel_futures", cancel_futures)
         worker = self._worker
         worker.close()
-        if self._finalizer is not None:  # which would keep what the processor refers to, and that may be this batcher
-            self._finalizer.detach()
+        if worker.finalizer is not None:  # which would keep what the processor refers to, and that may be this batcher
+            worker.finalizer.detach()
         if cancel_futures:
             for future in worker.ledger.unsettled():
                 future.cancel()
@@ -380,28 +379,37 @@ class Batcher(Generic[Job, Value]):
 
     @property
     def _worker(self) -> Worker:
-        look_for_a_fork()
-        return self._newest_worker
+        worker = self._newest_worker
+        if not worker.mark[0]:
+            worker = self._newest_worker = self._successor_in_child(worker)
+        return worker
 
     def _start(self, worker: Worker) -> None:
         try:
             worker.start()
         finally:  # after a signal too: the threads may run all the same
             with worker.queue.mutex:
-                if worker.opening is not None and self._finalizer is None and not worker.queue.closed:
-                    self._finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
-                    self._finalizer.atexit = False  # the worker has an exit hook of its own
+                if worker.opening is not None and worker.finalizer is None and not worker.queue.closed:
+                    worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
+                    worker.finalizer.atexit = False  # the worker has an exit hook of its own
 
-    def _start_anew_in_child(self) -> None:
-        if self._newest_worker.process == os.getpid():
-            return  # made here, before the fork was noticed
-        parents = self._newest_worker
+    def _successor_in_child(self, parents: Worker) -> Worker:
+        """Return the worker that replaces, in a forked child, the one that stayed in the parent.
+
+        It is made when the batcher is first used here. Takes no lock of the other: a thread that does not exist here may
+        have held it.
+        """
+        if parents.finalizer is not None:
+            parents.finalizer.detach()
         if parents.queue.closed:  # its end is told in the parent, and not here too
-            self._make_worker = functools.partial(self._make_worker, audience=Audience(()))
-        self._newest_worker = self._make_worker(forked=True)
-        self._finalizer = None
-        if parents.queue.closed:
-            self._worker.close()
+            worker = self._make_worker(forked=True, audience=Audience(()))
+            worker.close()
+        else:
+            worker = self._make_worker(forked=True)
+        successor: Worker = vars(parents).setdefault(
+            "successor", worker
+        )  # in one step: another thread may come here too
+        return successor
 
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
         ahead: Deque[JobFuture[Value]] = deque()
@@ -463,21 +471,10 @@ class Batcher(Generic[Job, Value]):
 
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
-    if worker.queue.closed or worker.process != os.getpid():
+    if worker.queue.closed or not worker.mark[0]:
         return  # it was shut down, or is the parent's to drain
     worker.close()  # first, since a warning may be an error
     warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
-
-
-_batchers: "weakref.WeakSet[Batcher[Any, Any]]" = weakref.WeakSet()
-
-
-def _start_anew_in_child() -> None:
-    for batcher in list(_batchers):
-        batcher._start_anew_in_child()
-
-
-renewals.append(_start_anew_in_child)
 
 
 def _origin() -> str:

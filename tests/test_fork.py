@@ -379,16 +379,12 @@ def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str,
 
 
 @pytest.mark.parametrize("platform", ["linux", "any other"])
-def test_a_process_knows_that_it_is_a_child_until_it_signs_as_itself(
-    platform: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mark_tells_a_process_from_its_children(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     mark = microbatch._process._make_mark()
     child = os.fork()
     if child == 0:
-        known = bool(mark[0])
-        mark[0] = 1
-        os._exit(2 * known + (not mark[0]))
+        os._exit(bool(mark[0]) or not microbatch._process._make_mark()[0])
     assert mark[0]
     assert 0 == os.waitpid(child, 0)[1]
 
@@ -432,3 +428,128 @@ def test_a_finished_future_can_be_waited_for_in_the_child_though_a_thread_of_the
         thread.join()
     """
     assert "1 1\n" == run(script)
+
+
+def test_a_child_does_nothing_for_a_batcher_that_it_does_not_use() -> None:
+    script = """
+    class Clock:
+        made = 0
+        def now(self):
+            Clock.made += os.getpid() != parent  # each time a worker is made, before its first job
+            return 0.0
+        def wait_until(self, condition, moment):
+            condition.wait()
+    parent = os.getpid()
+    batchers = [Batcher(echo, clock=Clock()) for _ in range(100)]
+    batchers[0].submit("parent's").result()
+    def child():
+        print(Clock.made)
+        print(batchers[0].submit(1).result().value, batchers[1].submit(2).result().value, batchers[2].shutdown())
+    in_child(child)
+    """
+    assert "0\n1 2 True\n" == run(script)
+
+
+@pytest.mark.parametrize("head", ["", NO_HOOKS], ids=["hooks", "no hooks"])
+@pytest.mark.parametrize("first_use", ["submit(1).result().value", "flush()", "shutdown()"])
+def test_a_batcher_that_another_thread_uses_during_the_fork_but_did_not_start_works_in_the_child(
+    first_use: str, head: str
+) -> None:
+    script = f"""
+    def hold(batcher):
+        with batcher._worker.queue.mutex:  # as any call of the batcher does, for a moment
+            held.set()
+            release.wait()
+    held, release = threading.Event(), threading.Event()
+    batcher = Batcher(echo)
+    holder = threading.Thread(target=hold, args=(batcher,))
+    holder.start()
+    held.wait()
+    in_child(lambda: print(batcher.{first_use}, batcher.shutdown()))
+    release.set()
+    holder.join()
+    print(batcher.submit(2).result().value, batcher.shutdown())
+    """
+    expected = 1 if "submit" in first_use else True
+    assert f"{expected} True\n2 True\n" == run(script, head=head)
+
+
+def test_a_batcher_that_another_thread_makes_during_the_fork_works_in_the_parent() -> None:
+    script = """
+    making, go_on = threading.Event(), threading.Event()
+    class Clock:
+        def now(self):
+            making.set()
+            go_on.wait()
+            return 0.0
+        def wait_until(self, condition, moment):
+            condition.wait()
+    def make():
+        with Batcher(echo, clock=Clock()) as batcher:
+            print("parent", batcher.submit(1).result().value)
+    thread = threading.Thread(target=make)
+    thread.start()
+    making.wait()
+    def child():
+        with Batcher(echo) as batcher:
+            print("child", batcher.submit(2).result().value)
+    in_child(child)
+    go_on.set()
+    thread.join()
+    """
+    assert "child 2\nparent 1\n" == run(script)
+
+
+def test_an_unused_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
+    script = """
+    with ThreadPoolExecutor(1) as executor, Batcher(echo, executor=executor) as batcher:
+        def child():
+            try:
+                batcher.submit(1)
+            except ForkedError as error:
+                print(error)
+            print(batcher.shutdown(timeout=5))
+        in_child(child)
+        print(batcher.submit(2).result(timeout=10).value)
+    """
+    assert "the executor belongs to the parent process\nTrue\n2\n" == run(script)
+
+
+def test_several_threads_of_a_child_may_be_the_first_to_use_a_batcher_there() -> None:
+    script = """
+    class Clock:
+        waiting = None
+        def now(self):
+            if self.waiting is not None:
+                self.waiting.wait(timeout=5)  # until all have found that they are in a child
+            return 0.0
+        def wait_until(self, condition, moment):
+            condition.wait()
+    clock = Clock()
+    batcher = Batcher(echo, Size(4), clock=clock)
+    batcher.submit("parent's")
+    def child():
+        clock.waiting = threading.Barrier(4, action=lambda: setattr(clock, "waiting", None))
+        with ThreadPoolExecutor(4) as pool:
+            print(*pool.map(lambda number: batcher.submit(number).result(timeout=5).batch.size, range(4)))
+        print(batcher.stats().accepted, batcher.shutdown(timeout=5))
+    in_child(child)
+    batcher.shutdown()
+    """
+    assert "4 4 4 4\n4 True\n" == run(script)
+
+
+def test_a_child_of_a_child_has_a_batcher_of_its_own_too() -> None:
+    script = """
+    used, unused, closed = (Batcher(echo, name=name) for name in ("used", "unused", "closed"))
+    closed.shutdown()
+    used.submit(0).result()
+    def use():
+        try:
+            closed.submit(0)
+        except BatcherClosed:
+            print(used.submit(1).result().value, unused.submit(2).result().value, used.stats().accepted, flush=True)
+    in_child(lambda: (use(), in_child(use)))
+    in_child(lambda: in_child(use))
+    """
+    assert "1 2 1\n" * 3 == run(script)
