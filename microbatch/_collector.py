@@ -11,7 +11,7 @@ the others.
 import sys
 from collections import deque
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Deque, Dict, Generic, Hashable, Iterable, List, Optional, Sequence
 
 from microbatch._arguments import check_answer, check_count, shown
@@ -70,6 +70,15 @@ class Collector(Generic[AnyEntry]):
         self._broken: Deque[Batch[AnyEntry]] = deque()
         self._timers: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, due: lane.due == due and lane not in self._ready)
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry.waiting)
+
+    def successor(self, in_flight: int) -> "Collector[AnyEntry]":
+        """Return a collector without jobs that knows what this one has seen, for one that an exception broke off."""
+        collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._started_at)
+        collector.in_flight = in_flight
+        collector._sent.extend(self._sent)
+        collector._service_times.extend(self._service_times)
+        collector._service_time = self._service_time
+        return collector
 
     def __bool__(self) -> bool:
         """Return whether any job waits here."""
@@ -277,16 +286,13 @@ class Collector(Generic[AnyEntry]):
 
     def _join(self, lane: Lane[AnyEntry], room: float) -> None:
         backlog = lane.backlog
-        if room < len(backlog):
-            entries = list(map(deque.popleft, repeat(backlog, int(room))))
-        else:
-            entries = list(backlog)
-            backlog.clear()
-        if lane.dead:
-            entries = [entry for entry in entries if entry.waiting]
-        lane.open += entries
-        lane.weight += len(entries) if lane.alike else sum([entry.weight for entry in entries])
-        self.joined += entries
+        count = min(int(room), len(backlog)) if room < len(backlog) else len(backlog)
+        entries = list(islice(backlog, count))
+        joining = [entry for entry in entries if entry.waiting] if lane.dead else entries
+        lane.open += joining  # before they are taken out: an exception from outside must not find them in neither place
+        deque(map(deque.popleft, repeat(backlog, count)), maxlen=0)
+        lane.weight += count if lane.alike and not lane.dead else sum([entry.weight for entry in joining])
+        self.joined += joining
 
     def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
         if lane.thinned:

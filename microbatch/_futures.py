@@ -32,6 +32,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError, Timeou
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
 from contextvars import Context, copy_context
+from functools import partial
 from itertools import repeat
 from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Tuple, TypeVar
 
@@ -75,12 +76,14 @@ class Fittings(Bells):
     Attributes:
         watched: see the rules.
         told: whether those who watch have been told of the outcome.
+        told_to: which of them have.
     """
 
     watched = False
     told = False
 
     def __init__(self) -> None:
+        self.told_to: List[Any] = []
         self.callbacks: List[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
 
 
@@ -256,7 +259,7 @@ class JobFuture(Future[JobResult[Value]]):
                 if self.stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
                     fittings.callbacks.append(fn)
                     return
-        self._call(fn)
+        self._call(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
         """Raise InvalidStateError: the batcher says what becomes of its jobs."""
@@ -301,13 +304,16 @@ class JobFuture(Future[JobResult[Value]]):
         if timeout is None and self._keeper.is_own_thread() and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
-    def _call(self, callback: Callable[["JobFuture[Value]"], object]) -> None:
-        if type(callback) is not Keep:
-            self._note_asked()
+    def _call(self, take: Callable[[], Any]) -> None:
+        callback = None
         try:
+            callback = take()
+            if type(callback) is not Keep:
+                self._note_asked()
             callback(self)
-        except BaseException:
-            report("exception calling callback for %r", self, logger="concurrent.futures")
+        except BaseException as error:
+            if callback is not None or not isinstance(error, IndexError):  # another thread has taken the last one
+                report("exception calling callback for %r", self, logger="concurrent.futures")
 
     # -- for the batcher --
 
@@ -325,9 +331,13 @@ class JobFuture(Future[JobResult[Value]]):
             self._tell(condition.waiters)
             return
         try:
-            if lock.acquire(False):
-                self._tell(condition.waiters)
-        finally:  # asked of the lock itself, for an exception may come in just when it is taken
+            try:
+                if lock.acquire(False):
+                    self._tell(condition.waiters)
+            finally:  # asked of the lock itself, for an exception may come in just when it is taken
+                if lock._is_owned():
+                    lock.release()
+        finally:  # or one just before it is released
             if lock._is_owned():
                 lock.release()
 
@@ -344,12 +354,9 @@ class JobFuture(Future[JobResult[Value]]):
 
     def call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing."""
-        if self.fittings is not None and self.fittings.callbacks:
-            with self._keeper.mutex:
-                none: List[Any] = []
-                callbacks, self.fittings.callbacks = self.fittings.callbacks, none
-            for callback in callbacks:
-                self._call(callback)
+        callbacks = self.fittings.callbacks if self.fittings is not None else None
+        while callbacks:
+            self._call(partial(list.pop, callbacks, 0))
 
     def disinherit(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
@@ -424,16 +431,19 @@ class JobFuture(Future[JobResult[Value]]):
         fittings = self.fittings
         if fittings is None or fittings.told or not fittings.watched or not self.done():
             return
-        fittings.told = True
         if waiters:
             self._note_asked()
         for waiter in waiters:
+            if waiter in fittings.told_to:
+                continue  # before an exception broke this off
             if self.cancelled():
                 waiter.add_cancelled(self)
             elif self.stage is _SUCCEEDED:
                 waiter.add_result(self)
             else:
                 waiter.add_exception(self)
+            fittings.told_to.append(waiter)
+        fittings.told = True
 
 
 def are_errors(outcomes: List[Any]) -> Iterable[bool]:

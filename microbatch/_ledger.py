@@ -9,9 +9,13 @@ from microbatch._clock import NEVER
 from microbatch._exceptions import Failures
 from microbatch._futures import Conclusion, JobFuture, conclude
 from microbatch._queue import JobQueue, News
-from microbatch._results import WAITING, JobState, Service
+from microbatch._results import OVER, WAITING, JobState, Service
 
 __all__ = ["BatcherStats", "Ledger"]
+
+# As globals they are read without a call.
+_QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
+_SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,21 @@ class Ledger:
         self._triggers: Counter[str] = Counter()
         self._unsettled: Dict[JobFuture[Any], None] = {}  # in order of acceptance
         self._epochs: Counter[int] = Counter()  # how many of those are of which
+        self._untold: Dict[JobFuture[Any], None] = (
+            {}
+        )  # futures whose watchers are being told, or whose callbacks are run
 
-    def wait_for_news(self, moment: float, wanted: int) -> News:
-        """Leave the lead, wait until there is news (*wanted* jobs, or other) or *moment* has come, and lead again."""
+    def wait_for_news(self) -> News:
+        """Wait until there is news for the worker thread, or its moment has come, and lead."""
         with self.queue.mutex:
-            self.queue.resign(moment, wanted)
             self.queue.wait_for_lead()
             news = self.take_in()
         return news
+
+    def resign(self, moment: float, wanted: int) -> None:
+        """Leave the lead until there is news (*wanted* jobs, or other) or *moment* has come."""
+        with self.queue.mutex:
+            self.queue.resign(moment, wanted)
 
     def lead(self) -> Optional[News]:
         """Take the lead and what news there is, unless there is a leader."""
@@ -78,17 +89,53 @@ class Ledger:
         """Enter all news into the books, and return it."""
         with self.queue.mutex:
             news = self.queue.take_news()
-            count = len(news.jobs)
-            self._counts[JobState.QUEUED] += count
-            self._unsettled.update(dict.fromkeys(news.jobs))
-            for epoch, number in _epochs(news.jobs).items():
-                self._epochs[epoch] += number
-            self.queue.taken = deque()
+            self._enter(news.jobs)
+            counts = self._counts
             for stage in news.withdrawn.values():
-                self._counts[stage] -= 1
-                self._counts[JobState.CANCELLED] += 1
+                counts[stage], counts[_CANCELLED] = counts[stage] - 1, counts[_CANCELLED] + 1
             self._count_held()
         return news
+
+    def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
+        """Enter jobs that are `JobQueue.taken`: they are counted in the step that ends this."""
+        self._unsettled.update(dict.fromkeys(jobs))
+        for epoch, number in _epochs(jobs).items():
+            self._epochs[epoch] += number
+        counts, total, none = self._counts, len(jobs), deque[JobFuture[Any]]()
+        counts[_QUEUED], self.queue.taken = counts[_QUEUED] + total, none
+
+    def recover(self) -> List[JobFuture[Any]]:
+        """Put the books right, which an exception has left anywhere between two statements, and return what waits.
+
+        Any thread may call this: what changes the books, does so with the mutex held.
+        """
+        with self.queue.mutex:
+            self.queue.find_withdrawn()
+            self._enter(self.queue.taken)
+            self._epochs = Counter(future.epoch for future in self._unsettled)
+            stages = Counter(self.queue.stage_in_books(future) for future in self._unsettled)
+            counts = self._counts
+            uncounted = sum(counts[stage] - stages[stage] for stage in (*WAITING, _RUNNING))
+            counts.update({stage: stages[stage] for stage in (*WAITING, _RUNNING)})
+            for future in self._unsettled:
+                stage = self.queue.stage_in_books(future)
+                if stage in OVER and uncounted:
+                    counts[stage], uncounted = counts[stage] + 1, uncounted - 1
+            self.queue.moving = False
+            self._count_held()
+            return [future for future in self._unsettled if future.waiting]
+
+    def tell_again(self) -> None:
+        """Tell those who wait for outcomes that are there, in case an exception has kept a thread from doing so."""
+        with self.queue.mutex:
+            over = [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
+        for future in over:
+            future.announce()
+        self.release(over)
+        for future in over:
+            future.call_back()
+            self._untold.pop(future, None)
+        self.queue.wake_all()
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
@@ -126,14 +173,23 @@ class Ledger:
         woken, and only then are the callbacks run: a callback may use the batcher, and may wait for another job of its
         own batch.
         """
-        with self.queue.mutex:
-            conclusion = self._conclude(futures, outcomes, failures, service, failed)
-            self.release(conclusion.done)
-        for future in conclusion.watched:
-            future.tell_watchers()
-        for future in conclusion.called:
-            future.call_back()
-        return conclusion.failures
+        try:
+            with self.queue.mutex:
+                conclusion = self._conclude(futures, outcomes, failures, service, failed)
+                if conclusion.watched or conclusion.called:
+                    self._untold.update(dict.fromkeys([*conclusion.watched, *conclusion.called]))
+                self.release(conclusion.done)
+            for future in conclusion.watched:
+                future.tell_watchers()
+            for future in conclusion.called:
+                future.call_back()
+            for future in conclusion.watched + conclusion.called:
+                self._untold.pop(future, None)
+            return conclusion.failures
+        except BaseException:  # from outside
+            self.recover()
+            self.tell_again()
+            raise
 
     def _conclude(
         self,
@@ -147,12 +203,15 @@ class Ledger:
         if service is not None and conclusion.bells:
             callers = [bell.caller for bell in conclusion.bells]
             self.queue.callers.release(callers, service.started + service.time, service.time)
-        count, failed_count = len(conclusion.done), conclusion.failures
-        # No calls in here, as wherever something is counted: a finalizer that comes in and waits gives up the mutex,
-        # and others count too.
-        self._counts[JobState.RUNNING] -= count
-        self._counts[JobState.SUCCEEDED] += count - failed_count
-        self._counts[failed] += failed_count
+        counts, done, bad = self._counts, len(conclusion.done), conclusion.failures
+        good = done - bad
+        # In one step, so that no exception leaves half of it. And without a call, as wherever something is counted: a
+        # finalizer that comes in and waits gives up the mutex, and others count too.
+        counts[_RUNNING], counts[_SUCCEEDED], counts[failed] = (
+            counts[_RUNNING] - done,
+            counts[_SUCCEEDED] + good,
+            counts[failed] + bad,
+        )
         return conclusion
 
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
@@ -196,7 +255,7 @@ class Ledger:
         """Return all counts of one moment."""
         with self.queue.mutex:
             counts = Counter({state: count for state, count in self._counts.items()})
-            counts[JobState.QUEUED] += len(self.queue.queue)
+            counts[JobState.QUEUED] += len(self.queue.queue) + len(self.queue.taken)
             for stage in self.queue.cancelled():
                 counts[stage] -= 1
                 counts[JobState.CANCELLED] += 1
@@ -226,10 +285,16 @@ class Ledger:
         self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
         live = [future for future in futures if future.stage in before]
         batched = 0 if JobState.BATCHED not in before else [future.stage for future in live].count(JobState.BATCHED)
-        total = len(live)  # not where it is counted: see `_conclude`
-        self._counts[JobState.QUEUED] -= total - batched
-        self._counts[JobState.BATCHED] -= batched
-        self._counts[stage] += total
+        counts, queued = self._counts, len(live) - batched
+        total = len(live)  # not where it is counted, which is done in one step: see `_conclude`
+        if stage is _BATCHED:
+            counts[_QUEUED], counts[_BATCHED] = counts[_QUEUED] - total, counts[_BATCHED] + total
+        else:
+            counts[_QUEUED], counts[_BATCHED], counts[stage] = (
+                counts[_QUEUED] - queued,
+                counts[_BATCHED] - batched,
+                counts[stage] + total,
+            )
         for future in live:
             future.stage = stage
         self.queue.moving = False

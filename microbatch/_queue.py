@@ -77,7 +77,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
         self._seen = (0, False, 0, 0)  # of epoch, closed, blocked and who waits, by who led last
-        self.led = True  # a thread leads: the worker thread while it is awake, or one that has run a batch
+        self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
         self._moment = NEVER  # when it is to wake up in any case
         self._alarm = NOW  # until when it sleeps now, or before everything while it is awake
@@ -257,26 +257,32 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
         With `mutex` held, as for all that is here about the lead. Once the queue is closed, only the worker thread leads.
         """
-        free = not self.led and not self.closed
+        me = threading.get_ident()
+        free = not self.leader and not self.closed
         if free:
             # No call since the look, nor in `wait_for_lead`: a finalizer that comes in and waits gives up the mutex.
-            self.led, self._moment, self._wanted = True, NEVER, sys.maxsize
+            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize
         return free
+
+    def is_leader(self) -> bool:
+        """Return whether the calling thread leads."""
+        return self.leader == threading.get_ident()
 
     def resign(self, moment: float, wanted: int) -> None:
         """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
         # Before the look, for the sake of a finalizer that comes in after it and submits.
-        self.led, self._moment, self._wanted = False, moment, wanted
+        self.leader, self._moment, self._wanted = 0, moment, wanted
         if self._has_news() or moment < self._alarm:
             self.not_empty.ring()
 
     def wait_for_lead(self) -> None:
         """Wait until there is something for the worker thread to do, and take the lead."""
+        me = threading.get_ident()
         self.not_empty.silence()
-        while not (self._has_news() or self._now() >= self._moment) or self.led:
+        while not (self._has_news() or self._now() >= self._moment) or self.leader:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
-        self.led, self._moment, self._wanted, self._alarm = True, NEVER, sys.maxsize, NOW
+        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, sys.maxsize, NOW
 
     def _has_news(self) -> bool:
         seen = self.epoch, self.closed, self.blocked, self.callers.all_waited
@@ -309,6 +315,22 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.callers.last_heard(),
         )
 
+    def wake_all(self) -> None:
+        """Wake everybody who waits for anything, in case an exception has kept the one from doing so who should have."""
+        with self.mutex:
+            for waiting in (self.not_empty, self.not_full, self.settled):
+                waiting.notify_all()
+
     def cancelled(self) -> List[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
         return list(self._withdrawn.values())
+
+    def find_withdrawn(self) -> None:
+        """Note once more which jobs in the queue are cancelled, in case a leader has taken the word and lost it."""
+        for future in list(self.queue):
+            if future.stage is JobState.CANCELLED:
+                self._withdrawn.setdefault(future, JobState.QUEUED)
+
+    def stage_in_books(self, future: JobFuture[Any]) -> JobState:
+        """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
+        return self._withdrawn.get(future, future.stage)

@@ -1,6 +1,7 @@
 """From what a processor gives back to one outcome per job."""
 
-from typing import Any, Iterator, List, Optional
+import threading
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from microbatch._exceptions import Failures
 from microbatch._futures import JobFuture, are_errors
@@ -31,7 +32,19 @@ class Delivery:
         self._clock = ledger.queue.clock
         self.futures = futures
         self._failures: Optional[Failures] = None  # from the first on
+        self._owner: Dict[str, Tuple[int]] = {}  # the thread that has it, as the only item of a tuple
+        self.sent = False  # whether the caller's executor has it
         self.started = self._clock.now()
+
+    def claim(self) -> bool:
+        """Make this the calling thread's, and return whether it was nobody's."""
+        mine = (threading.get_ident(),)
+        return self._owner.setdefault("thread", mine) is mine  # in one step
+
+    @property
+    def owner(self) -> int:
+        """The thread that has claimed it, or 0."""
+        return self._owner.get("thread", (0,))[0]
 
     def start(self) -> None:
         """Note that the processor is called now."""

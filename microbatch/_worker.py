@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from microbatch._arguments import check_answer
 from microbatch._bells import Bell
@@ -34,6 +34,9 @@ from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, Batch
 from microbatch._policy import BatchingPolicy, BatchReport
 
 __all__ = ["Worker"]
+
+_MOST_MISHAPS = 3
+"""So many exceptions may come in from outside one after another, without anything done between them."""
 
 
 class Worker:
@@ -80,6 +83,8 @@ class Worker:
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
         self._pool: Optional[ThreadPoolExecutor] = None
         self._inbox = _Inbox()  # for the threads of that pool
+        self._running: Dict[Delivery, None] = {}  # batches in flight: what a thread has in hand is found here too
+        self._mishaps = 0  # how many exceptions came in from outside since a leader last did all that there was to do
         self._thread: Optional[threading.Thread] = None
         self.opening: Optional[Opening] = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
@@ -275,13 +280,29 @@ class Worker:
         self.started = True
         opening.settle()
         try:
-            while self._collector or self._collector.in_flight or not self.queue.drained():
-                self._turn()
+            self._work()
         except BaseException as error:
             report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
             self.queue.close()
             self.abandon(error)
-        self._end()
+        for _ in range(_MOST_MISHAPS):
+            try:
+                return self._end()
+            except BaseException:
+                report("an exception came into the worker thread of %s while it ended", self._name)
+
+    def _work(self) -> None:
+        """Lead, where no other thread does, until the batcher is closed and nothing is left to do."""
+        self.queue.leader = threading.get_ident()
+        while True:
+            try:
+                if self.queue.is_leader():
+                    self.ledger.resign(*self._terms())
+                while not self._turn():
+                    pass
+                return
+            except BaseException as error:
+                self._recover(error)
 
     def _give_up_start(self, opening: Opening, error: BaseException) -> None:
         """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
@@ -295,9 +316,56 @@ class Worker:
             self._fail(left, error)
         self._end_unstarted()  # if it was closed by a thread that left the rest to this one
 
-    def _turn(self) -> None:
-        """Wait until there is something to do, and do all of it."""
-        self._advance(self.ledger.wait_for_news(*self._terms()))
+    def _turn(self) -> bool:
+        """Wait until there is something to do, do all of it, and return whether there never will be more."""
+        self._advance(self.ledger.wait_for_news())
+        self._mishaps = 0
+        over = not self._collector and not self._collector.in_flight and self.queue.drained()
+        if not over:
+            self.ledger.resign(*self._terms())
+        return over
+
+    # -- called by a thread of ours after an exception --
+
+    def _recover(self, error: BaseException) -> None:
+        """Put right what an exception has broken off in the calling thread.
+
+        None comes out of what users inject: that is handled where it is called. But a library that limits the time of a call
+        may raise one in this thread from outside, too late, between any two of our statements. What the thread had in hand
+        fails, and everything else goes on. Any state between two statements is put right from what changes in one step:
+        `Ledger.inherited` has each job that is not settled, `_running` each batch, and `JobQueue.leader` says who leads.
+        """
+        report(
+            "an exception came into a thread of %s between two batches; jobs in its hands fail", self._name, error=error
+        )
+        self._mishaps += 1
+        if self._mishaps > _MOST_MISHAPS:  # so it comes from inside
+            raise error
+        for delivery in list(self._running):
+            if delivery.owner == threading.get_ident():
+                self._fail(delivery.forget(), error)
+            elif not delivery.owner and self._pool is not None:
+                self._inbox.put(delivery)  # this thread may have taken it out; that it is there twice does no harm
+        if self.queue.is_leader():
+            self._recover_lead(error)
+        for delivery in list(self._running):
+            if not delivery.futures:
+                self.queue.post(partial(self._finish, delivery))
+        self.ledger.tell_again()
+
+    def _recover_lead(self, error: BaseException) -> None:
+        """Form all batches anew, which a broken-off leader may have left half formed, and leave the lead."""
+        waiting = self.ledger.recover()
+        for delivery in list(self._running):
+            if not delivery.futures or not (self._pool is not None or delivery.sent):
+                self._fail(delivery.forget(), error)
+                self._running.pop(delivery, None)
+        in_flight = {future for delivery in list(self._running) for future in list(delivery.futures)}
+        self._fail([each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error)
+        self._collector = self._collector.successor(len(self._running))
+        self._collector.add(waiting)
+        self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
+        self.ledger.resign(NOW, 1)
 
     # -- called by the thread that leads --
 
@@ -349,24 +417,30 @@ class Worker:
             weight = sum([future.weight for future in futures])
         number = self.ledger.count_batch(batch.trigger)
         info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
-        self._collector.started(now)
         delivery = Delivery(self.ledger, futures, info)
+        self._running[delivery] = None
+        self._collector.started(now)
+        if self._executor is None:
+            self._inbox.put(delivery)
+            return
         try:
-            if self._pool is not None:
-                self._inbox.put(delivery)
-            elif self._executor is not None:
-                self._begin(delivery)
-                send(self._executor, self._processor, delivery.jobs).add_done_callback(partial(self._receive, delivery))
+            self._begin(delivery)
+            sent = send(self._executor, self._processor, delivery.jobs)
+            delivery.sent = True
+            sent.add_done_callback(partial(self._receive, delivery))
         except BaseException as error:  # the caller's executor is broken, or was shut down, or can't send this
             delivery.fail(self._named(error, delivery))
             self._report(delivery)
 
-    def _finish(self, summary: BatchReport) -> None:
-        self._collector.finished(summary.service_time)
+    def _finish(self, delivery: Delivery, summary: Optional[BatchReport] = None) -> None:
+        if self._running.pop(delivery, self) is self:
+            return  # after an exception this may be called twice
+        self._collector.finished(None if summary is None else summary.service_time)
         try:
-            self._collector.policy.observe(summary)
+            if summary is not None:
+                self._collector.policy.observe(summary)
         except BaseException:
-            report("the observe() of a policy raised, in batch %d of %s", summary.batch.id, self._name)
+            report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
 
     def _open_pool(self) -> None:
         """Start all threads of a pool of our own. As daemons, which they inherit from the thread that starts them."""
@@ -376,13 +450,35 @@ class Worker:
         self._pool, self._inbox = ThreadPoolExecutor(workers, self._name), _Inbox()
         try:
             for _ in range(workers):
-                self._pool.submit(self._serve_all, self._inbox)
+                self._employ(self._pool, self._inbox)
         except BaseException:
             self._close_pool()
             raise
 
+    def _employ(self, pool: ThreadPoolExecutor, inbox: "_Inbox") -> None:
+        pool.submit(self._serve_all, inbox).add_done_callback(partial(self._go_on, pool, inbox))
+
+    def _go_on(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
+        """Have the calling thread, whose work an exception has ended, take it up again; wherever that came in."""
+        error = done.exception()
+        del done
+        if error is None:
+            return
+        try:
+            self._recover(error)
+        except BaseException as fatal:  # for the worker thread to fail by
+            self.queue.post(partial(_fail_by, fatal))
+            if self.queue.is_leader():
+                self.ledger.resign(NOW, 1)
+        finally:
+            if inbox.closed:
+                inbox.close()  # for the next thread, in case this one has taken the word
+            else:
+                self._employ(pool, inbox)
+
     def _close_pool(self) -> None:
         if self._pool is not None:
+            self._inbox.closed = True
             self._inbox.close()
             self._pool.shutdown()
 
@@ -409,7 +505,8 @@ class Worker:
         """
         self.queue.inside.mine = True
         while (delivery := inbox.get()) is not None:
-            self._serve(delivery)
+            if delivery.claim():
+                self._serve(delivery)
             del delivery  # keep nothing alive while idle
         inbox.close()  # for the next thread
 
@@ -429,14 +526,18 @@ class Worker:
 
     def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
         """Take what the caller's executor gives back, in whatever thread it calls from."""
-        with self.queue.own_thread():
-            try:
-                delivery.complete(done.result())
-            except BaseException as error:
-                delivery.fail(self._named(error, delivery))
-            finally:
+        try:
+            with self.queue.own_thread():
+                try:
+                    delivery.complete(done.result())
+                except BaseException as error:
+                    delivery.fail(self._named(error, delivery))
                 self._report(delivery)
-                del done  # which holds the exception whose traceback leads here
+        except BaseException as error:  # from outside: see `_recover`
+            self._fail(delivery.forget(), error)
+            self.queue.post(partial(self._finish, delivery))
+        finally:
+            del done  # which holds the exception whose traceback leads here
 
     def _named(self, error: BaseException, delivery: Delivery) -> BaseException:
         if self._executor is None or isinstance(self._executor, ThreadPoolExecutor):
@@ -447,10 +548,10 @@ class Worker:
         futures = delivery.forget()
         if not futures:
             return  # an executor that calls back twice
-        done: Callable[[], None] = self._collector.finished
+        done = partial(self._finish, delivery)
         try:
             summary = BatchReport(delivery.info, delivery.service_time, delivery.failed)
-            done = partial(self._finish, summary)
+            done = partial(self._finish, delivery, summary)
             if self._audience.batch_finished:
                 self._tell_of_end(summary, delivery.started, futures)
         except BaseException:  # of a clock that a user injected: the worker is free all the same
@@ -472,21 +573,22 @@ class Worker:
         if news is None:
             self.queue.post(note)
             return
-        terms = NEVER, 1
-        try:
-            news.notes.append(note)
-            self._advance(news)
-            # A finalizer may have closed the queue since this thread took the lead: the end is up to the worker thread.
-            terms = self._terms() if not news.closed else (NOW, 1)
-        except BaseException as error:  # for the worker thread to fail by
-            self.queue.post(partial(_fail_by, error))
-        finally:
-            with self.queue.mutex:
-                self.queue.resign(*terms)
+        news.notes.append(note)
+        self._advance(news)
+        self._mishaps = 0
+        # A finalizer may have closed the queue since this thread took the lead: the end is up to the worker thread.
+        terms = self._terms() if not news.closed else (NOW, 1)
+        self.ledger.resign(*terms)
 
 
 class _Inbox(SimpleQueue[Optional[Delivery]]):
-    """Batches for the threads of a pool, one after another until it is closed."""
+    """Batches for the threads of a pool, one after another until it is closed.
+
+    Attributes:
+        closed: whether it is, for a thread that has taken the word of that and then lost it.
+    """
+
+    closed = False
 
     def close(self) -> None:
         """Have a thread find out that nothing will come any more, and then close this for the next one."""

@@ -1,0 +1,142 @@
+"""An exception comes into a thread of the batcher from outside, too late for the call whose time it was to limit.
+
+Libraries that limit the time of a call have Python raise an exception in the thread that makes it. One that comes late
+arrives between two batches, at any statement of ours.
+"""
+
+import ctypes
+import linecache
+import sys
+import threading
+from concurrent.futures import as_completed, wait
+from itertools import count
+from types import FrameType
+from typing import Any, Iterator, List
+
+import pytest
+
+from microbatch import Batcher, BatcherStats, BatchingPolicy, Interval, JobExpired, JobFuture, Rate, Size
+from microbatch.testing import ManualClock
+from tests.test_signals import Signal
+from tests.threads import in_thread
+
+INSTRUCTIONS_ARE_NOT_TRACED = sys.version_info >= (3, 12)
+
+
+class TimeLimit(Exception):
+    pass
+
+
+class Late(Signal):
+    """Raises `TimeLimit` at the *place*-th point where Python lets one in, in the threads of a batcher of that name."""
+
+    def __init__(self, place: int, thread: str) -> None:
+        super().__init__(self._raise, place)
+        self._thread = thread
+        self.armed = False
+
+    def _raise(self) -> None:
+        self.armed = False
+        raise TimeLimit
+
+    def _is_in_thread(self) -> bool:
+        # Not `threading.current_thread`, which makes one up for a thread that ends.
+        return any(each.name == self._thread for each in threading.enumerate() if each.ident == threading.get_ident())
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not self.armed or not self._is_in_thread():
+            return self.trace
+        if not INSTRUCTIONS_ARE_NOT_TRACED:
+            return super().trace(frame, event, argument)
+        # There, some instructions are not traced. At the end of a `with` the lock is released in one step with what is
+        # before it, though Python calls the tracer once more.
+        if frame.f_globals.get("__name__", "").startswith("microbatch.") and event == "line":
+            if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                self.places_left -= 1
+                if self.places_left < 0:
+                    self.came = True
+                    self._raise()
+        return self.trace
+
+
+@pytest.fixture(autouse=True)
+def no_tracer_is_left() -> Iterator[None]:
+    yield
+    threading.settrace(None)
+
+
+def use(batcher: Batcher[Any, Any], clock: ManualClock, told: List[Any]) -> List[JobFuture[Any]]:
+    """Submit jobs that end in every way, with all kinds of waiters."""
+    futures = [batcher.submit(job) for job in ("a", "b", ValueError("c"))]
+    futures.append(batcher.submit("expires", expires_in=5))
+    cancelled = batcher.submit("cancelled")
+    for future in futures:
+        future.add_done_callback(told.append)
+    cancelled.cancel()
+    watching = in_thread(lambda: [wait(futures, timeout=20), list(as_completed(futures, timeout=20))])
+    waiting = in_thread(lambda: [future.exception(timeout=20) for future in futures])
+    flushing = in_thread(batcher.flush)
+    clock.advance(5)
+    clock.advance(60)
+    assert flushing.result(timeout=30)
+    for waiter in (watching, waiting):
+        waiter.result(timeout=30)
+    return [*futures, cancelled]
+
+
+@pytest.mark.parametrize("thread", ["late", "late_0"])
+@pytest.mark.parametrize("policy", [Size(2) | Interval(60), Size(1) & Rate(9, 1)], ids=repr)
+def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
+    thread: str, policy: BatchingPolicy[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in count():
+        caplog.clear()
+        late, clock, told = Late(place, thread), ManualClock(), list[Any]()
+        threading.settrace(late.trace)
+        with Batcher[Any, Any](list, policy, clock=clock, name="late") as batcher:
+            first = batcher.submit("first")
+            batcher.flush(timeout=10)
+            late.armed = True
+            futures = use(batcher, clock, told)
+            late.armed = False
+            last = [batcher.submit("last"), batcher.submit("last")]
+            assert in_thread(batcher.flush).result(timeout=20)
+            assert ["last", "last"] == [future.result(timeout=20).value for future in last]
+        threading.settrace(None)
+        for future in futures[:-1]:
+            error = future.exception(timeout=0)
+            assert error is None or isinstance(error, (TimeLimit, ValueError, JobExpired))
+        assert futures[-1].cancelled() and "first" == first.result(timeout=0).value
+        # One that comes in as a callback begins is taken for one of the callback, and logged.
+        assert len(futures) - 1 == len(told) + ("exception calling callback" in caplog.text)
+        check(batcher.stats(), [first, *futures, *last])
+        if not late.came:
+            break
+    assert place > 100
+
+
+def check(stats: BatcherStats, futures: List[JobFuture[Any]]) -> None:
+    """Check that each job is in the state that the books have it in."""
+    states = [future.state.value for future in futures]
+    expected = {state: states.count(state) for state in ("succeeded", "failed", "cancelled", "expired")}
+    assert expected == {state: getattr(stats, state) for state in expected}
+    assert (len(futures), 0, 0, 0) == (stats.accepted, stats.queued, stats.batched, stats.running)
+
+
+def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    idents: List[int] = []
+
+    def processor(jobs: List[Any]) -> List[Any]:
+        idents.append(threading.get_ident())
+        return jobs
+
+    with Batcher(processor) as batcher:
+        assert 1 == batcher.submit(1).result(timeout=10).value
+        for number in range(3):
+            raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(idents[0]), ctypes.py_object(TimeLimit))
+            assert 1 == raised
+            error = batcher.submit(number).exception(timeout=10)
+            assert error is None or isinstance(error, TimeLimit)
+            assert number == batcher.submit(number).result(timeout=10).value
+    assert {idents[0]} == set(idents)
+    assert "an exception came into a thread of microbatch between two batches" in caplog.text
