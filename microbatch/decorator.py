@@ -1,9 +1,26 @@
 """`batched`: a function of many jobs, called with one."""
 
 import functools
+import inspect
 import weakref
-from typing import Any, Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, TypeVar, overload
+from inspect import isfunction
+from types import MethodType
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    NoReturn,
+    Optional,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
+from microbatch._arguments import shown
 from microbatch._futures import JobFuture, Keep
 from microbatch._results import JobResult
 from microbatch.batcher import Batcher
@@ -24,21 +41,34 @@ class BatchedFunction(Generic[Job, Value]):
     """
 
     def __init__(self, function: Callable[..., Any], make: Callable[..., Batcher[Job, Value]]) -> None:
-        self.batcher = make(function)
-        self._function = function
+        inner: Any = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
+        # First, so that no attribute of the function replaces ours; an object may have some that replace even methods.
+        functools.update_wrapper(self, inner, updated=("__dict__",) if isfunction(inner) else ())
+        self.batcher = make(inner)
+        self._of_class = isinstance(function, classmethod)
+        # As Python does: what is bound already, or can't be bound, is left as it is.
+        can_bind = hasattr(type(function), "__get__") and not isinstance(function, _NOT_BOUND)
+        self._binds = can_bind and _takes(inner, 2)
+        self._unbound = self._of_class or not _takes(inner, 1)  # so that it can't be called before it is bound
+        if self._unbound and not self._binds:
+            raise TypeError(f"function must take a list of jobs, or self and a list of jobs, got {shown(function)}")
+        self._function = inner
         self._make = make
-        self._owner: Optional[object] = None  # the instance, in what `__get__` returns
-        self._batchers: Dict[int, Batcher[Job, Value]] = {}  # by the id of a living instance
-        functools.update_wrapper(self, function)
+        self._owner: Optional[object] = None  # the instance, or the class, in what `__get__` returns
+        self._batchers: Dict[int, Batcher[Job, Value]] = {}  # by the id of a living owner
 
-    def __call__(self, job: Job) -> Value:
+    def __call__(self, job: Job, *others: NoReturn) -> Value:
         """Submit *job*, wait for its result, and return its value. Raises what `submit` and the job raise."""
+        self._refuse_unbound()
+        if others:
+            raise TypeError(f"{_name(self._function)} takes a single job, got {1 + len(others)}")
         return self.submit(job).result().value
 
     def submit(
         self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
     ) -> JobFuture[Value]:
         """See `Batcher.submit`."""
+        self._refuse_unbound()
         future = self.batcher.submit(job, timeout=timeout, expires_in=expires_in)
         if self._owner is not None:
             future.add_done_callback(Keep(self._owner))
@@ -48,6 +78,7 @@ class BatchedFunction(Generic[Job, Value]):
         self, jobs: Iterable[Job], *, timeout: Optional[float] = None, buffersize: Optional[int] = None
     ) -> Iterator[JobResult[Value]]:
         """See `Batcher.map`."""
+        self._refuse_unbound()
         results = self.batcher.map(jobs, timeout=timeout, buffersize=buffersize)
         return results if self._owner is None else _keeping(self._owner, results)
 
@@ -55,23 +86,71 @@ class BatchedFunction(Generic[Job, Value]):
         """See `Batcher.shutdown`."""
         return self.batcher.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        # A mixin without attributes may have subclasses with weak references.
+        holds_something = owner.__basicsize__ > object.__basicsize__
+        if self._binds and not self._of_class and holds_something and not owner.__weakrefoffset__:
+            raise _not_referable(owner)
+
     def __get__(self, instance: Optional[object], owner: Optional[type] = None) -> "BatchedFunction[Job, Value]":
-        """Bind to an instance, as a method does. Each instance has a batcher of its own."""
-        if instance is None:
+        """Bind to an instance, as a method does, or to the class, as a class method does. Each has a batcher of its own."""
+        if self._of_class:
+            instance = type(instance) if owner is None else owner
+        if instance is None or not self._binds:
             return self
         bound = BatchedFunction[Job, Value].__new__(BatchedFunction)
-        bound.__dict__.update(self.__dict__, _owner=instance, batcher=self._batcher_of(instance))
+        bound.__dict__.update(self.__dict__, _owner=instance, _unbound=False, batcher=self._batcher_of(instance))
         return bound
+
+    def _refuse_unbound(self) -> None:
+        # From Python 3.13 on, a `classmethod` around this does not bind it.
+        if self._unbound:
+            name = _name(self._function)
+            hint = "call it on an instance, or, for a class method, put @batched above @classmethod"
+            raise TypeError(f"{name} takes self and a list of jobs: {hint}")
 
     def _batcher_of(self, instance: object) -> Batcher[Job, Value]:
         batcher = self._batchers.get(id(instance))
         if batcher is None:
+            try:
+                reference = weakref.ref(instance)
+            except TypeError:
+                raise _not_referable(type(instance)) from None
             # The worker thread must not keep the instance: an unused one can then be collected, which shuts its
             # batcher down. While it has jobs to do, their futures keep it: see `submit`.
-            batcher = self._make(functools.partial(_call_method, self._function, weakref.ref(instance)))
+            batcher = self._make(functools.partial(_call_method, self._function, reference))
             batcher = self._batchers.setdefault(id(instance), batcher)  # of two threads, one gets its own in
             weakref.finalize(instance, self._batchers.pop, id(instance), None).atexit = False
         return batcher
+
+
+_NOT_BOUND = (staticmethod, MethodType, functools.partial)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether *function* may be called with so many arguments, as far as it tells."""
+    try:
+        # What a decorator wraps may take other arguments than what the decorator made.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", None) or shown(function)
+
+
+def _not_referable(owner: type) -> TypeError:
+    return TypeError(
+        f"instances of {owner.__qualname__} can't have a batched method, since they can't be weakly referenced: add "
+        "'__weakref__' to its __slots__. In a dataclass that is slots=True, weakref_slot=True; before Python 3.11, "
+        "inherit from a class whose __slots__ are ('__weakref__',)"
+    )
 
 
 class Decorator(Protocol):
@@ -99,7 +178,8 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     >>> lengths.shutdown()
     True
 
-    A method works alike, with a batcher for each instance.
+    A method works alike, with a batcher for each instance, whose class must allow weak references to it. With a class
+    method, each class has a batcher; put ``@batched`` above ``@classmethod``. With a static method, the order is free.
 
     Args:
         policy: see `Batcher`.
@@ -122,7 +202,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
 def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: List[Any]) -> Any:
     instance = reference()
     if instance is None:  # only the batcher was kept
-        raise ReferenceError(f"the instance whose method {function.__name__} is has been collected")
+        raise ReferenceError(f"the instance whose method {_name(function)} is has been collected")
     return function(instance, jobs)
 
 

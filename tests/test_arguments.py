@@ -229,6 +229,7 @@ NO_DOORS = {
     "InlineExecutor.submit.*": "an executor of the standard library, which calls anything",
     "BatchedFunction.function": "made by batched()",
     "BatchedFunction.make": "made by batched()",
+    "BatchedFunction.__call__.others": "refused, whatever they are",
     "batched.options": "for Batcher, which looks at them",
     "*.window": "the batcher asks policies",
     "*.fits.weight": "the batcher asks policies",

@@ -1,11 +1,15 @@
 """`batched`: functions and methods of many jobs, called with one."""
 
 import copy
+import dataclasses
+import functools
 import gc
+import sys
 import threading
 import weakref
 from concurrent.futures import Future, wait
-from typing import Any, List
+from functools import partial
+from typing import Any, Callable, List
 
 import pytest
 
@@ -151,3 +155,247 @@ def test_a_finalizer_may_use_the_method() -> None:
 
 def test_the_class_gives_the_decorated_function() -> None:
     assert "Price items." == Shop.price.__doc__
+
+
+# -- in classes of all kinds --
+
+
+def doubled(items: List[int]) -> List[int]:
+    return [item * 2 for item in items]
+
+
+def priced(items: List[int], rate: int = 2) -> List[int]:
+    return [item * rate for item in items]
+
+
+@dataclasses.dataclass
+class Unhashable:
+    rate: int = 2
+
+    @batched(Size(2) | Interval(0))
+    def price(self, items: List[int]) -> List[int]:
+        return [item * self.rate for item in items]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    rate: int = 2
+
+    @batched(Size(2) | Interval(0))
+    def price(self, items: List[int]) -> List[int]:
+        return [item * self.rate for item in items]
+
+
+class Referable:
+    __slots__ = ("__weakref__",)
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted(Referable):
+    rate: int = 2
+
+    @batched(Size(2) | Interval(0))
+    def price(self, items: List[int]) -> List[int]:
+        return [item * self.rate for item in items]
+
+
+class Mixin:
+    __slots__ = ()
+    rate: int
+
+    @batched(Size(2) | Interval(0))
+    def price(self, items: List[int]) -> List[int]:
+        return [item * self.rate for item in items]
+
+
+class Mixed(Mixin):
+    def __init__(self, rate: int = 2) -> None:
+        self.rate = rate
+
+
+KINDS: List[Any] = [Unhashable, Frozen, Slotted, Mixed]
+if sys.version_info >= (3, 11):
+
+    @dataclasses.dataclass(slots=True, weakref_slot=True)
+    class WithWeakrefs:
+        rate: int = 2
+
+        @batched(Size(2) | Interval(0))
+        def price(self, items: List[int]) -> List[int]:
+            return [item * self.rate for item in items]
+
+    KINDS.append(WithWeakrefs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_instances_and_those_with_slots_have_a_batcher_each(kind: Any) -> None:
+    first, second = kind(), kind()
+    assert (6, 8) == (first.price(3), second.price.submit(4).result(timeout=10).value)
+    assert first.price.batcher is first.price.batcher is not second.price.batcher
+    first.price.shutdown()
+    second.price.shutdown()
+    reference = weakref.ref(first)
+    del first
+    gc.collect()
+    assert reference() is None
+
+
+def refused(make: Callable[[], object]) -> str:
+    """Return why a class can't be made. Before Python 3.12 that is the cause of a RuntimeError."""
+    with pytest.raises((TypeError, RuntimeError)) as caught:
+        make()
+    return str(caught.value if isinstance(caught.value, TypeError) else caught.value.__cause__)
+
+
+def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused_when_it_is_made() -> None:
+    def dataclass() -> object:
+        @dataclasses.dataclass(slots=True)
+        class Shop:
+            rate: int = 2
+
+            @batched()
+            def price(self, items: List[int]) -> List[int]:
+                return items
+
+        return Shop
+
+    def slots() -> object:
+        class Shop:
+            __slots__ = ("rate",)
+
+            @batched()
+            def price(self, items: List[int]) -> List[int]:
+                return items
+
+        return Shop
+
+    for make in (dataclass, slots):
+        assert "Shop can't have a batched method" in refused(make)
+        assert "add '__weakref__' to its __slots__" in refused(make) and "weakref_slot=True" in refused(make)
+
+
+def test_an_instance_that_cannot_be_weakly_referenced_says_so_where_its_class_could_not_be_refused() -> None:
+    class Shop(Mixin):
+        __slots__ = ("rate",)
+
+    with pytest.raises(TypeError, match="Shop can't have a batched method"):
+        Shop().price(3)
+
+
+class Registry:
+    rate = 2
+
+    @batched(Size(2) | Interval(0))
+    @classmethod
+    def priced(cls, items: List[int]) -> List[int]:
+        return [item * cls.rate for item in items]
+
+    @classmethod
+    @batched(Size(2) | Interval(0))
+    def classmethod_above(cls, items: List[int]) -> List[int]:
+        return [item * cls.rate for item in items]
+
+    @batched(Size(2) | Interval(0))
+    @staticmethod
+    def doubled(items: List[int]) -> List[int]:
+        return [item * 2 for item in items]
+
+    @staticmethod
+    @batched(Size(2) | Interval(0))
+    def staticmethod_above(items: List[int]) -> List[int]:
+        return [item * 2 for item in items]
+
+
+def test_each_class_has_a_batcher_for_a_class_method() -> None:
+    class Dear(Registry):
+        rate = 3
+
+    assert (10, 15) == (Registry.priced(5), Dear.priced(5))
+    assert (10, 15) == (Registry().priced(5), Dear().priced.submit(5).result(timeout=10).value)
+    assert [10] == [result.value for result in Registry.priced.map([5])]
+    assert Registry.priced.batcher is Registry().priced.batcher is not Dear.priced.batcher
+    Registry.priced.shutdown()
+    Dear.priced.shutdown()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="a class method does not bind what it wraps any more")
+def test_a_class_method_around_a_batched_function_works() -> None:
+    priced: Any = Registry.classmethod_above
+    assert (10, 10) == (priced(5), priced.submit(5).result(timeout=10).value)
+    priced.shutdown()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="a class method binds what it wraps")
+def test_a_class_method_around_a_batched_function_says_how_to_write_it() -> None:
+    priced: Any = Registry.classmethod_above
+    for use in (partial(priced, 5), partial(priced.submit, 5), partial(priced.map, [5])):
+        with pytest.raises(TypeError, match="for a class method, put @batched above @classmethod"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["doubled", "staticmethod_above"])
+def test_a_static_method_has_one_batcher_in_either_order(name: str) -> None:
+    of_class, of_instance = getattr(Registry, name), getattr(Registry(), name)
+    assert (10, 10) == (of_class(5), of_instance(5))
+    assert of_class.batcher is of_instance.batcher
+    of_class.shutdown()
+
+
+def test_a_method_without_its_instance_says_so_and_starts_nothing() -> None:
+    price: Any = Shop.price
+    for use in (partial(price, 5), partial(price, Shop(2), 5), partial(price.submit, 5), partial(price.map, [5])):
+        with pytest.raises(TypeError, match="price takes self and a list of jobs: call it on an instance"):
+            use()
+    assert 0 == price.batcher.stats().accepted
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda: [], lambda a, b, c: [], classmethod(lambda items: []), staticmethod(lambda a, b: [])],
+    ids=["no argument", "three", "a class method without jobs", "a static method with two"],
+)
+def test_a_function_with_other_arguments_is_refused_when_it_is_decorated(function: Any) -> None:
+    with pytest.raises(TypeError, match="function must take a list of jobs, or self and a list of jobs, got <"):
+        batched()(function)
+
+
+class Doubling:
+    """Has attributes with the names of ours."""
+
+    def __init__(self) -> None:
+        self.submit = self.batcher = self._owner = "mine"
+
+    def __call__(self, items: List[int]) -> List[int]:
+        return [item * 2 for item in items]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        partial(priced, rate=2),
+        partial(lambda rate, items: priced(items, rate), 2),
+        Doubling(),
+        Doubling().__call__,
+        functools.wraps(lambda session, items: items)(lambda items: doubled(items)),
+        lambda *arguments: doubled(arguments[-1]),
+        lambda items, rate=2: priced(items, rate),
+    ],
+    ids=["partial", "partial by place", "an object", "a bound method", "wrapped", "any arguments", "with a default"],
+)
+def test_whatever_can_be_called_with_a_list_of_jobs_can_be_decorated(function: Any) -> None:
+    decorated = batched(Size(2) | Interval(0))(function)
+    assert (6, 6) == (decorated(3), decorated.submit(3).result(timeout=10).value)
+    decorated.shutdown()
+
+
+@pytest.mark.parametrize("function", [partial(priced, rate=2), Doubling(), Doubling().__call__])
+def test_what_a_class_would_not_bind_is_not_bound(function: Any) -> None:
+    decorated = batched(Size(2) | Interval(0))(function)
+    kind: Any = type("Shop", (), {"price": decorated})
+    assert (6, 6) == (kind.price(3), kind().price(3))
+    decorated.shutdown()
+
+
+def test_more_than_one_job_in_a_call_is_refused() -> None:
+    with pytest.raises(TypeError, match="double takes a single job, got 2"):
+        double(1, 2)  # type: ignore[arg-type]

@@ -103,12 +103,25 @@ class Shop:
     def price(self, words: List[str]) -> List[float]:
         return []
 
+    @batched(Size(3))
+    @classmethod
+    def of_class(cls, words: List[str]) -> List[float]:
+        return []
+
+    @batched(Size(3))
+    @staticmethod
+    def of_none(words: List[str]) -> List[float]:
+        return []
+
 
 assert_type(decorated, BatchedFunction[str, int])
 assert_type(decorated("a"), int)
 assert_type(decorated.submit("a"), JobFuture[int])
 assert_type(inserted.batcher, Batcher[str, None])
 assert_type(Shop().price("a"), float)
+assert_type(Shop.of_class("a"), float)
+assert_type(Shop.of_none("a"), float)
+decorated("a", "b")  # type: ignore[arg-type]
 decorated(1)  # type: ignore[arg-type]
 batched(lengths)  # type: ignore[arg-type]
 
