@@ -84,12 +84,22 @@ def use(batcher: Batcher[Any, Any], clock: ManualClock, told: List[Any]) -> List
     return [*futures, cancelled]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("thread", ["late", "late_0"])
-@pytest.mark.parametrize("policy", [Size(2) | Interval(60), Size(1) & Rate(9, 1)], ids=repr)
+@pytest.mark.parametrize(
+    "policy, step",
+    [
+        (Size(2) | Interval(60), 11),
+        pytest.param(Size(2) | Interval(60), 1, marks=pytest.mark.stress),
+        pytest.param(Size(1) & Rate(9, 1), 1, marks=pytest.mark.stress),
+    ],
+    ids=str,
+)
 def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
-    thread: str, policy: BatchingPolicy[Any], caplog: pytest.LogCaptureFixture
+    thread: str, policy: BatchingPolicy[Any], step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for place in count():
+    """Every place is tried by ``pytest -m stress``, and one in eleven otherwise."""
+    for place in count(0, step):
         caplog.clear()
         late, clock, told = Late(place, thread), ManualClock(), list[Any]()
         threading.settrace(late.trace)
@@ -107,8 +117,9 @@ def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
             error = future.exception(timeout=0)
             assert error is None or isinstance(error, (TimeLimit, ValueError, JobExpired))
         assert futures[-1].cancelled() and "first" == first.result(timeout=0).value
-        # One that comes in as a callback begins is taken for one of the callback, and logged.
-        assert len(futures) - 1 == len(told) + ("exception calling callback" in caplog.text)
+        # One that comes in just before or after a callback is taken for one of the callback, and logged.
+        missing = len(futures) - 1 - len(told)
+        assert missing == 0 or missing == 1 and "exception calling callback" in caplog.text
         check(batcher.stats(), [first, *futures, *last])
         if not late.came:
             break
