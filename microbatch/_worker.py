@@ -99,9 +99,9 @@ class Worker:
     def start(self) -> None:
         """Start all threads, once, and return when they run.
 
-        They are daemons, so that the interpreter does not join them before our exit hook has let them finish, nor at
-        all if that takes longer than `exit_timeout`. All are started now, since no thread can be started once the
-        interpreter is going down (CPython 3.12).
+        They are daemons where there can be any, so that the interpreter does not join them if they take longer than
+        `exit_timeout`. All are started now, since no thread can be started once the interpreter is going down (CPython
+        3.12).
 
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
@@ -115,7 +115,7 @@ class Worker:
         try:
             opening = self._agree_on(mine)
             if opening is mine:
-                threading.Thread(target=self._run, args=(mine,), name=self._name, daemon=True).start()
+                _make_thread(partial(self._run, mine), self._name).start()
         except BaseException:  # a signal, maybe, and then the thread may well exist
             error = Rejected("the start of the batcher was broken off")
             with self.queue.mutex:
@@ -241,6 +241,7 @@ class Worker:
         with self.queue.mutex:
             self._ended, self._thread = True, None
             self.queue.settled.notify_all()
+        self.queue.post(_do_nothing)  # so that threads that are no daemons find out, and end
         self.disown_threads()
         report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
@@ -443,7 +444,7 @@ class Worker:
             report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
 
     def _open_pool(self) -> None:
-        """Start all threads of a pool of our own. As daemons, which they inherit from the thread that starts them."""
+        """Start all threads of a pool of our own. They are daemons if the thread that starts them is one."""
         if self._executor is not None:
             return
         workers = self._collector.workers
@@ -581,6 +582,13 @@ class Worker:
         self.ledger.resign(*terms)
 
 
+def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    try:
+        return threading.Thread(target=target, name=name, daemon=True)
+    except RuntimeError:  # an isolated subinterpreter has no daemons
+        return threading.Thread(target=target, name=name, daemon=False)
+
+
 class _Inbox(SimpleQueue[Optional[Delivery]]):
     """Batches for the threads of a pool, one after another until it is closed.
 
@@ -593,6 +601,10 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
     def close(self) -> None:
         """Have a thread find out that nothing will come any more, and then close this for the next one."""
         self.put(None)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _fail_by(error: BaseException) -> None:
