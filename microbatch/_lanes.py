@@ -16,6 +16,7 @@ from typing import (
     Sequence,
     Tuple,
     TypeVar,
+    Union,
     overload,
 )
 
@@ -79,13 +80,26 @@ class Alarms(Generic[Thing]):
 
     def pop(self, now: float) -> Optional[Thing]:
         """Take out and return the earliest whose moment has come, if any has."""
-        return heapq.heappop(self._heap)[2] if self.next_moment() <= now else None
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            moment, _, thing = heapq.heappop(heap)
+            if self._holds(thing, moment):
+                return thing
+        return None
+
+    def first(self) -> Optional[Thing]:
+        """Return the earliest, whether or not its moment has come."""
+        heap = self._heap
+        while heap:
+            moment, _, thing = heap[0]
+            if self._holds(thing, moment):
+                return thing
+            heapq.heappop(heap)
+        return None
 
     def next_moment(self) -> float:
         """Return the earliest moment, or `NEVER`."""
-        while self._heap and not self._holds(self._heap[0][2], self._heap[0][0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else NEVER
+        return NEVER if self.first() is None else self._heap[0][0]
 
     def clear(self) -> None:
         """Forget all."""
@@ -144,9 +158,8 @@ class _Key:
             return False
 
 
-_PLAIN = frozenset(
-    [type(None), bool, int, float, str]
-)  # no bytes: with ``python -bb`` it raises to compare them with a str
+# No bytes: with ``python -bb`` it raises to compare them with a str.
+_PLAIN = frozenset([type(None), bool, int, float, str])
 
 
 def safe(key: Hashable) -> Hashable:
@@ -155,7 +168,7 @@ def safe(key: Hashable) -> Hashable:
 
 
 class Lane(Generic[AnyEntry]):
-    """The jobs of one key."""
+    """The jobs of one key: an open batch, and those that wait behind it. There may be a million, so it is kept small."""
 
     __slots__ = (
         "key",
@@ -168,11 +181,17 @@ class Lane(Generic[AnyEntry]):
         "alike",
         "full",
         "pressed",
+        "unflushed",
         "changed",
         "due",
+        "free",
         "forced",
         "wanted",
         "asked",
+        "turn",
+        "ready",
+        "gated",
+        "gone",
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
@@ -180,14 +199,26 @@ class Lane(Generic[AnyEntry]):
         self.place = place  # in the dict of lanes
         self.open: List[AnyEntry] = []  # the open batch, in order
         self.weight = 0.0
-        self.backlog: Deque[AnyEntry] = deque()
+        self.backlog: Union[List[AnyEntry], Deque[AnyEntry]] = []  # a deque where some of it has to wait for long
         self.thinned = False  # some of the open batch may not be waiting any more
         self.dead = 0  # at most how many of the backlog are not, either
         self.alike = True  # all of its jobs weigh 1
         self.full = False  # the first of the backlog did not fit
         self.pressed = False  # somebody waits for its room, so that it goes as by a flush
+        self.unflushed = False  # it is noted as younger than the last flush
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
+        self.free = NEVER  # what it would answer if the flow held nothing back
         self.forced: Optional[str] = None  # the trigger, where it is not the policy's
-        self.asked = 0  # at which count of starts and ends the policy answered last
         self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
+        self.asked = 0  # at which count of starts and ends the policy answered last
+        self.turn = 0  # its place in the lines, from when its batch was first due
+        self.ready = False  # it is in the line of those that are due
+        self.gated = False  # it is in the line of those that are due as soon as the flow holds nothing back
+        self.gone = False  # its batch went
+
+    def long_backlog(self) -> Deque[AnyEntry]:
+        """Return the backlog, as what is quick at its front. Most never need it, and it takes eight times the memory."""
+        if isinstance(self.backlog, list):
+            self.backlog = deque(self.backlog)
+        return self.backlog

@@ -8,7 +8,7 @@ from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy", "limit_for"]
+__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy", "count_gates", "limit_for"]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -320,3 +320,16 @@ class Both(_Pair[Job]):
         return " & ".join(
             f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
         )
+
+
+def count_gates(policy: BatchingPolicy[Any]) -> Optional[int]:
+    """Return how many gates *policy* has, or None if that is not known, as for a class that a user wrote.
+
+    A gate is a moment before which a policy lets no batch go, whatever its key, and which only the flow of batches and
+    callers decides, as the `Natural` and `Rate` have. All else that the policy looks at must be of the batch itself. It may learn.
+    """
+    if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
+        parts = count_gates(policy.first), count_gates(policy.second)
+        return None if None in parts else sum(filter(None, parts))
+    gates: Optional[int] = vars(type(policy)).get("_gates")  # not inherited by a class that may decide otherwise
+    return gates

@@ -53,6 +53,7 @@ class Size(BatchingPolicy[object]):
     [True, False]
     """
 
+    _gates = 0
     watches_flow = False
 
     def __init__(self, n: int) -> None:
@@ -91,6 +92,7 @@ class Interval(BatchingPolicy[object]):
     10.5
     """
 
+    _gates = 0
     watches_flow = False
 
     def __init__(self, seconds: float) -> None:
@@ -119,6 +121,7 @@ class Weight(BatchingPolicy[object]):
     [True, False]
     """
 
+    _gates = 0
     watches_flow = False
 
     def __init__(self, limit: float) -> None:
@@ -143,6 +146,7 @@ class FixedWindow(BatchingPolicy[object]):
     [105.0, 105.0, 105.0, 110.0]
     """
 
+    _gates = 0
     watches_flow = False
 
     def __init__(self, seconds: float) -> None:
@@ -169,6 +173,7 @@ class Session(BatchingPolicy[object]):
     13.0
     """
 
+    _gates = 0
     watches_flow = False
 
     def __init__(self, gap: float) -> None:
@@ -195,6 +200,7 @@ class Rate(BatchingPolicy[object]):
     A flush keeps to it, a shutdown does not.
     """
 
+    _gates = 1
     watches_flow = False
     holds_back = True
 
@@ -238,6 +244,7 @@ class Natural(BatchingPolicy[object]):
     """
 
     watches_callers = True
+    _gates = 1
     watches_flow = False
     holds_back = True
 
@@ -278,6 +285,7 @@ class AllWaiting(BatchingPolicy[object]):
     -inf
     """
 
+    _gates = 1
     watches_flow = False
 
     def __init__(self, recent: float = 0.1) -> None:
@@ -322,6 +330,8 @@ class Adaptive(BatchingPolicy[object]):
         most: the most.
         warm_up: how many of the first batches teach nothing, for they find caches cold and connections closed.
     """
+
+    _gates = 0
 
     def __init__(self, target: float, *, least: int = 1, most: int = 1_000, warm_up: int = 3) -> None:
         self.target = check_positive("target", target)

@@ -604,7 +604,8 @@ def test_the_line_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> No
         assert [] == take_all(c, 0)
         withdraw(c, unwanted)
     assert [] == take_all(c, 0)
-    assert (0, 0) == (len(c._ready), len(c._lanes))
+    assert not c
+    assert len(c._ready._heap) < 300
 
 
 def test_weights_do_not_drift_when_jobs_leave() -> None:
@@ -816,7 +817,7 @@ def test_a_backlog_that_is_withdrawn_at_one_go_is_freed() -> None:
         (lambda c: c.flush(-1, closing=True), False, ["a"]),
         (lambda c: c.flush(-1, closing=True) or c.flush(-1), False, ["a"]),
         (lambda c: c.started(0), False, []),
-        (lambda c: c.started(0), True, ["a", "a"]),
+        (lambda c: c.started(0), True, []),  # no worker is free
         (lambda c: c.finished(), False, []),
         (lambda c: c.finished(), True, ["a", "a"]),
     ],
