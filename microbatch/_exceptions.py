@@ -29,9 +29,7 @@ __all__ = ["Failures", "separate"]
 _LARGE = 100
 """A container with more items is only copied for a caller that looks at it, and a longer chain of causes is shared."""
 
-_HANDLED = frozenset(
-    {*vars(BaseException), "exceptions", "message", "__weakref__"}
-)  # fields that are not copied as others are
+_UNSET = object()
 _SCALARS = (int, float, str, bytes)
 _CONTAINERS = (list, dict, set, tuple, deque, bytearray, OrderedDict, defaultdict)
 
@@ -44,7 +42,8 @@ else:  # there is no such thing
         exceptions: Tuple[BaseException, ...]
 
 
-_Memo = Dict[int, Any]  # what stands for an original, by its identity
+_Memo = Dict[Any, Any]  # what stands for an original, by its identity
+_COUNT = "exceptions"  # where it has how many exceptions there are in it
 
 
 class Poster(Protocol):
@@ -78,22 +77,23 @@ class Failures:
         self._what = what
         self._queue = queue
         self._process = os.getpid()
-        self._jobs: Dict[int, int] = {}  # how many failed with an exception, by its identity
+        self._jobs: Dict[int, int] = {}  # how many failed with an exception or because of it, by its identity
         self._unasked = {}
 
     def add(self, future: object, error: BaseException) -> None:
         """Note that the job of *future* fails with *error*. With the mutex held."""
         self._unasked[id(future)] = error
-        self._jobs[id(error)] = self._jobs.get(id(error), 0) + 1
+        for each in _chain(error):
+            self._jobs[id(each)] = self._jobs.get(id(each), 0) + 1
 
     def note_asked(self, future: object) -> None:
         """Note that somebody has asked for the outcome of *future*, or is about to be told of it."""
         self._unasked.pop(id(future), None)
 
     def exception_for_caller(self, error: BaseException) -> BaseException:
-        """Return *error* if just one job failed with it, otherwise an exception like it for one of their callers."""
-        own = separate(error) if self._jobs[id(error)] > 1 else error
-        if not isinstance(own, (StopIteration, StopAsyncIteration)):
+        """Return *error* if just one job failed with it and its causes, otherwise an exception like it for one caller."""
+        own = separate(error) if any(self._jobs.get(id(each), 1) > 1 for each in _chain(error)) else error
+        if not issubclass(type(own), (StopIteration, StopAsyncIteration)):
             return own
         # These would end the caller's generator or coroutine without a word, and asyncio refuses them: see PEP 479.
         stopped = RuntimeError(f"the processor raised {type(own).__name__}")
@@ -118,22 +118,34 @@ def separate(error: BaseException) -> BaseException:
     return _separated_exception(error, {})
 
 
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error*, its cause or context, and so on, as far as that is not very long."""
+    each: Any = error
+    for _ in range(20):
+        if each is None:
+            return
+        yield each
+        cause = _get(each, "__cause__")
+        each = _get(each, "__context__") if cause is None else cause
+
+
 def _separated_exception(error: BaseException, memo: _Memo) -> BaseException:
     if id(error) in memo:
         return memo[id(error)]  # type: ignore[no-any-return]
-    if len(memo) > _LARGE:
+    memo[_COUNT] = memo.get(_COUNT, 0) + 1
+    if memo[_COUNT] > _LARGE:
         return error
     try:
         twin = _twin(error, memo)
-    except BaseException:  # whatever the class of a user does when an object of it is made
+        for name in ("__cause__", "__context__"):
+            linked = _get(error, name)
+            if linked is not None:
+                _set(twin, name, _separated_exception(linked, memo))
+        for name in ("__suppress_context__", "__traceback__"):
+            _set(twin, name, _get(error, name))
+        return twin
+    except Exception:  # whatever the class of a user does when an object of it is made
         return error
-    for name in ("__cause__", "__context__"):
-        linked = _get(error, name)
-        if linked is not None:
-            _set(twin, name, _separated_exception(linked, memo))
-    for name in ("__suppress_context__", "__traceback__"):
-        _set(twin, name, _get(error, name))
-    return twin
 
 
 def _get(error: BaseException, name: str) -> Any:
@@ -151,28 +163,34 @@ def _twin(error: BaseException, memo: _Memo) -> BaseException:
     kind: Any = type(error)
     state: Dict[str, Any] = _get(error, "__dict__")
     missing = [name for name, value in [("args", _get(error, "args")), *state.items()] if _is_large(value)]
-    missing += _copy_fields(error, _blank(kind, error, _get(error, "args")))
     cls = _view_class(kind, tuple(missing)) if missing else kind
-    twin = memo[id(error)] = _blank(cls, error, _arguments(error, missing, memo))
-    _copy_fields(error, twin)
+    twin = _blank(cls, error, memo)
+    lacking = [name for name in _copy_fields(error, twin) if name not in missing]
+    if lacking:  # found out only now, so once more, as a view of those too
+        missing += lacking
+        cls = _view_class(kind, tuple(missing))
+        twin = _blank(cls, error, memo)
+        _copy_fields(error, twin)
     if missing:
         vars(cls)["_original"].__set__(twin, error)
-    _get(twin, "__dict__").update(
-        {name: _separated(value, memo) for name, value in state.items() if name not in missing}
-    )
+    memo[id(error)] = twin
+    if "args" not in missing and not issubclass(kind, _Group):
+        _set(twin, "args", tuple([_separated(each, memo) for each in _get(error, "args")]))
+    for name, field in _fields(kind):
+        value = _value(field, error)
+        if name not in missing and (type(value) in _CONTAINERS or issubclass(type(value), BaseException)):
+            field.__set__(twin, _separated(value, memo))
+    _get(twin, "__dict__").update({name: _separated(each, memo) for name, each in state.items() if name not in missing})
     return twin
 
 
-def _arguments(error: BaseException, missing: List[str], memo: _Memo) -> Tuple[Any, ...]:
-    if isinstance(error, _Group):
-        # Groups are told apart by Python itself, which needs its members in their place.
-        return error.message, [_separated_exception(each, memo) for each in error.exceptions]
-    arguments: Tuple[Any, ...] = _get(error, "args")
-    return arguments if "args" in missing else tuple([_separated(each, memo) for each in arguments])
-
-
-def _blank(cls: Type[BaseException], error: BaseException, arguments: Tuple[Any, ...]) -> BaseException:
+def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
     """Return an object of *cls* that is not initialised, as pickle would make it, with arguments and nothing else."""
+    arguments: Tuple[Any, ...] = _get(error, "args")
+    if issubclass(type(error), _Group):
+        # Groups are told apart by Python itself, which needs its members in their place.
+        group: Any = error
+        arguments = (group.message, [_separated_exception(each, memo) for each in group.exceptions])
     make = next(new for base in cls.__mro__ if type(new := vars(base).get("__new__")) is BuiltinFunctionType)
     try:
         twin: BaseException = make(cls, *arguments)
@@ -181,24 +199,23 @@ def _blank(cls: Type[BaseException], error: BaseException, arguments: Tuple[Any,
         twin = reduced[0](*reduced[1])
     if type(twin) is not cls or twin is error:
         raise TypeError(f"{cls.__name__} can't be copied")
-    if not isinstance(error, _Group):
+    if not issubclass(cls, _Group):
         _set(twin, "args", arguments)
     return twin
 
 
 def _copy_fields(error: BaseException, twin: BaseException) -> List[str]:
-    """Copy slots, and the fields that C code defines, and return the names of those that can't be."""
+    """Copy slots, and the fields that C code defines, and return the names of those that can't be or are large."""
     missing = []
     kind: Any = type(error)
     for name, field in _fields(kind):
-        try:
-            value = field.__get__(error)
-        except AttributeError:
-            continue  # not set
+        value = _value(field, error)
+        if value is _UNSET:
+            continue
         try:
             if not _is_same(value, _value(field, twin)):
                 field.__set__(twin, value)
-            if not _is_same(value, _value(field, twin)):
+            if _is_large(value) or not _is_same(value, _value(field, twin)):
                 missing.append(name)
         except (AttributeError, TypeError):
             missing.append(name)
@@ -210,8 +227,9 @@ def _fields(cls: Any) -> List[Tuple[str, Any]]:
     return [
         (name, field)
         for base in cls.__mro__
+        if base not in (BaseException, _Group)  # whose fields are not copied as others are
         for name, field in vars(base).items()
-        if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name not in _HANDLED
+        if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name not in ("__dict__", "__weakref__")
     ]
 
 
@@ -219,7 +237,7 @@ def _value(field: Any, error: BaseException) -> Any:
     try:
         return field.__get__(error)
     except AttributeError:
-        return None
+        return _UNSET
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -245,7 +263,7 @@ def _separated(value: Any, memo: _Memo) -> Any:
     kind = type(value)
     if id(value) in memo:
         return memo[id(value)]
-    if isinstance(value, BaseException):
+    if issubclass(kind, BaseException):  # not `isinstance`, which asks the value
         return _separated_exception(value, memo)
     if kind is tuple:
         items = [_separated(each, memo) for each in value]
@@ -284,7 +302,12 @@ class _View:
 def _view_class(cls: Any, names: Tuple[str, ...]) -> Type[BaseException]:
     """Return a subclass of *cls* whose objects read these attributes from their original."""
     about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    body: Dict[str, Any] = {**about, "__slots__": ("_original",), **{name: _read_through(name) for name in names}}
+    body: Dict[str, Any] = {
+        **about,
+        "__slots__": ("_original",),
+        "_names": names,
+        **{name: _read_through(name) for name in names},
+    }
     made: Type[BaseException] = type.__new__(type(cls), cls.__name__, (_View, cls), body)
     return made
 
@@ -292,7 +315,14 @@ def _view_class(cls: Any, names: Tuple[str, ...]) -> Type[BaseException]:
 def _read_through(name: str) -> property:
     def get(self: Any) -> Any:
         own: Dict[str, Any] = self.__dict__
-        return own[name] if name in own else own.setdefault(name, _separated(getattr(self._original, name), {}))
+        if name not in own:
+            value = getattr(self._original, name)
+            try:
+                value = _separated(value, {})
+            except RecursionError:  # nested too deeply, so it is shared
+                pass
+            own.setdefault(name, value)
+        return own[name]
 
     def set_(self: Any, value: Any) -> None:
         self.__dict__[name] = value

@@ -326,6 +326,9 @@ class JobFuture(Future[JobResult[Value]]):
 
     def try_to_tell_watchers(self, condition: _Condition) -> None:
         """Tell those who watch of the outcome, if there is one, unless *condition* is locked."""
+        # Looked at before the lock is taken: whoever takes it does tell them. So a thread that finds it taken may go.
+        if not self._is_untold():
+            return
         lock = condition.lock
         if lock._is_owned():  # still, after a signal kept an earlier call from its release
             self._tell(condition.waiters)
@@ -427,9 +430,13 @@ class JobFuture(Future[JobResult[Value]]):
     _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
     _waiters: List[Any] = property(_get_waiters)  # type: ignore[assignment]
 
+    def _is_untold(self) -> bool:
+        fittings = self.fittings
+        return fittings is not None and fittings.watched and not fittings.told and self.done()
+
     def _tell(self, waiters: List[Any]) -> None:
         fittings = self.fittings
-        if fittings is None or fittings.told or not fittings.watched or not self.done():
+        if fittings is None or not self._is_untold():
             return
         if waiters:
             self._note_asked()

@@ -84,6 +84,15 @@ class ApiError(Exception):
         self.status = status
 
 
+class Odd(Exception):
+    """Has slots with names that a group of exceptions has, and one that holds a list."""
+
+    __slots__ = ("message", "exceptions", "nothing", "tags")
+
+    def __init__(self, message: str) -> None:
+        self.message, self.exceptions, self.nothing, self.tags = message, 3, None, ["a"]
+
+
 class Keyword(Exception):
     def __init__(self, *, code: int) -> None:
         super().__init__(f"code {code}")
@@ -116,6 +125,7 @@ def undefined() -> Any:
     "raised, fields",
     [
         (ApiError("too many requests", 429), ["status"]),
+        (Odd("x"), ["message", "exceptions", "nothing", "tags"]),
         (Keyword(code=3), ["code"]),
         (Frozen(["a"]), ["tags"]),
         (OSError(2, "no such file", "name", None, "other"), ["errno", "strerror", "filename", "filename2"]),
@@ -190,6 +200,43 @@ def test_callers_share_no_state_that_they_can_change(raised: Any) -> None:
     for error in (other, raised):
         assert ([1, [2]], {"a": {"b": []}}, {1}) == (error.rows, error.by_name, error.kinds)
         assert ({}, False) == (vars(error.__cause__), hasattr(error, "own"))
+
+
+def test_callers_share_no_list_in_a_slot_and_no_code_of_an_exit() -> None:
+    for raised, name in ((Odd("x"), "tags"), (SystemExit(["a"]), "code")):
+        one, other = errors_of(raised)
+        getattr(one, name).append("of its caller")
+        assert ["a"] == getattr(other, name)
+
+
+def test_jobs_that_fail_each_with_its_own_exception_do_not_share_the_cause() -> None:
+    def processor(jobs: List[Any]) -> List[Any]:
+        common, errors = ConnectionError("down"), [ValueError(job) for job in jobs]
+        for error in errors:
+            error.__cause__ = common
+        return errors
+
+    with Batcher[Any, Any](processor, Size(2)) as batcher:
+        futures = [batcher.submit(job) for job in "ab"]
+    one, other = (future.exception() for future in futures)
+    assert one is not None and other is not None
+    assert ("a", "b", "down") == (*one.args, *other.args, str(other.__cause__))
+    assert one.__cause__ is not other.__cause__
+
+
+def test_an_exception_among_its_own_arguments_is_copied_as_it_is() -> None:
+    raised = ValueError()
+    raised.args = (raised,)
+    one, other = errors_of(raised)
+    assert one.args == (one,) and other.args == (other,)
+
+
+def test_what_is_nested_too_deeply_to_be_copied_is_shared() -> None:
+    nested: List[Any] = []
+    for _ in range(5_000):
+        nested = [nested]
+    one, other = errors_of(ValueError(nested))
+    assert one.args[0] is nested is other.args[0]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no notes")

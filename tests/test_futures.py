@@ -406,3 +406,37 @@ def test_a_future_lets_go_of_its_job_on_request_once_it_is_done(
     with pytest.raises(AttributeError, match="deleted from its future"):
         future.job
     assert 2 == future.result().value
+
+
+def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_one_from_it_that_settles(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    future, waiter = batcher.submit(1), Waiter()
+    processor.wait_for_batches(1)
+    condition: Any = future._condition
+    future._waiters.append(waiter)
+
+    class Lock:
+        """Lets the future be settled as soon as a thread has taken it."""
+
+        def __init__(self) -> None:
+            self._lock = condition.lock
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._lock, name)
+
+        def acquire(self, *arguments: Any) -> bool:
+            taken: bool = self._lock.acquire(*arguments)
+            if threading.current_thread() is threading.main_thread():
+                processor.release()
+                future.result(timeout=10)
+                batcher.flush(timeout=10)
+            return taken
+
+    condition.lock.acquire()
+    condition.lock = Lock()
+    condition.release()
+    processor.release()
+    future.result(timeout=10)
+    batcher.flush(timeout=10)
+    assert [(future, "result")] == waiter.told
