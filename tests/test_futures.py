@@ -417,21 +417,23 @@ def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_o
     future._waiters.append(waiter)
 
     class Lock:
-        """Lets the future be settled as soon as a thread has taken it."""
+        """Has the future settled just before this thread releases it for the second time."""
 
         def __init__(self) -> None:
             self._lock = condition.lock
+            self._releases = 0
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._lock, name)
 
-        def acquire(self, *arguments: Any) -> bool:
-            taken: bool = self._lock.acquire(*arguments)
+        def release(self) -> None:
             if threading.current_thread() is threading.main_thread():
-                processor.release()
-                future.result(timeout=10)
-                batcher.flush(timeout=10)
-            return taken
+                self._releases += 1
+                if self._releases == 2:
+                    processor.release()
+                    future.result(timeout=10)
+                    batcher.flush(timeout=10)
+            self._lock.release()
 
     condition.lock.acquire()
     condition.lock = Lock()
