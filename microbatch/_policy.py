@@ -2,24 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Generic, Hashable, NoReturn, Optional, Sequence, TypeVar
+from typing import Any, Generic, Hashable, NoReturn, Optional, Sequence, TypeVar
 
 from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = [
-    "GATES",
-    "BatchReport",
-    "BatchingPolicy",
-    "Both",
-    "Either",
-    "Window",
-    "check_policy",
-    "count_gates",
-    "learns",
-    "limit_for",
-]
+__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy", "count_gates", "limit_for"]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -119,8 +108,6 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     If so, `due` is asked once more when a worker is free for the batch; and for the oldest one, when all are.
     """
-
-    _learned: int = 0  # how often a built-in policy has learned what may change its answers
 
     history: int = 1_000
     """How many moments `Window.sent` holds at most, the latest ones."""
@@ -251,10 +238,6 @@ class _Pair(BatchingPolicy[Job]):
         self.recalls = max(first.recalls, second.recalls)
         self.history = max(first.history, second.history)
 
-    @property
-    def _learned(self) -> int:  # type: ignore[override]
-        return self.first._learned + self.second._learned
-
     def fits(self, window: Window[Job], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
         return self.first.fits(window, weight) and self.second.fits(window, weight)
@@ -339,25 +322,14 @@ class Both(_Pair[Job]):
         )
 
 
-def learns(policy: BatchingPolicy[Any]) -> bool:
-    """Return whether *policy* takes note of how batches went."""
-    if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
-        return learns(policy.first) or learns(policy.second)
-    return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
-
-
-GATES: Dict[type, int] = {}
-"""How many gates each of the built-in policies has.
-
-A gate is a moment before which a policy lets no batch go whatever is in it. It is the same for all keys, and only the flow
-decides on it: which batches have started and ended, and when callers were last heard of. For the rest, a built-in policy
-goes by what is in the batch, and by what it has learned.
-"""
-
-
 def count_gates(policy: BatchingPolicy[Any]) -> Optional[int]:
-    """Return how many gates *policy* has, or None if that is not known, as of one that a user wrote."""
+    """Return how many gates *policy* has, or None if that is not known, as for a class that a user wrote.
+
+    A gate is a moment before which a policy lets no batch go, whatever its key, and which only the flow of batches and
+    callers decides, as the `Natural` and `Rate` have. All else that the policy looks at must be of the batch itself. It may learn.
+    """
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
-        first, second = count_gates(policy.first), count_gates(policy.second)
-        return None if first is None or second is None else first + second
-    return GATES.get(type(policy))  # not what it inherits from, for it may decide otherwise
+        parts = count_gates(policy.first), count_gates(policy.second)
+        return None if None in parts else sum(filter(None, parts))
+    gates: Optional[int] = vars(type(policy)).get("_gates")  # not inherited by a class that may decide otherwise
+    return gates
