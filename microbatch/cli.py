@@ -71,7 +71,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
                 _refuse(options, f"{name} is closed")
         status: int = options.command(options)
         sys.stdout.flush()
-        return status
     except BrokenPipeError:
         status = 0  # who read our output has gone, and that is all right
     except (BadUsage, OSError) as error:
@@ -85,12 +84,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _give_up_output() -> None:
-    """Drop what standard output can't take, about which Python would complain when it flushes at its end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop what standard output and standard error can't take, or Python fails when it flushes them at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

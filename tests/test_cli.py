@@ -555,14 +555,15 @@ def test_ctrl_c_ends_it_though_nobody_reads_the_results() -> None:
 
 
 def shell(line: str, stderr: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
-    """Run the command as a shell does."""
+    """Run the command as a shell does, its streams buffered as they are unless the environment says otherwise."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         ["sh", "-c", f"{sys.executable} -m microbatch {line}"],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
         timeout=20,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**buffered, "PYTHONPATH": str(ROOT)},
     )
 
 
