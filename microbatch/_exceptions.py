@@ -137,15 +137,19 @@ def _separated_exception(error: BaseException, memo: _Memo) -> BaseException:
         return error
     try:
         twin = _twin(error, memo)
-        for name in ("__cause__", "__context__"):
-            linked = _get(error, name)
-            if linked is not None:
-                _set(twin, name, _separated_exception(linked, memo))
-        for name in ("__suppress_context__", "__traceback__"):
-            _set(twin, name, _get(error, name))
+        _link(twin, error, memo)
         return twin
     except Exception:  # whatever the class of a user does when an object of it is made
         return error
+
+
+def _link(twin: BaseException, error: BaseException, memo: _Memo) -> None:
+    for name in ("__cause__", "__context__"):
+        linked = _get(error, name)
+        if linked is not None:
+            _set(twin, name, _separated_exception(linked, memo))
+    for name in ("__suppress_context__", "__traceback__"):
+        _set(twin, name, _get(error, name))
 
 
 def _get(error: BaseException, name: str) -> Any:

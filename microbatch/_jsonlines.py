@@ -90,12 +90,12 @@ def process_lines(
     )
     with show_progress("lines", keep=True, wanted=not sink.isatty()) as progress:  # results on a terminal are progress
         writer = _Writer(sink, errors, ahead, progress)
+        lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
         try:
-            for number, line in enumerate(source, start=1):
+            for number, line in lines:
                 if writer.error is not None:
                     break
-                if line.strip():
-                    writer.put(_submit(batcher, number, line))
+                writer.put(_submit(batcher, number, line))
             batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
             writer.finish()
             batcher.shutdown()

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from microbatch._bells import Bell
@@ -113,22 +114,23 @@ class Ledger:
             self.queue.find_withdrawn()
             self._enter(self.queue.taken)
             self._epochs = Counter(future.epoch for future in self._unsettled)
-            stages = Counter(self.queue.stage_in_books(future) for future in self._unsettled)
-            counts = self._counts
-            uncounted = sum(counts[stage] - stages[stage] for stage in (*WAITING, _RUNNING))
-            counts.update({stage: stages[stage] for stage in (*WAITING, _RUNNING)})
-            for future in self._unsettled:
-                stage = self.queue.stage_in_books(future)
-                if stage in OVER and uncounted:
-                    counts[stage], uncounted = counts[stage] + 1, uncounted - 1
+            self._count_anew()
             self.queue.moving = False
             self._count_held()
-            return [future for future in self._unsettled if future.waiting]
+            return list(filter(attrgetter("waiting"), self._unsettled))
+
+    def _count_anew(self) -> None:
+        counts, stages = self._counts, Counter(map(self.queue.stage_in_books, self._unsettled))
+        uncounted = sum([counts[stage] - stages[stage] for stage in (*WAITING, _RUNNING)])
+        counts.update({stage: stages[stage] for stage in (*WAITING, _RUNNING)})
+        for stage in map(self.queue.stage_in_books, self._unsettled):
+            if stage in OVER and uncounted:
+                counts[stage], uncounted = counts[stage] + 1, uncounted - 1
 
     def tell_again(self) -> None:
         """Tell those who wait for outcomes that are there, in case an exception has kept a thread from doing so."""
         with self.queue.mutex:
-            over = [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
+            over = self._over()
         for future in over:
             future.announce()
         self.release(over)
@@ -136,6 +138,9 @@ class Ledger:
             future.call_back()
             self._untold.pop(future, None)
         self.queue.wake_all()
+
+    def _over(self) -> List[JobFuture[Any]]:
+        return [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Note that these jobs, as far as they still wait, have joined an open batch."""
@@ -217,13 +222,16 @@ class Ledger:
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""
         with self.queue.mutex:
-            strike = self._unsettled.pop
-            known = [future for future in futures if strike(future, self) is None]
-            for epoch, count in _epochs(known).items():
-                self._epochs[epoch] -= count
-                if not self._epochs[epoch]:
-                    del self._epochs[epoch]
-                    self.queue.settled.notify_all()
+            self._strike_out(futures)
+
+    def _strike_out(self, futures: Iterable[JobFuture[Any]]) -> None:
+        strike = self._unsettled.pop
+        known = [future for future in futures if strike(future, self) is None]
+        for epoch, count in _epochs(known).items():
+            self._epochs[epoch] -= count
+            if not self._epochs[epoch]:
+                del self._epochs[epoch]
+                self.queue.settled.notify_all()
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
         """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
@@ -231,11 +239,14 @@ class Ledger:
         with self.queue.mutex:
             try:
                 self.queue.settled[bell] = None
-                while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
-                    self.queue.clock.wait_until(bell, moment)
+                self._wait_settled(epoch, moment, bell)
             finally:
                 self.queue.settled.pop(bell, None)
             return self._oldest_epoch() > epoch
+
+    def _wait_settled(self, epoch: float, moment: float, bell: Bell) -> None:
+        while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
+            self.queue.clock.wait_until(bell, moment)
 
     def unsettled(self) -> List[JobFuture[Any]]:
         """Return the futures that have no outcome yet, in order of acceptance."""

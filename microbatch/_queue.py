@@ -51,6 +51,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Bells are
     rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
     may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
+
+    An exception that comes in where a loop goes on because of a condition passes the ``with`` and ``try`` of its function by,
+    on CPython 3.13 (https://github.com/python/cpython/issues/130279). So such loops are in functions of their own.
     """
 
     def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
@@ -136,10 +139,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             return
         try:
             try:
-                # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to
-                # wait, and once some do, they do for ever: each job then costs a switch of threads.
-                while not self.mutex.acquire(False):
-                    let_others_run()
+                if not self.mutex.acquire(False):
+                    self._acquire()
                 self._accept(item, block, timeout, expires_in)
             except BaseException:
                 if self.is_held():  # or a signal came in before it was
@@ -150,6 +151,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.mutex.release()
             raise
         self.mutex.release()
+
+    def _acquire(self) -> None:
+        # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to wait, and
+        # once some do, they do for ever: each job then costs a switch of threads.
+        while not self.mutex.acquire(False):
+            let_others_run()
 
     def _accept(self, item: JobFuture[Any], block: bool, timeout: Optional[float], expires_in: Optional[float]) -> None:
         if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
@@ -182,10 +189,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             self.not_full[bell] = None
             self.not_empty.notify()
-            while self._full() and not self.closed:
-                if self.clock.now() >= deadline:
-                    raise BacklogFull(self.maxsize)
-                self.clock.wait_until(bell, deadline)
+            self._wait_rung(bell, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
             self.not_full.pop(bell, None)
@@ -193,6 +197,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             raise
         finally:
             self.not_full.pop(bell, None)
+
+    def _wait_rung(self, bell: Bell, deadline: float) -> None:
+        while self._full() and not self.closed:
+            if self.clock.now() >= deadline:
+                raise BacklogFull(self.maxsize)
+            self.clock.wait_until(bell, deadline)
 
     def know_caller(self) -> Optional[Caller]:
         """See `Keeper.know_caller`."""

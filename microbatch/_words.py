@@ -53,11 +53,13 @@ def _read(node: ast.expr, text: str) -> BatchingPolicy[Any]:
         raise _no_policy(text)
     name = call.func.id
     try:
-        positional = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-        return _POLICIES[name](*positional, **named)
+        return _POLICIES[name](*map(ast.literal_eval, call.args), **_named(call))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {str(error).removeprefix(f'{name}.__init__() ')}") from None
+
+
+def _named(call: ast.Call) -> Dict[str, Any]:
+    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
 
 
 def _no_policy(text: str) -> ValueError:

@@ -299,11 +299,13 @@ class Worker:
             try:
                 if self.queue.is_leader():
                     self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
-                while not self._turn():
-                    pass
-                return
+                return self._take_turns()
             except BaseException as error:
                 self._recover(error)
+
+    def _take_turns(self) -> None:
+        while not self._turn():
+            pass
 
     def _give_up_start(self, opening: Opening, error: BaseException) -> None:
         """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""

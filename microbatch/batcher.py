@@ -418,7 +418,7 @@ class Batcher(Generic[Job, Value]):
                 if len(ahead) == size:
                     yield self._next_of(ahead, deadline)
                 ahead.append(self._submit_ahead(job, deadline))
-            while ahead:
+            for _ in tuple(ahead):
                 yield self._next_of(ahead, deadline)
         finally:
             for future in ahead:

@@ -66,9 +66,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
             _refuse(options, f"unrecognized arguments: {' '.join(unknown)}")
-        for name in ("stdin", "stdout"):
-            if getattr(sys, name) is None:
-                _refuse(options, f"{name} is closed")
+        _refuse_closed_streams(options)
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -81,6 +79,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         status = 128 + (interrupt.number if isinstance(interrupt, _Signalled) else signal.SIGINT)
     _give_up_output()
     return status
+
+
+def _refuse_closed_streams(options: argparse.Namespace) -> None:
+    for name in ("stdin", "stdout"):
+        if getattr(sys, name) is None:
+            _refuse(options, f"{name} is closed")
 
 
 def _give_up_output() -> None:

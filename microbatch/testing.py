@@ -53,10 +53,13 @@ class ManualClock:
         seconds = check_number("seconds", seconds, below=NEVER)
         with self._changed:
             self._now += seconds
-            due = [condition for condition, moment in self._sleepers if moment <= self._now]
+            due = self._due()
         for condition in due:
             with condition:
                 condition.notify_all()
+
+    def _due(self) -> List[threading.Condition]:
+        return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         """Wait, with *condition* held, until it is notified or the clock has been advanced to *moment*."""

@@ -5,13 +5,16 @@ arrives between two batches, at any statement of ours.
 """
 
 import ctypes
+import dis
+import inspect
 import linecache
 import sys
 import threading
 from concurrent.futures import as_completed, wait
 from itertools import count
-from types import FrameType
-from typing import Any, Iterator, List
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Iterator, List, Optional
 
 import pytest
 
@@ -21,6 +24,9 @@ from tests.test_signals import Signal
 from tests.threads import in_thread
 
 INSTRUCTIONS_ARE_NOT_TRACED = sys.version_info >= (3, 12)
+
+
+ROOT = Path(__file__).parents[1]
 
 
 class TimeLimit(Exception):
@@ -124,6 +130,41 @@ def check(stats: BatcherStats, futures: List[JobFuture[Any]]) -> None:
     expected = {state: states.count(state) for state in ("succeeded", "failed", "cancelled", "expired")}
     assert expected == {state: getattr(stats, state) for state in expected}
     assert (len(futures), 0, 0, 0) == (stats.accepted, stats.queued, stats.batched, stats.running)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _is_left_out(jump: dis.Instruction, code: CodeType) -> bool:
+    """Return whether a ``with`` or ``try`` holds where this jump leads, but not at the jump itself."""
+    instructions = {each.offset: each.opname for each in dis.get_instructions(code)}
+    entries = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+
+    def handler(offset: int) -> Optional[int]:
+        return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)
+
+    if handler(jump.offset) is not None:
+        return False
+    around = handler(jump.argval)
+    while around is not None and instructions[around] != "PUSH_EXC_INFO":  # that of a comprehension only cleans up
+        around = handler(around)
+    return around is not None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there, an exception that comes in is always caught")
+@pytest.mark.parametrize("path", sorted((ROOT / "microbatch").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_loop_goes_on_where_an_exception_that_comes_in_would_pass_by_the_handlers_of_its_function(
+    path: Path,
+) -> None:
+    asynchronous = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    for code in _codes(compile(path.read_text(), str(path), "exec")):
+        if not code.co_flags & asynchronous:  # these run in a thread of an event loop
+            jumps = [each for each in dis.get_instructions(code) if each.opname == "JUMP_BACKWARD"]
+            assert [] == [code.co_name for jump in jumps if _is_left_out(jump, code)]
 
 
 def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:

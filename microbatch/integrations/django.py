@@ -197,8 +197,10 @@ def _instead_of_own(shared: Dict[str, Any]) -> Iterator[None]:
 def _close_left() -> None:
     """Close the connections of threads that have ended, which no collection of garbage has come to yet."""
     with _mutex:
-        left = [connection for connection, thread in list(_opened.items()) if not thread.is_alive()]
-    for connection in left:
+        opened = list(_opened.items())
+    for connection, thread in opened:
+        if thread.is_alive():
+            continue
         connection.inc_thread_sharing()
         connection.close()
 
