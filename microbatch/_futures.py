@@ -401,8 +401,9 @@ class JobFuture(Future[JobResult[Value]]):
         return None if self._own is None else self._own[0]
 
     def _note_asked(self) -> None:
-        if self._failures is not None:
-            self._failures.note_asked(self)
+        failures = self._failures  # which another thread that asks takes away
+        if failures is not None:
+            failures.note_asked(self)
 
     def _get_condition(self) -> Any:
         with nullcontext() if self.done() else self._keeper.mutex:

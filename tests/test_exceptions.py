@@ -9,7 +9,8 @@ import sys
 import time
 import traceback
 from concurrent.futures import as_completed, wait
-from types import TracebackType
+from itertools import count
+from types import FrameType, TracebackType
 from typing import Any, Callable, Iterator, List, Optional, Type, TypeVar
 
 import pytest
@@ -324,6 +325,30 @@ def test_a_reader_gets_the_same_exception_each_time() -> None:
         assert future.exception() is future.exception() is caught(future.result, ValueError)
 
 
+@pytest.mark.parametrize("ask", [JobFuture.exception, lambda future: wait([future])], ids=["exception()", "wait()"])
+def test_two_threads_may_ask_for_the_exception_of_one_future_at_once(ask: Callable[[JobFuture[Any]], Any]) -> None:
+    """The second asks while the first is at its first line, then at its second, and so on."""
+    for place in count():
+        (future, other), lines = futures_of(ValueError("x")), count()
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            if frame.f_globals["__name__"].startswith("microbatch.") and event == "line" and next(lines) == place:
+                asked.append(in_thread(future.exception).result(timeout=10))
+            return trace
+
+        asked: List[Any] = []
+        previous = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            ask(future)
+        finally:
+            sys.settrace(previous)
+        if not asked:
+            break
+        assert asked == [future.exception()] != [other.exception()]
+    assert place > 5
+
+
 def test_an_exception_that_can_neither_be_copied_nor_subclassed_is_shared() -> None:
     core = pytest.importorskip("pydantic_core")
     raised = core.PydanticKnownError("greater_than", {"gt": 5})
@@ -373,6 +398,7 @@ def test_each_of_several_callers_gets_a_runtime_error_of_its_own() -> None:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    gc.collect()  # whatever earlier tests have left
     caplog.set_level(logging.ERROR, "microbatch")
     return caplog
 
