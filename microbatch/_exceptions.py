@@ -17,7 +17,7 @@ Nothing here compares values or asks for their text: those would run a user's co
 import functools
 import os
 import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from itertools import islice
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Callable, Dict, Iterator, List, Protocol, Tuple, Type
@@ -27,11 +27,12 @@ from microbatch._log import report
 __all__ = ["Failures", "separate"]
 
 _LARGE = 100
-"""A container with more items is only copied for a caller that looks at it, and a longer chain of causes is shared."""
+"""A container with more items is only copied for a caller that looks at it. More members of a group, or a longer chain of
+causes, are shared."""
 
 _UNSET = object()
 _SCALARS = (int, float, str, bytes)
-_CONTAINERS = (list, dict, set, tuple, deque, bytearray, OrderedDict, defaultdict)
+_CONTAINERS = (list, dict, set, tuple, deque, bytearray, Counter, OrderedDict, defaultdict)
 
 if sys.version_info >= (3, 11):
     _Group = BaseExceptionGroup
@@ -69,9 +70,8 @@ class Failures:
         queue: that of their batcher.
     """
 
-    _unasked: Dict[int, BaseException] = (
-        {}
-    )  # by the identity of the future; none in an object that a signal left half made
+    # By the identity of the future. None in an object that a signal left half made.
+    _unasked: Dict[int, BaseException] = {}
 
     def __init__(self, what: str, queue: Poster) -> None:
         self._what = what
@@ -194,7 +194,10 @@ def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
     if issubclass(type(error), _Group):
         # Groups are told apart by Python itself, which needs its members in their place.
         group: Any = error
-        arguments = (group.message, [_separated_exception(each, memo) for each in group.exceptions])
+        members = group.exceptions
+        if len(members) <= _LARGE:  # otherwise they are shared
+            members = [_separated_exception(each, memo) for each in members]
+        arguments = (group.message, members)
     make = next(new for base in cls.__mro__ if type(new := vars(base).get("__new__")) is BuiltinFunctionType)
     try:
         twin: BaseException = make(cls, *arguments)

@@ -8,6 +8,7 @@ import pickle
 import sys
 import time
 import traceback
+from collections import Counter
 from concurrent.futures import as_completed, wait
 from itertools import count
 from types import FrameType, TracebackType
@@ -189,17 +190,19 @@ def test_a_chain_that_leads_back_to_its_beginning_is_copied_as_it_is() -> None:
 
 @pytest.mark.parametrize("raised", [ValueError("x"), ValueError("x", LARGE)], ids=["a copy", "a view"])
 def test_callers_share_no_state_that_they_can_change(raised: Any) -> None:
-    raised.rows, raised.by_name, raised.kinds = [1, [2]], {"a": {"b": []}}, {1}
+    raised.rows, raised.by_name, raised.kinds, raised.causes = [1, [2]], {"a": {"b": []}}, {1}, Counter("a")
     raised.inner = KeyError("inner")
     raised.__cause__ = raised.inner
     one, other = errors_of(raised)
     one.rows[1].append(3)
     one.by_name["a"]["b"].append(3)
     one.kinds.add(3)
+    one.causes["a"] += 1
     one.inner.added = one.__cause__.also = one.own = 3
     assert one.inner is one.__cause__
     for error in (other, raised):
         assert ([1, [2]], {"a": {"b": []}}, {1}) == (error.rows, error.by_name, error.kinds)
+        assert Counter("a") == error.causes
         assert ({}, False) == (vars(error.__cause__), hasattr(error, "own"))
 
 
@@ -312,6 +315,16 @@ def test_ten_thousand_jobs_fail_with_an_exception_that_holds_them_all() -> None:
     # Each with a copy of its own, this took minutes and gigabytes: a failure here is not one of a slow machine.
     assert time.process_time() - before < 20
     assert 10_000 == len(set(map(id, errors)))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
+def test_ten_thousand_jobs_fail_with_a_group_that_has_a_member_for_each() -> None:
+    members = [KeyError(number) for number in range(10_000)]
+    before = time.process_time()
+    errors = errors_of(ExceptionGroup("refused", members), count=10_000)  # type: ignore[name-defined] # noqa: F821
+    assert time.process_time() - before < 20  # as above
+    assert 10_000 == len(set(map(id, errors)))
+    assert all(len(error.exceptions) == 10_000 for error in errors)
 
 
 def test_a_traceback_does_not_grow_with_the_readers_of_one_future() -> None:
