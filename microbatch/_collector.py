@@ -26,10 +26,10 @@ _SHORT = 0.01
 """How long jobs may wait, in seconds, before they are told that they are in a batch, if that saves work."""
 
 _EARNED, _SAVED = 2, 64
-"""How many lanes may be asked again for each start and each end of a batch, and how many of those may be saved up."""
+"""How many lanes may be asked again for each start and each end of a batch, and how many of those questions are saved up."""
 
-_PORTION, _PAUSE = 256, 0.001
-"""How many lanes are asked again at a time when nothing starts or ends, and after how many seconds the next ones are."""
+_PAUSE = 0.001
+"""After how many seconds without a start or an end as many again may be asked."""
 
 
 class _Endless(Sequence[float]):
@@ -40,11 +40,6 @@ class _Endless(Sequence[float]):
 
     def __getitem__(self, index: Any) -> Any:
         return NEVER
-
-
-_SHUT = {"in_flight": 1, "sent": _Endless(), "heard": NEVER}
-_OPEN: Dict[str, Any] = {"in_flight": 0, "sent": (), "heard": NOW}
-"""What a window shows of the flow for a gate to be shut, or open."""
 
 
 @dataclass(slots=True)
@@ -84,8 +79,8 @@ class Collector(Generic[AnyEntry]):
        policy that says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the first lane of those that are
        due is asked again; if its batch is due no longer, the next one, and then all others, the one with the oldest answer
        first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up. When
-       they are spent, `_PORTION` lanes are asked each time that nothing has started or ended for `_PAUSE` seconds, until no
-       answer is in doubt.
+       these are spent, `_SAVED` more are asked each time that nothing has started or ended for `_PAUSE` seconds, until no
+       answer is in doubt. So an answer that has changed is found in any case, if not always at once.
     """
 
     def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
@@ -96,24 +91,30 @@ class Collector(Generic[AnyEntry]):
         self._gates = count_gates(policy)
         self._has_gate = False  # there is one gate, and has been more than one lane
         self._shut_until = NOW  # the gate, as far as is known
-        self._watches = bool(policy.watches_flow) or policy.recalls > 0
-        self._holds_back = bool(policy.holds_back)
-        self._flow = 0  # counts what puts answers in doubt
+        self._doubts = 0  # how often answers were put in doubt
+        self._learned = 0  # how often a built-in policy has
+        self._doubts_flow = bool(policy.holds_back or policy.watches_flow and self._gates is None)
+        self._doubts_heard = policy.recalls > 0
+        self._learns = bool(policy.watches_flow) and self._gates is not None
+        self._doubts_all = bool(policy.watches_flow or policy.recalls > 0)  # not only answers of lanes in the line
+        self._steady = self._gates == 0 and not self._learns  # whatever starts or ends
         self._questions = _SAVED  # how many lanes may be asked again
         self._resume = NEVER  # when more may be
         self._service_times: Deque[float] = deque(maxlen=9)
         self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
-        real, shut, open = (
-            Window[Any](workers=workers, started=started, **flow) for flow in ({"sent": self._sent}, _SHUT, _OPEN)
-        )
-        self._windows = (real, shut, open) if self._gates is not None else None  # to be used again and again
-        self._common = vars(real)  # what all windows show
+        # The built-in policies look at no jobs, and keep no window, so that the same ones can be shown to them again.
+        self._shared = self._gates is not None
+        self._real = Window[Any](workers=workers, started=started, sent=self._sent)
+        self._shut = Window[Any](workers=workers, started=started, sent=_Endless(), in_flight=1, heard=NEVER)
+        self._open = Window[Any](workers=workers, started=started)
+        self._flow = vars(self._real)  # what windows show but for the batch
         self._flushed = -1
         self._closing = False
         self._lanes: Dict[Hashable, Lane[AnyEntry]] = {}  # in the order in which their batches were opened
         self._aged: Deque[Lane[AnyEntry]] = deque()  # the first of these, but for some that are gone
         self._unflushed: List[Lane[AnyEntry]] = []  # those of them that no flush was for, but for some that are gone
         self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the one with the oldest answer first
+        self._roomy = getattr(policy.room, "__func__", None) is BatchingPolicy.room
         self._most: Optional[float] = None  # how many jobs an empty batch has room for
         self._changed: Deque[Lane[AnyEntry]] = deque()
         self._turns = count(1)
@@ -125,11 +126,11 @@ class Collector(Generic[AnyEntry]):
 
     def successor(self, in_flight: int) -> "Collector[AnyEntry]":
         """Return a collector without jobs that knows what this one has seen, for one that an exception broke off."""
-        collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._common["started"])
-        collector.in_flight = in_flight
+        collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
+        collector.in_flight = collector._flow["in_flight"] = in_flight
         collector._sent.extend(self._sent)
         collector._service_times.extend(self._service_times)
-        collector._common["service_time"] = self._common["service_time"]
+        collector._flow["service_time"] = self._flow["service_time"]
         return collector
 
     def __bool__(self) -> bool:
@@ -164,11 +165,18 @@ class Collector(Generic[AnyEntry]):
         if lane is None:
             lane = self._lanes[place] = Lane(key, place)
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
-                self._has_gate = True
-                self._change_all()
+                self._put_up_gate()
         lane.alike = lane.alike and alike
         self._change(lane)
         return lane
+
+    def _put_up_gate(self) -> None:
+        """Go by the gate from now on: see rule 1. One lane alone is simply asked."""
+        self._has_gate = True
+        self._doubts_flow = self._doubts_heard = False
+        self._doubts_all = self._learns
+        self._asked.clear()
+        self._change_all()
 
     def drop(self, entries: Iterable[AnyEntry]) -> None:
         """Forget jobs that are not `Entry.waiting` any more. Those that went already are passed over."""
@@ -197,40 +205,46 @@ class Collector(Generic[AnyEntry]):
             lanes, self._unflushed = self._unflushed, []
             for lane in lanes:
                 lane.unflushed = False
-                if not lane.gone:
+                if not (lane.ready or lane.gone):  # what is due already is so by its policy
                     self._change(lane)
 
     def hear_of(self, returning: int, return_by: float, heard: float) -> None:
         """Note who is likely to submit soon: see `Window.returning` and `Window.heard`."""
-        common = self._common
-        common["returning"], common["return_by"] = returning, return_by
-        if heard != common["heard"]:
-            common["heard"] = heard
-            self._doubt()
+        flow = self._flow
+        flow["returning"], flow["return_by"] = returning, return_by
+        if heard != flow["heard"]:
+            flow["heard"] = heard
+            self._note_change(self._doubts_heard)
 
     def started(self, now: float) -> None:
         """Note that a batch went to a worker."""
         self.in_flight += 1
         self._sent.append(now)
-        self._doubt()
+        if not self._steady:
+            self._note_flow()
 
     def finished(self, service_time: Optional[float] = None) -> None:
         """Note that a worker is free again, and how long the batch took, if that is known."""
         self.in_flight -= 1
+        if self._steady:
+            return
         if service_time is not None:
             self._service_times.append(service_time)
             # The median, so that one that was slow by far does not count.
-            self._common["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
-        self._doubt()
+            self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
+        self._note_flow()
 
-    def _doubt(self) -> None:
-        """Put the answers that the policy has given in doubt."""
-        self._common["in_flight"] = self.in_flight
+    def _note_flow(self) -> None:
+        self._flow["in_flight"] = self.in_flight
+        self._note_change(self._doubts_flow)
+
+    def _note_change(self, doubtful: bool) -> None:
+        """Note that the gate may be open or shut, and, if that is *doubtful*, that the policy may answer otherwise now."""
         self._shut_until = NOW
-        if self._watches or self._holds_back:
-            self._flow += 1
-            self._questions = min(self._questions + _EARNED, _SAVED)
-            self._resume = NEVER  # until `take` finds that more have to be asked than may be
+        if self._questions < _SAVED:
+            self._questions += _EARNED
+        self._resume = NEVER
+        self._doubts += doubtful
 
     def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
         """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
@@ -238,31 +252,41 @@ class Collector(Generic[AnyEntry]):
         With *pressed* (somebody waits for room), and where nothing is due, the oldest lane goes as by a flush: a policy that
         waits for more jobs waits in vain, since none can be accepted.
         """
-        while (
-            lane := self._timers.pop(now)
-        ) is not None:  # first, for their moments have come before those of who has just come
-            self._line_up(lane, now)
-        self._review(now)
-        first = self._next(now) if self.in_flight < self.workers else None
+        if self._changed:
+            self._look_at_timers(now)  # first, since their moments came before the jobs did
+            self._review(now)
+        if self._broken:
+            return self._broken.popleft()
+        if self.in_flight >= self.workers:
+            return None
+        self._look_at_timers(now)
+        first = self._next(now)
         if self._broken:
             return self._broken.popleft()
         if first is not None:
             return self._send(first, now)
-        if pressed and self.in_flight < self.workers and (oldest := self._oldest()) is not None and not oldest.pressed:
+        if pressed and (oldest := self._oldest()) is not None and not oldest.pressed:
             oldest.pressed = True
             self._change(oldest)
             return self.take(now)
         return None
 
+    def _look_at_timers(self, now: float) -> None:
+        while (lane := self._timers.pop(now)) is not None:
+            self._line_up(lane, now)
+
     def _next(self, now: float) -> Optional[Lane[AnyEntry]]:
         """Return the lane whose turn it is, of those that are due now for certain."""
+        if self._learns and self._learned != self.policy._learned:
+            self._learned = self.policy._learned
+            self._doubts += 1
         if now >= self._resume:
-            self._questions, self._resume = _PORTION, NEVER
+            self._questions, self._resume = _SAVED, NEVER
         while not self._broken and (lane := self._candidate(now)) is not None:
-            if lane.ready and not self._is_in_doubt(lane):
+            if lane.ready and lane.asked == self._doubts:
                 return lane
             try:
-                if lane.gated and self._shut_until <= now:
+                if lane.gated and lane.asked == self._doubts and self._shut_until <= now:
                     due, lane.forced = self._answer(lane, self._window(lane), now)
                     if due <= now:
                         return lane
@@ -271,7 +295,7 @@ class Collector(Generic[AnyEntry]):
                     self._questions -= 1
                     self._ask(lane, now)
                 else:
-                    self._resume = now + _PAUSE
+                    self._resume = min(self._resume, now + _PAUSE)
                     break
             except BaseException as error:
                 self._break(lane, error)
@@ -280,21 +304,19 @@ class Collector(Generic[AnyEntry]):
     def _candidate(self, now: float) -> Optional[Lane[AnyEntry]]:
         """Return the lane whose turn it is if it is due, be it that it has to be asked."""
         ready = self._ready.first()
-        gated = self._gated.first() if self._shut_until <= now else None
-        if gated is not None and (ready is None or gated.turn < ready.turn):
-            return gated
+        if self._has_gate and self._shut_until <= now:
+            gated = self._gated.first()
+            if gated is not None and (ready is None or gated.turn < ready.turn):
+                return gated
         if ready is not None:
             return ready
         oldest = None
-        if self._watches:
+        if self._doubts_all:
             for oldest in self._asked:
                 break
-        elif self._holds_back and not self._has_gate and not self.in_flight:
+        elif self._doubts_flow and not self.in_flight:
             oldest = self._oldest()
-        return oldest if oldest is not None and self._is_in_doubt(oldest) else None
-
-    def _is_in_doubt(self, lane: Lane[AnyEntry]) -> bool:
-        return lane.asked != self._flow and (self._watches or self._holds_back and not self._has_gate)
+        return oldest if oldest is not None and oldest.asked != self._doubts else None
 
     def _oldest(self) -> Optional[Lane[AnyEntry]]:
         """Return the lane whose batch was opened first."""
@@ -303,9 +325,8 @@ class Collector(Generic[AnyEntry]):
                 if not self._aged[0].gone:
                     return self._aged[0]
                 self._aged.popleft()
-            self._aged.extend(
-                self._lanes.values()
-            )  # so each is taken over once, and no dict is searched from its beginning
+            # So each is copied once. A dict would pass over all lanes that are gone each time.
+            self._aged.extend(self._lanes.values())
         return None
 
     def next_moment(self) -> float:
@@ -317,14 +338,14 @@ class Collector(Generic[AnyEntry]):
             self._aged.clear()
             self._unflushed.clear()
         moment = self._expiries.next_moment()
-        if not self.has_worker:
+        if self.in_flight >= self.workers:
             return moment
-        gate = self._shut_until if self._gated.first() is not None else NEVER
-        return min(moment, self._timers.next_moment(), self._resume, gate)
+        gate = self._shut_until if self._has_gate and self._gated.first() is not None else NEVER
+        return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
     def wanted(self) -> int:
         """Return how many jobs must come before it makes sense to call `take` again, if nothing else happens."""
-        if not self.has_worker:
+        if self.in_flight >= self.workers:
             return sys.maxsize
         if len(self._lanes) == 1:
             for lane in self._lanes.values():
@@ -376,7 +397,7 @@ class Collector(Generic[AnyEntry]):
 
     def _review(self, now: float) -> None:
         """Bring every lane that changed up to date."""
-        self._most = None  # for it may have learned
+        self._most = NEVER if self._roomy else None  # for it may have learned
         while self._changed:
             lane = self._changed.popleft()
             lane.changed = False
@@ -394,30 +415,34 @@ class Collector(Generic[AnyEntry]):
 
     def _fill(self, lane: Lane[AnyEntry]) -> None:
         """Let jobs of the backlog join the open batch, in order, until one does not fit."""
-        self._forget_dead(lane)
+        if lane.thinned or lane.dead:
+            self._forget_dead(lane)
         while lane.backlog and not lane.full:
             first = lane.backlog[0]
             room = self._room(lane, first)
             if room >= 1 or self.policy.fits(self._window(lane, first), first.weight):
-                self._join(lane, max(room, 1))
+                self._join(lane, room)
             elif lane.open:
                 lane.full = True
             else:
                 raise JobTooLarge(first.weight, limit_for(self.policy, self._window(lane, first), first.weight))
-            self._forget_dead(lane)
+            if lane.dead:
+                self._forget_dead(lane)
 
     def _room(self, lane: Lane[AnyEntry], joining: AnyEntry) -> float:
-        if lane.open or self._windows is None:
-            return check_answer("the room() of a policy", self.policy.room(self._window(lane, joining)))
-        if self._most is None:  # the built-in policies answer alike for all empty batches
-            self._most = self.policy.room(self._window(lane, joining))
-        return self._most
+        if not lane.open and self._most is not None:
+            return self._most
+        room = check_answer("the room() of a policy", self.policy.room(self._window(lane, joining)))
+        if not lane.open and self._shared:  # the built-in policies answer alike for all empty batches
+            self._most = room
+        return room
 
     def _join(self, lane: Lane[AnyEntry], room: float) -> None:
-        entries = list(islice(lane.backlog, int(room)) if room < len(lane.backlog) else lane.backlog)
+        backlog = lane.backlog
+        entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)
         joining = [entry for entry in entries if entry.waiting] if lane.dead else entries
         lane.open += joining  # before they are taken out: an exception from outside must not find them in neither place
-        if len(entries) < len(lane.backlog):
+        if len(entries) < len(backlog):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
             lane.backlog = []
@@ -439,10 +464,10 @@ class Collector(Generic[AnyEntry]):
 
     def _ask(self, lane: Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join a line."""
-        if self._watches:
+        lane.asked = self._doubts
+        if self._doubts_all:
             self._asked[lane] = None
             self._asked.move_to_end(lane)
-        lane.asked = self._flow
         if not lane.unflushed and lane.open[0].epoch > self._flushed:
             self._note_unflushed(lane)
         due, free = lane.due, lane.free
@@ -452,9 +477,9 @@ class Collector(Generic[AnyEntry]):
             window = self._window(lane)
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
-            lane.wanted = 1
-            if now < lane.due < now + _SHORT and lane.alike:
-                lane.wanted = check_count("the wants() of a policy", self.policy.wants(window))
+            if lane.alike:
+                near = now < lane.due < now + _SHORT
+                lane.wanted = check_count("the wants() of a policy", self.policy.wants(window)) if near else 1
         self._line_up(lane, now)
         if not lane.ready:
             if due != lane.due < NEVER:
@@ -464,15 +489,19 @@ class Collector(Generic[AnyEntry]):
 
     def _line_up(self, lane: Lane[AnyEntry], now: float) -> None:
         """Have the lane wait in the line in which it belongs now, and in its old place if it has been in one."""
-        was_ready, was_gated = lane.ready, lane.gated
-        lane.ready = lane.due <= now
-        lane.gated = lane.free <= now < lane.due
-        if not lane.turn and lane.free <= now:
+        if lane.free > now:
+            lane.ready = lane.gated = False
+            return
+        if not lane.turn:
             lane.turn = next(self._turns)
-        if lane.ready and not was_ready:
+        if lane.due > now:
+            lane.ready = False
+            if not lane.gated:
+                lane.gated = True
+                self._gated.push(lane.turn, lane)
+        elif not lane.ready:
+            lane.ready, lane.gated = True, False
             self._ready.push(lane.turn, lane)
-        elif lane.gated and not was_gated:
-            self._gated.push(lane.turn, lane)
 
     def _note_unflushed(self, lane: Lane[AnyEntry]) -> None:
         if len(self._unflushed) > 64 + 2 * len(self._lanes):
@@ -500,16 +529,16 @@ class Collector(Generic[AnyEntry]):
         """Return when the open batch is due with the gate shut, and when with the gate open."""
         if self._closing:
             return NOW, NOW
-        shut = self._bound(lane, 1)
-        if shut <= now:
-            return shut, shut
-        open = self._bound(lane, 2)
-        return (NOW, NOW) if open == NEVER and lane.full else (shut, open)
-
-    def _bound(self, lane: Lane[AnyEntry], which: int) -> float:
-        window = self._window(lane, which=which)
-        due = self.policy.due(window)
-        return min(due, self.policy.earliest(window)) if self._is_flushed(lane) else due
+        policy, shut, open = self.policy, self._shut, self._open
+        due = policy.due(_show(shut, lane))
+        if due <= now:
+            return due, due
+        free = policy.due(_show(open, lane))
+        if free == NEVER and lane.full:
+            return NOW, NOW
+        if self._is_flushed(lane):
+            due, free = min(due, policy.earliest(shut)), min(free, policy.earliest(open))
+        return due, free
 
     def _send(self, lane: Lane[AnyEntry], now: float) -> Batch[AnyEntry]:
         try:
@@ -536,39 +565,30 @@ class Collector(Generic[AnyEntry]):
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:
         del self._lanes[lane.place]
-        if self._watches:
+        if self._doubts_all:
             self._asked.pop(lane, None)
         lane.ready = lane.gated = False
         lane.due = lane.free = NEVER  # which voids its timers
         lane.gone = True
 
-    def _window(self, lane: Lane[AnyEntry], joining: Optional[AnyEntry] = None, which: int = 0) -> Window[Any]:
-        """Return what the policy is to see; with *joining*, for a job that may join it; with *which*, with the gate shut or open."""
-        if self._windows is None:
-            return self._new_window(lane, joining)
-        window = self._windows[which]
-        first, last = (lane.open[0], lane.open[-1]) if lane.open else (joining, joining)
-        assert first is not None and last is not None
-        fields = vars(window)
-        fields["count"] = len(lane.open)
-        fields["weight"] = lane.weight
-        fields["opened"] = first.submitted
-        fields["newest"] = last.submitted
-        fields["full"] = lane.full
-        return window
+    def _window(self, lane: Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
+        if self._shared:
+            return _show(self._real, lane, joining)
+        return self._new_window(lane, joining)
 
     def _new_window(self, lane: Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
-        first, last = (lane.open[0], lane.open[-1]) if lane.open else (joining, joining)
-        assert first is not None and last is not None
         window: Window[Any] = object.__new__(Window)
-        vars(window).update(  # in a third of the time: a frozen dataclass sets its fields one by one
-            self._common,
-            count=len(lane.open),
-            weight=lane.weight,
-            opened=first.submitted,
-            newest=last.submitted,
-            jobs=Jobs(lane.open),
-            key=lane.key,
-            full=lane.full,
-        )
-        return window
+        # In a third of the time: a frozen dataclass sets its fields one by one.
+        vars(window).update(self._flow, jobs=Jobs(lane.open), key=lane.key)
+        return _show(window, lane, joining)
+
+
+def _show(window: Window[Any], lane: Lane[Any], joining: Any = None) -> Window[Any]:
+    """Have a window show the open batch of a lane; if that is empty, the job that is about to join it."""
+    shown, entries = vars(window), lane.open or [joining]
+    shown["count"] = len(lane.open)
+    shown["weight"] = lane.weight
+    shown["opened"] = entries[0].submitted
+    shown["newest"] = entries[-1].submitted
+    shown["full"] = lane.full
+    return window

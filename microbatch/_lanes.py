@@ -99,7 +99,7 @@ class Alarms(Generic[Thing]):
 
     def next_moment(self) -> float:
         """Return the earliest moment, or `NEVER`."""
-        return NEVER if self.first() is None else self._heap[0][0]
+        return self._heap[0][0] if self._heap and self.first() is not None else NEVER
 
     def clear(self) -> None:
         """Forget all."""

@@ -9,7 +9,7 @@ from microbatch._bells import Bell
 from microbatch._clock import NEVER
 from microbatch._exceptions import Failures
 from microbatch._futures import Conclusion, JobFuture, conclude
-from microbatch._queue import JobQueue, News
+from microbatch._queue import NO_NEWS, JobQueue, News
 from microbatch._results import OVER, WAITING, JobState, Service
 
 __all__ = ["BatcherStats", "Ledger"]
@@ -83,8 +83,9 @@ class Ledger:
     def lead(self) -> Optional[News]:
         """Take the lead and what news there is, unless there is a leader."""
         with self.queue.mutex:
-            news = self.take_in() if self.queue.lead() else None
-        return news
+            if not self.queue.lead():
+                return None
+            return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NO_NEWS
 
     def take_in(self) -> News:
         """Enter all news into the books, and return it."""
@@ -152,7 +153,8 @@ class Ledger:
         with self.queue.mutex:
             live = self._move(futures, WAITING, JobState.RUNNING)
             self._count_held()
-            self.queue.not_full.notify(len(live))
+            if self.queue.not_full:
+                self.queue.not_full.notify(len(live))
             return live
 
     def count_batch(self, trigger: str) -> int:
@@ -318,5 +320,7 @@ class Ledger:
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
     """Return how many of the futures are of which epoch."""
     epochs = [future.epoch for future in futures]
+    if len(epochs) == 1:
+        return {epochs[0]: 1}
     distinct = set(epochs)
     return Counter(epochs) if len(distinct) > 1 else dict.fromkeys(distinct, len(epochs))

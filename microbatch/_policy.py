@@ -2,13 +2,24 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, Hashable, NoReturn, Optional, Sequence, TypeVar
+from typing import Any, Dict, Generic, Hashable, NoReturn, Optional, Sequence, TypeVar
 
 from microbatch._arguments import check_count, check_flag, check_number, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._results import BatchInfo
 
-__all__ = ["BatchReport", "BatchingPolicy", "Both", "Either", "Window", "check_policy", "count_gates", "limit_for"]
+__all__ = [
+    "GATES",
+    "BatchReport",
+    "BatchingPolicy",
+    "Both",
+    "Either",
+    "Window",
+    "check_policy",
+    "count_gates",
+    "learns",
+    "limit_for",
+]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -93,8 +104,10 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     watches_flow: bool = True
     """Whether `due` looks at `Window.in_flight` or `Window.sent`, or learns in `observe`.
 
-    True, the safe answer, has every open batch looked at again whenever a batch starts or ends.
-    With thousands of keys, say False where that is the truth.
+    True is the safe answer. After each start and each end of a batch, `due` is asked again when a worker is free: first for
+    the batch whose turn it is, and if that is no longer due, for others, until one is due. With up to 64 open batches all of
+    them can be asked at once. With more, some are asked later, a few every millisecond, so that a batch that has become due
+    may wait a little. Say False if that is the truth, and nothing of this is needed.
     """
 
     watches_callers: bool = False
@@ -108,6 +121,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     If so, `due` is asked once more when a worker is free for the batch; and for the oldest one, when all are.
     """
+
+    _learned: int = 0  # how often a built-in policy has learned what may change its answers
 
     history: int = 1_000
     """How many moments `Window.sent` holds at most, the latest ones."""
@@ -238,6 +253,10 @@ class _Pair(BatchingPolicy[Job]):
         self.recalls = max(first.recalls, second.recalls)
         self.history = max(first.history, second.history)
 
+    @property
+    def _learned(self) -> int:  # type: ignore[override]
+        return self.first._learned + self.second._learned
+
     def fits(self, window: Window[Job], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
         return self.first.fits(window, weight) and self.second.fits(window, weight)
@@ -322,14 +341,25 @@ class Both(_Pair[Job]):
         )
 
 
-def count_gates(policy: BatchingPolicy[Any]) -> Optional[int]:
-    """Return how many gates *policy* has, or None if that is not known, as for a class that a user wrote.
-
-    A gate is a moment before which a policy lets no batch go, whatever its key, and which only the flow of batches and
-    callers decides, as the `Natural` and `Rate` have. All else that the policy looks at must be of the batch itself. It may learn.
-    """
+def learns(policy: BatchingPolicy[Any]) -> bool:
+    """Return whether *policy* takes note of how batches went."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
-        parts = count_gates(policy.first), count_gates(policy.second)
-        return None if None in parts else sum(filter(None, parts))
-    gates: Optional[int] = vars(type(policy)).get("_gates")  # not inherited by a class that may decide otherwise
-    return gates
+        return learns(policy.first) or learns(policy.second)
+    return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
+
+
+GATES: Dict[type, int] = {}
+"""How many gates each of the built-in policies has.
+
+A gate is a moment before which a policy lets no batch go whatever is in it. It is the same for all keys, and only the flow
+decides on it: which batches have started and ended, and when callers were last heard of. For the rest, a built-in policy
+goes by what is in the batch, and by what it has learned.
+"""
+
+
+def count_gates(policy: BatchingPolicy[Any]) -> Optional[int]:
+    """Return how many gates *policy* has, or None if that is not known, as of one that a user wrote."""
+    if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
+        first, second = count_gates(policy.first), count_gates(policy.second)
+        return None if first is None or second is None else first + second
+    return GATES.get(type(policy))  # not what it inherits from, for it may decide otherwise

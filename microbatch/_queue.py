@@ -14,7 +14,7 @@ from microbatch._futures import JobFuture
 from microbatch._results import WAITING, JobState
 from microbatch.errors import BacklogFull, BatcherClosed
 
-__all__ = ["JobQueue", "News"]
+__all__ = ["JobQueue", "NO_NEWS", "News"]
 
 
 class News(NamedTuple):
@@ -29,6 +29,10 @@ class News(NamedTuple):
     returning: int  # see `Callers`
     return_by: float
     heard: float  # see `Callers.last_heard`
+
+
+NO_NEWS = News(deque(), {}, [], -1, False, False, 0, NOW, NOW)
+"""What a leader takes where nothing has come, which is quicker than to take nothing."""
 
 
 class _Inside(threading.local):
@@ -104,6 +108,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_stuck(self) -> bool:
         """Return whether a caller waits for room, so that some batch must go to make it."""
+        if not self.not_full:
+            return False
         with self.mutex:
             return self.blocked > 0 and self._full()
 
@@ -282,23 +288,23 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
         # Before the look, for the sake of a finalizer that comes in after it and submits.
         self.leader, self._moment, self._wanted = 0, moment, wanted
-        if self._has_news() or moment < self._alarm:
+        if self.has_news(wanted) or moment < self._alarm:
             self.not_empty.ring()
 
     def wait_for_lead(self) -> None:
         """Wait until there is something for the worker thread to do, and take the lead."""
         me = threading.get_ident()
         self.not_empty.silence()
-        while not (self._has_news() or self._now() >= self._moment) or self.leader:
+        while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
         self.leader, self._moment, self._wanted, self._alarm = me, NEVER, sys.maxsize, NOW
 
-    def _has_news(self) -> bool:
-        seen = self.epoch, self.closed, self.blocked, self.callers.all_waited
-        return bool(len(self.queue) >= self._wanted or self._expiring or self._withdrawn or self._notes) or (
-            seen != self._seen
-        )
+    def has_news(self, wanted: int = 1) -> bool:
+        """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
+        if len(self.queue) >= wanted or self._expiring or self._withdrawn or self._notes:
+            return True
+        return (self.epoch, self.closed, len(self.not_full), self.callers.all_waited) != self._seen
 
     def take_news(self) -> News:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.

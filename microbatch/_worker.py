@@ -12,6 +12,7 @@ from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_internals
 from functools import partial
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -25,13 +26,13 @@ from microbatch._ledger import Ledger
 from microbatch._log import report
 from microbatch._opening import Opening
 from microbatch._process import current_mark, enlist
-from microbatch._queue import JobQueue, News
+from microbatch._queue import NO_NEWS, JobQueue, News
 from microbatch._results import BatchInfo, JobState
 from microbatch._sending import name_unsendable, send
 from microbatch._settle import Delivery, fail
 from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
 from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, BatchStarted, tell
-from microbatch._policy import BatchingPolicy, BatchReport
+from microbatch._policy import BatchingPolicy, BatchReport, learns
 
 __all__ = ["Worker"]
 
@@ -74,6 +75,7 @@ class Worker:
         self._collector: Collector[JobFuture[Any]] = Collector(
             policy, max_workers, check_answer("the now() of a clock", clock.now())
         )
+        self._learns = learns(policy)
         self._clock = clock
         self._alike = alike  # jobs have neither keys nor weights
         self._name = name
@@ -376,22 +378,34 @@ class Worker:
         """Return when somebody has to lead again: at which moment, or with how many jobs."""
         return self._collector.next_moment(), self._collector.wanted()
 
-    def _advance(self, news: News) -> None:
-        """Do all that there is to do now."""
-        self._collector.hear_of(news.returning, news.return_by, news.heard)
-        self._collector.add(news.jobs, self._alike and not news.expiring)
-        if news.withdrawn:
-            self._strike_out(list(news.withdrawn))
-        self._collector.flush(news.flushed, closing=news.closed)
-        for note in news.notes:
+    def _advance(self, news: News, *notes: Callable[[], None]) -> None:
+        """Do all that there is to do now; *notes* are called after those in the news."""
+        collector = self._collector
+        if news is not NO_NEWS:
+            collector.hear_of(news.returning, news.return_by, news.heard)
+            collector.add(news.jobs, self._alike and not news.expiring)
+            if news.withdrawn:
+                self._strike_out(list(news.withdrawn))
+            collector.flush(news.flushed, closing=news.closed)
+        for note in chain(news.notes, notes):
             note()
-        now = self._clock.now()
-        self._expire(now)
+        # Again if something has become due meanwhile, before another thread has to be woken for it.
+        while self._dispatch(self._clock.now()) and collector.has_worker:
+            if collector.next_moment() > self._clock.now():
+                break
+        if collector.joined:
+            self.ledger.mark_batched(collector.joined)
+            collector.joined.clear()
+
+    def _dispatch(self, now: float) -> bool:
+        """Send all batches that are due, and return whether there were any."""
+        if expired := self._collector.expire(now):
+            self._expire(expired)
+        any_taken = False
         while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
             self._send(batch, now)
-        if self._collector.joined:
-            self.ledger.mark_batched(self._collector.joined)
-            self._collector.joined.clear()
+            any_taken = True
+        return any_taken
 
     def _strike_out(self, cancelled: List[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
@@ -399,10 +413,7 @@ class Worker:
             future.announce()
         self.ledger.release(cancelled)
 
-    def _expire(self, now: float) -> None:
-        expired = self._collector.expire(now)
-        if not expired:
-            return
+    def _expire(self, expired: List[JobFuture[Any]]) -> None:
         expired = self.ledger.claim(expired)
         self._collector.drop(expired)
         errors = [JobExpired(future.expires_in) for future in expired]
@@ -435,13 +446,13 @@ class Worker:
             delivery.fail(self._named(error, delivery))
             self._report(delivery)
 
-    def _finish(self, delivery: Delivery, summary: Optional[BatchReport] = None) -> None:
+    def _finish(self, delivery: Delivery, time: Optional[float] = None) -> None:
         if self._running.pop(delivery, self) is self:
             return  # after an exception this may be called twice
-        self._collector.finished(None if summary is None else summary.service_time)
+        self._collector.finished(time)
         try:
-            if summary is not None:
-                self._collector.policy.observe(summary)
+            if time is not None and self._learns:
+                self._collector.policy.observe(BatchReport(delivery.info, time, delivery.failed))
         except BaseException:
             report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
 
@@ -553,16 +564,15 @@ class Worker:
             return  # an executor that calls back twice
         done = partial(self._finish, delivery)
         try:
-            summary = BatchReport(delivery.info, delivery.service_time, delivery.failed)
-            done = partial(self._finish, delivery, summary)
+            time = delivery.service_time
+            done = partial(self._finish, delivery, time)
             if self._audience.batch_finished:
-                self._tell_of_end(summary, delivery.started, futures)
+                self._tell_of_end(delivery.info, time, delivery.started, futures)
         except BaseException:  # of a clock that a user injected: the worker is free all the same
             report("batch %d of %s can't be reported to the policy", delivery.info.id, self._name)
         self._pass_on(done)
 
-    def _tell_of_end(self, summary: BatchReport, started: float, futures: List[JobFuture[Any]]) -> None:
-        info, time = summary.batch, summary.service_time
+    def _tell_of_end(self, info: BatchInfo, time: float, started: float, futures: List[JobFuture[Any]]) -> None:
         failed = [future.stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
         tell(self._audience.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
@@ -576,8 +586,7 @@ class Worker:
         if news is None:
             self.queue.post(note)
             return
-        news.notes.append(note)
-        self._advance(news)
+        self._advance(news, note)
         self._mishaps = 0
         # A finalizer may have closed the queue since this thread took the lead: the end is up to the worker thread.
         terms = self._terms() if not news.closed else (NOW, 1)

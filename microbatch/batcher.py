@@ -45,7 +45,7 @@ from microbatch._ledger import BatcherStats
 from microbatch._results import JobResult
 from microbatch._worker import Worker
 from microbatch.config import policy_from_env
-from microbatch.errors import BacklogFull, JobTooLarge
+from microbatch.errors import JobTooLarge
 from microbatch.listeners import Audience, BatchListener, JobAccepted, tell
 from microbatch._policy import BatchingPolicy, Window, check_policy, limit_for
 from microbatch.policies import DEFAULT_POLICY
@@ -417,24 +417,18 @@ class Batcher(Generic[Job, Value]):
             for job in jobs:
                 if len(ahead) == size:
                     yield self._next_of(ahead, deadline)
-                ahead.append(self._submit_ahead(job, deadline))
+                ahead.append(self.submit(job, timeout=self._remaining(deadline)))
             for _ in tuple(ahead):
                 yield self._next_of(ahead, deadline)
         finally:
             for future in ahead:
                 future.cancel()
 
-    def _submit_ahead(self, job: Job, deadline: float) -> JobFuture[Value]:
-        try:
-            return self.submit(job, timeout=0)
-        except BacklogFull:
-            self.flush(wait=False)
-            return self.submit(job, timeout=self._remaining(deadline))
-
     def _next_of(self, ahead: Deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
-            self.flush(wait=False)
+            if ahead[0].waiting and ahead[0].epoch == self._worker.queue.epoch:  # once for all jobs that are ahead now
+                self.flush(wait=False)
         result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
         return result

@@ -20,7 +20,7 @@ from typing import Deque, Optional, Tuple
 from microbatch._arguments import check_count, check_number, check_positive
 from microbatch._clock import NEVER, NOW
 from microbatch._log import report as log
-from microbatch._policy import BatchingPolicy, BatchReport, Window
+from microbatch._policy import GATES, BatchingPolicy, BatchReport, Window
 
 __all__ = [
     "Adaptive",
@@ -342,6 +342,8 @@ class Adaptive(BatchingPolicy[object]):
         self._best = self.least  # how many jobs can be done in time, as far as it knows
         self._size = self.least  # how many the open batch may hold
         self._last: Deque[Tuple[int, float]] = deque(maxlen=50)  # sizes and times
+        self._alike = 0  # how many of them, from the last on, are of one size
+        self._largest = 0
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -366,18 +368,27 @@ class Adaptive(BatchingPolicy[object]):
         self._seen += 1
         if self._seen <= self.warm_up:
             return
+        before = self._size
         try:
-            self._last.append((report.batch.size, report.service_time))
-            self._best = self._within(self._solved() or self._stepped(report.batch.size, report.service_time))
+            size, time = report.batch.size, report.service_time
+            self._alike = self._alike + 1 if self._last and self._last[-1][0] == size else 1
+            self._last.append((size, time))
+            self._largest = size
+            solution = None
+            if self._alike < len(self._last) or not math.isfinite(time):  # otherwise there is no line through them
+                self._largest = max(self._last)[0]
+                solution = self._solved()
+            self._best = self._within(solution or self._stepped(size, time))
             self._size = self._within(self._best * _EXPLORING[self._seen % len(_EXPLORING)])
         except (ArithmeticError, ValueError):
             log("%r can't make sense of a batch of %d jobs in %g s", self, report.batch.size, report.service_time)
             self._last.clear()
             self._best = self._size = self.least
+        self._learned += self._size != before
 
     def _within(self, size: float) -> int:
         # No more than double of what was tried: a line is no guide to where nobody has been.
-        most = min(self.most, 2 * max(size for size, _ in self._last))
+        most = min(self.most, 2 * self._largest)
         return max(self.least, int(min(size, most) + 1e-9))
 
     def _solved(self) -> Optional[float]:
@@ -412,6 +423,9 @@ def _exact(number: float) -> str:
     """Return the shortest literal that is read as *number*: ``60``, ``0.005``, ``1e999`` for infinity."""
     return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero
 
+
+GATES.update({Size: 0, Interval: 0, Weight: 0, FixedWindow: 0, Session: 0, Adaptive: 0})
+GATES.update({Rate: 1, Natural: 1, AllWaiting: 1})
 
 _EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)  # one in five off the best, one in ten to either side
 

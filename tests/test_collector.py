@@ -1,5 +1,6 @@
 """The collector alone: no thread, no lock, no clock. Moments are plain numbers."""
 
+import random
 import subprocess
 import sys
 import weakref
@@ -13,7 +14,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from microbatch import NEVER, NOW, BatchingPolicy, Interval, JobTooLarge, Natural, Rate, Size, Window
+from microbatch import (
+    NEVER,
+    NOW,
+    Adaptive,
+    AllWaiting,
+    BatchInfo,
+    BatchingPolicy,
+    BatchReport,
+    Interval,
+    JobTooLarge,
+    Natural,
+    Rate,
+    Session,
+    Size,
+    Window,
+)
 from microbatch._collector import Batch, Collector
 
 
@@ -1105,3 +1121,189 @@ def test_a_moment_beyond_all_floats_is_one_that_a_clock_can_calculate_with() -> 
     c.add(jobs("a"))
     assert [] == take_all(c, 0)
     assert NEVER == c.next_moment()
+
+
+# -- many lanes --
+
+
+class Counted(BatchingPolicy[Any]):
+    """A user's policy that says nothing about itself, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def due(self, window: Window[Any]) -> float:
+        self.asked += 1
+        return self.moment(window)
+
+    def moment(self, window: Window[Any]) -> float:
+        return window.opened
+
+
+class CountedIdle(Counted):
+    def moment(self, window: Window[Any]) -> float:
+        return NOW if window.in_flight == 0 else NEVER
+
+
+def drain(c: Collector[Job], now: float = 0.0) -> List[Any]:
+    """Take all batches, each ending a moment after it began, and return the jobs in the order in which they went."""
+    taken = []
+    while c:
+        while (batch := c.take(now)) is not None:
+            assert batch.error is None
+            taken += [entry.job for entry in batch.entries]
+            c.started(now)
+        if c.in_flight:
+            c.finished(0.5)
+            c.policy.observe(BatchReport(BatchInfo(1, 1, 1.0, None, ""), 0.5, 0))
+        elif (moment := c.next_moment()) < NEVER:
+            now = max(now, moment)
+        else:
+            raise AssertionError("nothing would ever go")
+        now += 0.25
+    return taken
+
+
+@pytest.mark.parametrize("policy", [Counted, CountedIdle])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_start_or_an_end_of_a_batch_asks_for_a_few_lanes_however_many_there_are(
+    policy: Callable[[], Counted], workers: int
+) -> None:
+    asked = policy()
+    c = collector(asked, workers)
+    c.add([Job(key, key=key) for key in range(400)])
+    assert 400 == len(drain(c))
+    assert asked.asked < 400 * 10
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Size(100) | Natural(),
+        Adaptive(0.1) | Natural(),
+        Size(1) & Rate(1, per=0.5),
+        Size(100) | AllWaiting(),
+    ],
+    ids=repr,
+)
+def test_the_built_in_policies_are_asked_a_few_times_for_each_lane_and_go_in_order(
+    policy: BatchingPolicy[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[object] = []
+    for kind in (Natural, Rate):
+        due = kind.due
+
+        def counting(self: Any, window: Window[Any], due: Any = due) -> float:
+            asked.append(window)
+            return float(due(self, window))
+
+        monkeypatch.setattr(kind, "due", counting)
+    c = collector(policy, workers=4)
+    c.add([Job(key, key=key) for key in range(400)])
+    assert list(range(400)) == drain(c)
+    assert len(asked) < 400 * 20
+
+
+def test_every_lane_in_doubt_is_asked_in_the_end_even_if_nothing_more_happens_and_then_no_more() -> None:
+    class Picky(Counted):
+        def moment(self, window: Window[Any]) -> float:
+            return NOW if window.in_flight == 0 and window.key in ("first", 900) else NEVER
+
+    policy = Picky()
+    c = collector(policy, workers=4)
+    c.add([Job("first", key="first")])
+    assert ["first:picky"] == take_all(c, 0)
+    c.add([Job("a", key=key) for key in range(1000)])
+    assert [] == take_all(c, 0)
+    c.finished()
+    now, looks = 0.0, 0
+    while not (taken := take_all(c, now)):
+        now, looks = c.next_moment(), looks + 1
+        assert looks < 100
+    assert (["a:picky"], now < 0.1) == (taken, True)
+    while (moment := c.next_moment()) < NEVER:
+        assert [] == take_all(c, moment)
+        looks += 1
+        assert looks < 200
+    before = policy.asked
+    assert [] == take_all(c, now + 1)
+    assert before == policy.asked
+
+
+def test_a_full_batch_does_not_wait_where_others_are_held_back() -> None:
+    c = collector(Size(2) | Natural(), workers=4)
+    c.finished(4.0)  # of one of old
+    c.started(0.0)
+    c.add([Job("a", key="a"), Job("b", key="b")])
+    assert ["a:natural"] == take_all(c, 10.0)
+    c.add([Job("c", key="c", submitted=10.0), Job("d", key="c", submitted=10.0)])
+    assert (["cd:size"], 11.0) == (take_all(c, 10.0), c.next_moment())
+    assert ["b:natural"] == take_all(c, 11.0)
+
+
+def test_each_lane_is_flushed_once_however_often_one_flushes() -> None:
+    policy = Counted()
+    policy.moment = lambda window: NEVER  # type: ignore[method-assign]
+    c = collector(policy & Rate(1, per=60))
+    c.started(0)
+    for epoch in range(400):
+        c.add([Job(epoch, key=epoch, epoch=epoch)])
+        c.flush(epoch)
+        assert [] == take_all(c, 0)
+    assert policy.asked < 400 * 4
+
+
+def test_what_others_say_of_themselves_puts_no_lane_in_doubt() -> None:
+    policy = Counted()
+    policy.watches_flow = False
+    policy.moment = lambda window: NEVER  # type: ignore[method-assign]
+    c = collector(policy, workers=4)
+    c.add([Job("a", key=key) for key in range(100)])
+    for _ in range(10):
+        c.started(0)
+        assert [] == take_all(c, 0)
+        c.finished()
+    assert 100 == policy.asked
+
+
+BUILT_IN = [
+    "Size(3) | Natural()",
+    "Size(2) & Rate(2, 5)",
+    "Size(3) | AllWaiting(1)",
+    "AllWaiting(1) | Interval(2)",
+    "Adaptive(3, warm_up=0) | Natural()",
+    "Adaptive(3, warm_up=0) & Rate(2, 3)",
+    "(Size(3) | Natural()) & Rate(2, 3)",
+    "Session(1) & Rate(2, 3)",
+    "Size(2) & Natural()",
+    "Size(3) & Interval(1) | Natural() & Interval(0.5)",
+]
+
+
+@pytest.mark.parametrize("text", BUILT_IN)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str, workers: int) -> None:
+    for seed in range(10):
+        chance = random.Random(seed)
+        c = collector(eval(text), workers)
+        now, epoch, heard = 0.0, 0, NOW
+        for _ in range(60):
+            what = chance.choice(["add", "add", "add", "wait", "finish", "finish", "flush", "hear"])
+            if what == "add":
+                c.add([Job("a", key=chance.randrange(8), submitted=now, epoch=epoch) for _ in range(3)])
+            elif what == "wait":
+                now += chance.choice([0.1, 0.5, 1.0, 2.0])
+            elif what == "finish" and c.in_flight:
+                time, size = chance.choice([0.5, 1.0, 2.0, 4.0]), chance.randint(1, 4)
+                c.finished(time)
+                c.policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), time, 0))
+            elif what == "flush":
+                c.flush(epoch)
+                epoch += 1
+            elif what == "hear":
+                heard = chance.choice([NOW, now])
+            c.hear_of(0, NOW, heard)
+            take_all(c, now)
+            if c.has_worker and c.next_moment() > now + 0.002 and len(c._lanes) > 1:  # none is still to be asked
+                due = [c._answer(lane, c._new_window(lane), now)[0] for lane in c._lanes.values()]
+                assert min(due) > now

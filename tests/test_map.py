@@ -123,3 +123,24 @@ def test_it_is_refused_in_the_batchers_own_threads() -> None:
         prepared = batcher.map([1])
         batcher.submit(1).result(timeout=10)
     assert 2 == len(refused) and all("a thread of the batcher can't wait" in text for text in refused)
+
+
+def test_it_flushes_once_for_all_jobs_that_are_ahead() -> None:
+    wanted = threading.Semaphore(0)
+    flushes: List[bool] = []
+
+    class Counting(Batcher[int, int]):
+        def flush(self, wait: bool = True, *, timeout: Any = None) -> bool:
+            flushes.append(wait)
+            return super().flush(wait, timeout=timeout)
+
+    def when_wanted(jobs: List[int]) -> List[int]:
+        assert wanted.acquire(timeout=10)
+        return jobs
+
+    with Counting(when_wanted, Size(10), key=lambda job: job) as batcher:
+        results = batcher.map(range(100), buffersize=10)
+        for number in range(100):
+            wanted.release(1 if number % 10 else 2)  # the youngest job may go first
+            assert number == next(results).value
+    assert 1 <= len(flushes) <= 11

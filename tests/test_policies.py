@@ -29,6 +29,7 @@ from microbatch import (
     Window,
 )
 from microbatch._words import parse_policy
+from microbatch._policy import count_gates
 
 
 class Urgent(BatchingPolicy[str]):
@@ -607,3 +608,24 @@ def test_adaptive_falls_back_to_the_least_where_its_arithmetic_fails_and_says_so
     assert (2, "ERROR") == (limit(policy), caplog.records[0].levelname)
     assert "can't make sense of a batch of 30 jobs" in caplog.text
     assert 4 == limit(learned(policy, (2, 0.01), (3, 0.01)))
+
+
+class Gentle(Natural):
+    """May decide otherwise than what it inherits from."""
+
+
+@pytest.mark.parametrize(
+    "policy, gates",
+    [
+        (Size(3) | Interval(1), 0),
+        (Size(3) | Natural(), 1),
+        (Adaptive(0.1) & Rate(1, 1), 1),
+        ((Size(3) | Natural()) & Rate(1, 1), 2),
+        (Gentle(), None),
+        (Gentle() | Interval(1), None),
+    ],
+)
+def test_how_many_gates_there_are_is_only_known_of_the_built_in_policies(
+    policy: BatchingPolicy[Any], gates: "int | None"
+) -> None:
+    assert gates == count_gates(policy)

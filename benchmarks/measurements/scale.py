@@ -4,7 +4,8 @@ As *submit then gather*, with the number of jobs, of threads, or of keys going u
 partial batch may wait for its interval, which is part of the cost. Nobody's cost is flat up to a million: with all
 handles kept, the garbage collector looks at more of them each time. So growth is set in relation to that of the pool.
 
-Only microbatch has keys: each key has an open batch of its own, and with as many keys as jobs nothing can be shared.
+Only microbatch has keys: each key has an open batch of its own, and with as many keys as jobs nothing can be shared. From
+100,000 keys on there is one job for each, so that a batch is paid for each job; from there on the cost should not grow.
 """
 
 from typing import Dict, Type
@@ -14,12 +15,12 @@ from benchmarks.measurements import gather
 from benchmarks.measurements.base import BATCHERS, INTERVAL, POOL, SIZE, Case, Measurement, Unsuited
 
 
-def run_keys(contender: Type[Contender], *, jobs: int, keys: int) -> Dict[str, float]:
+def run_keys(contender: Type[Contender], *, jobs: int, keys: int, workers: int = 1) -> Dict[str, float]:
     """See the module."""
     if not issubclass(contender, Microbatch):
         raise Unsuited("has no keys")
     key_of = {b"%d" % number: number % keys for number in range(jobs)}
-    batcher = contender(gather.no_op, size=SIZE, interval=INTERVAL, workers=1, key=key_of.__getitem__)
+    batcher = contender(gather.no_op, size=SIZE, interval=INTERVAL, workers=workers, key=key_of.__getitem__)
     return gather.cost(batcher, jobs, threads=1)
 
 
@@ -53,6 +54,13 @@ THREADS = Measurement(
     plot="wall",
 )
 
+
+def _keys(jobs: int, keys: int, workers: int = 1) -> Case:
+    return Case(
+        f"{keys:,}" + (f", {workers} workers" if workers > 1 else ""), {"jobs": jobs, "keys": keys, "workers": workers}
+    )
+
+
 KEYS = Measurement(
     name="scale-keys",
     title="Scale: more keys",
@@ -60,9 +68,12 @@ KEYS = Measurement(
     run=run_keys,
     figures=gather.FIGURES,
     contenders=BATCHERS,
-    cases=[Case(f"{keys:,}", {"jobs": 100_000, "keys": keys}) for keys in (1, 10, 100, 1_000, 10_000)],
-    quick=[Case(f"{keys:,}", {"jobs": 10_000, "keys": keys}) for keys in (1, 100, 1_000)],
+    cases=[
+        *(_keys(max(keys, 100_000), keys) for keys in (1, 100, 1_000, 10_000, 100_000, 1_000_000)),
+        *(_keys(max(keys, 100_000), keys, workers=4) for keys in (1_000, 100_000, 1_000_000)),
+    ],
+    quick=[*(_keys(10_000, keys) for keys in (1, 100, 1_000, 10_000)), _keys(10_000, 10_000, workers=4)],
     wide=True,
-    growth=("1", "10,000"),
+    growth=("100,000", "1,000,000"),
     plot="wall",
 )
