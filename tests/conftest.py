@@ -17,6 +17,12 @@ from microbatch.testing import ManualClock, RecordingProcessor
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have the garbage collector pass over what the tests themselves are made of, for many of them call it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())

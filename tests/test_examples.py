@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import List
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -40,12 +42,14 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
     } <= set(scrape)
 
 
+@pytest.mark.server
 def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:
     lines = output("postgresql.py", postgresql)
     assert "each caller has the id of its own row: True" == lines[-1]
     assert int(lines[2].split()[-2].replace(",", "")) < 1_000
 
 
+@pytest.mark.server
 def test_items_for_an_api_go_in_batches_and_each_caller_gets_its_own_reply() -> None:
     lines = output("bulk_api.py")
     assert "each caller has the length of its own word: True" == lines[-1]

@@ -39,18 +39,19 @@ class Late(Signal):
     def __init__(self, place: int, thread: str) -> None:
         super().__init__(self._raise, place)
         self._thread = thread
+        self._here = threading.local()
         self.armed = False
 
     def _raise(self) -> None:
         self.armed = False
         raise TimeLimit
 
-    def _is_in_thread(self) -> bool:
-        # Not `threading.current_thread`, which makes one up for a thread that ends.
-        return any(each.name == self._thread for each in threading.enumerate() if each.ident == threading.get_ident())
-
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not self.armed or not self._is_in_thread():
+        if not hasattr(self._here, "is_in_thread"):
+            self._here.is_in_thread = threading.current_thread().name == self._thread
+        if not self._here.is_in_thread:
+            return None
+        if not self.armed:
             return self.trace
         if not INSTRUCTIONS_ARE_NOT_TRACED:
             return super().trace(frame, event, argument)

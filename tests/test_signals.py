@@ -7,7 +7,7 @@ import threading
 import traceback
 from concurrent.futures import CancelledError, Executor, Future, TimeoutError, as_completed, wait
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -50,6 +50,11 @@ def no_finalizer_is_interrupted() -> Iterator[None]:
     gc.enable()
 
 
+@lru_cache(maxsize=None)
+def _names_in(code: CodeType) -> Dict[int, str]:
+    return {step.offset: step.opname for step in dis.get_instructions(code)}
+
+
 class Signal:
     """Calls *handler* at the *place*-th entrance that the calling thread comes to in *modules*."""
 
@@ -65,18 +70,20 @@ class Signal:
         self.came = False
         self._modules = modules
         self._entrances = entrances
-        self._names: Dict[CodeType, Dict[int, str]] = {}
+        self._names: Dict[FrameType, Dict[int, str]] = {}
         self._before: Dict[FrameType, str] = {}
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_globals.get("__name__", "").startswith(self._modules):
             return None
         frame.f_trace_opcodes = True
+        if frame not in self._names:
+            self._names[frame] = _names_in(frame.f_code)
         if event == "call":
             self._before[frame] = "RESUME"  # which is not traced itself
         if event == "opcode":
             entered = self._before.get(frame, "").startswith(self._entrances)
-            self._before[frame] = self._names_in(frame.f_code).get(frame.f_lasti, "")
+            self._before[frame] = self._names[frame].get(frame.f_lasti, "")
             self.places_left -= entered
             if self.places_left < 0:
                 sys.settrace(None)
@@ -84,11 +91,6 @@ class Signal:
                 self.came = True
                 self.handler()
         return self.trace
-
-    def _names_in(self, code: CodeType) -> Dict[int, str]:
-        if code not in self._names:
-            self._names[code] = {step.offset: step.opname for step in dis.get_instructions(code)}
-        return self._names[code]
 
     def during(self, act: Callable[[], Any]) -> Optional[BaseException]:
         """Call *act*, and return what it raised."""
