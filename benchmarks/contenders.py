@@ -11,7 +11,18 @@ from functools import partial
 from queue import Queue
 from typing import Any, Callable, ClassVar, Hashable, List, Optional, Tuple
 
-from microbatch import DEFAULT_POLICY, AllWaiting, Batcher, BatchingPolicy, BatchListener, Interval, Size
+from microbatch import (
+    DEFAULT_POLICY,
+    Adaptive,
+    AllWaiting,
+    Batcher,
+    BatchingPolicy,
+    BatchListener,
+    Interval,
+    Natural,
+    Size,
+    Window,
+)
 
 Processor = Callable[[List[bytes]], List[bytes]]
 """What runs downstream. Jobs are bytes, since one of the peers takes nothing else."""
@@ -132,6 +143,39 @@ class MicrobatchAllWaiting(Microbatch):
     def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
         """See `Microbatch.policy`."""
         return Size(size) | AllWaiting() | Interval(4 * interval)
+
+
+class MicrobatchAdaptive(Microbatch):
+    """Learns how large a batch may be."""
+
+    name = "microbatch-adaptive"
+    label = "microbatch, Adaptive(0.1) | Natural()"
+
+    def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
+        """See `Microbatch.policy`."""
+        return Adaptive(0.1) | Natural()
+
+
+class Plain(BatchingPolicy[object]):
+    """A policy that a user might write, with no word about what it looks at: due some time after the first job."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return window.opened + self.interval
+
+
+class MicrobatchPlain(Microbatch):
+    """With the policy of a user, which may have to be asked again whenever a batch starts or ends."""
+
+    name = "microbatch-plain"
+    label = "microbatch, a user's policy"
+
+    def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
+        """See `Microbatch.policy`."""
+        return Plain(interval)
 
 
 class Pool(Contender):

@@ -22,6 +22,8 @@ CONTENDERS: Dict[str, Type[Contender]] = {
         contenders.MicrobatchInterval,
         contenders.MicrobatchLong,
         contenders.MicrobatchAllWaiting,
+        contenders.MicrobatchAdaptive,
+        contenders.MicrobatchPlain,
         contenders.Pool,
         peers.Batched,
         peers.UBatch,

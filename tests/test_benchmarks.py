@@ -113,7 +113,6 @@ def test_who_cannot_do_a_case_is_skipped_with_the_reason() -> None:
     expected = {"skipped": "runs 1 batch at a time"}
     settings = {"workers": 2, "threads": 1, "seconds": 0}
     assert expected == measure(MEASUREMENTS["closed"], CONTENDERS["batched"], settings)
-    assert {"skipped": "has no keys"} == measure(MEASUREMENTS["scale-keys"], Pool, {"jobs": 1, "keys": 1})
 
 
 @pytest.mark.parametrize("peer", PEERS)
