@@ -18,7 +18,7 @@ from microbatch._arguments import check_answer, check_count, shown
 from microbatch._clock import NEVER, NOW
 from microbatch._lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
-from microbatch._policy import BatchingPolicy, Window, count_gates, limit_for
+from microbatch._policy import BatchingPolicy, Window, count_gates, learns, limit_for
 
 __all__ = ["Batch", "Collector"]
 
@@ -76,9 +76,9 @@ class Collector(Generic[AnyEntry]):
        when with the gate shut. Between these moments it waits in the line at the gate, and after a start or an end only the
        first of that line is asked, for all of them.
     2. Doubt. A user's policy may answer anything after a start or an end, so that older answers are in doubt, but for a
-       policy that says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the first lane of those that are
-       due is asked again; if its batch is due no longer, the next one, and then all others, the one with the oldest answer
-       first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up. When
+       policy that says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the lane with the oldest answer is
+       asked again, so that busy keys can't starve it, and the first lane of those that are due; if its batch is due no
+       longer, the next one, and then all others, the one with the oldest answer first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up. When
        these are spent, `_SAVED` more are asked each time that nothing has started or ended for `_PAUSE` seconds, until no
        answer is in doubt. So an answer that has changed is found in any case, if not always at once.
     """
@@ -93,10 +93,10 @@ class Collector(Generic[AnyEntry]):
         self._shut_until = NOW  # the gate, as far as is known
         self._doubts = 0  # how often answers were put in doubt
         self._learned = 0  # how often a built-in policy has
-        self._doubts_flow = bool(policy.holds_back or policy.watches_flow and self._gates is None)
+        self._learns = learns(policy) and self._gates is not None
+        self._doubts_flow = bool(policy.watches_flow) and self._gates != 0
         self._doubts_heard = policy.recalls > 0
-        self._learns = bool(policy.watches_flow) and self._gates is not None
-        self._doubts_all = bool(policy.watches_flow or policy.recalls > 0)  # not only answers of lanes in the line
+        self._doubts_any = self._learns or self._doubts_flow or self._doubts_heard
         self._steady = self._gates == 0 and not self._learns  # whatever starts or ends
         self._questions = _SAVED  # how many lanes may be asked again
         self._resume = NEVER  # when more may be
@@ -174,7 +174,7 @@ class Collector(Generic[AnyEntry]):
         """Go by the gate from now on: see rule 1. One lane alone is simply asked."""
         self._has_gate = True
         self._doubts_flow = self._doubts_heard = False
-        self._doubts_all = self._learns
+        self._doubts_any = self._learns
         self._asked.clear()
         self._change_all()
 
@@ -280,25 +280,22 @@ class Collector(Generic[AnyEntry]):
         if self._learns and self._learned != self.policy._learned:
             self._learned = self.policy._learned
             self._doubts += 1
+            self._most = None
         if now >= self._resume:
             self._questions, self._resume = _SAVED, NEVER
+        if self._questions > 1 and (lane := self._longest_in_doubt()) is not None:  # or busy keys could starve it
+            self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
             if lane.ready and lane.asked == self._doubts:
                 return lane
-            try:
-                if lane.gated and lane.asked == self._doubts and self._shut_until <= now:
-                    due, lane.forced = self._answer(lane, self._window(lane), now)
-                    if due <= now:
-                        return lane
-                    self._shut_until = due
-                elif self._questions:
-                    self._questions -= 1
-                    self._ask(lane, now)
-                else:
-                    self._resume = min(self._resume, now + _PAUSE)
-                    break
-            except BaseException as error:
-                self._break(lane, error)
+            if lane.gated and lane.asked == self._doubts and self._shut_until <= now:
+                if self._is_let_through(lane, now):
+                    return lane
+            elif self._questions:
+                self._ask_again(lane, now)
+            else:
+                self._resume = min(self._resume, now + _PAUSE)
+                break
         return None
 
     def _candidate(self, now: float) -> Optional[Lane[AnyEntry]]:
@@ -308,15 +305,34 @@ class Collector(Generic[AnyEntry]):
             gated = self._gated.first()
             if gated is not None and (ready is None or gated.turn < ready.turn):
                 return gated
-        if ready is not None:
-            return ready
-        oldest = None
-        if self._doubts_all:
-            for oldest in self._asked:
-                break
-        elif self._doubts_flow and not self.in_flight:
-            oldest = self._oldest()
-        return oldest if oldest is not None and oldest.asked != self._doubts else None
+        return self._longest_in_doubt() if ready is None else ready
+
+    def _longest_in_doubt(self) -> Optional[Lane[AnyEntry]]:
+        """Return the lane with the oldest answer, if that is in doubt."""
+        for lane in self._asked:
+            return lane if lane.asked != self._doubts else None
+        return None
+
+    def _is_let_through(self, lane: Lane[AnyEntry], now: float) -> bool:
+        """Return whether the gate is open, which this lane at its head is asked for all of them."""
+        try:
+            due, lane.forced = self._answer(lane, self._window(lane), now)
+        except BaseException as error:
+            self._break(lane, error)
+            return False
+        if due > now:
+            self._shut_until = due
+        return due <= now
+
+    def _ask_again(self, lane: Lane[AnyEntry], now: float) -> None:
+        self._questions -= 1
+        try:
+            if lane.full and (self._learns or not self._shared):
+                lane.full = False  # there may be room by now
+                self._fill(lane)
+            self._ask(lane, now)
+        except BaseException as error:
+            self._break(lane, error)
 
     def _oldest(self) -> Optional[Lane[AnyEntry]]:
         """Return the lane whose batch was opened first."""
@@ -325,7 +341,8 @@ class Collector(Generic[AnyEntry]):
                 if not self._aged[0].gone:
                     return self._aged[0]
                 self._aged.popleft()
-            # So each is copied once. A dict would pass over all lanes that are gone each time.
+            # So each is copied once, into a dict without holes too, which are looked through each time.
+            self._lanes = self._lanes.copy()
             self._aged.extend(self._lanes.values())
         return None
 
@@ -337,6 +354,7 @@ class Collector(Generic[AnyEntry]):
             self._expiries.clear()
             self._aged.clear()
             self._unflushed.clear()
+            self._lanes.clear()  # of its holes
         moment = self._expiries.next_moment()
         if self.in_flight >= self.workers:
             return moment
@@ -347,10 +365,8 @@ class Collector(Generic[AnyEntry]):
         """Return how many jobs must come before it makes sense to call `take` again, if nothing else happens."""
         if self.in_flight >= self.workers:
             return sys.maxsize
-        if len(self._lanes) == 1:
-            for lane in self._lanes.values():
-                return lane.wanted
-        return 1
+        lane = self._lanes.get(None) if len(self._lanes) == 1 else None
+        return 1 if lane is None else lane.wanted
 
     def describe(self, now: float) -> List[str]:
         """Say what each open batch holds, when it is due and what it waits for. Any thread may ask, at any moment.
@@ -465,7 +481,7 @@ class Collector(Generic[AnyEntry]):
     def _ask(self, lane: Lane[AnyEntry], now: float) -> None:
         """Find out when the open batch is due, and set a timer or join a line."""
         lane.asked = self._doubts
-        if self._doubts_all:
+        if self._doubts_any:
             self._asked[lane] = None
             self._asked.move_to_end(lane)
         if not lane.unflushed and lane.open[0].epoch > self._flushed:
@@ -473,13 +489,13 @@ class Collector(Generic[AnyEntry]):
         due, free = lane.due, lane.free
         if self._has_gate:
             lane.due, lane.free = self._bounds(lane, now)
+            lane.forced = None
         else:
             window = self._window(lane)
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
-            if lane.alike:
-                near = now < lane.due < now + _SHORT
-                lane.wanted = check_count("the wants() of a policy", self.policy.wants(window)) if near else 1
+            near = lane.alike and now < lane.due < now + _SHORT
+            lane.wanted = check_count("the wants() of a policy", self.policy.wants(window)) if near else 1
         self._line_up(lane, now)
         if not lane.ready:
             if due != lane.due < NEVER:
@@ -565,7 +581,7 @@ class Collector(Generic[AnyEntry]):
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:
         del self._lanes[lane.place]
-        if self._doubts_all:
+        if self._doubts_any:
             self._asked.pop(lane, None)
         lane.ready = lane.gated = False
         lane.due = lane.free = NEVER  # which voids its timers

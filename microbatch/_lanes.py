@@ -71,9 +71,10 @@ class Alarms(Generic[Thing]):
         self._limit = 64
 
     def push(self, moment: float, thing: Thing) -> None:
-        """Add one. Now and then this looks through all of them, so that the forgotten ones don't pile up."""
+        """Add one. Now and then this looks through all of them, so that those forgotten or added again don't pile up."""
         if len(self._heap) >= self._limit:
-            self._heap = [alarm for alarm in self._heap if self._holds(alarm[2], alarm[0])]
+            held = (alarm for alarm in self._heap if self._holds(alarm[2], alarm[0]))
+            self._heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
             heapq.heapify(self._heap)
             self._limit = 64 + 2 * len(self._heap)
         heapq.heappush(self._heap, (moment, next(self._ticks), thing))

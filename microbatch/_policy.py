@@ -102,12 +102,13 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     watches_flow: bool = True
-    """Whether `due` looks at `Window.in_flight` or `Window.sent`, or learns in `observe`.
+    """Whether `due` or `earliest` looks at `Window.in_flight`, `Window.sent` or `Window.service_time`, or learns in `observe`.
 
-    True is the safe answer. After each start and each end of a batch, `due` is asked again when a worker is free: first for
-    the batch whose turn it is, and if that is no longer due, for others, until one is due. With up to 64 open batches all of
-    them can be asked at once. With more, some are asked later, a few every millisecond, so that a batch that has become due
-    may wait a little. Say False if that is the truth, and nothing of this is needed.
+    True is the safe answer. After each start and each end of a batch, the policy is asked again when a worker is free: for
+    the batch whose turn it is, for the one that it was not asked about for longest, and where neither is due, for others
+    until one is. With up to 64 open batches all of them can be asked at once. With more, some are asked later, a few every
+    millisecond, so that a batch that has become due may wait a little. Say False if that is the truth, and nothing of this
+    is needed.
     """
 
     watches_callers: bool = False
@@ -115,12 +116,6 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     recalls: float = 0.0
     """For how many seconds callers are remembered, for the sake of `Window.heard`, which costs something for each job."""
-
-    holds_back: bool = False
-    """Whether the start or the end of a batch can make another one due later than it was.
-
-    If so, `due` is asked once more when a worker is free for the batch; and for the oldest one, when all are.
-    """
 
     _learned: int = 0  # how often a built-in policy has learned what may change its answers
 
@@ -182,7 +177,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
             cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
         if _depth(cls, "due") < _depth(cls, "wants"):
             cls.wants = BatchingPolicy.wants  # type: ignore[method-assign]
-        if min(_depth(cls, "due"), _depth(cls, "observe")) < _depth(cls, "watches_flow"):
+        if min(_depth(cls, name) for name in ("due", "earliest", "observe")) < _depth(cls, "watches_flow"):
             cls.watches_flow = True
 
     def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
@@ -211,7 +206,7 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
     if not isinstance(value, BatchingPolicy):
         raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
     check_count("the needs() of a policy", value.needs(), 0)
-    for name in ("watches_flow", "watches_callers", "holds_back"):
+    for name in ("watches_flow", "watches_callers"):
         check_flag(f"the {name} of a policy", getattr(value, name))
     check_number("the recalls of a policy", value.recalls)
     check_count("the history of a policy", value.history)
@@ -249,7 +244,6 @@ class _Pair(BatchingPolicy[Job]):
         self.second = second
         self.watches_flow = first.watches_flow or second.watches_flow
         self.watches_callers = first.watches_callers or second.watches_callers
-        self.holds_back = first.holds_back or second.holds_back
         self.recalls = max(first.recalls, second.recalls)
         self.history = max(first.history, second.history)
 

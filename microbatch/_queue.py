@@ -5,7 +5,7 @@ import queue
 import sys
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from microbatch._bells import Bell, Bells
 from microbatch._callers import Caller, Callers
@@ -83,7 +83,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
-        self._seen = (0, False, 0, 0)  # of epoch, closed, blocked and who waits, by who led last
+        self._youngest: Optional[Bell] = (
+            None  # of who came last to wait for room: more may have come while some gave up
+        )
+        self._seen = self._look()  # by who led last
         self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
         self._moment = NEVER  # when it is to wake up in any case
@@ -194,6 +197,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         bell = Bell(self.mutex)
         try:
             self.not_full[bell] = None
+            self._youngest = bell
             self.not_empty.notify()
             self._wait_rung(bell, deadline)
         except BaseException:
@@ -304,7 +308,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
         if len(self.queue) >= wanted or self._expiring or self._withdrawn or self._notes:
             return True
-        return (self.epoch, self.closed, len(self.not_full), self.callers.all_waited) != self._seen
+        return self._look() != self._seen
+
+    def _look(self) -> Tuple[int, bool, Optional[Bell], int]:
+        return self.epoch, self.closed, self._youngest, self.callers.all_waited
 
     def take_news(self) -> News:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
@@ -312,7 +319,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
         withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
         """
-        self._seen = self.epoch, self.closed, self.blocked, self.callers.all_waited
+        self._seen = self._look()
         withdrawn, self._withdrawn = self._withdrawn, {}
         notes, self._notes = self._notes, []
         empty: Deque[JobFuture[Any]] = deque()

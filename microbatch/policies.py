@@ -53,7 +53,6 @@ class Size(BatchingPolicy[object]):
     [True, False]
     """
 
-    _gates = 0
     watches_flow = False
 
     def __init__(self, n: int) -> None:
@@ -92,7 +91,6 @@ class Interval(BatchingPolicy[object]):
     10.5
     """
 
-    _gates = 0
     watches_flow = False
 
     def __init__(self, seconds: float) -> None:
@@ -121,7 +119,6 @@ class Weight(BatchingPolicy[object]):
     [True, False]
     """
 
-    _gates = 0
     watches_flow = False
 
     def __init__(self, limit: float) -> None:
@@ -146,7 +143,6 @@ class FixedWindow(BatchingPolicy[object]):
     [105.0, 105.0, 105.0, 110.0]
     """
 
-    _gates = 0
     watches_flow = False
 
     def __init__(self, seconds: float) -> None:
@@ -173,7 +169,6 @@ class Session(BatchingPolicy[object]):
     13.0
     """
 
-    _gates = 0
     watches_flow = False
 
     def __init__(self, gap: float) -> None:
@@ -199,10 +194,6 @@ class Rate(BatchingPolicy[object]):
 
     A flush keeps to it, a shutdown does not.
     """
-
-    _gates = 1
-    watches_flow = False
-    holds_back = True
 
     def __init__(self, n: int, per: float) -> None:
         self.n = check_count("n", n)
@@ -244,9 +235,6 @@ class Natural(BatchingPolicy[object]):
     """
 
     watches_callers = True
-    _gates = 1
-    watches_flow = False
-    holds_back = True
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -285,7 +273,6 @@ class AllWaiting(BatchingPolicy[object]):
     -inf
     """
 
-    _gates = 1
     watches_flow = False
 
     def __init__(self, recent: float = 0.1) -> None:
@@ -330,8 +317,6 @@ class Adaptive(BatchingPolicy[object]):
         most: the most.
         warm_up: how many of the first batches teach nothing, for they find caches cold and connections closed.
     """
-
-    _gates = 0
 
     def __init__(self, target: float, *, least: int = 1, most: int = 1_000, warm_up: int = 3) -> None:
         self.target = check_positive("target", target)

@@ -1277,20 +1277,23 @@ BUILT_IN = [
     "Session(1) & Rate(2, 3)",
     "Size(2) & Natural()",
     "Size(3) & Interval(1) | Natural() & Interval(0.5)",
+    "(Size(5) & Natural() | Interval(500)) & Rate(100, 1)",
+    "Size(5) | Natural()",
 ]
 
 
 @pytest.mark.parametrize("text", BUILT_IN)
 @pytest.mark.parametrize("workers", [1, 4])
 def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str, workers: int) -> None:
-    for seed in range(10):
+    for seed in range(20):
         chance = random.Random(seed)
         c = collector(eval(text), workers)
+        keys = chance.choice([1, 2, 8])
         now, epoch, heard = 0.0, 0, NOW
         for _ in range(60):
             what = chance.choice(["add", "add", "add", "wait", "finish", "finish", "flush", "hear"])
             if what == "add":
-                c.add([Job("a", key=chance.randrange(8), submitted=now, epoch=epoch) for _ in range(3)])
+                c.add([Job("a", key=chance.randrange(keys), submitted=now, epoch=epoch) for _ in range(3)])
             elif what == "wait":
                 now += chance.choice([0.1, 0.5, 1.0, 2.0])
             elif what == "finish" and c.in_flight:
@@ -1304,6 +1307,133 @@ def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str
                 heard = chance.choice([NOW, now])
             c.hear_of(0, NOW, heard)
             take_all(c, now)
-            if c.has_worker and c.next_moment() > now + 0.002 and len(c._lanes) > 1:  # none is still to be asked
+            if c.has_worker and c.next_moment() > now + 0.002 and c._lanes:  # none is still to be asked
                 due = [c._answer(lane, c._new_window(lane), now)[0] for lane in c._lanes.values()]
                 assert min(due) > now
+
+
+class Eager(BatchingPolicy[Any]):
+    """Goes alone too once five batches have gone."""
+
+    def due(self, window: Window[Any]) -> float:
+        return NOW if window.count >= 2 or len(window.sent) >= 5 else NEVER
+
+
+def test_a_batch_that_has_become_due_goes_though_another_key_is_always_ready() -> None:
+    c = collector(Eager())
+    c.add([Job("rare", key="rare")])
+    for batch in range(10):
+        c.add([Job("busy", key="busy"), Job("busy", key="busy")])
+        taken = take_all(c, batch)
+        c.finished()
+        if "rare:eager" in taken:
+            break
+    assert "rare:eager" in taken
+
+
+def test_a_batch_takes_at_once_as_many_jobs_as_adaptive_has_learned_that_it_may() -> None:
+    policy = Adaptive(1.0, warm_up=0)
+    c = collector(policy | Natural())
+    c.add([Job(number) for number in range(100)])
+    sizes = []
+    while (batch := c.take(0)) is not None:
+        size = len(batch.entries)
+        sizes.append(size)
+        c.started(0)
+        assert c.take(0) is None
+        c.finished(0.001)
+        policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), 0.001 * size, 0))
+    assert [1, 2, 4, 8, 16] == sizes[:5]
+
+
+def cancelled_again_and_again(c: Collector[Job], now: float) -> None:
+    for _ in range(1_000):
+        now += 0.01
+        job = Job("b", key="b", submitted=now)
+        c.add([job])
+        assert [] == take_all(c, now)
+        withdraw(c, job)
+        assert [] == take_all(c, now)
+        c.next_moment()
+
+
+@pytest.mark.parametrize(
+    "policy, busy",
+    [(Session(3600), 0), (Session(0.1) & Rate(1, 3600), 0), (Session(0.1), 1), (Size(2) | Interval(3600), 1)],
+    ids=str,
+)
+def test_a_batch_that_changes_for_ever_is_noted_a_few_times_only(policy: BatchingPolicy[Any], busy: int) -> None:
+    c = collector(policy)
+    c.started(0)
+    c.in_flight = busy
+    c.add([Job("a", key="a"), Job("b", key="b")])
+    assert [] == take_all(c, 0)
+    cancelled_again_and_again(c, 1.0)
+    assert len(c._timers._heap) + len(c._gated._heap) + len(c._ready._heap) < 300
+
+
+def test_an_idle_collector_keeps_no_room_for_the_keys_that_it_had() -> None:
+    c = collector(Size(1))
+    c.add([Job(key, key=key) for key in range(10_000)])
+    assert 10_000 == len(drain(c))
+    assert NEVER == c.next_moment()
+    assert sys.getsizeof(c._lanes) < 1_000
+
+
+def test_a_job_that_may_expire_has_the_policy_asked_for_each_job_again() -> None:
+    c = collector(Size(4) | Interval(60))
+    c.add(jobs("a"), alike=True)
+    assert [] == take_all(c, 0)
+    c.add(jobs("b", 59.995), alike=True)
+    assert ([], 2) == (take_all(c, 59.995), c.wanted())
+    c.add(jobs("c", 59.996, expires=99.0))
+    assert ([], 1) == (take_all(c, 59.996), c.wanted())
+
+
+def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -> None:
+    c = collector(Size(9) & Natural() | Interval(5))
+    c.in_flight = 1
+    flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, epoch=1)
+    c.add([flushed])
+    assert [] == take_all(c, 0)
+    c.flush(0)
+    assert [] == take_all(c, 1)
+    c.add([younger])
+    withdraw(c, flushed)
+    c.add([Job("c", key="c", submitted=1.5, epoch=1)])
+    assert [] == take_all(c, 1.5)
+    c.finished()
+    assert ["b:interval"] == take_all(c, 6.5)[:1]
+
+
+class Quiet(Size):
+    """Not even a flush sends it while another batch runs."""
+
+    def earliest(self, window: Window[Any]) -> float:
+        return NOW if window.in_flight == 0 else NEVER
+
+
+def test_an_earliest_that_looks_at_the_flow_is_asked_again_though_its_class_inherits_that_it_does_not() -> None:
+    c = collector(Quiet(2), workers=4)
+    c.add(jobs("ab"))
+    assert ["ab:quiet"] == take_all(c, 0)
+    c.add(jobs("c", 1))
+    c.flush(0)
+    assert [] == take_all(c, 1)
+    c.finished()
+    assert ["c:flush"] == take_all(c, 2)
+
+
+@pytest.mark.parametrize("text", ["Natural()", "Size(100) | Natural()", "Natural() & Rate(100, 1)"])
+@pytest.mark.parametrize("keys", [["a"], ["a", "b"]], ids=len)
+def test_a_batch_goes_sooner_when_batches_turn_out_to_take_less_time(text: str, keys: List[str]) -> None:
+    c = collector(eval(text), workers=4)
+    for service_time in (100.0, 1.0):
+        c.started(0)
+        c.finished(service_time)
+    c.started(0)  # and hangs
+    c.started(1)
+    c.add([Job(key, key=key, submitted=1) for key in keys])
+    assert ([], 26.0) == (take_all(c, 1), c.next_moment())
+    c.finished(1.0)
+    assert ["a"] == [taken[0] for taken in take_all(c, 2)]

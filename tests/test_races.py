@@ -13,6 +13,7 @@ from microbatch import (
     BacklogFull,
     Batcher,
     BatchingPolicy,
+    BatchReport,
     Interval,
     JobExpired,
     JobState,
@@ -298,3 +299,46 @@ def test_the_worker_thread_may_be_the_last_to_hold_the_batcher() -> None:
         for thread in threads:
             thread.join(timeout=10)
     assert [[1]] == recording.batches
+
+
+class Staged(BatchingPolicy[str]):
+    """Lets a test do something just after the leader has taken the news, and just before it leaves the lead."""
+
+    def __init__(self, after_the_news: Callable[[], object], before_the_end: Callable[[], object]) -> None:
+        self._acts = [after_the_news, before_the_end]
+
+    def due(self, window: Window[str]) -> float:
+        if len(self._acts) == 1:
+            self._acts.pop()()
+        return NOW if window.key == "first" else window.opened + 60
+
+    def observe(self, report: BatchReport) -> None:
+        if len(self._acts) == 2:
+            self._acts.pop(0)()
+
+
+def test_a_caller_that_waits_for_room_is_noticed_though_another_gave_up_meanwhile(
+    clock: ManualClock, processor: RecordingProcessor[str]
+) -> None:
+    def one_gives_up() -> None:
+        clock.advance(1)
+        assert isinstance(early.exception(timeout=10), BacklogFull)
+
+    def another_comes() -> None:
+        late.append(in_thread(lambda: batcher.submit("late", timeout=30)))
+        clock.wait_for_sleeper(1 + 30)
+        came.set()
+
+    late: List[Any] = []
+    came = threading.Event()
+    policy = Staged(one_gives_up, another_comes)
+    with Batcher(processor, policy, key=lambda job: job, max_pending=2, clock=clock) as batcher:
+        batcher.submit("first")
+        processor.wait_for_batches(1)
+        batcher.submit("a")
+        batcher.submit("b")
+        early = in_thread(lambda: batcher.submit("early", timeout=1))
+        clock.wait_for_sleeper(1)
+        processor.release()
+        assert came.wait(timeout=10)
+        assert "late" == late[0].result(timeout=10).job
