@@ -10,7 +10,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
-from tests.threads import in_thread
+from tests.threads import FailingStart, in_thread
 from microbatch.testing import ManualClock
 
 
@@ -276,24 +276,6 @@ def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
     assert 0 == batcher.stats().accepted
 
 
-class Stuck:
-    """Lets the start of one thread fail, but not before it is told to."""
-
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self.go_on = threading.Event(), threading.Event()
-        start = threading.Thread.start
-
-        def failing(thread: threading.Thread) -> None:
-            if thread.name != name:
-                return start(thread)
-            self.reached.set()
-            self.go_on.wait(10)
-            monkeypatch.undo()
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr(threading.Thread, "start", failing)
-
-
 @pytest.mark.parametrize(
     "name, error", [("slow", "the start of the batcher was broken off"), ("slow_0", "can't start new thread")]
 )
@@ -301,7 +283,7 @@ def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_to
     name: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = Batcher(echo, name="slow")
-    stuck = Stuck(name, monkeypatch)
+    stuck = FailingStart(name, monkeypatch)
     first = in_thread(lambda: batcher.submit("first"))
     assert stuck.reached.wait(10)
     future = batcher.submit("second")
@@ -317,7 +299,7 @@ def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_start
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     batcher = Batcher(echo, Size(1), name="slow", max_pending=1, clock=clock)
-    stuck = Stuck("slow_0", monkeypatch)
+    stuck = FailingStart("slow_0", monkeypatch)
     first = in_thread(lambda: batcher.submit("first"))
     assert stuck.reached.wait(10)
     second = batcher.submit("second")

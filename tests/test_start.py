@@ -10,24 +10,7 @@ import pytest
 
 from microbatch import Batcher
 from microbatch.testing import ManualClock
-from tests.threads import in_thread
-
-
-class Failing:
-    """Lets the start of one thread fail, but not before it is told to."""
-
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self.go_on = threading.Event(), threading.Event()
-        start = threading.Thread.start
-
-        def failing(thread: threading.Thread) -> None:
-            if thread.name != name:
-                return start(thread)
-            self.reached.set()
-            self.go_on.wait(10)
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr(threading.Thread, "start", failing)
+from tests.threads import FailingStart, in_thread
 
 
 @pytest.mark.parametrize("name", ["slow_0", "slow_1", "slow_2"])
@@ -40,7 +23,7 @@ def test_a_shutdown_returns_when_a_thread_can_not_be_started(
     with monkeypatch.context() as patch:
         submit = threading.Thread(target=lambda: errors.append(refusal(batcher)))
         shutdown = threading.Thread(target=lambda: ended.append(batcher.shutdown(timeout=50)))
-        failing, errors, ended = Failing(name, patch), list[str](), list[bool]()
+        failing, errors, ended = FailingStart(name, patch), list[str](), list[bool]()
         submit.start()
         assert failing.reached.wait(10)
         shutdown.start()
@@ -65,7 +48,7 @@ def test_a_shutdown_that_does_not_wait_is_finished_by_the_thread_whose_start_fai
     batcher = Batcher[str, str](list, name="slow")
     batcher.add_shutdown_callback(called.set)
     with monkeypatch.context() as patch:
-        failing = Failing("slow_0", patch)
+        failing = FailingStart("slow_0", patch)
         submit = threading.Thread(target=lambda: refusal(batcher))
         submit.start()
         assert failing.reached.wait(10)
@@ -83,7 +66,7 @@ def test_after_a_thread_could_not_be_started_the_next_job_starts_all(
     with Batcher[str, str](list, max_workers=2, name="slow") as batcher:
         before = threading.active_count()
         with monkeypatch.context() as patch:
-            Failing(name, patch).go_on.set()
+            FailingStart(name, patch).go_on.set()
             assert "can't start new thread" == refusal(batcher)
         assert "job" == batcher.submit("job").result(timeout=10).value
         assert before + 3 >= threading.active_count()
