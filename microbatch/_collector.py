@@ -283,7 +283,9 @@ class Collector(Generic[AnyEntry]):
             self._most = None
         if now >= self._resume:
             self._questions, self._resume = _SAVED, NEVER
-        if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:  # or busy keys starve it
+        if (
+            self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None
+        ):  # or busy keys starve it
             self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
             if lane.ready and lane.asked == self._doubts:

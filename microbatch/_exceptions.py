@@ -14,9 +14,11 @@ item of a list in an attribute) the others would see. So each caller gets one of
 Nothing here compares values or asks for their text: those would run a user's code once per caller.
 """
 
+import atexit
 import functools
 import os
 import sys
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from itertools import islice
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
@@ -79,6 +81,7 @@ class Failures:
         self._process = os.getpid()
         self._jobs: Dict[int, int] = {}  # how many failed with an exception or because of it, by its identity
         self._unasked = {}
+        _all_failures.add(self)
 
     def add(self, future: object, error: BaseException) -> None:
         """Note that the job of *future* fails with *error*. With the mutex held."""
@@ -100,12 +103,28 @@ class Failures:
         stopped.__cause__ = own
         return stopped
 
+    def report(self) -> None:
+        """Log the jobs whose outcome nobody has asked for, unless that has been done."""
+        unasked, self._unasked = self._unasked, {}
+        if unasked and self._process == os.getpid():  # a child leaves it to its parent
+            _report_unasked(self._what, list(unasked.values()))
+
     def __del__(self) -> None:
-        if self._unasked and self._process == os.getpid():  # a child leaves it to its parent
-            log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
+        if self._unasked and self._process == os.getpid():
             # The garbage collector may call this in any thread, with any lock held. Logging runs the handlers of users,
             # so a thread of the batcher does it, while there is one.
+            log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
             log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
+
+
+_all_failures: "weakref.WeakSet[Failures]" = weakref.WeakSet()
+
+
+@atexit.register
+def _report_all_unasked() -> None:
+    # Of futures that are kept until the interpreter ends, since by the time it drops them it can't log any more.
+    for failures in list(_all_failures):
+        failures.report()
 
 
 def _report_unasked(what: str, errors: List[BaseException]) -> None:

@@ -270,6 +270,9 @@ class Batcher(Generic[Job, Value]):
         due, so that a last batch never waits for jobs that will not come. If a job fails, its exception is raised in
         its place. When the iterator is closed early, jobs that no worker has taken are cancelled.
 
+        The first result comes when *buffersize* jobs have been submitted or *jobs* has ended. Where *jobs* is slow, such as
+        a stream of messages, choose a small *buffersize*, or submit the jobs yourself and use ``as_completed``.
+
         Args:
             jobs: submitted as the results are asked for.
             timeout: seconds from this call until the last result; None for no limit.
@@ -423,6 +426,7 @@ class Batcher(Generic[Job, Value]):
         finally:
             for future in ahead:
                 future.cancel()
+                future.add_done_callback(_ask)  # for it is known that nobody else will
 
     def _next_of(self, ahead: Deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
@@ -438,13 +442,22 @@ class Batcher(Generic[Job, Value]):
         return remaining if remaining < threading.TIMEOUT_MAX else None
 
     def _describe(self, future: JobFuture[Any]) -> None:
-        if self._key is not None:
-            future.key = self._key(future.job)
-            hash(future.key)
-        if self._weigh is not None:
-            future.weight = self._weight(self._weigh(future.job))
+        try:
+            if self._key is not None:
+                future.key = self._hashable(self._key(future.job))
+            if self._weigh is not None:
+                future.weight = self._weight(self._weigh(future.job))
+        except StopIteration as error:  # which would end an iteration of the caller: see PEP 479
+            raise RuntimeError("key or weight raised StopIteration") from error
         if self._wants_context:
             future.keep_context()
+
+    def _hashable(self, key: Hashable) -> Hashable:
+        try:
+            hash(key)
+        except TypeError as error:
+            raise TypeError(f"the key of a job must be hashable: {error}") from error
+        return key
 
     def _weight(self, weight: float) -> float:
         weight = check_number("the weight of a job", weight, below=NEVER)
@@ -469,6 +482,10 @@ def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
         return  # it was shut down, or is the parent's to drain
     worker.close()  # first, since a warning may be an error
     warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
+
+
+def _ask(future: JobFuture[Any]) -> None:
+    """Do nothing, as a done-callback: a future that has one counts as asked for its outcome."""
 
 
 def _origin() -> str:

@@ -333,8 +333,18 @@ def test_a_key_that_cannot_be_hashed_is_refused() -> None:
         return [job]  # type: ignore[return-value]
 
     with Batcher(echo, key=listed) as batcher:
-        with pytest.raises(TypeError, match="unhashable"):
+        with pytest.raises(TypeError, match="the key of a job must be hashable: unhashable type: 'list'"):
             batcher.submit(1)
+
+
+@pytest.mark.parametrize("name", ["key", "weight"])
+def test_a_stop_iteration_of_a_key_or_weight_ends_no_iteration_of_the_caller(name: str) -> None:
+    def stopped(job: Any) -> Any:
+        return next(iter(()))
+
+    with Batcher(echo, **{name: stopped}) as batcher:
+        with pytest.raises(RuntimeError, match="key or weight raised StopIteration"):
+            list(map(batcher.submit, [1, 2]))
 
 
 # -- policies in the batcher --

@@ -5,7 +5,9 @@ import dataclasses
 import gc
 import logging
 import pickle
+import subprocess
 import sys
+import textwrap
 import time
 import traceback
 from collections import Counter
@@ -526,3 +528,33 @@ def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(
                 assert [] == [record for record in log.records if record.name == "microbatch"]
     finally:
         logging.getLogger("microbatch").removeHandler(handler)
+
+
+def test_a_failure_whose_future_is_kept_until_the_interpreter_ends_is_logged_then() -> None:
+    script = """
+    from microbatch import Batcher
+    def processor(jobs):
+        raise ConnectionError("the database is down")
+    batcher = Batcher(processor)
+    for job in range(3):
+        future = batcher.submit(job)
+    asked = batcher.submit(3)
+    assert isinstance(asked.exception(timeout=10), ConnectionError)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.PIPE, text=True, timeout=20, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if "nobody asked" in line]
+    assert 3 == sum(int(line.split()[0]) for line in lines), done.stderr
+    assert done.stderr.rstrip().endswith("ConnectionError: the database is down")
+
+
+def test_what_a_map_leaves_undone_after_a_failure_is_not_logged(log: pytest.LogCaptureFixture) -> None:
+    def processor(jobs: List[Any]) -> None:
+        raise ConnectionError("the database is down")
+
+    with Batcher[Any, None](processor, Size(2)) as batcher:
+        with pytest.raises(ConnectionError):
+            list(batcher.map(range(10), buffersize=10))
+    gc.collect()
+    assert [] == log.records
