@@ -311,7 +311,7 @@ def test_a_job_is_weighed_once_and_in_submit() -> None:
 
 def test_a_job_above_the_limit_is_refused() -> None:
     with Batcher(echo, Weighing(), weigh=float) as batcher:
-        with pytest.raises(JobTooLarge, match="a job that weighs 10.5 fits in no batch") as caught:
+        with pytest.raises(JobTooLarge, match="a job of weight 10.5 does not fit into any batch") as caught:
             batcher.submit(10.5)
         assert 10.5 == caught.value.weight
         assert 0 == batcher.stats().accepted
