@@ -26,14 +26,14 @@ _SHORT = 0.01
 """How long jobs may wait, in seconds, before they are told that they are in a batch, if that saves work."""
 
 _EARNED, _SAVED = 2, 64
-"""How many lanes may be asked again for each start and each end of a batch, and how many of those questions are saved up."""
+"""How many questions about lanes each start and each end of a batch pays for, and how many are saved up at most."""
 
 _PAUSE = 0.001
-"""After how many seconds without a start or an end as many again may be asked."""
+"""After this many seconds without a start or an end of a batch, `_SAVED` more questions may be asked."""
 
 
 class _Endless(Sequence[float]):
-    """So many starts of batches, and so late, that a policy which looks at them never lets another batch go."""
+    """Starts of batches without end, all at `NEVER`: a policy that looks at them lets no other batch be dispatched."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -69,18 +69,20 @@ class Collector(Generic[AnyEntry]):
     present moment until they give nothing; then there is nothing to do before `next_moment`.
 
     The start or the end of a batch can change what the policy would answer for any lane, and there may be a million lanes.
-    Two rules keep the cost of a batch the same however many there are:
+    Two rules keep the cost of a batch independent of their number:
 
-    1. One gate. Where the built-in policies hold batches back because of others that run, they hold back those of all keys
-       until the same moment. So each lane is asked twice when it changes: when its batch is due with this gate open, and
-       when with the gate shut. Between these moments it waits in the line at the gate, and after a start or an end only the
-       first of that line is asked, for all of them.
-    2. Doubt. A user's policy may answer anything after a start or an end, so that older answers are in doubt, but for a
-       policy that says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the lane with the oldest answer is
-       asked again, so that busy keys can't starve it, and the first lane of those that are due; if its batch is due no
-       longer, the next one, and then all others, the one with the oldest answer first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up. When
-       these are spent, `_SAVED` more are asked each time that nothing has started or ended for `_PAUSE` seconds, until no
-       answer is in doubt. So an answer that has changed is found in any case, if not always at once.
+    1. One gate. If the built-in policies hold batches back because others run, they hold back the batches of all keys
+       until the same moment. So when a lane changes, the policy is asked twice: when is its batch due with this gate
+       open, and when with the gate shut? Between these two moments, the lane waits in the line at the gate. After a
+       start or an end, the policy is asked only about the first lane in that line, and the answer holds for all of
+       them.
+    2. Doubt. A user's policy may answer anything after a start or an end, so older answers are in doubt, unless the
+       policy says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the policy is asked again about the
+       lane with the oldest answer, so that busy keys can't starve it, and about the first of the lanes that are due. If
+       that batch is no longer due, the policy is asked about the next one, and then about all others, the oldest answer
+       first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up.
+       When these are spent, `_SAVED` more are asked each time that nothing has started or ended for `_PAUSE` seconds,
+       until no answer is in doubt. So an answer that has changed is always found, but not always at once.
     """
 
     def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
@@ -102,12 +104,12 @@ class Collector(Generic[AnyEntry]):
         self._resume = NEVER  # when more may be
         self._service_times: Deque[float] = deque(maxlen=9)
         self._sent: Deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
-        # The built-in policies look at no jobs, and keep no window, so that the same ones can be shown to them again.
+        # The built-in policies look at no jobs and keep no windows, so they can be shown the same ones again.
         self._shared = self._gates is not None
         self._real = Window[Any](workers=workers, started=started, sent=self._sent)
         self._shut = Window[Any](workers=workers, started=started, sent=_Endless(), in_flight=1, heard=NEVER)
         self._open = Window[Any](workers=workers, started=started)
-        self._flow = vars(self._real)  # what windows show but for the batch
+        self._flow = vars(self._real)  # what windows show besides the batch
         self._flushed = -1
         self._closing = False
         self._lanes: Dict[Hashable, Lane[AnyEntry]] = {}  # in the order in which their batches were opened
@@ -125,7 +127,7 @@ class Collector(Generic[AnyEntry]):
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry.waiting)
 
     def successor(self, in_flight: int) -> "Collector[AnyEntry]":
-        """Return a collector without jobs that knows what this one has seen, for one that an exception broke off."""
+        """Return a collector without jobs that has the history of this one, which an exception has interrupted."""
         collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
         collector.in_flight = collector._flow["in_flight"] = in_flight
         collector._sent.extend(self._sent)
@@ -171,7 +173,7 @@ class Collector(Generic[AnyEntry]):
         return lane
 
     def _put_up_gate(self) -> None:
-        """Go by the gate from now on: see rule 1. One lane alone is simply asked."""
+        """Use the gate from now on: see rule 1. A single lane needs none."""
         self._has_gate = True
         self._doubts_flow = self._doubts_heard = False
         self._doubts_any = self._learns
@@ -205,7 +207,7 @@ class Collector(Generic[AnyEntry]):
             lanes, self._unflushed = self._unflushed, []
             for lane in lanes:
                 lane.unflushed = False
-                if not (lane.ready or lane.gone):  # what is due already is so by its policy
+                if not (lane.ready or lane.gone):  # a lane that is due already is due by its policy
                     self._change(lane)
 
     def hear_of(self, returning: int, return_by: float, heard: float) -> None:
@@ -230,7 +232,7 @@ class Collector(Generic[AnyEntry]):
             return
         if service_time is not None:
             self._service_times.append(service_time)
-            # The median, so that one that was slow by far does not count.
+            # The median, so that one very slow batch does not count.
             self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
         self._note_flow()
 
@@ -239,7 +241,7 @@ class Collector(Generic[AnyEntry]):
         self._note_change(self._doubts_flow)
 
     def _note_change(self, doubtful: bool) -> None:
-        """Note that the gate may be open or shut, and, if that is *doubtful*, that the policy may answer otherwise now."""
+        """Note that the gate may be open or shut now, and, if *doubtful*, that the policy may answer differently."""
         self._shut_until = NOW
         if self._questions < _SAVED:
             self._questions += _EARNED
@@ -249,8 +251,8 @@ class Collector(Generic[AnyEntry]):
     def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
         """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
 
-        With *pressed* (somebody waits for room), and where nothing is due, the oldest lane goes as by a flush: a policy that
-        waits for more jobs waits in vain, since none can be accepted.
+        With *pressed* (a caller waits for room), if nothing is due, the batch of the oldest lane is dispatched as by a
+        flush: a policy that waits for more jobs waits in vain, since none can be accepted.
         """
         if self._changed:
             self._look_at_timers(now)  # first, since their moments came before the jobs did
@@ -283,9 +285,7 @@ class Collector(Generic[AnyEntry]):
             self._most = None
         if now >= self._resume:
             self._questions, self._resume = _SAVED, NEVER
-        if (
-            self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None
-        ):  # or busy keys starve it
+        if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:  # so no key starves
             self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
             if lane.ready and lane.asked == self._doubts:
@@ -350,13 +350,13 @@ class Collector(Generic[AnyEntry]):
 
     def next_moment(self) -> float:
         """Return when to call `expire` and `take` again if nothing else happens; `NEVER` if that is for ever."""
-        if not self._lanes:  # idle: keep no job alive for the sake of what is void
+        if not self._lanes:  # idle: void alarms must not keep jobs alive
             for alarms in (self._timers, self._ready, self._gated):
                 alarms.clear()
             self._expiries.clear()
             self._aged.clear()
             self._unflushed.clear()
-            self._lanes.clear()  # of its holes
+            self._lanes.clear()  # which frees the memory of the lanes that it had
         moment = self._expiries.next_moment()
         if self.in_flight >= self.workers:
             return moment
@@ -415,7 +415,7 @@ class Collector(Generic[AnyEntry]):
 
     def _review(self, now: float) -> None:
         """Bring every lane that changed up to date."""
-        self._most = NEVER if self._roomy else None  # for it may have learned
+        self._most = NEVER if self._roomy else None  # since it may have learned
         while self._changed:
             lane = self._changed.popleft()
             lane.changed = False
@@ -459,7 +459,7 @@ class Collector(Generic[AnyEntry]):
         backlog = lane.backlog
         entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)
         joining = [entry for entry in entries if entry.waiting] if lane.dead else entries
-        lane.open += joining  # before they are taken out: an exception from outside must not find them in neither place
+        lane.open += joining  # before they leave the backlog: an exception from outside must find them somewhere
         if len(entries) < len(backlog):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
@@ -506,7 +506,7 @@ class Collector(Generic[AnyEntry]):
                 self._timers.push(lane.free, lane)
 
     def _line_up(self, lane: Lane[AnyEntry], now: float) -> None:
-        """Have the lane wait in the line in which it belongs now, and in its old place if it has been in one."""
+        """Put the lane into the line where it belongs now, at its old place if it has been in one."""
         if lane.free > now:
             lane.ready = lane.gated = False
             return
@@ -528,7 +528,7 @@ class Collector(Generic[AnyEntry]):
         self._unflushed.append(lane)
 
     def _answer(self, lane: Lane[AnyEntry], window: Window[Any], now: float) -> Tuple[float, Optional[str]]:
-        """Return when the open batch is due, and by what if not by the policy."""
+        """Return when the open batch is due, and the trigger, if that is not the policy's."""
         due = check_answer("the due() of a policy", self.policy.due(window))
         if due == NEVER and lane.full:
             due = NOW  # nothing else could ever make it go
@@ -578,7 +578,7 @@ class Collector(Generic[AnyEntry]):
             successor.backlog, successor.dead, successor.alike = lane.backlog, lane.dead, lane.alike
             self._lanes[lane.place] = successor  # at the end: see there
             self._change(successor)
-        lane.open, lane.backlog = [], []  # for it may be looked at once more
+        lane.open, lane.backlog = [], []  # since it may be looked at once more
         return entries
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:
@@ -596,13 +596,13 @@ class Collector(Generic[AnyEntry]):
 
     def _new_window(self, lane: Lane[AnyEntry], joining: Optional[AnyEntry] = None) -> Window[Any]:
         window: Window[Any] = object.__new__(Window)
-        # In a third of the time: a frozen dataclass sets its fields one by one.
+        # This takes a third of the time: a frozen dataclass sets its fields one by one.
         vars(window).update(self._flow, jobs=Jobs(lane.open), key=lane.key)
         return _show(window, lane, joining)
 
 
 def _show(window: Window[Any], lane: Lane[Any], joining: Any = None) -> Window[Any]:
-    """Have a window show the open batch of a lane; if that is empty, the job that is about to join it."""
+    """Make a window show the open batch of a lane; if that is empty, the job that is about to join it."""
     shown, entries = vars(window), lane.open or [joining]
     shown["count"] = len(lane.open)
     shown["weight"] = lane.weight

@@ -29,8 +29,8 @@ from microbatch._log import report
 __all__ = ["Failures", "separate"]
 
 _LARGE = 100
-"""A container with more items is only copied for a caller that looks at it. More members of a group, or a longer chain of
-causes, are shared."""
+"""A container with more items is copied only for a caller that looks at it. The members of a larger group are shared,
+and so is the rest of a longer chain of causes."""
 
 _UNSET = object()
 _SCALARS = (int, float, str, bytes)
@@ -46,7 +46,7 @@ else:  # there is no such thing
 
 
 _Memo = Dict[Any, Any]  # what stands for an original, by its identity
-_COUNT = "exceptions"  # where it has how many exceptions there are in it
+_COUNT = "exceptions"  # the key under which a memo counts its exceptions
 
 
 class Poster(Protocol):
@@ -62,17 +62,17 @@ class Poster(Protocol):
 
 
 class Failures:
-    """What failed together, such as the jobs of one batch.
+    """The failures of jobs that failed together, such as those of one batch.
 
-    Gives each caller its exception. Each failed future refers to this until somebody asks for its outcome. So when the
-    last of them is gone, this is, and logs those that nobody asked about: once, whatever their number.
+    Gives each caller its own exception. Each failed future refers to this object until somebody asks for its outcome.
+    So when the last such future is gone, this object goes too, and then logs once how many jobs nobody asked about.
 
     Args:
-        what: names them in the log.
-        queue: that of their batcher.
+        what: how the log names these jobs.
+        queue: the queue of their batcher.
     """
 
-    # By the identity of the future. None in an object that a signal left half made.
+    # By the identity of the future. Empty in an object that a signal left half made.
     _unasked: Dict[int, BaseException] = {}
 
     def __init__(self, what: str, queue: Poster) -> None:
@@ -94,11 +94,11 @@ class Failures:
         self._unasked.pop(id(future), None)
 
     def exception_for_caller(self, error: BaseException) -> BaseException:
-        """Return *error* if just one job failed with it and its causes, otherwise an exception like it for one caller."""
+        """Return *error* itself if only one job failed with it and its causes, otherwise one like it for one caller."""
         own = separate(error) if any(self._jobs.get(id(each), 1) > 1 for each in _chain(error)) else error
         if not issubclass(type(own), (StopIteration, StopAsyncIteration)):
             return own
-        # These would end the caller's generator or coroutine without a word, and asyncio refuses them: see PEP 479.
+        # These would silently end the caller's generator or coroutine, and asyncio refuses them: see PEP 479.
         stopped = RuntimeError(f"the processor raised {type(own).__name__}")
         stopped.__cause__ = own
         return stopped
@@ -111,8 +111,8 @@ class Failures:
 
     def __del__(self) -> None:
         if self._unasked and self._process == os.getpid():
-            # The garbage collector may call this in any thread, with any lock held. Logging runs the handlers of users,
-            # so a thread of the batcher does it, while there is one.
+            # The garbage collector may call this in any thread, with any lock held. Logging runs users' handlers, so
+            # a thread of the batcher does it, while there is one.
             log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
             log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
 
@@ -138,7 +138,7 @@ def separate(error: BaseException) -> BaseException:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error*, its cause or context, and so on, as far as that is not very long."""
+    """Yield *error*, its cause or context, and so on, up to 20 in all."""
     each: Any = error
     for _ in range(20):
         if each is None:
@@ -158,7 +158,7 @@ def _separated_exception(error: BaseException, memo: _Memo) -> BaseException:
         twin = _twin(error, memo)
         _link(twin, error, memo)
         return twin
-    except Exception:  # whatever the class of a user does when an object of it is made
+    except Exception:  # a user's class may raise anything when an object of it is made
         return error
 
 
@@ -172,12 +172,12 @@ def _link(twin: BaseException, error: BaseException, memo: _Memo) -> None:
 
 
 def _get(error: BaseException, name: str) -> Any:
-    # As Python itself reads it, past what the class of a user says.
+    # As Python itself reads it, whatever a user's class defines.
     return vars(BaseException)[name].__get__(error)
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    # Past a ``__setattr__`` too: that of a frozen dataclass refuses everything.
+    # Not through ``__setattr__`` either: a frozen dataclass refuses every assignment.
     vars(BaseException)[name].__set__(error, value)
 
 
@@ -189,7 +189,7 @@ def _twin(error: BaseException, memo: _Memo) -> BaseException:
     cls = _view_class(kind, tuple(missing)) if missing else kind
     twin = _blank(cls, error, memo)
     lacking = [name for name in _copy_fields(error, twin) if name not in missing]
-    if lacking:  # found out only now, so once more, as a view of those too
+    if lacking:  # known only now, so make it again, with these read from the original too
         missing += lacking
         cls = _view_class(kind, tuple(missing))
         twin = _blank(cls, error, memo)
@@ -211,7 +211,7 @@ def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
     """Return an object of *cls* that is not initialised, as pickle would make it, with arguments and nothing else."""
     arguments: Tuple[Any, ...] = _get(error, "args")
     if issubclass(type(error), _Group):
-        # Groups are told apart by Python itself, which needs its members in their place.
+        # Python itself splits groups (for ``except*``), so it needs their members where it keeps them.
         group: Any = error
         members = group.exceptions
         if len(members) <= _LARGE:  # otherwise they are shared
@@ -220,7 +220,7 @@ def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
     make = next(new for base in cls.__mro__ if type(new := vars(base).get("__new__")) is BuiltinFunctionType)
     try:
         twin: BaseException = make(cls, *arguments)
-    except TypeError:  # of a type that only code of its own makes, such as pydantic's ValidationError
+    except TypeError:  # of a type that only its own code can make, such as pydantic's ValidationError
         reduced: Any = error.__reduce_ex__(4)
         twin = reduced[0](*reduced[1])
     if type(twin) is not cls or twin is error:
@@ -307,12 +307,12 @@ def _separated(value: Any, memo: _Memo) -> Any:
 
 
 class _View:
-    """What the views of all types have in common. Comes before the type of the original, whose own hooks it keeps out."""
+    """What the views of all types have in common. As the first base, it overrides the hooks of the original's type."""
 
     _original: BaseException
 
     def __init_subclass__(cls) -> None:
-        """Keep what the original's class does with its subclasses from running."""
+        """Do nothing, so that the hook of the original's class does not run."""
 
     def __str__(self) -> str:
         return str(self._original)

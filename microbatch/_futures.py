@@ -14,12 +14,12 @@ time. Rules of this file:
    their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
    been told, and they are told with its `_condition` held. A thread that settles or cancels never waits for that: a
    signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
-   holds it tells the watchers when it releases it. One of the two always does: the one writes the outcome and then tries
-   the lock, the other releases the lock and then looks for the outcome. Where a caller cancels, the worker thread tells
-   the watchers, since a signal could keep the caller from releasing the lock.
+   holds it tells the watchers when it releases it. One of the two threads always does: the first writes the outcome and
+   then tries the lock, and the second releases the lock and then looks for the outcome. If a caller cancels, the worker
+   thread tells the watchers, since a signal could keep the caller from releasing the lock.
 4. Callbacks are run without any lock, in the thread that settles or cancels.
 5. In a forked child the mutex may be held by a thread that does not exist there. Nothing needs it once there is an outcome.
-   The same goes for a `_condition`, so each process has its own.
+   The same is true of a `_condition`, so each process has its own.
 6. An exception is kept as the processor raised it, which takes the same time for each job. Callers get their own when
    they ask: see ``_exceptions.py``.
 """
@@ -101,7 +101,7 @@ class _Condition:
     """What `wait` and `as_completed` lock while they look at a future, or change its list of waiters.
 
     Attributes:
-        waiters: what they want to have told of the outcome.
+        waiters: the objects through which they are told of the outcome.
     """
 
     def __init__(self, future: "JobFuture[Any]") -> None:
@@ -161,8 +161,8 @@ class JobFuture(Future[JobResult[Value]]):
     def job(self) -> Any:
         """The job, as it was submitted.
 
-        A future keeps its job for callers that want to know which job it is of. If you keep many futures of large jobs,
-        ``del future.job`` lets go of one. That raises `InvalidStateError` unless the future is done.
+        A future keeps its job alive, so that callers can tell which job it belongs to. If you keep many futures of
+        large jobs, drop each job with ``del future.job``. That raises `InvalidStateError` until the future is done.
         """
         try:
             return self._job
@@ -172,7 +172,7 @@ class JobFuture(Future[JobResult[Value]]):
     @job.deleter
     def job(self) -> None:
         if not self.done():
-            raise InvalidStateError("the future still needs its job: delete it when the future is done")
+            raise InvalidStateError("the job can't be deleted until its future is done")
         vars(self).pop("_job", None)
 
     @property
@@ -223,8 +223,8 @@ class JobFuture(Future[JobResult[Value]]):
         """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
 
         Raises:
-            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10). Its text says why
-                the job still waits.
+            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10). Its message
+                says why the job is still waiting.
             CancelledError: the job was cancelled.
             RuntimeError: it is not there, and the wait, in one of the batcher's own threads and without *timeout*,
                 might never end: that thread is needed to do the job.
@@ -235,7 +235,7 @@ class JobFuture(Future[JobResult[Value]]):
         if self.stage is not _SUCCEEDED:
             error = self.exception()
             if error is not None:
-                # Without what earlier readers have added to the traceback.
+                # Without the frames that earlier readers have added to the traceback.
                 trace = self._own[1] if self._own is not None else None
                 try:
                     raise BaseException.with_traceback(error, trace)
@@ -312,21 +312,21 @@ class JobFuture(Future[JobResult[Value]]):
                 self._note_asked()
             callback(self)
         except BaseException as error:
-            if callback is not None or not isinstance(error, IndexError):  # another thread has taken the last one
+            if callback is not None or not isinstance(error, IndexError):  # or another thread took the last one
                 report("exception calling callback for %r", self, logger="concurrent.futures")
 
     # -- for the batcher --
 
     def tell_watchers(self) -> None:
-        """Tell those who watch of the outcome, or have the thread do so that looks at this future now."""
+        """Tell the watchers of the outcome, or leave that to the thread that looks at this future now."""
         if self.fittings is not None and self.fittings.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # by what this call interrupts
                 self.try_to_tell_watchers(condition)
 
     def try_to_tell_watchers(self, condition: _Condition) -> None:
-        """Tell those who watch of the outcome, if there is one, unless *condition* is locked."""
-        # Looked at before the lock is taken: whoever takes it does tell them. So a thread that finds it taken may go.
+        """Tell the watchers of the outcome, if there is one, unless *condition* is locked."""
+        # Checked before the lock is taken: a thread that takes it always tells them, so others may leave.
         if not self._is_untold():
             return
         lock = condition.lock
@@ -337,7 +337,7 @@ class JobFuture(Future[JobResult[Value]]):
             try:
                 if lock.acquire(False):
                     self._tell(condition.waiters)
-            finally:  # asked of the lock itself, for an exception may come in just when it is taken
+            finally:  # asked of the lock itself, since an exception may come in just when it is taken
                 if lock._is_owned():
                     lock.release()
         finally:  # or one just before it is released
@@ -345,7 +345,7 @@ class JobFuture(Future[JobResult[Value]]):
                 lock.release()
 
     def announce(self) -> None:
-        """Tell all who wait for the outcome, which is there, in case a signal has kept who wrote it from doing so."""
+        """Tell all waiters of the outcome, in case a signal kept the thread that wrote it from doing so."""
         with self._keeper.mutex:
             self.ring()
         self.tell_watchers()
@@ -380,7 +380,7 @@ class JobFuture(Future[JobResult[Value]]):
         return RUNNING if untold else FINISHED
 
     def _get_result(self) -> Optional[JobResult[Value]]:
-        # Made when it is first read, for many never are; then kept, so that all who read get the same object.
+        # Made on the first read, since many are never read; then kept, so that all readers get the same object.
         result = self._own_result
         if result is None and self._service is not None:
             made = make_result(self._value, self._service, self.submitted)
@@ -465,7 +465,7 @@ class Conclusion(NamedTuple):
     done: List[JobFuture[Any]]
     """All that have them now."""
     watched: List[JobFuture[Any]]
-    """Those of them that somebody watches, who is to be told."""
+    """Those of them that have watchers, which are still to be told."""
     failures: int
     """How many of those that are done have failed."""
     bells: List[Bell]
@@ -521,7 +521,7 @@ def conclude(
 def _settle_attribute_layout() -> None:
     """Make a future with all the attributes that most futures ever hold, before any other is made.
 
-    Python keeps only those in the compact form that objects of a class share that the first objects had (PEP 412).
+    Objects of a class share a compact layout, which holds only the attributes that the first objects had (PEP 412).
     """
     nobody: Any = None
     future = JobFuture[None](None, nobody)

@@ -20,7 +20,7 @@ __all__ = ["in_one_line", "process_lines", "sturdy"]
 _BATCHES_AHEAD = 4  # per worker: read before the first of them is written
 _LONGEST_PAUSE = 10.0  # seconds between two attempts
 _NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
-"""What no half of a batch would be spared. Other `OSError` may well be about one job: a file that it names is missing."""
+"""Errors that would hit both halves of a batch. Another `OSError` may be about one job, such as a missing file."""
 
 
 def sturdy(
@@ -28,19 +28,19 @@ def sturdy(
 ) -> Callable[[Any], Any]:
     """Return *processor*, called again for the jobs of a batch that fail.
 
-    A batch is halved before anything is retried, so that only those to blame are retried, and wait.
+    A batch is bisected before anything is retried, so that only the jobs that cause the error are retried, and wait.
 
     Args:
         processor: the user's.
-        bisect: halve a batch that raises, until those to blame stand alone.
+        bisect: split a batch that raises until each job that causes the error is alone.
         retries: how many more times to try the jobs that failed.
         size: the most jobs in a batch.
         interrupted: once it is set, nothing is retried.
 
     Raises:
-        ImportError: there are *retries*, and no `tenacity`.
+        ImportError: *retries* is not 0, and `tenacity` is not installed.
     """
-    if bisect:  # to the end: that takes less than two calls for each job, if all are to blame
+    if bisect:  # to the end: that takes less than two calls for each job, even if all fail
         processor = bisecting(processor, unless=_NOT_THE_JOBS, max_calls=2 * size)
     if retries:
         import tenacity
@@ -74,11 +74,11 @@ def process_lines(
     A line that is not JSON, or whose job failed, is ``null`` there. It is reported to standard error with its number, and
     to *errors* as a JSON object. Blank lines are passed over. Holds only a few batches of *size* in memory.
 
-    An exception in the calling thread, as `KeyboardInterrupt`, drops the jobs that no worker has taken. The results of
-    those before them are still written. Another one ends the wait for them.
+    An exception in the calling thread, such as `KeyboardInterrupt`, drops the jobs that no worker has taken. The
+    results of the jobs before them are still written. A second exception ends the wait for these.
 
     Args:
-        interrupted: is set by such an exception, before the wait for the batches that run.
+        interrupted: set after such an exception, before the wait for the running batches.
 
     Raises:
         OSError: *source* can't be read, or *sink* or *errors* can't be written, after the batches that run have ended.
@@ -115,7 +115,7 @@ class Entry(NamedTuple):
 
     number: int
     text: str
-    """JSON: the line if it is some, otherwise a string of it."""
+    """The line if it is JSON, otherwise a JSON string that holds it."""
     outcome: Union["JobFuture[Any]", ValueError]
     """Its job, or what is wrong with it."""
 
@@ -132,7 +132,7 @@ def _submit(batcher: Batcher[Any, Any], number: int, line: bytes) -> Entry:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 class _Writer:
@@ -182,12 +182,12 @@ class _Writer:
             line = json.dumps(entry.outcome.result().value, ensure_ascii=False, allow_nan=False).encode()
         except BaseException as error:
             if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
-                self._stopped = True  # by an interrupt: the results end here, and leave out no line before
+                self._stopped = True  # by an interrupt: the results end here, without a gap before
                 return
             self._report(entry, error)
             line = b"null"
         self._sink.write(line + b"\n")
-        if self._entries.empty():  # somebody may be waiting for the little there is
+        if self._entries.empty():  # a reader may be waiting for these few results
             self._flush()
         try:
             self._progress.update()

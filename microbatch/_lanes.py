@@ -71,7 +71,7 @@ class Alarms(Generic[Thing]):
         self._limit = 64
 
     def push(self, moment: float, thing: Thing) -> None:
-        """Add one. Now and then this looks through all of them, so that those forgotten or added again don't pile up."""
+        """Add one. Now and then this goes through all of them, so that void ones and duplicates don't pile up."""
         if len(self._heap) >= self._limit:
             held = (alarm for alarm in self._heap if self._holds(alarm[2], alarm[0]))
             self._heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
@@ -136,7 +136,7 @@ class Jobs(Sequence[Any]):
 class _Key:
     """Stands for a key of a user's class: its hash is taken once, and its comparison never raises.
 
-    A dict finds a key by its hash and by ``==``, so that one of these is found by a plain key that equals it, and finds it.
+    A dict compares keys by hash and ``==``, so one of these finds an equal plain key in it, and the other way round.
     """
 
     __slots__ = ("_key", "_hash")
@@ -159,7 +159,7 @@ class _Key:
             return False
 
 
-# No bytes: with ``python -bb`` it raises to compare them with a str.
+# Not bytes: under ``python -bb``, comparing them with a str raises.
 _PLAIN = frozenset([type(None), bool, int, float, str])
 
 
@@ -169,7 +169,7 @@ def safe(key: Hashable) -> Hashable:
 
 
 class Lane(Generic[AnyEntry]):
-    """The jobs of one key: an open batch, and those that wait behind it. There may be a million, so it is kept small."""
+    """The jobs of one key: an open batch, and those that wait behind it. Small, since there may be a million lanes."""
 
     __slots__ = (
         "key",
@@ -200,12 +200,12 @@ class Lane(Generic[AnyEntry]):
         self.place = place  # in the dict of lanes
         self.open: List[AnyEntry] = []  # the open batch, in order
         self.weight = 0.0
-        self.backlog: Union[List[AnyEntry], Deque[AnyEntry]] = []  # a deque where some of it has to wait for long
+        self.backlog: Union[List[AnyEntry], Deque[AnyEntry]] = []  # a deque after `long_backlog`
         self.thinned = False  # some of the open batch may not be waiting any more
         self.dead = 0  # at most how many of the backlog are not, either
         self.alike = True  # all of its jobs weigh 1
         self.full = False  # the first of the backlog did not fit
-        self.pressed = False  # somebody waits for its room, so that it goes as by a flush
+        self.pressed = False  # a caller waits for its room, so its batch is dispatched as by a flush
         self.unflushed = False  # it is noted as younger than the last flush
         self.changed = False  # the policy is to be asked again
         self.due = NEVER  # what it answered last
@@ -216,10 +216,10 @@ class Lane(Generic[AnyEntry]):
         self.turn = 0  # its place in the lines, from when its batch was first due
         self.ready = False  # it is in the line of those that are due
         self.gated = False  # it is in the line of those that are due as soon as the flow holds nothing back
-        self.gone = False  # its batch went
+        self.gone = False  # its batch has been taken
 
     def long_backlog(self) -> Deque[AnyEntry]:
-        """Return the backlog, as what is quick at its front. Most never need it, and it takes eight times the memory."""
+        """Return the backlog as a deque, quick at its front. Most lanes need none, and it takes 8 times the memory."""
         if isinstance(self.backlog, list):
             self.backlog = deque(self.backlog)
         return self.backlog

@@ -107,9 +107,9 @@ class Ledger:
         counts[_QUEUED], self.queue.taken = counts[_QUEUED] + total, none
 
     def recover(self) -> List[JobFuture[Any]]:
-        """Put the books right, which an exception has left anywhere between two statements, and return what waits.
+        """Put the books right after an exception between any two statements, and return the jobs that still wait.
 
-        Any thread may call this: what changes the books, does so with the mutex held.
+        Any thread may call this, since the books change only with the mutex held.
         """
         with self.queue.mutex:
             self.queue.find_withdrawn()
@@ -129,7 +129,7 @@ class Ledger:
                 counts[stage], uncounted = counts[stage] + 1, uncounted - 1
 
     def tell_again(self) -> None:
-        """Tell those who wait for outcomes that are there, in case an exception has kept a thread from doing so."""
+        """Tell all waiters of outcomes that exist, in case an exception has kept a thread from doing so."""
         with self.queue.mutex:
             over = self._over()
         for future in over:
@@ -174,11 +174,11 @@ class Ledger:
     ) -> int:
         """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
 
-        The outcomes are values, which come from a *service*, or exceptions, of which *failures* takes note.
+        The outcomes are values, which come from a *service*, or exceptions, which *failures* records.
 
-        The books are right and all futures readable at once. Then those who watch are told, and those in `flush` are
-        woken, and only then are the callbacks run: a callback may use the batcher, and may wait for another job of its
-        own batch.
+        The books are right and all futures readable at once. Then the callers in `flush` are woken and the
+        watchers are told, and only then are the callbacks run: a callback may use the batcher, and may wait for another
+        job of its own batch.
         """
         try:
             with self.queue.mutex:

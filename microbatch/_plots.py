@@ -40,7 +40,9 @@ def check_plot(path: str) -> None:
 
     known, ending = backend_bases.FigureCanvasBase.get_supported_filetypes(), os.path.splitext(path)[1][1:].lower()
     if ending not in {"", *known}:
-        raise ValueError(f"a plot must end with one of {', '.join('.' + each for each in sorted(known))}, got {path!r}")
+        raise ValueError(
+            f"a plot file must end with one of {', '.join('.' + each for each in sorted(known))}, got {path!r}"
+        )
     existed = os.path.lexists(path)
     with open(path, "ab"):
         pass

@@ -102,13 +102,16 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     watches_flow: bool = True
-    """Whether `due` or `earliest` looks at `Window.in_flight`, `Window.sent` or `Window.service_time`, or learns in `observe`.
+    """Whether the answers of the policy may change when a batch starts or ends.
 
-    True is the safe answer. After each start and each end of a batch, the policy is asked again when a worker is free: for
-    the batch whose turn it is, for the one that it was not asked about for longest, and where neither is due, for others
-    until one is. With up to 64 open batches all of them can be asked at once. With more, some are asked later, a few every
-    millisecond, so that a batch that has become due may wait a little. Say False if that is the truth, and nothing of this
-    is needed.
+    They may if `due` or `earliest` looks at `Window.in_flight`, `Window.sent` or `Window.service_time`, or if `observe`
+    learns. True is the safe answer.
+
+    After each start and each end of a batch, the policy is asked again when a worker is free: about the batch whose
+    turn it is, about the one with the oldest answer, and if neither is due, about others until one is. It can be asked
+    about up to 64 open batches at once. If there are more, it is asked about some of them later, a few every
+    millisecond, so a batch that has become due may wait a little. If the answers can't change, set this to False: the
+    policy is then not asked again.
     """
 
     watches_callers: bool = False
@@ -134,8 +137,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return whether one more job of this weight may join: the hard limit, held on every path.
 
         A job that does not fit an empty window fits nowhere, and is `JobTooLarge`: raised by `Batcher.submit` where the
-        batcher weighs its jobs, and otherwise what its future fails with. If the policy has an attribute ``limit``, a
-        number below the weight of that job, the error states it.
+        batcher weighs its jobs, and otherwise what its future fails with. The error states the attribute ``limit``
+        of the policy, if there is one and it is a number below the weight of the job.
         """
         return True
 
@@ -188,7 +191,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
 
     def __bool__(self) -> NoReturn:
         """Raise TypeError: ``Size(10) or Interval(1)`` would silently be ``Size(10)``."""
-        raise TypeError("a policy is neither true nor false: combine policies with | and &, not with or and and")
+        raise TypeError("a policy has no truth value: combine policies with | and &, not with 'or' and 'and'")
 
 
 def _depth(cls: type, name: str) -> int:
@@ -218,7 +221,7 @@ def limit_for(policy: BatchingPolicy[Any], window: Window[Any], weight: float) -
         limits = [limit_for(part, window, weight) for part in (policy.first, policy.second)]
         return min((limit for limit in limits if limit is not None), default=None)
     limit = getattr(policy, "limit", None)
-    # A limit that the weight keeps to is not what the policy refuses the job for.
+    # If the weight is within the limit, the policy refuses the job for another reason.
     stated = isinstance(limit, (int, float)) and limit < weight and not policy.fits(window, weight)
     return limit if stated else None
 
@@ -345,15 +348,15 @@ def learns(policy: BatchingPolicy[Any]) -> bool:
 GATES: Dict[type, int] = {}
 """How many gates each of the built-in policies has.
 
-A gate is a moment before which a policy lets no batch go whatever is in it. It is the same for all keys, and only the flow
-decides on it: which batches have started and ended, and when callers were last heard of. For the rest, a built-in policy
-goes by what is in the batch, and by what it has learned.
+A gate is a moment before which a policy lets no batch be dispatched, whatever is in it. It is the same for all keys,
+and depends only on the flow: which batches have started and ended, and when callers were last heard of. Apart from its
+gates, a built-in policy decides by what is in the batch and by what it has learned.
 """
 
 
 def count_gates(policy: BatchingPolicy[Any]) -> Optional[int]:
-    """Return how many gates *policy* has, or None if that is not known, as of one that a user wrote."""
+    """Return how many gates *policy* has, or None if that is unknown, as for a user's own policy."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         first, second = count_gates(policy.first), count_gates(policy.second)
         return None if first is None or second is None else first + second
-    return GATES.get(type(policy))  # not what it inherits from, for it may decide otherwise
+    return GATES.get(type(policy))  # of exactly this type, since a subclass may decide otherwise

@@ -104,9 +104,10 @@ class _Process:
 
 
 def _make_mark() -> Any:
-    """Return what has a first item that is true in this process, and false in every child of it.
+    """Return an object whose first item is true in this process, and false in every child of it.
 
-    Unlike ``os.getpid`` no system call, where possible; and no function, since every submit looks.
+    Where possible, reading it takes no system call, unlike ``os.getpid``. It is not a function, since every submit
+    reads it.
     """
     if sys.platform == "linux":
         try:
@@ -126,8 +127,8 @@ _renewing = threading.RLock()  # lets one thread of a child do what no hook has 
 def current_mark() -> Any:
     """Return an object whose first item is true in this process, and false in every child that is forked from now on.
 
-    Whatever is kept with a mark belongs to the process that made it. So a child can renew it when it is used, and all that
-    is never used there costs nothing.
+    Whatever is kept with a mark belongs to the process that made it. So a child can replace it on its first
+    use there, and whatever the child never uses costs it nothing.
     """
     look_for_a_fork()
     return _mark

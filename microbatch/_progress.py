@@ -1,4 +1,4 @@
-"""A line on a terminal that says how far a command has come. Where no person looks, nothing is written."""
+"""A line on a terminal that says how far a command has come. If standard error is no terminal, nothing is written."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ __all__ = ["Progress", "show_progress"]
 
 
 class Progress(Protocol):
-    """Is told of each step that is done: a `tqdm` is one."""
+    """Counts the steps that are done. A `tqdm` is one."""
 
     def update(self) -> object:
         """One more is done."""

@@ -32,7 +32,7 @@ class News(NamedTuple):
 
 
 NO_NEWS = News(deque(), {}, [], -1, False, False, 0, NOW, NOW)
-"""What a leader takes where nothing has come, which is quicker than to take nothing."""
+"""What a leader gets if nothing has come, which is quicker than taking an empty queue apart."""
 
 
 class _Inside(threading.local):
@@ -56,8 +56,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
     may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
 
-    An exception that comes in where a loop goes on because of a condition passes the ``with`` and ``try`` of its function by,
-    on CPython 3.13 (https://github.com/python/cpython/issues/130279). So such loops are in functions of their own.
+    On CPython 3.13, an exception that comes in just where a loop repeats because of a condition skips the ``with`` and
+    ``try`` of its function (https://github.com/python/cpython/issues/130279). So such loops are in functions of their
+    own.
     """
 
     def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
@@ -84,7 +85,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
         self._youngest: Optional[Bell] = (
-            None  # of who came last to wait for room: more may have come while some gave up
+            None  # of the caller that came last to wait for room; a count misses one that comes as another gives up
         )
         self._seen = self._look()  # by who led last
         self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
@@ -101,7 +102,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     @property
     def blocked(self) -> int:
-        """How many callers wait for room. Not counted, since a signal could keep a caller from counting back."""
+        """How many callers wait for room. Not a counter, since a signal could keep a caller from decrementing it."""
         return len(self.not_full)
 
     def drained(self) -> bool:
@@ -110,7 +111,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             return self.closed and not self.queue and not self._withdrawn and not self._notes
 
     def is_stuck(self) -> bool:
-        """Return whether a caller waits for room, so that some batch must go to make it."""
+        """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
         if not self.not_full:
             return False
         with self.mutex:
@@ -162,8 +163,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.mutex.release()
 
     def _acquire(self) -> None:
-        # Who waited for the mutex would be handed it before he has the interpreter, so that all others have to wait, and
-        # once some do, they do for ever: each job then costs a switch of threads.
+        # A thread that blocks on the mutex is handed it before it has the interpreter, so all others have to wait. Once
+        # some wait, that never ends: each job then costs a switch of threads.
         while not self.mutex.acquire(False):
             let_others_run()
 
@@ -340,7 +341,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         )
 
     def wake_all(self) -> None:
-        """Wake everybody who waits for anything, in case an exception has kept the one from doing so who should have."""
+        """Wake all waiters, in case an exception stopped the thread that should have woken them."""
         with self.mutex:
             for waiting in (self.not_empty, self.not_full, self.settled):
                 waiting.notify_all()
@@ -350,7 +351,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return list(self._withdrawn.values())
 
     def find_withdrawn(self) -> None:
-        """Note once more which jobs in the queue are cancelled, in case a leader has taken the word and lost it."""
+        """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
         for future in list(self.queue):
             if future.stage is JobState.CANCELLED:
                 self._withdrawn.setdefault(future, JobState.QUEUED)

@@ -65,9 +65,9 @@ class Service(NamedTuple):
 
 
 class JobResult(Generic[Value]):
-    """What became of one job. It only holds the value, and refuses to be calculated with, indexed or iterated over."""
+    """The result of one job. It only holds the value: arithmetic, indexing and iteration raise `TypeError`."""
 
-    # Three references and nothing else, for many are made. No dataclass: web frameworks would send that as JSON.
+    # Only three references, since many are made. Not a dataclass: web frameworks would serialize that to JSON.
     __slots__ = ("_value", "_service", "_submitted")
     _value: Value
     _service: Service
@@ -119,7 +119,7 @@ _fields: Callable[["JobResult[Any]"], Tuple[Any, ...]] = attrgetter("value", "ba
 
 def make_result(value: Value, service: Service, submitted: float) -> JobResult[Value]:
     """Return the result of a job that was submitted at a moment on the clock of *service*."""
-    result = object.__new__(JobResult)  # past a call of a method in Python
+    result = object.__new__(JobResult)  # saves the call of a method written in Python
     result._value = value
     result._service = service
     result._submitted = submitted

@@ -21,18 +21,19 @@ def results_of(returned: Any) -> Union[List[Any], Iterator[Any]]:
     """Return the results: in a list if all of them are there at once, so that their number is known; else one by one.
 
     Whatever Python iterates over is accepted, since it gives one result per job in order: lists, tuples, arrays (along
-    their first axis), series, deques, ranges, views of a dict, generators, iterable classes of the user's own. Refused,
-    and never taken apart, is what iterates over something other than results:
+    their first axis), series, deques, ranges, views of a dict, generators, iterable classes of the user's own.
 
-    * What has to be waited for: coroutines, futures, tasks.
-    * Text, bytes, and arrays without an axis, which are one value. Sets, which have no order.
-    * What holds values by name: mappings and what has their methods, named tuples, rows, models, and objects whose items
-      turn out to be their own attributes.
+    The following iterate over something other than results, so they are refused, and never taken apart:
+
+    * Coroutines, futures and tasks, which have to be waited for.
+    * Text, bytes and zero-dimensional arrays, which are one value. Sets, which have no order.
+    * Mappings, classes with their methods, named tuples, rows, models, and objects whose items turn out to be their own
+      attributes, which hold values by name.
     * Tables, which iterate over columns, and responses of HTTP clients, which iterate over chunks of bytes.
-    * What gives another number of items than its length says.
+    * Anything that yields more or fewer items than its length.
 
-    Classes of other libraries are known by what they define, so that nothing is imported. It is looked up in the class,
-    because objects may answer to any name.
+    Classes of other libraries are recognised by what they define, so that nothing is imported. Names are looked up in
+    the class, because objects may answer to any name.
 
     Raises:
         TypeError: it is refused. The message says why, and what to return instead.
@@ -51,7 +52,7 @@ def results_of(returned: Any) -> Union[List[Any], Iterator[Any]]:
     values = list(islice(items, length + 1))
     if len(values) != length:
         given = len(values) if len(values) < length else "more"
-        raise _refusal(returned, f"whose length is {length} but which gives {given}: {_A_LIST}")
+        raise _refusal(returned, f"whose length is {length} but which yields {given}: {_A_LIST}")
     return values
 
 
@@ -78,10 +79,10 @@ _BY_NAME = f"which holds values by name: {_A_LIST}"
 
 
 def _flaw(returned: Any) -> Optional[str]:
-    """Return why *returned* is refused, and what to return instead; None if nothing speaks against iterating over it."""
+    """Return why *returned* is refused, and what to return instead; None if it may be iterated over."""
     kind = type(returned)
     if isinstance(returned, Coroutine):
-        returned.close()  # or Python warns that nothing has awaited it
+        returned.close()  # or Python warns that it was never awaited
     if isinstance(returned, Future) or isawaitable(returned):
         return "which has to be waited for: return its result"
     if isinstance(returned, _ONE_VALUE) or _dimensions(returned) == 0:
@@ -143,7 +144,7 @@ def _length(returned: Any) -> Optional[int]:
 
 
 def _without_fields(returned: Any, items: Iterator[Any]) -> Iterator[Any]:
-    """Yield *items*, each as soon as it is clear that they are not the fields of *returned*, from the first to the last.
+    """Yield *items*, once it is clear that they are not just the fields of *returned*, from the first to the last.
 
     Fields are its public attributes, and what it keeps in a dict: their names, or pairs of name and value, or the
     attributes' values.

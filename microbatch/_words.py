@@ -1,4 +1,4 @@
-"""Policies, costs, times and rates in words, as on a command line: read, never evaluated."""
+"""Policies, costs, times and rates as text, as on a command line: parsed, never evaluated."""
 
 import ast
 import math
@@ -24,7 +24,7 @@ _SECONDS_OF = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_policy(text: str) -> BatchingPolicy[Any]:
-    """Return the policy that *text* says in the words of Python. A name alone is the policy without arguments.
+    """Return the policy that *text* describes as a Python expression. A bare name is that policy without arguments.
 
     >>> parse_policy("Size(64) | Interval(0.005) & Rate(5, per=60)")
     Size(64) | Interval(0.005) & Rate(5, per=60)
@@ -99,7 +99,7 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not seconds >= 0:
-        raise ValueError(f"must be a number of seconds of at least 0, or a time as in 5ms, got {text!r}")
+        raise ValueError(f"must be a number of seconds of at least 0, or a time such as 5ms, got {text!r}")
     return seconds
 
 
@@ -116,7 +116,9 @@ def parse_rate(text: str) -> float:
     try:
         rate = float(number) / (_SECONDS_OF[unit.strip()] if slash else 1.0)
     except (ValueError, KeyError):
-        raise ValueError(f"must be a number of jobs a second, or as in 100/s or 100/min, got {text!r}") from None
+        raise ValueError(
+            f"must be a number of jobs per second, or a rate such as 100/s or 100/min, got {text!r}"
+        ) from None
     if not rate > 0:
         raise ValueError(f"must be above 0, got {text!r}")
     return rate

@@ -37,7 +37,7 @@ from microbatch._policy import BatchingPolicy, BatchReport, learns
 __all__ = ["Worker"]
 
 _MOST_MISHAPS = 3
-"""So many exceptions may come in from outside one after another, without anything done between them."""
+"""How many exceptions may come in from outside in a row, with nothing done between them."""
 
 
 class Worker:
@@ -85,7 +85,7 @@ class Worker:
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
         self._pool: Optional[ThreadPoolExecutor] = None
         self._inbox = _Inbox()  # for the threads of that pool
-        self._running: Dict[Delivery, None] = {}  # batches in flight: what a thread has in hand is found here too
+        self._running: Dict[Delivery, None] = {}  # batches in flight, with those that a thread is handling
         self._mishaps = 0  # how many exceptions came in from outside since a leader last did all that there was to do
         self._thread: Optional[threading.Thread] = None
         self.opening: Optional[Opening] = None  # not None from the start of the threads on
@@ -101,9 +101,9 @@ class Worker:
     def start(self) -> None:
         """Start all threads, once, and return when they run.
 
-        They are daemons where there can be any, so that the interpreter does not join them if they take longer than
-        `exit_timeout`. All are started now, since no thread can be started once the interpreter is going down (CPython
-        3.12).
+        They are daemons if the interpreter allows any, so that the interpreter does not join them if they take longer
+        than `exit_timeout`. All are started now, since no thread can be started once the interpreter is going down
+        (CPython 3.12).
 
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
@@ -243,7 +243,7 @@ class Worker:
         with self.queue.mutex:
             self._ended, self._thread = True, None
             self.queue.settled.notify_all()
-        self.queue.post(_do_nothing)  # so that threads that are no daemons find out, and end
+        self.queue.post(_do_nothing)  # so that threads that are not daemons notice, and end
         self.disown_threads()
         report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
@@ -292,7 +292,7 @@ class Worker:
             try:
                 return self._end()
             except BaseException:
-                report("an exception came into the worker thread of %s while it ended", self._name)
+                report("an exception from outside interrupted the worker thread of %s while it ended", self._name)
 
     def _work(self) -> None:
         """Lead, where no other thread does, until the batcher is closed and nothing is left to do."""
@@ -311,9 +311,9 @@ class Worker:
 
     def _give_up_start(self, opening: Opening, error: BaseException) -> None:
         """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
-        # In one step: whoever has a job accepted from then on, or waits for the end, will find that nobody is at work.
+        # In one step: a caller that submits a job from then on, or waits for the end, finds that no thread is at work.
         with self.queue.mutex:
-            left = self._claim_all()  # from those who did not wait for the threads to run
+            left = self._claim_all()  # of callers that did not wait for the threads to run
             self.opening = self._thread = None
             self.queue.settled.notify_all()
         opening.settle(error)
@@ -333,15 +333,18 @@ class Worker:
     # -- called by a thread of ours after an exception --
 
     def _recover(self, error: BaseException) -> None:
-        """Put right what an exception has broken off in the calling thread.
+        """Put right what an exception has interrupted in the calling thread.
 
-        None comes out of what users inject: that is handled where it is called. But a library that limits the time of a call
-        may raise one in this thread from outside, too late, between any two of our statements. What the thread had in hand
-        fails, and everything else goes on. Any state between two statements is put right from what changes in one step:
-        `Ledger.inherited` has each job that is not settled, `_running` each batch, and `JobQueue.leader` says who leads.
+        Exceptions from users' code don't get here: they are handled where that code is called. But a library that
+        enforces a timeout may raise one in this thread from outside, too late, between any two of our statements. The
+        jobs that the thread was handling fail, and everything else goes on. Any half-done state is put right from what
+        changes in one step: `Ledger.inherited` has each job that is not settled, `_running` each batch, and
+        `JobQueue.leader` says who leads.
         """
         report(
-            "an exception came into a thread of %s between two batches; jobs in its hands fail", self._name, error=error
+            "an exception from outside interrupted a thread of %s; the jobs it was handling fail",
+            self._name,
+            error=error,
         )
         self._mishaps += 1
         if self._mishaps > _MOST_MISHAPS:  # so it comes from inside
@@ -359,7 +362,7 @@ class Worker:
         self.ledger.tell_again()
 
     def _recover_lead(self, error: BaseException) -> None:
-        """Form all batches anew, which a broken-off leader may have left half formed, and leave the lead."""
+        """Form all batches again, since an interrupted leader may have left them half formed, and leave the lead."""
         waiting = self.ledger.recover()
         for delivery in list(self._running):
             if not delivery.futures or not (self._pool is not None or delivery.sent):
@@ -473,7 +476,7 @@ class Worker:
         pool.submit(self._serve_all, inbox).add_done_callback(partial(self._go_on, pool, inbox))
 
     def _go_on(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
-        """Have the calling thread, whose work an exception has ended, take it up again; wherever that came in."""
+        """Have the calling thread resume its work after an exception ended it, wherever that came in."""
         error = done.exception()
         del done
         if error is None:
@@ -486,7 +489,7 @@ class Worker:
                 self.ledger.resign(NOW, 1)
         finally:
             if inbox.closed:
-                inbox.close()  # for the next thread, in case this one has taken the word
+                inbox.close()  # for the next thread, in case this one has taken the None
             else:
                 self._employ(pool, inbox)
 
@@ -497,7 +500,7 @@ class Worker:
             self._pool.shutdown()
 
     def _end(self) -> None:
-        """Let the threads of the pool end, and call the shutdown callbacks. What an exception broke off can be called again."""
+        """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
         self._close_pool()
         while (callback := self._next_shutdown_callback()) is not None:
             _call_back(callback)
@@ -604,13 +607,13 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
     """Batches for the threads of a pool, one after another until it is closed.
 
     Attributes:
-        closed: whether it is, for a thread that has taken the word of that and then lost it.
+        closed: whether it is, for a thread that took the None that says so and lost it to an exception.
     """
 
     closed = False
 
     def close(self) -> None:
-        """Have a thread find out that nothing will come any more, and then close this for the next one."""
+        """Put in a None, which ends one thread. That thread then calls this for the next one."""
         self.put(None)
 
 

@@ -74,8 +74,8 @@ class Batcher(Generic[Job, Value]):
             (each job is settled as its value is yielded), or None for all. A value that is an exception fails that job
             alone; an exception raised fails all jobs of the batch that have no result yet.
         policy: when a batch goes, and what fits into it.
-        key: gives the hashable key of a job; jobs of unequal keys never share a batch. Keys are equal if ``==`` and
-            `hash` say so, whatever their types: ``1`` and ``True`` are one key.
+        key: gives the hashable key of a job; jobs of unequal keys never share a batch. Keys are compared by `hash`
+            and ``==``, as in a dict: ``1`` and ``True`` are the same key.
         weigh: gives the weight of a job, a number of at least 0, for policies that look at weights.
         max_pending: how many jobs may be accepted and not yet in a worker's hands; 0 for no bound.
         max_workers: how many batches may run at once. With 1, they run one after another, in order. Each takes a thread,
@@ -399,12 +399,12 @@ class Batcher(Generic[Job, Value]):
     def _successor_in_child(self, parents: Worker) -> Worker:
         """Return the worker that replaces, in a forked child, the one that stayed in the parent.
 
-        It is made when the batcher is first used here. Takes no lock of the other: a thread that does not exist here may
-        have held it.
+        It is made when the batcher is first used here. This takes no lock of the parent's worker, since a thread that
+        does not exist here may have held it.
         """
         if parents.finalizer is not None:
             parents.finalizer.detach()
-        if parents.queue.closed:  # its end is told in the parent, and not here too
+        if parents.queue.closed:  # listeners hear of its shutdown in the parent, not here too
             worker = self._make_worker(forked=True, audience=Audience(()))
             worker.close()
         else:
@@ -448,7 +448,7 @@ class Batcher(Generic[Job, Value]):
             if self._weigh is not None:
                 future.weight = self._weight(self._weigh(future.job))
         except StopIteration as error:  # which would end an iteration of the caller: see PEP 479
-            raise RuntimeError("key or weight raised StopIteration") from error
+            raise RuntimeError("key or weigh raised StopIteration") from error
         if self._wants_context:
             future.keep_context()
 

@@ -34,7 +34,7 @@ _COMMON_POLICIES: Sequence[BatchingPolicy[Any]] = (
     Size(100) | Interval(0.005),
     Size(100) | Interval(0.05),
 )
-"""What `simulate` compares if nothing is named: the default, and a fixed wait as most systems have one, short and long."""
+"""What `simulate` compares if no policy is named: the default, and the fixed wait of most systems, short and long."""
 
 
 class BadUsage(Exception):
@@ -70,7 +70,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        status = 0  # who read our output has gone, and that is all right
+        status = 0  # the reader of our output has gone, which is no error
     except (BadUsage, OSError) as error:
         with contextlib.suppress(OSError):  # of a standard error that nobody reads any more
             print(f"microbatch: {error}", file=sys.stderr)
@@ -88,7 +88,7 @@ def _refuse_closed_streams(options: argparse.Namespace) -> None:
 
 
 def _give_up_output() -> None:
-    """Drop what standard output and standard error can't take, or Python fails when it flushes them at its end."""
+    """Drop what standard output and standard error can't take, or Python fails when it flushes them at exit."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             try:
@@ -99,10 +99,10 @@ def _give_up_output() -> None:
 
 @contextlib.contextmanager
 def _signals_raised(once: bool = False) -> Iterator[None]:
-    """Raise the signals that ask the program to end, for it to clean up. One that is ignored, as by ``nohup``, stays so.
+    """Raise an exception on signals that ask the program to end, so that it cleans up. Ignored signals stay ignored.
 
     Args:
-        once: ignore those after the first, which would only disturb the cleaning up.
+        once: ignore those after the first, which would only interrupt the cleanup.
     """
     raised = False
 
@@ -146,19 +146,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--errors",
         metavar="FILE",
-        help="for a JSON object for each line that failed: number, input and error (its result is null)",
+        help="for a JSON object per failed line: number, input and error (its result is null)",
     )
     run.add_argument(
         "--bisect",
         action="store_true",
-        help="halve a batch that raises until only the lines to blame fail; others may be processed more than once",
+        help="split a batch that raises until only the lines that cause it fail; others may be processed again",
     )
     run.add_argument(
         "--retry",
         type=partial(_count, least=0),
         default=0,
         metavar="N",
-        help="try a line that failed up to N more times, after random, growing pauses of at most 10 s (needs tenacity)",
+        help="retry a failed line up to N times, after random, growing pauses of at most 10 s (needs tenacity)",
     )
     _add_policy(run)
     run.set_defaults(command=_run, parser=run)
@@ -168,16 +168,16 @@ def _parser() -> argparse.ArgumentParser:
         "policy",
         nargs="*",
         metavar="POLICY",
-        help="in words of Python: 'Size(64) | Interval(0.005)' (without any: the default and two common ones)",
+        help="a Python expression: 'Size(64) | Interval(0.005)' (if there is none: the default and two common ones)",
     )
     simulation.add_argument(
         "--cost",
         type=_argument(parse_cost),
-        help="of a batch, and of each job in it: 5ms+20us (with --trace, as it was there)",
+        help="time for a batch and for each job in it: 5ms+20us (with --trace: as recorded there)",
     )
     load = simulation.add_mutually_exclusive_group(required=True)
     load.add_argument(
-        "--rate", type=_argument(parse_rate), metavar="N", help="jobs a second, that know nothing of each other: 100/s"
+        "--rate", type=_argument(parse_rate), metavar="N", help="jobs per second that come independently: 100/s"
     )
     load.add_argument(
         "--callers", type=_count, metavar="N", help="callers who each wait for a result before the next job"
@@ -202,7 +202,7 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
         type=_argument(parse_seconds),
         default=0.0,
         metavar="SECONDS",
-        help="longest wait for more jobs, as 0.005 or 5ms (0: as soon as a worker is free)",
+        help="longest wait for more jobs: 0.005 or 5ms (0: dispatch as soon as a worker is free)",
     )
 
 
@@ -224,7 +224,7 @@ def _refuse(options: argparse.Namespace, message: str) -> NoReturn:
 
 
 def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Return *parse* with its complaints in place of argparse's."""
+    """Return *parse* with its own error messages, which argparse would replace."""
 
     def parsed(text: str) -> _Parsed:
         try:
@@ -253,7 +253,7 @@ def _simulate(options: argparse.Namespace) -> int:
     if cost is None and trace is not None:
         cost = trace.service_time
     if cost is None:
-        _refuse(options, "--cost is needed without --trace, as in --cost 5ms+20us")
+        _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
     load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
     try:
         policies = [parse_policy(text) for text in options.policy] or _COMMON_POLICIES
@@ -274,7 +274,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _check_plot(options: argparse.Namespace) -> None:
-    """Refuse now what could not be written in the end: what is drawn takes a minute to compute."""
+    """Refuse a plot that can't be written before it is computed, which takes a minute."""
     try:
         check_plot(options.plot)
     except ImportError:
@@ -317,7 +317,7 @@ def _run(options: argparse.Namespace) -> int:
     interrupted = threading.Event()
     with _signals_raised(), contextlib.ExitStack() as stack:
         stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-        if "-" in (options.output, options.errors):  # where what the user's module prints must not get in between
+        if "-" in (options.output, options.errors):  # where the output of the user's module must not get in between
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         processor = sturdy(
             _load(options), bisect=options.bisect, retries=options.retry, size=options.size, interrupted=interrupted
@@ -342,7 +342,7 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
         _refuse(options, f"the target must be MODULE:CALLABLE, got {options.target!r}")
     if name.endswith(".py") and os.path.isfile(name):
         module = os.path.relpath(name).removesuffix(".py").replace(os.sep, ".")
-        _refuse(options, f"the target must be a module and not its file, as {module}:{path}, got {options.target!r}")
+        _refuse(options, f"the target must be a module, as in {module}:{path}, not a file, got {options.target!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -375,7 +375,7 @@ def _is_installed(file: str) -> bool:
 def _opened(
     options: argparse.Namespace, stdin: BinaryIO, stdout: BinaryIO, stack: contextlib.ExitStack
 ) -> Tuple[BinaryIO, BinaryIO, Optional[BinaryIO]]:
-    """Return the input, the output and the file for errors. What is there is overwritten only if all can be had."""
+    """Return the input, the output and the file for errors. Overwrite existing files only if all can be opened."""
 
     def opened(path: str) -> BinaryIO:
         # Only the raw file is closed. The lock of its buffer may be held by a write to a pipe that nobody reads.
@@ -399,7 +399,7 @@ def _opened(
 
 
 def _identity(file: BinaryIO) -> Optional[Tuple[int, int]]:
-    """Return what tells a file from all others; None for a terminal, a pipe or a device, where nothing is lost."""
+    """Return what identifies a file; None for a terminal, a pipe or a device, where nothing can be overwritten."""
     try:
         status = os.fstat(file.fileno())
     except OSError:

@@ -128,9 +128,9 @@ _NOT_BOUND = (staticmethod, MethodType, functools.partial)
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether *function* may be called with so many arguments, as far as it tells."""
+    """Return whether *function* can be called with *count* arguments, as far as its signature tells."""
     try:
-        # What a decorator wraps may take other arguments than what the decorator made.
+        # A wrapped function may take other arguments than its wrapper.
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return True
@@ -147,8 +147,8 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _not_referable(owner: type) -> TypeError:
     return TypeError(
-        f"instances of {owner.__qualname__} can't have a batched method, since they can't be weakly referenced: add "
-        "'__weakref__' to its __slots__. In a dataclass that is slots=True, weakref_slot=True; before Python 3.11, "
+        f"{owner.__qualname__} can't have a batched method, since its instances can't be weakly referenced: add "
+        "'__weakref__' to its __slots__. In a dataclass with slots=True, add weakref_slot=True; before Python 3.11, "
         "inherit from a class whose __slots__ are ('__weakref__',)"
     )
 
@@ -178,8 +178,9 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     >>> lengths.shutdown()
     True
 
-    A method works alike, with a batcher for each instance, whose class must allow weak references to it. With a class
-    method, each class has a batcher; put ``@batched`` above ``@classmethod``. With a static method, the order is free.
+    On a method, each instance has its own batcher, so the class must allow weak references to its instances. On a class
+    method, each class has its own batcher; put ``@batched`` above ``@classmethod``. On a static method, the order of
+    the two decorators does not matter.
 
     Args:
         policy: see `Batcher`.
@@ -202,7 +203,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
 def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: List[Any]) -> Any:
     instance = reference()
     if instance is None:  # only the batcher was kept
-        raise ReferenceError(f"the instance whose method {_name(function)} is has been collected")
+        raise ReferenceError(f"the instance that the method {_name(function)} is bound to was garbage-collected")
     return function(instance, jobs)
 
 

@@ -57,7 +57,7 @@ class JobTooLarge(Rejected, ValueError):
 
     Attributes:
         weight: what the job weighs.
-        limit: what a batch may weigh, by the strictest of the policies that refuse the job; None if they don't say.
+        limit: the most that a batch may weigh, by the strictest policy that refuses the job; None if no limit is stated.
     """
 
     def __init__(self, weight: float, limit: Optional[float] = None) -> None:
@@ -68,7 +68,9 @@ class JobTooLarge(Rejected, ValueError):
     def __str__(self) -> str:
         # Exact, or a weight just above the limit would look equal to it.
         weight, limit = (str(number).removesuffix(".0") for number in (self.weight, self.limit))
-        return f"a job that weighs {weight} fits in no batch" + ("" if self.limit is None else f" of at most {limit}")
+        return f"a job of weight {weight} does not fit into any batch" + (
+            "" if self.limit is None else f": the limit is {limit}"
+        )
 
 
 class BatcherClosed(Rejected, RuntimeError):

@@ -395,7 +395,7 @@ class Adaptive(BatchingPolicy[object]):
 
 
 def _call(policy: BatchingPolicy[object], kind: type, arguments: str) -> str:
-    """Return the call that makes a policy which decides as *policy* did when it was new.
+    """Return code that creates a policy that decides as *policy* did when it was new.
 
     A subclass of *kind* that has a constructor of its own may take other arguments, so nothing is claimed for it.
     """

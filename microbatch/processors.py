@@ -10,8 +10,9 @@
 Each returns one outcome per job, in order: its value, or the exception that it failed with. What a wrapped processor may
 return or raise is what one of a `Batcher` may: results in any iterable, None for all, exceptions in place of results. What
 is raised for all jobs of a batch, a wrapper raises too. If an iterable ends early, all jobs of that call fail with
-`ResultCountError`: a wrapper has all results before it returns one, so it need not guess which jobs the missing ones belong to. Exceptions that are no `Exception`, as `KeyboardInterrupt`, pass
-through. A wrapped processor can be pickled, for an executor of processes, if all that it was made of can.
+`ResultCountError`, since nothing tells which jobs the missing results belong to. `KeyboardInterrupt` and others that do
+not derive from `Exception` pass through. A wrapped processor can be pickled, for an executor of processes, if all that
+it was made of can.
 """
 
 from contextlib import AbstractContextManager
@@ -97,8 +98,8 @@ def retrying(
         stop: when to give up, as ``tenacity.stop_after_attempt(5)``; what a job failed with last is then its outcome.
         wait: for how long to wait before each attempt, as ``tenacity.wait_random_exponential(max=10)``.
         retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all but
-            `ResultCountError`, because a processor that miscounts would do so again. Asked for each job that failed, as
-            if it was the first attempt. If it raises, the jobs that failed then fail with that.
+            `ResultCountError`, because a processor that miscounts would do so again. It is asked about each failed job,
+            as if after the first attempt. If it raises, the failed jobs fail with that exception.
 
     Raises:
         ImportError: ``tenacity`` is not installed, which is the extra ``retry``.

@@ -311,7 +311,7 @@ def test_a_job_is_weighed_once_and_in_submit() -> None:
 
 def test_a_job_above_the_limit_is_refused() -> None:
     with Batcher(echo, Weighing(), weigh=float) as batcher:
-        with pytest.raises(JobTooLarge, match="a job that weighs 10.5 fits in no batch") as caught:
+        with pytest.raises(JobTooLarge, match="a job of weight 10.5 does not fit into any batch") as caught:
             batcher.submit(10.5)
         assert 10.5 == caught.value.weight
         assert 0 == batcher.stats().accepted
@@ -337,13 +337,14 @@ def test_a_key_that_cannot_be_hashed_is_refused() -> None:
             batcher.submit(1)
 
 
-@pytest.mark.parametrize("name", ["key", "weight"])
-def test_a_stop_iteration_of_a_key_or_weight_ends_no_iteration_of_the_caller(name: str) -> None:
+@pytest.mark.parametrize("name", ["key", "weigh"])
+def test_a_stop_iteration_of_key_or_weigh_ends_no_iteration_of_the_caller(name: str) -> None:
     def stopped(job: Any) -> Any:
         return next(iter(()))
 
-    with Batcher(echo, **{name: stopped}) as batcher:
-        with pytest.raises(RuntimeError, match="key or weight raised StopIteration"):
+    options: Dict[str, Any] = {name: stopped}
+    with Batcher[Any, Any](echo, **options) as batcher:
+        with pytest.raises(RuntimeError, match="key or weigh raised StopIteration"):
             list(map(batcher.submit, [1, 2]))
 
 

@@ -203,7 +203,7 @@ def test_a_line_that_is_not_json_is_reported_and_the_rest_goes_on() -> None:
     assert (1, [2, None, None, 8]) == (status, values)
     assert [
         "line 2: not JSON: Expecting value: line 1 column 1 (char 0)",
-        "line 5: not JSON: NaN is no JSON value",
+        "line 5: not JSON: NaN is not a JSON value",
     ] == (errors.splitlines())
 
 
@@ -414,7 +414,7 @@ def test_an_empty_input_is_all_right() -> None:
         ),
         (["run", "using:x"], "can't use using:x: ModuleNotFoundError: .*, in .*/lacking.py, line 2 "),
         (["run", "wrong:x"], "can't use wrong:x: JSONDecodeError: .*, in .*/wrong.py, line 3 "),
-        (["run", "processors.py:same"], "the target must be a module and not its file, as processors:same, got"),
+        (["run", "processors.py:same"], "the target must be a module, as in processors:same, not a file, got"),
         (["run", "leaving:x"], "can't use leaving:x: SystemExit: 0"),
         (["run", "processors"], "the target must be MODULE:CALLABLE, got 'processors'"),
         (["run", ":x"], "the target must be MODULE:CALLABLE, got ':x'"),
@@ -844,10 +844,10 @@ def test_simulate_takes_a_recorded_load(
         (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a time for each batch"),
         (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
         (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers --trace is required"),
-        (["Size(1)", "--rate", "1"], "--cost is needed without --trace, as in --cost 5ms+20us"),
+        (["Size(1)", "--rate", "1"], "--cost is needed unless there is a --trace: for example, --cost 5ms+20us"),
         (
             ["Size(1)", "--cost", "5ms", "--rate", "x"],
-            "argument --rate: must be a number of jobs a second, or as in 100/s",
+            "argument --rate: must be a number of jobs per second, or a rate such as 100/s",
         ),
         (["Size", "--cost", "5ms", "--rate", "1"], "a policy Size: missing 1 required positional argument: 'n'"),
         (["Size(1)", "--trace", "nowhere.jsonl"], "argument --trace: [Errno 2] No such file or directory"),
@@ -874,4 +874,4 @@ def test_simulate_refuses_a_recorded_job_that_is_too_large_for_a_policy(
     path = tmp_path / "trace.jsonl"
     path.write_text('{"submitted": [7.0], "service_time": 1, "weights": [100]}', encoding="utf-8")
     assert 2 == main(["simulate", "Weight(10)", "--trace", str(path)])
-    assert "microbatch: a job that weighs 100 fits in no batch of at most 10\n" == capsys.readouterr().err
+    assert "microbatch: a job of weight 100 does not fit into any batch: the limit is 10\n" == capsys.readouterr().err

@@ -1012,7 +1012,7 @@ def test_an_error_says_what_it_is_about() -> None:
     c.add([Job("a", weight=11), Job("b", weight=10)])
     errors = [batch.error for batch in (c.take(0), c.take(0)) if batch is not None]
     assert [
-        "a job that weighs 11 fits in no batch",
+        "a job of weight 11 does not fit into any batch",
         "the due() of a policy must be a number, got 'soon'",
     ] == list(map(str, errors))
 

@@ -184,4 +184,4 @@ def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogC
             assert error is None or isinstance(error, TimeLimit)
             assert number == batcher.submit(number).result(timeout=10).value
     assert {idents[0]} == set(idents)
-    assert "an exception came into a thread of microbatch between two batches" in caplog.text
+    assert "an exception from outside interrupted a thread of microbatch" in caplog.text

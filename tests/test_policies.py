@@ -347,7 +347,7 @@ def test_a_job_that_is_too_large_without_being_weighed_fails_with_that_limit(
 @pytest.mark.parametrize("limit", [0.3, 1_000_000])
 def test_a_job_just_above_the_limit_does_not_look_equal_to_it(limit: float) -> None:
     above = math.nextafter(limit, math.inf)
-    assert f"weighs {above} fits in no batch of at most {limit}" in str(JobTooLarge(above, limit))
+    assert f"weight {above} does not fit into any batch: the limit is {limit}" in str(JobTooLarge(above, limit))
 
 
 @pytest.mark.parametrize(

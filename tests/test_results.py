@@ -393,7 +393,7 @@ class Lying(Sized):
 def test_a_length_that_is_not_the_number_of_results_is_refused(returned: Lying, given: str) -> None:
     for error in errors(run(lambda jobs: returned)):
         assert isinstance(error, TypeError)
-        assert f"got Lying, whose length is 3 but which gives {given}: return a list" in str(error)
+        assert f"got Lying, whose length is 3 but which yields {given}: return a list" in str(error)
 
 
 def test_an_endless_return_that_has_a_length_is_refused() -> None:
@@ -402,7 +402,7 @@ def test_an_endless_return_that_has_a_length_is_refused() -> None:
             return itertools.count()
 
     for error in errors(run(lambda jobs: Endless())):
-        assert "whose length is 3 but which gives more" in str(error)
+        assert "whose length is 3 but which yields more" in str(error)
 
 
 def test_an_iterator_that_ends_early_fails_the_jobs_that_are_left() -> None:

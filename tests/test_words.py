@@ -82,7 +82,7 @@ def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "-1", "-1ms", "5m"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a number of seconds of at least 0, or a time as in 5ms, got"):
+    with pytest.raises(ValueError, match="must be a number of seconds of at least 0, or a time such as 5ms, got"):
         parse_seconds(text)
 
 
