@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Hashable, List, Optional
+from typing import Any, Dict, Hashable, List, Optional
 
 import pytest
 
