@@ -549,7 +549,8 @@ def test_ctrl_c_ends_it_though_nobody_reads_the_results() -> None:
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-            assert 130 == process.returncode
+            # On a busy machine one more may come while the interpreter ends. A shell reports 130 for either.
+            assert process.returncode in (130, -signal.SIGINT)
     finally:
         os.close(reader)
 
