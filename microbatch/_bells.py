@@ -3,7 +3,7 @@
 import threading
 from typing import Any, Dict, Optional
 
-__all__ = ["Bell", "Bells"]
+__all__ = ["Bell", "Bells", "Flag"]
 
 
 class Bell(threading.Condition):
@@ -37,7 +37,7 @@ class Bell(threading.Condition):
         saved = 1, threading.get_ident()  # where a signal breaks this off before it is known
         try:
             saved = self._lock._release_save()
-            rung = self._sleep(timeout)
+            rung = self.sleep(timeout)
         finally:
             try:
                 self._take_back(saved)
@@ -50,9 +50,10 @@ class Bell(threading.Condition):
         """Wait as `wait` does, but without the lock, so that those who are rung for do not queue for it."""
         if self._lock._is_owned():  # by what this call interrupts
             return self.wait(timeout)
-        return self._sleep(timeout)
+        return self.sleep(timeout)
 
-    def _sleep(self, timeout: Optional[float]) -> bool:
+    def sleep(self, timeout: Optional[float] = None) -> bool:
+        """Wait until it is rung or *timeout* seconds are over, whatever lock is held."""
         return self._rung.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
 
     def _take_back(self, saved: Any) -> None:
@@ -96,3 +97,34 @@ class Bells(Dict[Bell, None]):
         """Ring all."""
         for bell in self.copy():
             bell.ring()
+
+
+class Flag:
+    """A `threading.Event` for one waiting thread, whose `set` never waits.
+
+    A signal in `Event.wait` may leave the lock of the event taken, and `Event.set` then waits for ever.
+    """
+
+    def __init__(self, is_set: bool) -> None:
+        self._is_set = is_set
+        self._bell = Bell(None)
+
+    def is_set(self) -> bool:
+        """Return whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it, and wake the waiting thread."""
+        self._is_set = True
+        self._bell.ring()
+
+    def clear(self) -> None:
+        """Reset it."""
+        self._is_set = False
+        self._bell.silence()
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Wait until it is set or *timeout* seconds are over, and return whether it is set."""
+        if not self._is_set:
+            self._bell.sleep(timeout)
+        return self._is_set

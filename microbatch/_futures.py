@@ -12,7 +12,7 @@ time. Rules of this file:
    never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
 3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
    their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
-   been told, and they are told with its `_condition` held. A thread that settles or cancels never waits for that: a
+   been told, and they are told with its `_condition` held, each once. A thread that settles or cancels never waits for that: a
    signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
    holds it tells the watchers when it releases it. One of the two threads always does: the first writes the outcome and
    then tries the lock, and the second releases the lock and then looks for the outcome. If a caller cancels, the worker
@@ -29,6 +29,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
+from concurrent.futures import _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
 from contextvars import Context, copy_context
@@ -36,7 +37,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Callable, Hashable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Tuple, TypeVar
 
-from microbatch._bells import Bell, Bells
+from microbatch._bells import Bell, Bells, Flag
 from microbatch._clock import NEVER, NOW
 from microbatch._exceptions import Failures
 from microbatch._log import report
@@ -49,6 +50,12 @@ Value = TypeVar("Value")
 
 # As globals they are found in a fraction of the time.
 _QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
+_AllCompletedWaiter: Any = _base._AllCompletedWaiter
+_WAITERS = (
+    _AllCompletedWaiter,
+    _base._FirstCompletedWaiter,
+    _base._AsCompletedWaiter,
+)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -97,6 +104,16 @@ class Keep:
         """Do nothing."""
 
 
+class _Waiters(List[Any]):
+    """The objects through which `wait` and `as_completed` are told of an outcome. A signal in either of them harms none."""
+
+    def append(self, waiter: Any) -> None:
+        """Add one, before its thread begins to wait."""
+        if isinstance(getattr(waiter, "event", None), threading.Event):
+            waiter.event = Flag(waiter.event.is_set())
+        super().append(waiter)
+
+
 class _Condition:
     """What `wait` and `as_completed` lock while they look at a future, or change its list of waiters.
 
@@ -105,7 +122,7 @@ class _Condition:
     """
 
     def __init__(self, future: "JobFuture[Any]") -> None:
-        self.waiters: List[Any] = []
+        self.waiters = _Waiters()
         self.lock: Any = threading.RLock()
         self.acquire = self.lock.acquire
         self._future = weakref.ref(future)
@@ -442,16 +459,32 @@ class JobFuture(Future[JobResult[Value]]):
         if waiters:
             self._note_asked()
         for waiter in waiters:
-            if waiter in fittings.told_to:
-                continue  # before an exception broke this off
-            if self.cancelled():
-                waiter.add_cancelled(self)
-            elif self.stage is _SUCCEEDED:
-                waiter.add_result(self)
-            else:
-                waiter.add_exception(self)
-            fittings.told_to.append(waiter)
+            if type(waiter) in _WAITERS:
+                self._tell_once(waiter, fittings)
+            elif waiter not in fittings.told_to:
+                if self.cancelled():
+                    waiter.add_cancelled(self)
+                elif self.stage is _SUCCEEDED:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+                fittings.told_to.append(waiter)
         fittings.told = True
+
+    def _tell_once(self, waiter: Any, fittings: Fittings) -> None:
+        """Do what the methods of the waiter do, but once, wherever an exception breaks this off."""
+        counts = type(waiter) is _AllCompletedWaiter
+        if waiter not in fittings.told_to:
+            told, added = [waiter], [self]
+            with getattr(waiter, "lock", None) or nullcontext():
+                # In one step: there is no call from here to the end of the block.
+                fittings.told_to += told
+                waiter.finished_futures += added
+                if counts:
+                    waiter.num_pending_calls -= 1
+        failed = self.stage is not _SUCCEEDED and self.stage is not _CANCELLED
+        if not counts or not waiter.num_pending_calls or failed and waiter.stop_on_exception:
+            waiter.event.set()  # in any case, for that may be what was broken off
 
 
 def are_errors(outcomes: List[Any]) -> Iterable[bool]:

@@ -126,7 +126,7 @@ class Worker:
             raise
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
-        opening.wait(0 if self.queue.is_held() else -1 if opening is mine else 1)
+        opening.wait(0 if self.queue.is_held() else None if opening is mine else 1)
 
     def _agree_on(self, opening: Opening) -> Opening:
         """Return the opening that counts, which is this one if the caller is to start the threads."""
@@ -287,6 +287,7 @@ class Worker:
         except BaseException as error:
             report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
             self.queue.close()
+            self.ledger.recover()  # or what it has just taken out of the queue could be lost
             self.abandon(error)
         for _ in range(_MOST_MISHAPS):
             try:

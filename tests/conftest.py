@@ -1,6 +1,7 @@
 """What every test gets: no thread may be left when it ends."""
 
 import gc
+import logging
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Have the garbage collector pass over what the tests themselves are made of, for many of them call it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Keep failures that the tests have asked nobody about from being logged at the end of the interpreter."""
+    logging.getLogger("microbatch").disabled = True
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[Lis
     """Return a processor that takes some time once that thread waits for the result, unless it is the other's."""
 
     def processor(jobs: List[Any]) -> List[Any]:
-        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Bell._sleep.__code__:
+        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Bell.sleep.__code__:
             pass
         clock.advance(seconds)
         return jobs

@@ -393,7 +393,7 @@ def test_a_future_lets_go_of_its_job_on_request_once_it_is_done(
     reference = weakref.ref(job)
     future = batcher.submit(job)
     processor.wait_for_batches(1)
-    with pytest.raises(InvalidStateError, match="delete it when the future is done"):
+    with pytest.raises(InvalidStateError, match="the job can't be deleted until its future is done"):
         del future.job
     processor.release()
     assert (job, 2) == (future.job, future.result(timeout=10).value)
@@ -442,3 +442,19 @@ def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_o
     future.result(timeout=10)
     batcher.flush(timeout=10)
     assert [(future, "result")] == waiter.told
+
+
+def test_a_watcher_that_a_signal_has_left_with_the_lock_of_its_event_taken_keeps_nobody_from_going_on(
+    batcher: Held, processor: RecordingProcessor[Any]
+) -> None:
+    future = batcher.submit("job")
+    watching = in_thread(lambda: concurrent.futures.wait([future], timeout=10))
+    while not future._waiters:  # which is asked of it with its lock taken
+        pass
+    (waiter,) = future._waiters
+    lock = getattr(getattr(waiter.event, "_cond", None), "_lock", None)  # as `threading.Event` has it
+    if lock is not None:
+        lock.acquire()
+    processor.release()
+    assert "next" == batcher.submit("next").result(timeout=5).value
+    assert {future} == watching.result(timeout=5).done

@@ -140,7 +140,8 @@ def test_whatever_raises_all_futures_are_settled_and_the_next_job_is_done(place:
         futures = []
         for job in "ab":
             if place in REFUSED:
-                with pytest.raises(type(bomb.error)):
+                stops = isinstance(bomb.error, StopIteration)  # which could end an iteration of the caller
+                with pytest.raises(RuntimeError if stops else type(bomb.error)):
                     batcher.submit(job)
             else:
                 futures.append(batcher.submit(job))

@@ -80,14 +80,16 @@ def use(batcher: Batcher[Any, Any], clock: ManualClock, told: List[Any]) -> List
     for future in futures:
         future.add_done_callback(told.append)
     cancelled.cancel()
-    watching = in_thread(lambda: [wait(futures, timeout=20), list(as_completed(futures, timeout=20))])
+    watching = in_thread(lambda: wait(futures, timeout=20))
+    iterating = in_thread(lambda: sorted(map(id, as_completed(futures, timeout=20))))
     waiting = in_thread(lambda: [future.exception(timeout=20) for future in futures])
     flushing = in_thread(batcher.flush)
     clock.advance(5)
     clock.advance(60)
     assert flushing.result(timeout=30)
-    for waiter in (watching, waiting):
+    for waiter in (watching, iterating, waiting):
         waiter.result(timeout=30)
+    assert (set(futures), sorted(map(id, futures))) == (watching.result().done, iterating.result())
     return [*futures, cancelled]
 
 

@@ -23,8 +23,8 @@ INTEGRATIONS = {
 """And what each of them needs."""
 
 LAYERS = [
-    {"errors", "_bells", "_clock", "_arguments", "_log", "_opening", "_plots"},
-    {"_callers", "_exceptions", "_lanes", "_process", "_results", "_returned", "_sending"},
+    {"errors", "_bells", "_clock", "_arguments", "_log", "_plots"},
+    {"_opening", "_callers", "_exceptions", "_lanes", "_process", "_results", "_returned", "_sending"},
     {"_futures", "_policy"},
     {"_queue", "policies"},
     {"_ledger", "_collector", "config", "processors"},

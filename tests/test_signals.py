@@ -30,6 +30,7 @@ from microbatch import (
     Size,
 )
 from microbatch._bells import Bell
+from microbatch._opening import Opening
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -774,3 +775,15 @@ def test_ctrl_c_anywhere_in_wait_or_as_completed_holds_up_no_job(watch: Any) -> 
         if not signal.came:
             break
     assert place > 20
+
+
+def test_ctrl_c_anywhere_in_the_wait_for_the_start_leaves_no_other_thread_waiting() -> None:
+    for place in count():
+        opening = Opening()
+        opening.settle()
+        ctrl_c = Signal(interrupt, place)
+        ctrl_c.during(lambda: opening.wait(10))
+        in_thread(lambda: opening.wait(10)).result(timeout=5)
+        if not ctrl_c.came:
+            break
+    assert place > 3
