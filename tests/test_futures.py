@@ -456,5 +456,5 @@ def test_a_watcher_that_a_signal_has_left_with_the_lock_of_its_event_taken_keeps
     if lock is not None:
         lock.acquire()
     processor.release()
-    assert "next" == batcher.submit("next").result(timeout=5).value
+    assert "nextnext" == batcher.submit("next").result(timeout=5).value
     assert {future} == watching.result(timeout=5).done
