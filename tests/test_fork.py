@@ -140,16 +140,16 @@ def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:
 
 def test_a_thread_that_waits_for_futures_during_the_fork_does_not_deadlock_the_child() -> None:
     script = """
-    from threading import Condition, Event
-    about_to_sleep, go_on = Event(), Event()
-    def stop_with_the_lock_of_the_waiter_held(frame, event, argument):
-        if frame.f_code is Condition.wait.__code__ and frame.f_back.f_code is Event.wait.__code__:
+    from microbatch._bells import Flag
+    about_to_sleep, go_on = threading.Event(), threading.Event()
+    def stop_just_before_it_sleeps(frame, event, argument):
+        if frame.f_code is Flag.wait.__code__:
             about_to_sleep.set()
             go_on.wait()
     batcher = Batcher(echo, Size(9))
     futures = [batcher.submit(number) for number in range(2)]
     def wait_for_all():
-        sys.settrace(stop_with_the_lock_of_the_waiter_held)
+        sys.settrace(stop_just_before_it_sleeps)
         wait(futures)
     thread = threading.Thread(target=wait_for_all, daemon=True)
     thread.start()
