@@ -29,6 +29,10 @@ INSTRUCTIONS_ARE_NOT_TRACED = sys.version_info >= (3, 12)
 ROOT = Path(__file__).parents[1]
 
 
+# Lines at whose beginning Python lets nothing in, though it calls a tracer: there is no call and no jump before them.
+CLOSED = ("with ", "waiter.finished_futures += ", "if counts:", "waiter.num_pending_calls -= ")
+
+
 class TimeLimit(Exception):
     pass
 
@@ -58,7 +62,7 @@ class Late(Signal):
         # There, some instructions are not traced. At the end of a `with` the lock is released in one step with what is
         # before it, though Python calls the tracer once more.
         if frame.f_globals.get("__name__", "").startswith("microbatch.") and event == "line":
-            if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(CLOSED):
                 self.places_left -= 1
                 if self.places_left < 0:
                     self.came = True
