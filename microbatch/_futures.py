@@ -12,7 +12,7 @@ time. Rules of this file:
    never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
 3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
    their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
-   been told, and they are told with its `_condition` held, each once. A thread that settles or cancels never waits for that: a
+   been told, and each is told once, with its `_condition` held. A thread that settles or cancels never waits for that: a
    signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
    holds it tells the watchers when it releases it. One of the two threads always does: the first writes the outcome and
    then tries the lock, and the second releases the lock and then looks for the outcome. If a caller cancels, the worker
@@ -484,7 +484,7 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.num_pending_calls -= 1
         failed = self.stage is not _SUCCEEDED and self.stage is not _CANCELLED
         if not counts or not waiter.num_pending_calls or failed and waiter.stop_on_exception:
-            waiter.event.set()  # in any case, for that may be what was broken off
+            waiter.event.set()  # even if told before, since an exception may have prevented just this
 
 
 def are_errors(outcomes: List[Any]) -> Iterable[bool]:

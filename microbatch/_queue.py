@@ -84,9 +84,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
-        self._youngest: Optional[Bell] = (
-            None  # of the caller that came last to wait for room; a count misses one that comes as another gives up
-        )
+        # Of the last caller that began to wait for room. A count would miss one that comes just as another gives up.
+        self._youngest: Optional[Bell] = None
         self._seen = self._look()  # by who led last
         self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads

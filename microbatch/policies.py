@@ -327,7 +327,7 @@ class Adaptive(BatchingPolicy[object]):
         self._best = self.least  # how many jobs can be done in time, as far as it knows
         self._size = self.least  # how many the open batch may hold
         self._last: Deque[Tuple[int, float]] = deque(maxlen=50)  # sizes and times
-        self._alike = 0  # how many of them, from the last on, are of one size
+        self._alike = 0  # how many of the latest have the same size
         self._largest = 0
 
     def due(self, window: Window[object]) -> float:

@@ -4,9 +4,8 @@ As *submit then gather*, with the number of jobs, of threads, or of keys going u
 partial batch may wait for its interval, which is part of the cost. Nobody's cost is flat up to a million: with all
 handles kept, the garbage collector looks at more of them each time. So growth is set in relation to that of the pool.
 
-Only microbatch has keys: each key has an open batch of its own. From 100,000 keys on there is one job for each, so that
-nothing is shared and a job costs as much as a batch; from there on that should not grow. The pool makes a call for each job
-in any case.
+Only microbatch has keys, and each key has its own open batch. With 100,000 keys or more, each key has one job, so every
+batch holds one job and the cost of a job should no longer grow. The pool always makes one call per job.
 """
 
 from typing import Any, Dict, Type
