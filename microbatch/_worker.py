@@ -300,13 +300,17 @@ class Worker:
         self.queue.leader = threading.get_ident()
         while True:
             try:
-                if self.queue.is_leader():
-                    self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
-                return self._take_turns()
+                return self._take_all_turns()
             except BaseException as error:
                 self._recover(error)
 
+    def _take_all_turns(self) -> None:
+        while not self._survive(self._take_turns):
+            pass
+
     def _take_turns(self) -> None:
+        if self.queue.is_leader():
+            self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
         while not self._turn():
             pass
 
@@ -332,6 +336,18 @@ class Worker:
         return over
 
     # -- called by a thread of ours after an exception --
+
+    def _survive(self, act: Callable[[], None]) -> bool:
+        """Call *act*, recover if an exception interrupts it, even if another interrupts that; return whether none did."""
+        try:
+            try:
+                act()
+                return True
+            except BaseException as error:
+                self._recover(error)
+        except BaseException as error:
+            self._recover(error)
+        return False
 
     def _recover(self, error: BaseException) -> None:
         """Put right what an exception has interrupted in the calling thread.
@@ -522,11 +538,15 @@ class Worker:
         One call per thread and not per batch, since the futures of a pool cost as much as a batch of ours.
         """
         self.queue.inside.mine = True
+        while not inbox.closed:
+            self._survive(partial(self._serve_until_none, inbox))
+        inbox.close()  # for the next thread
+
+    def _serve_until_none(self, inbox: "_Inbox") -> None:
         while (delivery := inbox.get()) is not None:
             if delivery.claim():
                 self._serve(delivery)
             del delivery  # keep nothing alive while idle
-        inbox.close()  # for the next thread
 
     def _serve(self, delivery: Delivery) -> None:
         """Process one batch."""

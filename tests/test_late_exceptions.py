@@ -8,13 +8,14 @@ import ctypes
 import dis
 import inspect
 import linecache
+import logging
 import sys
 import threading
 from concurrent.futures import as_completed, wait
 from itertools import count
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -40,8 +41,8 @@ class TimeLimit(Exception):
 class Late(Signal):
     """Raises `TimeLimit` at the *place*-th point where Python lets one in, in the threads of a batcher of that name."""
 
-    def __init__(self, place: int, thread: str) -> None:
-        super().__init__(self._raise, place)
+    def __init__(self, place: int, thread: str, modules: Tuple[str, ...] = ("microbatch.",)) -> None:
+        super().__init__(self._raise, place, modules)
         self._thread = thread
         self._here = threading.local()
         self.armed = False
@@ -61,13 +62,30 @@ class Late(Signal):
             return super().trace(frame, event, argument)
         # There, some instructions are not traced. At the end of a `with` the lock is released in one step with what is
         # before it, though Python calls the tracer once more.
-        if frame.f_globals.get("__name__", "").startswith("microbatch.") and event == "line":
+        if frame.f_globals.get("__name__", "").startswith(self._modules) and event == "line":
             if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(CLOSED):
                 self.places_left -= 1
                 if self.places_left < 0:
                     self.came = True
                     self._raise()
         return self.trace
+
+
+class Second(logging.Handler):
+    """When the log says that a first one came in, has *late* raise another in that thread."""
+
+    def __init__(self, late: Late) -> None:
+        super().__init__()
+        self.late = late
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "an exception from outside" in record.msg and not (self.late.armed or self.late.came):
+            self.late.armed = True
+            frame: Optional[FrameType] = sys._getframe()
+            while frame is not None:
+                frame.f_trace = self.late.trace
+                frame = frame.f_back
+            sys.settrace(self.late.trace)
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +149,39 @@ def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
     assert place > 100
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("thread", ["late", "late_0"])
+def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_either(thread: str) -> None:
+    tried = 0
+    for place in range(200):
+        first, second = Late(0, thread), Second(Late(place, thread, ("microbatch.", "concurrent.futures.thread")))
+        logging.getLogger("microbatch").addHandler(second)
+        threading.settrace(first.trace)
+        with Batcher[Any, Any](list, Size(1), name="late") as batcher:
+            futures = [batcher.submit("before")]
+            futures[0].result(timeout=10)
+            first.armed = True
+            futures.append(batcher.submit("meanwhile"))
+            assert isinstance(futures[-1].exception(timeout=20), (TimeLimit, type(None)))
+            first.armed = False
+            futures.append(batcher.submit("after"))
+            assert isinstance(futures[-1].exception(timeout=20), (TimeLimit, type(None)))
+            second.late.armed = False
+            futures.append(batcher.submit("at last"))
+            assert "at last" == futures[-1].result(timeout=20).value
+        threading.settrace(None)
+        logging.getLogger("microbatch").removeHandler(second)
+        check(batcher.stats(), futures)
+        tried += first.came and second.late.came
+    assert tried > 50  # not all: another thread may have been quicker
+
+
+def raise_in(thread: threading.Thread) -> None:
+    """Have Python raise `TimeLimit` in a thread, at the next point where it can."""
+    raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeLimit))
+    assert 1 == raised
+
+
 def check(stats: BatcherStats, futures: List[JobFuture[Any]]) -> None:
     """Check that each job is in the state that the books have it in."""
     states = [future.state.value for future in futures]
@@ -175,19 +226,18 @@ def test_no_loop_goes_on_where_an_exception_that_comes_in_would_pass_by_the_hand
 
 
 def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    idents: List[int] = []
+    threads: List[threading.Thread] = []
 
     def processor(jobs: List[Any]) -> List[Any]:
-        idents.append(threading.get_ident())
+        threads.append(threading.current_thread())
         return jobs
 
     with Batcher(processor) as batcher:
         assert 1 == batcher.submit(1).result(timeout=10).value
         for number in range(3):
-            raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(idents[0]), ctypes.py_object(TimeLimit))
-            assert 1 == raised
+            raise_in(threads[0])
             error = batcher.submit(number).exception(timeout=10)
             assert error is None or isinstance(error, TimeLimit)
             assert number == batcher.submit(number).result(timeout=10).value
-    assert {idents[0]} == set(idents)
+    assert {threads[0]} == set(threads)
     assert "an exception from outside interrupted a thread of microbatch" in caplog.text
