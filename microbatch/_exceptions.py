@@ -81,7 +81,7 @@ class Failures:
         self._process = os.getpid()
         self._jobs: Dict[int, int] = {}  # how many failed with an exception or because of it, by its identity
         self._unasked = {}
-        _all_failures.add(self)
+        _all_failures[id(self)] = self
 
     def add(self, future: object, error: BaseException) -> None:
         """Note that the job of *future* fails with *error*. With the mutex held."""
@@ -117,14 +117,17 @@ class Failures:
             log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
 
 
-_all_failures: "weakref.WeakSet[Failures]" = weakref.WeakSet()
+_all_failures: "weakref.WeakValueDictionary[int, Failures]" = weakref.WeakValueDictionary()
 
 
 @atexit.register
 def _report_all_unasked() -> None:
     # Of futures that are kept until the interpreter ends, since by the time it drops them it can't log any more.
-    for failures in list(_all_failures):
-        failures.report()
+    # The list is made in one step, since threads that are still running may add to them.
+    for reference in _all_failures.valuerefs():
+        failures = reference()
+        if failures is not None:
+            failures.report()
 
 
 def _report_unasked(what: str, errors: List[BaseException]) -> None:

@@ -549,6 +549,37 @@ def test_a_failure_whose_future_is_kept_until_the_interpreter_ends_is_logged_the
     assert done.stderr.rstrip().endswith("ConnectionError: the database is down")
 
 
+def test_a_batch_that_fails_while_failures_are_logged_at_the_end_of_the_interpreter_disturbs_nothing() -> None:
+    script = """
+    import atexit, sys, threading
+    from microbatch import Batcher, BatchListener, Size
+    go, failed = threading.Event(), threading.Event()
+    class Failed(BatchListener):
+        def batch_finished(self, fact):
+            failed.set()
+    def stuck(jobs):
+        go.wait()
+        raise ConnectionError("too late")
+    def processor(jobs):
+        raise ConnectionError("the database is down")
+    def trace(frame, event, argument):
+        inside = frame.f_code.co_name == "valuerefs" or "itemref" in frame.f_locals
+        if inside and "weakref" in frame.f_code.co_filename and not failed.is_set():
+            go.set()
+            failed.wait(10)
+        return trace
+    Batcher(stuck, Size(1), exit_timeout=0, listeners=[Failed()]).submit("stuck")
+    futures = [Batcher(processor, Size(1)).submit(number) for number in range(3)]
+    atexit.register(sys.settrace, trace)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], stderr=subprocess.PIPE, text=True, timeout=20
+    )
+    assert "RuntimeError" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "nobody asked" in line and "batch" in line]
+    assert 3 <= len(lines), done.stderr
+
+
 def test_what_a_map_leaves_undone_after_a_failure_is_not_logged(log: pytest.LogCaptureFixture) -> None:
     def processor(jobs: List[Any]) -> None:
         raise ConnectionError("the database is down")
