@@ -14,13 +14,14 @@ import threading
 from concurrent.futures import as_completed, wait
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from types import CodeType, FrameType
 from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
-from microbatch import Batcher, BatcherStats, BatchingPolicy, Interval, JobExpired, JobFuture, Size
-from microbatch.testing import ManualClock
+from microbatch import NEVER, Batcher, BatcherStats, BatchingPolicy, Interval, JobExpired, JobFuture, Size
+from microbatch.testing import InlineExecutor, ManualClock
 from tests.test_signals import Signal
 from tests.threads import in_thread
 
@@ -241,3 +242,38 @@ def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogC
             assert number == batcher.submit(number).result(timeout=10).value
     assert {threads[0]} == set(threads)
     assert "an exception from outside interrupted a thread of microbatch" in caplog.text
+
+
+@pytest.mark.parametrize("line", [0, 2], ids=["before", "half way"])
+def test_a_job_between_the_queue_and_the_books_when_the_worker_thread_gives_up_fails_with_it(line: int) -> None:
+    """The fourth exception in a row comes in just when the leader has taken a job out of the queue."""
+
+    class Clock(ManualClock):
+        def now(self) -> float:
+            if armed and threading.current_thread().name == "late":
+                armed.pop()
+                if armed:
+                    raise TimeLimit
+                taken.put(batcher.submit("taken"))
+            return super().now()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == "_enter" and "taken" in [future.job for future in frame.f_locals["jobs"]]:
+            lines.append(event)
+            if len(lines) > line:
+                raise TimeLimit
+        return trace
+
+    clock = Clock()
+    armed, lines, taken = list[bool](), list[str](), SimpleQueue[JobFuture[Any]]()
+    threading.settrace(trace)
+    batcher = Batcher[Any, Any](list, Size(1), name="late", clock=clock, executor=InlineExecutor())
+    first = batcher.submit("first")
+    assert "first" == first.result(timeout=10).value
+    clock.wait_for_sleeper(NEVER)  # nothing but the flush wakes the worker thread from now on
+    armed += [True] * 4
+    batcher.flush(wait=False)
+    last = taken.get(timeout=10)
+    assert isinstance(last.exception(timeout=10), TimeLimit)
+    assert batcher.shutdown(timeout=10)
+    check(batcher.stats(), [first, last])
