@@ -220,33 +220,30 @@ class Collector(Generic[AnyEntry]):
 
     def started(self, now: float) -> None:
         """Note that a batch went to a worker."""
-        self.in_flight += 1
+        self._flow["in_flight"] = self.in_flight = self.in_flight + 1
         self._sent.append(now)
         if not self._steady:
-            self._note_flow()
+            self._note_change(self._doubts_flow)
 
     def finished(self, service_time: Optional[float] = None) -> None:
         """Note that a worker is free again, and how long the batch took, if that is known."""
-        self.in_flight -= 1
+        self._flow["in_flight"] = self.in_flight = self.in_flight - 1
         if self._steady:
             return
         if service_time is not None:
             self._service_times.append(service_time)
             # The median, so that one very slow batch does not count.
             self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
-        self._note_flow()
-
-    def _note_flow(self) -> None:
-        self._flow["in_flight"] = self.in_flight
         self._note_change(self._doubts_flow)
 
     def _note_change(self, doubtful: bool) -> None:
         """Note that the gate may be open or shut now, and, if *doubtful*, that the policy may answer differently."""
         self._shut_until = NOW
-        if self._questions < _SAVED:
-            self._questions += _EARNED
-        self._resume = NEVER
-        self._doubts += doubtful
+        if self._doubts_any:
+            if self._questions < _SAVED:
+                self._questions += _EARNED
+            self._resume = NEVER
+            self._doubts += doubtful
 
     def take(self, now: float, pressed: bool = False) -> Optional[Batch[AnyEntry]]:
         """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.

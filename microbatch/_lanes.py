@@ -76,7 +76,7 @@ class Alarms(Generic[Thing]):
             held = (alarm for alarm in self._heap if self._holds(alarm[2], alarm[0]))
             self._heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
             heapq.heapify(self._heap)
-            self._limit = 64 + 2 * len(self._heap)
+            self._limit = 64 + 4 * len(self._heap)
         heapq.heappush(self._heap, (moment, next(self._ticks), thing))
 
     def pop(self, now: float) -> Optional[Thing]:

@@ -157,12 +157,14 @@ class Ledger:
                 self.queue.not_full.notify(len(live))
             return live
 
-    def count_batch(self, trigger: str) -> int:
-        """Count a batch that goes to a worker, and return its number."""
+    def claim_batch(self, futures: Iterable[JobFuture[Any]], trigger: str) -> Tuple[List[JobFuture[Any]], int]:
+        """Do the same for a batch that goes to a worker, and return its number as well."""
         with self.queue.mutex:
-            self._batches += 1
-            self._triggers[trigger] += 1
-            return self._batches
+            live, number = self.claim(futures), 0
+            if live:
+                number = self._batches = self._batches + 1
+                self._triggers[trigger] += 1
+            return live, number
 
     def settle(
         self,
@@ -185,7 +187,7 @@ class Ledger:
                 conclusion = self._conclude(futures, outcomes, failures, service, failed)
                 if conclusion.watched or conclusion.called:
                     self._untold.update(dict.fromkeys([*conclusion.watched, *conclusion.called]))
-                self.release(conclusion.done)
+                self._strike_out(conclusion.done)
             for future in conclusion.watched:
                 future.tell_watchers()
             for future in conclusion.called:

@@ -84,14 +84,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
         self._withdrawn: Dict[JobFuture[Any], JobState] = {}
         self._notes: List[Callable[[], None]] = []
-        # Of the last caller that began to wait for room. A count would miss one that comes just as another gives up.
-        self._youngest: Optional[Bell] = None
-        self._seen = self._look()  # by who led last
+        self._stirred = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
         self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
         self._moment = NEVER  # when it is to wake up in any case
         self._alarm = NOW  # until when it sleeps now, or before everything while it is awake
-        self._expiring = False  # there is a job with a moment of its own
+        self._expiring = False  # there is a job with a moment of its own: set without a call, so news by itself
 
     def _qsize(self) -> int:
         return len(self.queue) + self.held - len(self._withdrawn)
@@ -197,8 +195,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         bell = Bell(self.mutex)
         try:
             self.not_full[bell] = None
-            self._youngest = bell
-            self.not_empty.notify()
+            self._stir()
             self._wait_rung(bell, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
@@ -222,7 +219,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         before = callers.all_waited
         caller = callers.wait()
         if callers.all_waited != before:
-            self.not_empty.ring()
+            self._stir()
         return caller
 
     def explain(self, future: JobFuture[Any]) -> str:
@@ -243,32 +240,37 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _tell_of_withdrawal(self) -> None:
         self.not_full.notify()
-        self.not_empty.notify()
+        self._stir()
+
+    def _stir(self) -> None:
+        """Say that there is news, before and after it is written: see above."""
+        self._stirred = True
+        self.not_empty.ring()
 
     def post(self, note: Callable[[], None]) -> None:
         """Have whoever leads next make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
-            self.not_empty.notify()
+            self._stir()
             self._notes.append(note)
-            self.not_empty.notify()
+            self._stir()
 
     def flush(self) -> int:
         """Have all jobs accepted until now go, and return the number of their epoch."""
         with self.mutex:
             epoch = self.epoch
-            self.not_empty.notify()
+            self._stir()
             self.epoch = epoch + 1
-            self.not_empty.notify()
+            self._stir()
             return epoch
 
     def close(self) -> bool:
         """Accept nothing more, have all that was accepted go, and return whether it was open."""
         with self.mutex:
             was_open = not self.closed
-            self.not_empty.notify()
+            self._stir()
             self.not_full.notify_all()
             self.closed = True
-            self.not_empty.notify()
+            self._stir()
             self.not_full.notify_all()
             return was_open
 
@@ -306,13 +308,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def has_news(self, wanted: int = 1) -> bool:
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
-        if len(self.queue) >= wanted or self._expiring or self._withdrawn or self._notes:
-            return True
-        # As in `_look`, without the call: this is asked twice for each batch.
-        return (self.epoch, self.closed, self._youngest, self.callers.all_waited) != self._seen
-
-    def _look(self) -> Tuple[int, bool, Optional[Bell], int]:
-        return self.epoch, self.closed, self._youngest, self.callers.all_waited
+        return self._stirred or self._expiring or len(self.queue) >= wanted
 
     def take_news(self) -> News:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
@@ -320,7 +316,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
         withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
         """
-        self._seen = self._look()
+        self._stirred = False  # first, so that what comes in from here on is found the next time
+        epoch, closed = self.epoch, self.closed
         withdrawn, self._withdrawn = self._withdrawn, {}
         notes, self._notes = self._notes, []
         empty: Deque[JobFuture[Any]] = deque()
@@ -331,8 +328,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.taken,
             withdrawn,
             notes,
-            self._seen[0] - 1,
-            self._seen[1],
+            epoch - 1,
+            closed,
             expiring,
             self.callers.returning,
             self.callers.return_by,
@@ -354,6 +351,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         for future in list(self.queue):
             if future.stage is JobState.CANCELLED:
                 self._withdrawn.setdefault(future, JobState.QUEUED)
+                self._stir()
 
     def stage_in_books(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""

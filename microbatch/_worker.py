@@ -440,16 +440,15 @@ class Worker:
         self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
 
     def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
-        futures = self.ledger.claim(batch.entries)
-        if not futures:
-            return
         if batch.error is not None:
-            fail(self.ledger, futures, batch.error)
+            fail(self.ledger, self.ledger.claim(batch.entries), batch.error)
+            return
+        futures, number = self.ledger.claim_batch(batch.entries, batch.trigger)
+        if not futures:
             return
         weight = batch.weight
         if len(futures) < len(batch.entries):
             weight = sum([future.weight for future in futures])
-        number = self.ledger.count_batch(batch.trigger)
         info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
         delivery = Delivery(self.ledger, futures, info)
         self._running[delivery] = None
