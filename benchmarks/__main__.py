@@ -4,8 +4,8 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
 
 from benchmarks.machine import machine, python, versions
 from benchmarks.measurements import MEASUREMENTS
@@ -66,13 +66,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Optional[Sequence[str]] = None, launch: Launch = launch) -> None:
+def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> None:
     """Do what the command line says."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     repeats: int = options.repeats or (1 if options.quick else 5)
     default = Path(__file__).parent / "results" / (python() + ("-quick" if options.quick else ""))
-    facts: Dict[str, str] = {**machine(), **versions(CONTENDERS.values())}
-    runs: List[Run] = []
+    facts: dict[str, str] = {**machine(), **versions(CONTENDERS.values())}
+    runs: list[Run] = []
     try:
         for name in options.measurements or MEASUREMENTS:
             measurement = MEASUREMENTS[name]

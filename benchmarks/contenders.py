@@ -6,10 +6,11 @@ Every contender has the same tiny interface, so that the code between two readin
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import Queue
-from typing import Any, Callable, ClassVar, Hashable, List, Optional, Tuple
+from typing import Any, ClassVar
 
 from microbatch import (
     DEFAULT_POLICY,
@@ -24,7 +25,7 @@ from microbatch import (
     Window,
 )
 
-Processor = Callable[[List[bytes]], List[bytes]]
+Processor = Callable[[list[bytes]], list[bytes]]
 """What runs downstream. Jobs are bytes, since one of the peers takes nothing else."""
 
 
@@ -44,7 +45,7 @@ class Contender(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str]
-    distribution: ClassVar[Optional[str]] = None
+    distribution: ClassVar[str | None] = None
     most_callers: ClassVar[int] = 1_000_000
     most_workers: ClassVar[int] = 1_000_000
 
@@ -80,7 +81,7 @@ class Microbatch(Contender):
         size: int,
         interval: float,
         workers: int,
-        key: Optional[Callable[[bytes], Hashable]] = None,
+        key: Callable[[bytes], Hashable] | None = None,
     ) -> None:
         policy = self.policy(size, interval)
         self._batcher = Batcher(
@@ -92,7 +93,7 @@ class Microbatch(Contender):
         """Return what it runs with."""
         return DEFAULT_POLICY
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """Return who listens: nobody."""
         return []
 
@@ -220,7 +221,7 @@ class Floor(Contender):
     def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
         self._processor = processor
         self._size = size
-        self._queue: Queue[Tuple[Future[_Result], bytes]] = Queue()
+        self._queue: Queue[tuple[Future[_Result], bytes]] = Queue()
 
     def submit(self, job: bytes) -> "Future[_Result]":
         """See `Contender.submit`."""
@@ -306,7 +307,7 @@ class Locks(Contender):
     def _serve(self) -> None:
         while self._open:
             self._bell.acquire(timeout=self._patience)
-            batch: List[_Seat] = []
+            batch: list[_Seat] = []
             try:
                 while len(batch) < self._size:
                     batch.append(self._waiting.popleft())

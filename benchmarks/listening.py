@@ -2,7 +2,6 @@
 
 import io
 import logging
-from typing import List
 
 from benchmarks.contenders import Microbatch
 from microbatch import BatchFinished, BatchListener, BatchStarted, JobAccepted
@@ -33,7 +32,7 @@ class Batches(Microbatch):
     name = "listener-batches"
     label = "a listener to batches"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         return [_ToBatches()]
 
@@ -44,7 +43,7 @@ class Jobs(Microbatch):
     name = "listener-jobs"
     label = "a listener to jobs and batches"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         return [_ToJobs()]
 
@@ -55,7 +54,7 @@ class Context(Microbatch):
     name = "listener-context"
     label = "a listener to batches that wants the context"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         return [_WithContext()]
 
@@ -66,7 +65,7 @@ class Logging(Microbatch):
     name = "listener-logging"
     label = "LoggingListener"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         from microbatch.integrations.logging import LoggingListener
 
@@ -81,7 +80,7 @@ class Prometheus(Microbatch):
     name = "listener-prometheus"
     label = "PrometheusListener"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         from prometheus_client import CollectorRegistry
 
@@ -96,7 +95,7 @@ class OpenTelemetry(Microbatch):
     name = "listener-opentelemetry"
     label = "OpenTelemetryListener"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -113,7 +112,7 @@ class Tqdm(Microbatch):
     name = "listener-tqdm"
     label = "TqdmListener"
 
-    def listeners(self) -> List[BatchListener]:
+    def listeners(self) -> list[BatchListener]:
         """See `Microbatch.listeners`."""
         from microbatch.integrations.tqdm import Bar, TqdmListener
 

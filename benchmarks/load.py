@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPConnection
 from itertools import count
-from typing import Dict, List
 from urllib.parse import urlencode
 
 __all__ = ["Load"]
@@ -31,12 +30,12 @@ class Load:
         batches: with how many others each order was inserted, itself included.
     """
 
-    orders: Dict[str, str] = field(default_factory=dict)
-    wrong: List[str] = field(default_factory=list)
-    lost: List[str] = field(default_factory=list)
+    orders: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     refused: int = 0
-    times: List[float] = field(default_factory=list)
-    batches: List[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
 
     @property
     def calls(self) -> int:

@@ -4,9 +4,9 @@ import os
 import platform
 import sys
 import sysconfig
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict, Iterable, Type
 
 from benchmarks.contenders import Contender
 
@@ -18,7 +18,7 @@ def python() -> str:
     )
 
 
-def machine() -> Dict[str, str]:
+def machine() -> dict[str, str]:
     """Return what is known of this machine and this Python."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
@@ -39,7 +39,7 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def versions(contenders: Iterable[Type[Contender]]) -> Dict[str, str]:
+def versions(contenders: Iterable[type[Contender]]) -> dict[str, str]:
     """Return the version of each distribution that is measured."""
     return {name: _version(name) for name in sorted({one.distribution for one in contenders if one.distribution})}
 

@@ -7,14 +7,15 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, Mapping, Sequence, Type
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks import contenders, listening, peers
 from benchmarks.contenders import Contender
 from benchmarks.measurements import MEASUREMENTS
 from benchmarks.measurements.base import Measurement, Unsuited
 
-CONTENDERS: Dict[str, Type[Contender]] = {
+CONTENDERS: dict[str, type[Contender]] = {
     contender.name: contender
     for contender in (
         contenders.Microbatch,
@@ -44,7 +45,7 @@ CONTENDERS: Dict[str, Type[Contender]] = {
 }
 
 
-def measure(measurement: Measurement, contender: Type[Contender], settings: Mapping[str, float]) -> Dict[str, Any]:
+def measure(measurement: Measurement, contender: type[Contender], settings: Mapping[str, float]) -> dict[str, Any]:
     """Run it in this process, and return what is printed."""
     try:
         return {"figures": measurement.run(contender, **settings)}

@@ -5,7 +5,7 @@ send, and what it does to wait.
 """
 
 from types import SimpleNamespace
-from typing import Any, List
+from typing import Any
 
 from benchmarks.contenders import Contender, Processor
 
@@ -135,7 +135,7 @@ class PubSub(Contender):
         from google.cloud.pubsub_v1.publisher.futures import Future
         from google.cloud.pubsub_v1.types import BatchSettings
 
-        def publish(*, messages: List[Any], **options: Any) -> Any:
+        def publish(*, messages: list[Any], **options: Any) -> Any:
             return SimpleNamespace(message_ids=processor([message.data for message in messages]))
 
         self._client: Any = PublisherClient(

@@ -1,8 +1,9 @@
 """Draws what the tables say, with matplotlib. The same runs give the same file: no date and no path is in it."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from benchmarks.measurements.base import Case, Measurement
 from benchmarks.runner import Run

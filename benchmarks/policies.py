@@ -11,10 +11,11 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple
 
 from benchmarks.measurements.downstream import Downstream
 from benchmarks.tables import Table, render, rst
@@ -75,10 +76,10 @@ def shifting(rate: float, jobs: int) -> Arrivals:
     return arrivals
 
 
-KINDS: Dict[str, Callable[[float, int], Arrivals]] = {"steady": poisson, "bursty": bursty, "shifting": shifting}
+KINDS: dict[str, Callable[[float, int], Arrivals]] = {"steady": poisson, "bursty": bursty, "shifting": shifting}
 
 
-def cells() -> List[Cell]:
+def cells() -> list[Cell]:
     """Return all cells. Where the load is not steady, those that stay below what can be done."""
     steady = [Cell("steady", *cost, workers, load) for cost in COSTS.values() for workers in WORKERS for load in LOADS]
     others = [
@@ -91,7 +92,7 @@ def cells() -> List[Cell]:
     return steady + others
 
 
-def contenders(cell: Cell) -> Dict[str, BatchingPolicy[Any]]:
+def contenders(cell: Cell) -> dict[str, BatchingPolicy[Any]]:
     """Return who is compared, by what it is called."""
     target = cell.service_time(SIZE)
     return {
@@ -111,7 +112,7 @@ class Ratios(NamedTuple):
     calls: float
 
 
-def compare(cell: Cell, jobs: int) -> Dict[str, Ratios]:
+def compare(cell: Cell, jobs: int) -> dict[str, Ratios]:
     """Return how each contender does in a cell."""
     # So that all last equally long, counted in batches of a worker: until some have ended, nothing can be known of them.
     arrivals = KINDS[cell.kind](cell.rate, jobs * cell.workers)
@@ -135,7 +136,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(math.fsum(logarithms) / len(logarithms))
 
 
-def groups() -> Dict[str, Callable[[Cell], bool]]:
+def groups() -> dict[str, Callable[[Cell], bool]]:
     """Return which cells are told of together, by what they have in common."""
     return {
         **{f"steady, {n} worker{'s' * (n > 1)}": _has("steady", n) for n in WORKERS},
@@ -149,7 +150,7 @@ def _has(kind: str, workers: int) -> Callable[[Cell], bool]:
     return lambda cell: (cell.kind, cell.workers) == (kind, workers)
 
 
-def against_the_best(jobs: int) -> List[Table]:
+def against_the_best(jobs: int) -> list[Table]:
     """Return the tables of all cells."""
     with ProcessPoolExecutor() as pool:
         results = dict(zip(cells(), pool.map(partial(compare, jobs=jobs), cells())))
@@ -162,7 +163,7 @@ def against_the_best(jobs: int) -> List[Table]:
     return tables
 
 
-def _summary(ratios: Sequence[Ratios]) -> List[str]:
+def _summary(ratios: Sequence[Ratios]) -> list[str]:
     means, p99s, calls = zip(*ratios)
     times = geometric_mean(means), max(means), geometric_mean(p99s), max(p99s)
     return [*(f"{figure:,.3f}" for figure in times), f"{geometric_mean(calls):,.2f}"]
@@ -194,7 +195,7 @@ def service_time(size: int) -> float:
     return 5e-3 + 20e-6 * size
 
 
-def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float]) -> Tuple[float, float, List[float]]:
+def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float]) -> tuple[float, float, list[float]]:
     """Submit a job at each of the moments, and return the mean batch, the p50, and when they were really submitted."""
     downstream = Downstream(workers, 64)
     with Batcher[bytes, bytes](downstream, policy, max_pending=0, max_workers=workers) as batcher:

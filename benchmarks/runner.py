@@ -4,9 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any
 
 from benchmarks.measurements.base import Case, Measurement
 
@@ -42,7 +43,7 @@ def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
         return {"hung": f"killed after {timeout:g} s"}
     lines = done.stdout.splitlines()
     try:
-        outcome: Dict[str, Any] = json.loads(lines[-1])
+        outcome: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, ValueError):
         last = done.stderr.splitlines()[-1:] or [""]
         return {"failed": f"exit status {done.returncode}: {last[0]}"}
@@ -82,6 +83,6 @@ def _problem(outcome: Mapping[str, Any]) -> str:
     return re.sub(r"\S*[/\\](?=\S)", "", problem)[:120]  # no path of this machine
 
 
-def to_json(runs: Iterable[Run]) -> List[Dict[str, Any]]:
+def to_json(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return *runs* as what JSON can hold."""
     return [asdict(run) for run in runs]

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 from benchmarks.load import Load
 from benchmarks.machine import machine
@@ -51,7 +52,7 @@ class Server(NamedTuple):
     connections: int = 64
 
 
-SERVERS: Dict[str, Server] = {
+SERVERS: dict[str, Server] = {
     "Django, gunicorn sync": Server(DJANGO, [*GUNICORN, "--workers=4", "shop.wsgi"], restarts=True, batches=False),
     "Django, gunicorn gthread": Server(DJANGO, [*GTHREAD, "shop.wsgi"], restarts=True),
     "Django, gunicorn gthread --preload": Server(DJANGO, [*GTHREAD, "--preload", "shop.wsgi"], restarts=True),
@@ -77,7 +78,7 @@ class Served(NamedTuple):
     port: int
     database: Path
 
-    def rows(self, table: str = "") -> Dict[str, Any]:
+    def rows(self, table: str = "") -> dict[str, Any]:
         """Return what is in a table, by number; by default what was ordered."""
         table = table or ("shop_order" if self.server.folder == DJANGO else "orders")
         with closing(sqlite3.connect(self.database, timeout=20)) as connection:
@@ -100,7 +101,7 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(server: Server, folder: Path, source: Optional[Path] = None) -> Iterator[Served]:
+def serving(server: Server, folder: Path, source: Path | None = None) -> Iterator[Served]:
     """Start a server on a new database in *folder*, enter when it answers, and kill it in the end.
 
     Args:
@@ -132,7 +133,7 @@ def serving(server: Server, folder: Path, source: Optional[Path] = None) -> Iter
                 pass
 
 
-def load(served: Served, requests: int, number: Optional[int] = None) -> Load:
+def load(served: Served, requests: int, number: int | None = None) -> Load:
     """Have clients order in a loop, and send the signal *number* to the server when half of the requests are made."""
     options = [f"--connections={served.server.connections}", f"--requests={requests}"]
     command = [sys.executable, "-m", "benchmarks.load", str(served.port), *options]
@@ -144,7 +145,7 @@ def load(served: Served, requests: int, number: Optional[int] = None) -> Load:
         return Load(**json.loads(process.stdout.read()))
 
 
-def _row(name: str, found: Load) -> List[str]:
+def _row(name: str, found: Load) -> list[str]:
     p50, p99 = statistics.median(found.times), statistics.quantiles(found.times, n=100)[98]
     figures = [len(found.times), len(found.wrong), len(found.lost), found.calls]
     return [name, *(f"{figure:,}" for figure in figures), f"{p50 * 1e3:.1f}", f"{p99 * 1e3:.1f}"]
@@ -155,8 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=4_000)
     requests = parser.parse_args().requests
-    steady: List[List[str]] = []
-    restarted: List[List[str]] = []
+    steady: list[list[str]] = []
+    restarted: list[list[str]] = []
     for name, server in SERVERS.items():
         with tempfile.TemporaryDirectory() as folder, serving(server, Path(folder)) as served:
             load(served, requests // 10)  # so that caches are warm

@@ -13,9 +13,10 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 from benchmarks.machine import machine
 from benchmarks.plots import figure
@@ -29,23 +30,23 @@ RATE = 2_000
 """Jobs a second over all processes that are simulated."""
 
 
-def slow(jobs: List[str]) -> List[Tuple[str, int]]:
+def slow(jobs: list[str]) -> list[tuple[str, int]]:
     """Take as long as a database."""
     time.sleep(CALL + JOB * len(jobs))
     return [(job, len(jobs)) for job in jobs]
 
 
-def instant(jobs: List[str]) -> List[Tuple[str, int]]:
+def instant(jobs: list[str]) -> list[tuple[str, int]]:
     """Take no time."""
     return [(job, len(jobs)) for job in jobs]
 
 
-PROCESSORS: Dict[str, Callable[[List[str]], Any]] = {"slow": slow, "instant": instant}
+PROCESSORS: dict[str, Callable[[list[str]], Any]] = {"slow": slow, "instant": instant}
 
 
 def client(address: str, name: str, processor: str, callers: int, seconds: float) -> None:
     """Submit in a loop from some threads, and print what came of it; with an *address*, to the batcher that all share."""
-    options: Dict[str, Any] = {"policy": POLICY}
+    options: dict[str, Any] = {"policy": POLICY}
     work = PROCESSORS[processor]
     if address:
         from distributed import Client
@@ -60,7 +61,7 @@ def client(address: str, name: str, processor: str, callers: int, seconds: float
     with Batcher(work, **options) as batcher, ThreadPoolExecutor(callers) as pool:
         deadline = time.monotonic() + seconds
 
-        def loop(caller: int) -> Tuple[int, int, float]:
+        def loop(caller: int) -> tuple[int, int, float]:
             done, wrong, calls = 0, 0, 0.0
             while time.monotonic() < deadline:
                 job = f"{name} {caller} {done}"
@@ -71,7 +72,7 @@ def client(address: str, name: str, processor: str, callers: int, seconds: float
         print(json.dumps(list(pool.map(loop, range(callers)))), flush=True)
 
 
-def measure(address: str, processor: str, processes: int, callers: int, seconds: float) -> List[str]:
+def measure(address: str, processor: str, processes: int, callers: int, seconds: float) -> list[str]:
     """Run some clients at a time, and return a row: jobs, wrong answers, calls, mean batch, jobs/s."""
     command = [sys.executable, "-m", "benchmarks.sharing", "--client", address, processor, str(callers), str(seconds)]
     running = [
@@ -106,7 +107,7 @@ def simulated(rate: float, collectors: int, each: float = 0.0) -> Simulated:
     Collectors are alike, so that one of them tells what all do.
     """
     arrivals = list(poisson(rate / collectors, 20_000)(random.Random(1)))
-    taken: List[float] = []
+    taken: list[float] = []
     for arrival in arrivals:
         taken.append(max(arrival, taken[-1] if taken else 0.0) + each)
     report = simulate(POLICY, taken, lambda size: CALL + JOB * size)
@@ -115,7 +116,7 @@ def simulated(rate: float, collectors: int, each: float = 0.0) -> Simulated:
     return Simulated(report.jobs / report.batches, collectors * report.batches / last, 1e3 * (waiting + report.mean))
 
 
-def compared(rate: float, processes: int) -> List[str]:
+def compared(rate: float, processes: int) -> list[str]:
     """Return a row for so many processes that share a load: each with a batcher, and all with one."""
     pairs = zip(simulated(rate, processes), simulated(rate, 1))
     return [f"{processes:,}", *(f"{value:,.{digits}f}" for pair, digits in zip(pairs, (1, 0, 1)) for value in pair)]

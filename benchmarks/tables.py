@@ -2,8 +2,9 @@
 
 import statistics
 import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 from benchmarks.measurements.base import Case, Measurement
 from benchmarks.runner import Run
@@ -28,7 +29,7 @@ class Runs:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.all = list(runs)
-        self._figures: Dict[object, Dict[int, float]] = {}
+        self._figures: dict[object, dict[int, float]] = {}
         for run in self.all:
             for figure, value in run.figures.items():
                 self._figures.setdefault((run.case, run.contender, figure), {})[run.repeat] = value
@@ -37,7 +38,7 @@ class Runs:
         """Return what *contender* gave, repeat by repeat."""
         return self._figures.get((case, contender, figure), {})
 
-    def median(self, case: str, contender: str, figure: str) -> Optional[float]:
+    def median(self, case: str, contender: str, figure: str) -> float | None:
         """Return the median over the repeats; None if there was none."""
         return _median(self.by_repeat(case, contender, figure).values())
 
@@ -45,7 +46,7 @@ class Runs:
         """Return the ratio to what *reference* gave in the same repeat."""
         return _ratios(self.by_repeat(case, contender, figure), self.by_repeat(case, reference, figure))
 
-    def ratio(self, case: str, contender: str, figure: str, reference: str) -> Optional[float]:
+    def ratio(self, case: str, contender: str, figure: str, reference: str) -> float | None:
         """Return the median of these ratios."""
         return _median(self.ratios_by_repeat(case, contender, figure, reference).values())
 
@@ -54,16 +55,16 @@ class Runs:
         return _ratios(self.by_repeat(large, contender, figure), self.by_repeat(small, contender, figure))
 
 
-def _ratios(above: Mapping[int, float], below: Mapping[int, float]) -> Dict[int, float]:
+def _ratios(above: Mapping[int, float], below: Mapping[int, float]) -> dict[int, float]:
     return {repeat: above[repeat] / below[repeat] for repeat in above if below.get(repeat)}
 
 
-def _median(values: Iterable[float]) -> Optional[float]:
+def _median(values: Iterable[float]) -> float | None:
     found = list(values)
     return statistics.median(found) if found else None
 
 
-def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run], labels: Labels) -> List[Table]:
+def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run], labels: Labels) -> list[Table]:
     """Return the tables of one measurement: one for each case, or one for each figure if it is a wide one."""
     those = Runs(run for run in runs if run.measurement == measurement.name)
     cases = [case for case in cases if any(run.case == case.label for run in those.all)]
@@ -72,7 +73,7 @@ def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run],
     return (_wide if measurement.wide else _narrow)(measurement, cases, those, labels)
 
 
-def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> List[Table]:
+def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> list[Table]:
     made = []
     for case in cases:
         rows = []
@@ -95,13 +96,13 @@ def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels:
     return made
 
 
-def _growths(measurement: Measurement, case: Case) -> List[Tuple[str, str, str]]:
+def _growths(measurement: Measurement, case: Case) -> list[tuple[str, str, str]]:
     if measurement.growth is None or measurement.plot is None or case.label != measurement.growth[1]:
         return []
     return [(measurement.plot, *measurement.growth)]
 
 
-def _wide(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> List[Table]:
+def _wide(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: Labels) -> list[Table]:
     def table(title: str, digits: int, values: Callable[[str, str], Mapping[int, float]]) -> Table:
         growth = [label for label in measurement.growth or () if label in {case.label for case in cases}]
         grown = len(growth) == 2
@@ -125,7 +126,7 @@ def _wide(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels: L
     return made
 
 
-def _contenders(measurement: Measurement, runs: Runs) -> List[str]:
+def _contenders(measurement: Measurement, runs: Runs) -> list[str]:
     asked = {run.contender for run in runs.all}
     return [contender for contender in measurement.contenders if contender in asked]
 
@@ -134,14 +135,14 @@ def _ratio_heading(heading: str, reference: str) -> str:
     return f"{heading.partition(',')[0]}, × {reference}"
 
 
-def _shown(value: Optional[float], digits: int = 2) -> str:
+def _shown(value: float | None, digits: int = 2) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
-def _notes(runs: Runs, labels: Labels, case: Optional[str] = None) -> List[str]:
+def _notes(runs: Runs, labels: Labels, case: str | None = None) -> list[str]:
     """Say by name what is missing from the table, and of how many repeats."""
     repeats = max((run.repeat for run in runs.all), default=0) + 1
-    said: Dict[str, int] = {}
+    said: dict[str, int] = {}
     for run in runs.all:
         if run.problem and case in (None, run.case):
             where = f" ({run.case})" if case is None else ""

@@ -2,7 +2,6 @@
 
 import pkgutil
 import posixpath
-from typing import Optional
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -39,9 +38,7 @@ napoleon_attr_annotations = False
 logger = logging.getLogger(__name__)
 
 
-def find_name(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement
-) -> Optional[nodes.Element]:
+def find_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement) -> nodes.Element | None:
     """Link a name to where it is documented, in whichever module; show one of another library, and find typing errors."""
     target = node["reftarget"]
     python = env.domains.python_domain

@@ -11,9 +11,10 @@ import threading
 from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Dict, List, Union
+from typing import Any
 
 from measured import compare
+
 from microbatch import Natural, Size
 
 
@@ -53,23 +54,23 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
         self._mine = threading.local()
-        self._connections: List[HTTPConnection] = []
+        self._connections: list[HTTPConnection] = []
 
     def close(self) -> None:
         """Close the connections of all threads."""
         for connection in self._connections:
             connection.close()
 
-    def post(self, words: List[str]) -> List[Dict[str, Any]]:
+    def post(self, words: list[str]) -> list[dict[str, Any]]:
         """Send one request, and return what the API says to each word."""
         if not hasattr(self._mine, "connection"):
             self._mine.connection = HTTPConnection("127.0.0.1", self._port)
             self._connections.append(self._mine.connection)
         self._mine.connection.request("POST", "/lengths", json.dumps(words))
-        replies: List[Dict[str, Any]] = json.loads(self._mine.connection.getresponse().read())
+        replies: list[dict[str, Any]] = json.loads(self._mine.connection.getresponse().read())
         return replies
 
-    def lengths(self, words: List[str]) -> List[Union[int, Refused]]:
+    def lengths(self, words: list[str]) -> list[int | Refused]:
         """Return one outcome for each word."""
         return [reply["length"] if "length" in reply else Refused(reply["error"]) for reply in self.post(words)]
 

@@ -2,8 +2,9 @@
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, List, Sequence
+from typing import Any
 
 from microbatch import Batcher, BatchingPolicy
 
@@ -12,11 +13,11 @@ __all__ = ["compare"]
 
 def compare(
     one: Callable[[Any], Any],
-    many: Callable[[List[Any]], Any],
+    many: Callable[[list[Any]], Any],
     jobs: Sequence[Any],
     policy: "BatchingPolicy[Any]",
     threads: int = 32,
-) -> List[Any]:
+) -> list[Any]:
     """Print what both ways take, and return the results of all jobs through *many*.
 
     Args:
@@ -26,8 +27,8 @@ def compare(
         policy: of the batches.
         threads: how many callers there are; each waits for its result before it has the next job.
     """
-    alone: List[float] = []
-    together: List[float] = []
+    alone: list[float] = []
+    together: list[float] = []
     calls = 0
     with ThreadPoolExecutor(threads) as callers:
         for _ in range(3):

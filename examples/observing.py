@@ -9,7 +9,8 @@ Two requests submit five orders each, in turns. At most four go into one INSERT.
 import logging
 import sqlite3
 import sys
-from typing import Any, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 from urllib.request import urlopen
 
 from opentelemetry import trace
@@ -29,9 +30,9 @@ database = sqlite3.connect(":memory:", check_same_thread=False)
 database.execute("CREATE TABLE orders (what TEXT, amount INTEGER CHECK (amount > 0))")
 
 
-def insert_many(orders: Sequence["tuple[str, int]"]) -> List[Optional[Exception]]:
+def insert_many(orders: Sequence["tuple[str, int]"]) -> list[Exception | None]:
     """Insert all in one transaction, and say of each whether it was refused."""
-    outcomes: List[Optional[Exception]] = []
+    outcomes: list[Exception | None] = []
     with tracer.start_as_current_span("INSERT orders"), database:
         for order in orders:
             try:
@@ -42,10 +43,10 @@ def insert_many(orders: Sequence["tuple[str, int]"]) -> List[Optional[Exception]
     return outcomes
 
 
-def serve(inserts: "Batcher[tuple[str, int], Any]") -> List[JobFuture[Any]]:
+def serve(inserts: "Batcher[tuple[str, int], Any]") -> list[JobFuture[Any]]:
     """Take the orders of two requests that come at the same time."""
     requests = [tracer.start_span(f"POST /orders/{number}") for number in (1, 2)]
-    futures: List[JobFuture[Any]] = []
+    futures: list[JobFuture[Any]] = []
     for amount in range(10):
         with trace.use_span(requests[amount % 2]):
             futures.append(inserts.submit(("tea", amount)))
@@ -54,7 +55,7 @@ def serve(inserts: "Batcher[tuple[str, int], Any]") -> List[JobFuture[Any]]:
     return futures
 
 
-def show_tree(spans: Sequence[ReadableSpan], parent: Optional[int] = None, depth: int = 0) -> None:
+def show_tree(spans: Sequence[ReadableSpan], parent: int | None = None, depth: int = 0) -> None:
     """Print the spans inside *parent*, and what each is linked to."""
     names = {span.context.span_id: span.name for span in spans if span.context}
     for span in sorted(spans, key=lambda span: span.start_time or 0):

@@ -5,11 +5,10 @@ $ python examples/postgresql.py "$(head -1 <(python examples/serve_postgresql.py
 """
 
 import sys
-from typing import Dict, List
-
-from psycopg_pool import ConnectionPool
 
 from measured import compare
+from psycopg_pool import ConnectionPool
+
 from microbatch import Natural, Size
 
 
@@ -23,7 +22,7 @@ def main(address: str) -> None:
             assert row is not None
             return int(row[0])
 
-        def insert_many(names: List[str]) -> List[int]:
+        def insert_many(names: list[str]) -> list[int]:
             with pool.connection() as connection:
                 rows = connection.execute(
                     "INSERT INTO people (name) SELECT name FROM unnest(%s::text[]) WITH ORDINALITY AS new (name, place) "
@@ -39,7 +38,7 @@ def main(address: str) -> None:
         names = [f"person {number}" for number in range(3_000)]
         ids = compare(insert, insert_many, names, Size(500) | Natural())
         with pool.connection() as connection:
-            found: Dict[int, str] = dict(
+            found: dict[int, str] = dict(
                 connection.execute("SELECT id, name FROM people WHERE id = ANY(%s)", (ids,)).fetchall()
             )
         print(f"each caller has the id of its own row: {[found[number] for number in ids] == names}")

@@ -15,7 +15,6 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import List
 
 
 def program(name: str) -> str:
@@ -34,7 +33,7 @@ def main() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        user: List[str] = []
+        user: list[str] = []
         if os.geteuid() == 0:  # as which the server refuses to run
             user = ["runuser", "-u", "postgres", "--"]
             shutil.chown(folder, "postgres")

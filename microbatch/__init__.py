@@ -1,8 +1,5 @@
 """Turns many single jobs into few batches, and gives each caller its own result. Start with `Batcher`."""
 
-from microbatch._futures import JobFuture
-from microbatch._ledger import BatcherStats
-from microbatch._results import BatchInfo, JobResult, JobState
 from microbatch.batcher import Batcher, BatchProcessor
 from microbatch.config import policy_from_env
 from microbatch.decorator import BatchedFunction, batched
@@ -16,6 +13,7 @@ from microbatch.errors import (
     Rejected,
     ResultCountError,
 )
+from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatcherShutDown, BatchFinished, BatchListener, BatchStarted, JobAccepted
 from microbatch.policies import (
     DEFAULT_POLICY,
@@ -34,6 +32,7 @@ from microbatch.policies import (
     Weight,
     Window,
 )
+from microbatch.results import BatcherStats, BatchInfo, JobResult, JobState
 
 __version__ = "0.1.0"
 

@@ -7,27 +7,18 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from types import FrameType, TracebackType
 from typing import (
     Any,
-    Callable,
-    Deque,
     Generic,
-    Hashable,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
     NoReturn,
-    Optional,
-    Type,
     TypeVar,
-    Union,
     overload,
 )
 
-from microbatch._arguments import (
+from microbatch._basics.arguments import (
     MOST_THREADS,
     check_callable,
     check_clock,
@@ -39,16 +30,15 @@ from microbatch._arguments import (
     check_timeout,
     shown,
 )
-from microbatch._clock import NEVER, Clock, SystemClock
-from microbatch._futures import JobFuture
-from microbatch._ledger import BatcherStats
-from microbatch._results import JobResult
-from microbatch._worker import Worker
+from microbatch._basics.clock import NEVER, Clock, SystemClock
+from microbatch._engine.worker import Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
+from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import Audience, BatchListener, JobAccepted, tell
-from microbatch._policy import BatchingPolicy, Window, check_policy, limit_for
 from microbatch.policies import DEFAULT_POLICY
+from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit_for
+from microbatch.results import BatcherStats, JobResult
 
 __all__ = ["BatchProcessor", "Batcher"]
 
@@ -56,7 +46,7 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
-BatchProcessor = Callable[[List[Job]], Optional[Iterable[Value]]]
+BatchProcessor = Callable[[list[Job]], Iterable[Value] | None]
 """Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
 
 
@@ -94,52 +84,52 @@ class Batcher(Generic[Job, Value]):
     @overload
     def __init__(
         self: "Batcher[Job, None]",
-        processor: Callable[[List[Job]], None],
+        processor: Callable[[list[Job]], None],
         policy: BatchingPolicy[Any] = ...,
         *,
-        key: Optional[Callable[[Job], Hashable]] = ...,
-        weigh: Optional[Callable[[Job], float]] = ...,
+        key: Callable[[Job], Hashable] | None = ...,
+        weigh: Callable[[Job], float] | None = ...,
         max_pending: int = ...,
         max_workers: int = ...,
-        executor: Optional[Executor] = ...,
+        executor: Executor | None = ...,
         listeners: Iterable[BatchListener] = ...,
         name: str = ...,
-        exit_timeout: Optional[float] = ...,
-        clock: Optional[Clock] = ...,
+        exit_timeout: float | None = ...,
+        clock: Clock | None = ...,
     ) -> None: ...
 
     @overload
     def __init__(
         self,
-        processor: Callable[[List[Job]], Iterable[Value]],
+        processor: Callable[[list[Job]], Iterable[Value]],
         policy: BatchingPolicy[Any] = ...,
         *,
-        key: Optional[Callable[[Job], Hashable]] = ...,
-        weigh: Optional[Callable[[Job], float]] = ...,
+        key: Callable[[Job], Hashable] | None = ...,
+        weigh: Callable[[Job], float] | None = ...,
         max_pending: int = ...,
         max_workers: int = ...,
-        executor: Optional[Executor] = ...,
+        executor: Executor | None = ...,
         listeners: Iterable[BatchListener] = ...,
         name: str = ...,
-        exit_timeout: Optional[float] = ...,
-        clock: Optional[Clock] = ...,
+        exit_timeout: float | None = ...,
+        clock: Clock | None = ...,
     ) -> None: ...
 
     @overload
     def __init__(
         self,
-        processor: Callable[[List[Job]], Iterable[Union[Value, BaseException]]],
+        processor: Callable[[list[Job]], Iterable[Value | BaseException]],
         policy: BatchingPolicy[Any] = ...,
         *,
-        key: Optional[Callable[[Job], Hashable]] = ...,
-        weigh: Optional[Callable[[Job], float]] = ...,
+        key: Callable[[Job], Hashable] | None = ...,
+        weigh: Callable[[Job], float] | None = ...,
         max_pending: int = ...,
         max_workers: int = ...,
-        executor: Optional[Executor] = ...,
+        executor: Executor | None = ...,
         listeners: Iterable[BatchListener] = ...,
         name: str = ...,
-        exit_timeout: Optional[float] = ...,
-        clock: Optional[Clock] = ...,
+        exit_timeout: float | None = ...,
+        clock: Clock | None = ...,
     ) -> None: ...
 
     def __init__(
@@ -147,15 +137,15 @@ class Batcher(Generic[Job, Value]):
         processor: BatchProcessor[Any, Any],
         policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         *,
-        key: Optional[Callable[[Any], Hashable]] = None,
-        weigh: Optional[Callable[[Any], float]] = None,
+        key: Callable[[Any], Hashable] | None = None,
+        weigh: Callable[[Any], float] | None = None,
         max_pending: int = 10_000,
         max_workers: int = 1,
-        executor: Optional[Executor] = None,
+        executor: Executor | None = None,
         listeners: Iterable[BatchListener] = (),
         name: str = "microbatch",
-        exit_timeout: Optional[float] = None,
-        clock: Optional[Clock] = None,
+        exit_timeout: float | None = None,
+        clock: Clock | None = None,
     ) -> None:
         check_callable("processor", processor)
         max_pending = check_count("max_pending", max_pending, 0)
@@ -218,9 +208,7 @@ class Batcher(Generic[Job, Value]):
         batcher: Batcher[Job, Value] = make(processor, policy_from_env(environ, prefix), **options)
         return batcher
 
-    def submit(
-        self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
-    ) -> JobFuture[Value]:
+    def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
         """Accept a job, and return the future of its `JobResult`.
 
         Blocks while *max_pending* jobs wait; but never in the batcher's own threads (in the processor, in a
@@ -262,7 +250,7 @@ class Batcher(Generic[Job, Value]):
         return future
 
     def map(
-        self, jobs: Iterable[Job], *, timeout: Optional[float] = None, buffersize: Optional[int] = None
+        self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
     ) -> Iterator[JobResult[Value]]:
         """Submit *jobs* one after another and yield their results in the same order.
 
@@ -286,7 +274,7 @@ class Batcher(Generic[Job, Value]):
         deadline = self._deadline(True, timeout)
         return self._map(_iterator(jobs), deadline, size)
 
-    def flush(self, wait: bool = True, *, timeout: Optional[float] = None) -> bool:
+    def flush(self, wait: bool = True, *, timeout: float | None = None) -> bool:
         """Make every job accepted before this call due now.
 
         Args:
@@ -304,7 +292,7 @@ class Batcher(Generic[Job, Value]):
         epoch = worker.queue.flush()
         return not wait or worker.ledger.wait_settled(epoch, deadline)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: Optional[float] = None) -> bool:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
         """Accept no more jobs, and make all that were accepted due now. May be called again.
 
         Args:
@@ -369,7 +357,7 @@ class Batcher(Generic[Job, Value]):
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Shut down and wait, after an exception in the block too."""
         self.shutdown()
@@ -415,7 +403,7 @@ class Batcher(Generic[Job, Value]):
         return successor
 
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
-        ahead: Deque[JobFuture[Value]] = deque()
+        ahead: deque[JobFuture[Value]] = deque()
         try:
             for job in jobs:
                 if len(ahead) == size:
@@ -428,7 +416,7 @@ class Batcher(Generic[Job, Value]):
                 future.cancel()
                 future.add_done_callback(_ask)  # for it is known that nobody else will
 
-    def _next_of(self, ahead: Deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
+    def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
             if ahead[0].waiting and ahead[0].epoch == self._worker.queue.epoch:  # once for all jobs that are ahead now
@@ -437,7 +425,7 @@ class Batcher(Generic[Job, Value]):
         ahead.popleft()
         return result
 
-    def _remaining(self, deadline: float) -> Optional[float]:
+    def _remaining(self, deadline: float) -> float | None:
         remaining = max(0.0, deadline - self._clock.now())
         return remaining if remaining < threading.TIMEOUT_MAX else None
 
@@ -465,7 +453,7 @@ class Batcher(Generic[Job, Value]):
             raise JobTooLarge(weight, limit_for(self._policy, self._empty, weight))
         return weight
 
-    def _deadline(self, wait: bool, timeout: Optional[float]) -> float:
+    def _deadline(self, wait: bool, timeout: float | None) -> float:
         check_flag("wait", wait)
         deadline = self._clock.now() + check_timeout("timeout", timeout)
         if wait:
@@ -490,7 +478,7 @@ def _ask(future: JobFuture[Any]) -> None:
 
 def _origin() -> str:
     """Return the place that the call came from, outside this package and, for ``Batcher[str, int](...)``, `typing`."""
-    frame: Optional[FrameType] = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and f'{frame.f_globals.get("__name__")}.'.startswith(("microbatch.", "typing.")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "an unknown place"

@@ -10,13 +10,13 @@ Size(100) | Natural()
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any, Callable, Dict
+from typing import Any
 
-from microbatch._arguments import shown
-from microbatch._policy import BatchingPolicy
+from microbatch._basics.arguments import shown
 from microbatch.policies import DEFAULT_POLICY, Adaptive, FixedWindow, Interval, Natural, Rate, Session, Size, Weight
+from microbatch.policies.base import BatchingPolicy
 
 __all__ = ["policy_from_env"]
 
@@ -130,7 +130,7 @@ def _adaptive(settings: _Settings) -> BatchingPolicy[Any]:
     return policy | (_interval(settings) if settings.text("BATCH_TIME_WINDOW") else Natural())
 
 
-_STRATEGIES: Dict[str, Callable[[_Settings], BatchingPolicy[Any]]] = {
+_STRATEGIES: dict[str, Callable[[_Settings], BatchingPolicy[Any]]] = {
     "size": _size,
     "interval": _interval,
     "size-or-interval": lambda settings: _size(settings) | _interval(settings),

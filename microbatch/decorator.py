@@ -3,29 +3,24 @@
 import functools
 import inspect
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from inspect import isfunction
 from types import MethodType
 from typing import (
     Any,
-    Callable,
-    Dict,
     Generic,
-    Iterable,
-    Iterator,
-    List,
     NoReturn,
-    Optional,
     Protocol,
     TypeVar,
     overload,
 )
 
-from microbatch._arguments import shown
-from microbatch._futures import JobFuture, Keep
-from microbatch._results import JobResult
+from microbatch._basics.arguments import shown
 from microbatch.batcher import Batcher
-from microbatch._policy import BatchingPolicy, check_policy
+from microbatch.futures.job_future import JobFuture, Keep
 from microbatch.policies import DEFAULT_POLICY
+from microbatch.policies.base import BatchingPolicy, check_policy
+from microbatch.results import JobResult
 
 __all__ = ["BatchedFunction", "batched"]
 
@@ -54,8 +49,8 @@ class BatchedFunction(Generic[Job, Value]):
             raise TypeError(f"function must take a list of jobs, or self and a list of jobs, got {shown(function)}")
         self._function = inner
         self._make = make
-        self._owner: Optional[object] = None  # the instance, or the class, in what `__get__` returns
-        self._batchers: Dict[int, Batcher[Job, Value]] = {}  # by the id of a living owner
+        self._owner: object | None = None  # the instance, or the class, in what `__get__` returns
+        self._batchers: dict[int, Batcher[Job, Value]] = {}  # by the id of a living owner
 
     def __call__(self, job: Job, *others: NoReturn) -> Value:
         """Submit *job*, wait for its result, and return its value. Raises what `submit` and the job raise."""
@@ -64,9 +59,7 @@ class BatchedFunction(Generic[Job, Value]):
             raise TypeError(f"{_name(self._function)} takes a single job, got {1 + len(others)}")
         return self.submit(job).result().value
 
-    def submit(
-        self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
-    ) -> JobFuture[Value]:
+    def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
         """See `Batcher.submit`."""
         self._refuse_unbound()
         future = self.batcher.submit(job, timeout=timeout, expires_in=expires_in)
@@ -75,14 +68,14 @@ class BatchedFunction(Generic[Job, Value]):
         return future
 
     def map(
-        self, jobs: Iterable[Job], *, timeout: Optional[float] = None, buffersize: Optional[int] = None
+        self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
     ) -> Iterator[JobResult[Value]]:
         """See `Batcher.map`."""
         self._refuse_unbound()
         results = self.batcher.map(jobs, timeout=timeout, buffersize=buffersize)
         return results if self._owner is None else _keeping(self._owner, results)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: Optional[float] = None) -> bool:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
         """See `Batcher.shutdown`."""
         return self.batcher.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
@@ -92,7 +85,7 @@ class BatchedFunction(Generic[Job, Value]):
         if self._binds and not self._of_class and holds_something and not owner.__weakrefoffset__:
             raise _not_referable(owner)
 
-    def __get__(self, instance: Optional[object], owner: Optional[type] = None) -> "BatchedFunction[Job, Value]":
+    def __get__(self, instance: object | None, owner: type | None = None) -> "BatchedFunction[Job, Value]":
         """Bind to an instance, as a method does, or to the class, as a class method does. Each has a batcher of its own."""
         if self._of_class:
             instance = type(instance) if owner is None else owner
@@ -157,13 +150,13 @@ class Decorator(Protocol):
     """What `batched` returns: takes a function, or a method, of a list of jobs."""
 
     @overload
-    def __call__(self, function: Callable[[List[Job]], None], /) -> BatchedFunction[Job, None]: ...
+    def __call__(self, function: Callable[[list[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
-    def __call__(self, function: Callable[[List[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
+    def __call__(self, function: Callable[[list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
     @overload
-    def __call__(self, function: Callable[[Any, List[Job]], None], /) -> BatchedFunction[Job, None]: ...
+    def __call__(self, function: Callable[[Any, list[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
-    def __call__(self, function: Callable[[Any, List[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
+    def __call__(self, function: Callable[[Any, list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
 
 
 def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Decorator:
@@ -191,7 +184,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     """
     check_policy("policy", policy, ": write @batched(Size(100)), or @batched() for the default policy")
 
-    def make(processor: Callable[[List[Any]], Any]) -> Batcher[Any, Any]:
+    def make(processor: Callable[[list[Any]], Any]) -> Batcher[Any, Any]:
         return Batcher(processor, policy, **options)
 
     def decorate(function: Callable[..., Any]) -> BatchedFunction[Any, Any]:
@@ -200,7 +193,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Dec
     return decorate
 
 
-def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: List[Any]) -> Any:
+def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: list[Any]) -> Any:
     instance = reference()
     if instance is None:  # only the batcher was kept
         raise ReferenceError(f"the instance that the method {_name(function)} is bound to was garbage-collected")

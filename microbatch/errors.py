@@ -15,7 +15,6 @@ Each class keeps its evidence in attributes, and nothing else in ``args``, so th
 """
 
 import queue
-from typing import Optional
 
 __all__ = [
     "BacklogFull",
@@ -60,7 +59,7 @@ class JobTooLarge(Rejected, ValueError):
         limit: the most that a batch may weigh, by the strictest policy that refuses the job; None if no limit is stated.
     """
 
-    def __init__(self, weight: float, limit: Optional[float] = None) -> None:
+    def __init__(self, weight: float, limit: float | None = None) -> None:
         super().__init__(weight, limit)
         self.weight = weight
         self.limit = limit

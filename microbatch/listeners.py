@@ -9,14 +9,14 @@
 1 jobs, 0 failed
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, List, Tuple
+from typing import Any
 
-from microbatch._arguments import check_callable, shown
-from microbatch._futures import JobFuture
-from microbatch._ledger import BatcherStats
-from microbatch._log import report
-from microbatch._results import BatchInfo
+from microbatch._basics.arguments import check_callable, shown
+from microbatch._basics.log import report
+from microbatch.futures.job_future import JobFuture
+from microbatch.results import BatcherStats, BatchInfo
 
 __all__ = ["Audience", "BatchFinished", "BatchListener", "BatchStarted", "BatcherShutDown", "JobAccepted", "tell"]
 
@@ -46,7 +46,7 @@ class BatchStarted:
 
     batcher: str
     batch: BatchInfo
-    futures: Tuple[JobFuture[Any], ...]
+    futures: tuple[JobFuture[Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class BatchFinished:
 
     batcher: str
     batch: BatchInfo
-    futures: Tuple[JobFuture[Any], ...]
+    futures: tuple[JobFuture[Any], ...]
     started: float
     service_time: float
     failed: int
@@ -139,7 +139,7 @@ class Audience:
         )
 
 
-def tell(methods: List[Callable[[Any], object]], fact: object) -> None:
+def tell(methods: list[Callable[[Any], object]], fact: object) -> None:
     """Call all of *methods* with *fact*. Never raises."""
     for method in methods:
         try:
@@ -148,14 +148,14 @@ def tell(methods: List[Callable[[Any], object]], fact: object) -> None:
             report("the %s() of a listener raised", getattr(method, "__name__", "method"))
 
 
-def _all(listeners: Iterable[BatchListener]) -> List[BatchListener]:
+def _all(listeners: Iterable[BatchListener]) -> list[BatchListener]:
     try:
         return list(listeners)
     except TypeError:
         raise TypeError(f"listeners must be an iterable of BatchListeners, got {shown(listeners)}") from None
 
 
-def _those_who_hear(listeners: List[BatchListener], name: str) -> List[Callable[[Any], object]]:
+def _those_who_hear(listeners: list[BatchListener], name: str) -> list[Callable[[Any], object]]:
     nobody = getattr(BatchListener, name)
     methods = [getattr(listener, name, None) for listener in listeners]
     heard = [method for method in methods if callable(method) and getattr(method, "__func__", None) is not nobody]

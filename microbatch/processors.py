@@ -15,36 +15,37 @@ not derive from `Exception` pass through. A wrapped processor can be pickled, fo
 it was made of can.
 """
 
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from typing import Any, NamedTuple
 
-from microbatch._arguments import check_callable, check_count, shown
-from microbatch._returned import exhaust, results_of
+from microbatch._basics.arguments import check_callable, check_count, shown
+from microbatch._basics.returned import exhaust, results_of
 from microbatch.errors import ResultCountError
 
 __all__ = ["bisecting", "deduplicating", "retrying", "within"]
 
-Processor = Callable[[List[Any]], Any]
-_Kinds = Union[Type[Exception], Tuple[Type[Exception], ...]]
+Processor = Callable[[list[Any]], Any]
+_Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
 class _Given(NamedTuple):
     """What a processor gave for some jobs."""
 
-    values: List[Any]
+    values: list[Any]
     """Those of the first jobs; of all, if it raised nothing."""
-    error: Optional[Exception]
+    error: Exception | None
     """What it raised for the others."""
 
-    def outcomes(self, count: int) -> List[Any]:
+    def outcomes(self, count: int) -> list[Any]:
         """Return one outcome for each of *count* jobs."""
         return self.values + [self.error] * (count - len(self.values))
 
 
 def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
-    values: List[Any] = []
+    values: list[Any] = []
     try:
         returned = processor(list(jobs))
         if returned is None:
@@ -67,7 +68,7 @@ def _is(outcome: Any, kinds: _Kinds) -> bool:
     return issubclass(type(outcome), kinds)  # not `isinstance`, which asks the value, and values say what they like
 
 
-def _raise_for_all(outcomes: List[Any]) -> List[Any]:
+def _raise_for_all(outcomes: list[Any]) -> list[Any]:
     """Return the outcomes, or raise what was raised for every one of the jobs."""
     first: Any = outcomes[0] if outcomes else None
     if _is(first, Exception) and all(outcome is first for outcome in outcomes):
@@ -76,8 +77,8 @@ def _raise_for_all(outcomes: List[Any]) -> List[Any]:
 
 
 def retrying(
-    processor: Processor, *, stop: Any, wait: Any, retry: Optional[Any] = None
-) -> Callable[[List[Any]], List[Any]]:
+    processor: Processor, *, stop: Any, wait: Any, retry: Any | None = None
+) -> Callable[[list[Any]], list[Any]]:
     """Return *processor*, called again with those jobs only that failed, as long as `tenacity` says so.
 
     A job may be processed more than once: a downstream that did it, and failed to say so, does it again. The thread that
@@ -115,10 +116,10 @@ def retrying(
     return partial(_retried, processor, stop, wait, again)
 
 
-def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: List[Any]) -> List[Any]:
+def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[Any]) -> list[Any]:
     import tenacity
 
-    outcomes: List[Any] = [None] * len(jobs)
+    outcomes: list[Any] = [None] * len(jobs)
     left = list(range(len(jobs)))
     attempts = tenacity.Retrying(
         stop=stop,
@@ -149,8 +150,8 @@ def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: List[
     return _raise_for_all(outcomes)
 
 
-def _error_of(attempt: Any) -> Optional[BaseException]:
-    error: Optional[BaseException] = attempt.outcome.exception()
+def _error_of(attempt: Any) -> BaseException | None:
+    error: BaseException | None = attempt.outcome.exception()
     return error
 
 
@@ -160,7 +161,7 @@ def bisecting(
     on: _Kinds = Exception,
     unless: _Kinds = (OSError, ResultCountError),
     max_calls: int = 100,
-) -> Callable[[List[Any]], List[Any]]:
+) -> Callable[[list[Any]], list[Any]]:
     """Return *processor*, called for either half of the jobs that share an exception, until those to blame stand alone.
 
     A job may be processed more than once, if the processor did some before it raised: best where a call does all of its
@@ -180,13 +181,13 @@ def bisecting(
     return partial(_bisected, processor, on, unless, max_calls)
 
 
-def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, jobs: List[Any]) -> List[Any]:
-    outcomes: List[Any] = [None] * len(jobs)
+def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, jobs: list[Any]) -> list[Any]:
+    outcomes: list[Any] = [None] * len(jobs)
     parts = [list(range(len(jobs)))] if jobs else []
     for part in islice(_taken_out(parts), max_calls):
         for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
             outcomes[place] = outcome
-        blamed: Dict[int, List[int]] = {}
+        blamed: dict[int, list[int]] = {}
         for place in part:
             if _is(outcomes[place], on) and not _is(outcomes[place], unless):
                 blamed.setdefault(id(outcomes[place]), []).append(place)
@@ -196,14 +197,14 @@ def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, 
     return _raise_for_all(outcomes)
 
 
-def _taken_out(parts: List[List[int]]) -> Iterator[List[int]]:
+def _taken_out(parts: list[list[int]]) -> Iterator[list[int]]:
     while parts:
         yield parts.pop(0)
 
 
 def deduplicating(
-    processor: Processor, key: Optional[Callable[[Any], Hashable]] = None
-) -> Callable[[List[Any]], List[Any]]:
+    processor: Processor, key: Callable[[Any], Hashable] | None = None
+) -> Callable[[list[Any]], list[Any]]:
     """Return *processor*, called with one of each kind of equal jobs; all of a kind get its outcome, the same object.
 
     >>> calls = []
@@ -223,9 +224,9 @@ def deduplicating(
     return partial(_deduplicated, processor, key)
 
 
-def _deduplicated(processor: Processor, key: Optional[Callable[[Any], Hashable]], jobs: List[Any]) -> List[Any]:
+def _deduplicated(processor: Processor, key: Callable[[Any], Hashable] | None, jobs: list[Any]) -> list[Any]:
     kinds = [key(job) for job in jobs] if key is not None else jobs
-    firsts: Dict[Hashable, int] = {}
+    firsts: dict[Hashable, int] = {}
     for place, kind in enumerate(kinds):
         firsts.setdefault(kind, place)
     given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
@@ -235,7 +236,7 @@ def _deduplicated(processor: Processor, key: Optional[Callable[[Any], Hashable]]
 
 def within(
     processor: Processor, context: Callable[[], "AbstractContextManager[Any]"]
-) -> Callable[[List[Any]], List[Any]]:
+) -> Callable[[list[Any]], list[Any]]:
     """Return *processor*, called within a context of its own for each batch, and with a generator at its end in there.
 
     What is raised leaves through the context, and fails all jobs of the batch, since the context may undo what was done
@@ -262,7 +263,7 @@ def within(
     return partial(_within, processor, context)
 
 
-def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: List[Any]) -> List[Any]:
+def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: list[Any]) -> list[Any]:
     if not jobs:
         return []
     given = _Given([], RuntimeError("the processor was left by what is no Exception, and the context suppressed that"))
@@ -275,8 +276,8 @@ def _within(processor: Processor, context: Callable[[], "AbstractContextManager[
     return given.values
 
 
-def _kinds(name: str, value: Any) -> Tuple[Type[Exception], ...]:
-    kinds: Tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+def _kinds(name: str, value: Any) -> tuple[type[Exception], ...]:
+    kinds: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
         raise TypeError(f"{name} must be a class of exceptions, or a tuple of them, got {shown(value)}")
     return kinds

@@ -14,11 +14,12 @@ True
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any, Callable, Generic, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-from microbatch._arguments import check_callable, check_count, check_number
-from microbatch._clock import NEVER
+from microbatch._basics.arguments import check_callable, check_count, check_number
+from microbatch._basics.clock import NEVER
 
 __all__ = ["InlineExecutor", "ManualClock", "RecordingProcessor"]
 
@@ -41,7 +42,7 @@ class ManualClock:
     def __init__(self, start: float = 0.0) -> None:
         self._now = check_number("start", start, below=NEVER)
         self._changed = threading.Condition()  # guards both; never held while another lock is taken
-        self._sleepers: List[Tuple[threading.Condition, float]] = []
+        self._sleepers: list[tuple[threading.Condition, float]] = []
 
     def now(self) -> float:
         """Return the moment at which the clock stands."""
@@ -58,7 +59,7 @@ class ManualClock:
             with condition:
                 condition.notify_all()
 
-    def _due(self) -> List[threading.Condition]:
+    def _due(self) -> list[threading.Condition]:
         return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
@@ -121,16 +122,16 @@ class RecordingProcessor(Generic[Job]):
             job, or raise one, which fails the batch.
     """
 
-    def __init__(self, function: Optional[Callable[[Job], Any]] = None) -> None:
+    def __init__(self, function: Callable[[Job], Any] | None = None) -> None:
         if function is not None:
             check_callable("function", function)
-        self.batches: List[List[Job]] = []
+        self.batches: list[list[Job]] = []
         self._function = function
         self._called = threading.Condition()  # guards batches
         self._open = threading.Event()
         self._open.set()
 
-    def __call__(self, jobs: Sequence[Job]) -> List[Any]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Any]:
         with self._called:
             self.batches.append(list(jobs))
             self._called.notify_all()
@@ -145,7 +146,7 @@ class RecordingProcessor(Generic[Job]):
         """Let the calls go on."""
         self._open.set()
 
-    def wait_for_batches(self, count: int, timeout: float = 10.0) -> List[List[Job]]:
+    def wait_for_batches(self, count: int, timeout: float = 10.0) -> list[list[Job]]:
         """Block until *count* batches have come, and return all of them.
 
         Raises:

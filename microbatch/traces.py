@@ -13,14 +13,14 @@
 
 import hashlib
 import json
-import math
 import os
 import statistics
 import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Sequence, TextIO, Tuple
+from typing import Any, TextIO
 
-from microbatch._arguments import check_answer, check_number, shown
+from microbatch._basics.arguments import check_answer, check_number, shown
 from microbatch.listeners import BatchFinished, BatchListener
 from microbatch.simulation import Arrival
 
@@ -45,11 +45,11 @@ class TraceRecorder(BatchListener):
             raise TypeError(f"file must be a file open for writing, got {shown(file)}")
         self._file = file
         # Guards the file, in each process: in a forked child, a thread that does not exist there may hold the parent's.
-        self._mutexes: Dict[int, threading.Lock] = {}
+        self._mutexes: dict[int, threading.Lock] = {}
 
     def batch_finished(self, fact: BatchFinished) -> None:
         """Write the line of a batch."""
-        line: Dict[str, Any] = {
+        line: dict[str, Any] = {
             "service_time": fact.service_time,
             "trigger": fact.batch.trigger,
             "submitted": [future.submitted for future in fact.futures],
@@ -73,7 +73,7 @@ class Trace:
         service_time: how many seconds a batch of so many jobs took, by the line of least squares through all of them.
     """
 
-    arrivals: Tuple[Arrival, ...]
+    arrivals: tuple[Arrival, ...]
     service_time: Callable[[int], float]
 
 
@@ -87,8 +87,8 @@ def read_trace(lines: Iterable[str]) -> Trace:
     """
     if isinstance(lines, (str, bytes)) or not isinstance(lines, Iterable):
         raise TypeError(f"lines must be the lines of a trace, got {shown(lines)}")
-    arrivals: List[Arrival] = []
-    batches: List[Tuple[int, float]] = []
+    arrivals: list[Arrival] = []
+    batches: list[tuple[int, float]] = []
     for number, text in enumerate(_without_half_a_line(list(lines)), 1):
         try:
             line = json.loads(text)
@@ -108,7 +108,7 @@ def read_trace(lines: Iterable[str]) -> Trace:
     return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _line(batches))
 
 
-def _without_half_a_line(lines: List[str]) -> List[str]:
+def _without_half_a_line(lines: list[str]) -> list[str]:
     if len(lines) > 1:
         try:
             json.loads(lines[-1])
@@ -123,7 +123,7 @@ def _finite(moment: Any) -> float:
     return number
 
 
-def _line(batches: Sequence[Tuple[int, float]]) -> Callable[[int], float]:
+def _line(batches: Sequence[tuple[int, float]]) -> Callable[[int], float]:
     sizes, times = zip(*batches)
     fixed, each = statistics.median(times), 0.0  # where all are of one size, or the larger ones were faster
     if len(set(sizes)) > 1:

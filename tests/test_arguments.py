@@ -6,6 +6,7 @@ import operator
 import os
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from decimal import Decimal
@@ -13,7 +14,7 @@ from fnmatch import fnmatch
 from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any
 
 import pytest
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_none
@@ -64,26 +65,26 @@ class Answering(BatchingPolicy[Any]):
 
 
 class Asynchronous:
-    async def __call__(self, jobs: List[Any]) -> List[Any]:
+    async def __call__(self, jobs: list[Any]) -> list[Any]:
         return jobs
 
 
-async def coroutine(jobs: List[Any]) -> List[Any]:
+async def coroutine(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-async def generator(jobs: List[Any]) -> Any:
+async def generator(jobs: list[Any]) -> Any:
     yield jobs
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-Wrong = Tuple[Any, str, Any]
+Wrong = tuple[Any, str, Any]
 
 
-def wrong(error: Any, must_be: str, *values: Any) -> List[Wrong]:
+def wrong(error: Any, must_be: str, *values: Any) -> list[Wrong]:
     return [(error, must_be, value) for value in values]
 
 
@@ -123,9 +124,9 @@ TRACE = '{"service_time": 1, "submitted": [1]}'
 
 # -- which kind each argument is of: what is wrong, what is right --
 
-ANYTHING: List[Any] = [None, NAN, Shy(), [], echo]
+ANYTHING: list[Any] = [None, NAN, Shy(), [], echo]
 SECONDS = [0, 0.5, Fraction(1, 2), 1e308, INF, HUGE]
-DOORS: List[Tuple[str, List[Wrong], List[Any]]] = [
+DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Batcher.processor", NO_CALLABLE + NOT_PLAIN, [echo, list, Shy]),
     ("Batcher.policy", NO_POLICY + NO_NEEDS, [Size(1), Size(10_000), Size(HUGE) | Interval(1), Answering(needs=9)]),
     ("Batcher.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
@@ -238,7 +239,7 @@ NO_DOORS = {
     "ManualClock.wait_until.*": "the batcher waits",
     "RecordingProcessor.__call__.jobs": "the batcher calls processors",
 }
-NEEDED: Dict[str, Dict[str, Any]] = {
+NEEDED: dict[str, dict[str, Any]] = {
     "Batcher": {"processor": echo},
     "simulate": {"policy": Size(1), "arrivals": [1], "service_time": float},
     "poisson": {"rate": 1, "jobs": 1},
@@ -271,7 +272,7 @@ def parameters() -> Iterator[str]:
                     yield from (f"{name}.{method}.{each}".replace(".__init__", "").replace("..", ".") for each in names)
 
 
-def exempt(door: str) -> Set[str]:
+def exempt(door: str) -> set[str]:
     return {pattern for pattern in NO_DOORS if fnmatch(door, pattern)}
 
 
@@ -295,7 +296,7 @@ def knock(function: Any, door: str, value: Any) -> None:
     called(**{**NEEDED.get(path[-1], {}), name: value})
 
 
-def none_too(refused: List[Wrong], accepted: List[Any]) -> List[Wrong]:
+def none_too(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
     """None is wrong wherever it is not right."""
     return [] if None in accepted else wrong(TypeError, refused[0][1], None)
 
@@ -386,7 +387,7 @@ def test_any_finite_number_is_a_weight(weight: Any) -> None:
 
 
 def test_a_job_is_not_looked_at_before_the_arguments_are() -> None:
-    looked_at: List[Any] = []
+    looked_at: list[Any] = []
 
     class Jobs:
         def __iter__(self) -> Iterator[Any]:

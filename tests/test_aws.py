@@ -6,8 +6,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any
 
 import boto3
 import pytest
@@ -65,15 +66,15 @@ class Front:
     operation: str
 
     def __init__(self, client: Any) -> None:
-        self.calls: List[List[str]] = []
-        self.scarce: Set[str] = set()
+        self.calls: list[list[str]] = []
+        self.scarce: set[str] = set()
         self.called, self.go_on = threading.Event(), threading.Event()
-        self._withheld: List[Any] = []
+        self._withheld: list[Any] = []
         service = client.meta.service_model.service_id.hyphenize()
         client.meta.events.register(f"provide-client-params.{service}.{self.operation}", self._forward)
         client.meta.events.register(f"after-call.{service}.{self.operation}", self._reply)
 
-    def _forward(self, params: Dict[str, Any], **_: Any) -> Dict[str, Any]:
+    def _forward(self, params: dict[str, Any], **_: Any) -> dict[str, Any]:
         self.called.set()
         assert self.go_on.wait(10)
         entries = self.entries(params)
@@ -82,36 +83,36 @@ class Front:
         self.scarce -= {self.name(entry) for entry in self._withheld}
         return self.params(params, [entry for entry in entries if entry not in self._withheld])
 
-    def _reply(self, parsed: Dict[str, Any], **_: Any) -> None:
+    def _reply(self, parsed: dict[str, Any], **_: Any) -> None:
         if self._withheld:
             self.give_back(parsed, self._withheld)
 
-    def entries(self, params: Dict[str, Any]) -> List[Any]:
+    def entries(self, params: dict[str, Any]) -> list[Any]:
         raise NotImplementedError
 
-    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+    def params(self, params: dict[str, Any], entries: list[Any]) -> dict[str, Any]:
         raise NotImplementedError
 
     def name(self, entry: Any) -> str:
         raise NotImplementedError
 
-    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         raise NotImplementedError
 
 
 class SendMessageBatch(Front):
     operation = "SendMessageBatch"
 
-    def entries(self, params: Dict[str, Any]) -> List[Any]:
+    def entries(self, params: dict[str, Any]) -> list[Any]:
         return list(params["Entries"])
 
-    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+    def params(self, params: dict[str, Any], entries: list[Any]) -> dict[str, Any]:
         return {**params, "Entries": entries}
 
     def name(self, entry: Any) -> str:
         return str(entry["MessageBody"])
 
-    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         reason = {"SenderFault": False, "Code": "InternalError"}
         parsed.setdefault("Failed", []).extend({"Id": entry["Id"], **reason} for entry in entries)
 
@@ -119,24 +120,24 @@ class SendMessageBatch(Front):
 class BatchWriteItem(Front):
     operation = "BatchWriteItem"
 
-    def entries(self, params: Dict[str, Any]) -> List[Any]:
+    def entries(self, params: dict[str, Any]) -> list[Any]:
         return list(params["RequestItems"]["orders"])
 
-    def params(self, params: Dict[str, Any], entries: List[Any]) -> Dict[str, Any]:
+    def params(self, params: dict[str, Any], entries: list[Any]) -> dict[str, Any]:
         return {"RequestItems": {"orders": entries}}
 
     def name(self, entry: Any) -> str:
         return str(entry["PutRequest"]["Item"]["id"]["S"])
 
-    def give_back(self, parsed: Dict[str, Any], entries: List[Any]) -> None:
+    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         parsed["UnprocessedItems"]["orders"] = entries
 
 
-def recipe(call: str) -> Dict[str, Any]:
+def recipe(call: str) -> dict[str, Any]:
     """Run the block of the page that has the *call*, and return its names."""
     blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", PAGE)
     (block,) = [block for block in blocks if f".{call}(" in block]
-    names: Dict[str, Any] = {}
+    names: dict[str, Any] = {}
     exec(textwrap.dedent(block), names)
     return names
 
@@ -149,7 +150,7 @@ class Recipe:
         self.batcher = batcher
         self.front = front
 
-    def submit_together(self, jobs: List[Any]) -> List[Any]:
+    def submit_together(self, jobs: list[Any]) -> list[Any]:
         """Submit the first job, and while it is on its way the others; return all futures, done."""
         futures = [self.batcher.submit(job) for job in jobs[:1]]
         assert self.front.called.wait(10)
@@ -174,17 +175,17 @@ def sqs(aws: None) -> Iterator[Recipe]:
     names["sqs"].close()
 
 
-def received(sqs: Recipe, count: int) -> Dict[str, str]:
+def received(sqs: Recipe, count: int) -> dict[str, str]:
     """Take *count* messages from the queue, and return their bodies by their ids."""
     queue = sqs.client.get_queue_url(QueueName="orders")["QueueUrl"]
-    got: Dict[str, str] = {}
+    got: dict[str, str] = {}
     while len(got) < count:
         for message in sqs.client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]:
             got[message["MessageId"]] = message["Body"]
     return got
 
 
-def message(body: str, **more: Any) -> Dict[str, Any]:
+def message(body: str, **more: Any) -> dict[str, Any]:
     return {"MessageBody": body, **more}
 
 
@@ -239,12 +240,12 @@ def dynamodb(aws: None) -> Iterator[Recipe]:
     names["dynamodb"].close()
 
 
-def written(dynamodb: Recipe) -> Dict[str, str]:
+def written(dynamodb: Recipe) -> dict[str, str]:
     items = dynamodb.client.scan(TableName="orders", ConsistentRead=True)["Items"]
     return {item["id"]["S"]: item["what"]["S"] for item in items}
 
 
-def item(key: str, what: str = "tea") -> Dict[str, Any]:
+def item(key: str, what: str = "tea") -> dict[str, Any]:
     return {"id": {"S": key}, "what": {"S": what}}
 
 

@@ -1,13 +1,16 @@
 """Submitting, limits, keys, weights, statistics, executors."""
 
 import threading
+from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Dict, Hashable, List, Optional
+from typing import Any
 
 import pytest
 
 from microbatch import (
+    NEVER,
+    NOW,
     BacklogFull,
     Batcher,
     BatcherClosed,
@@ -17,8 +20,6 @@ from microbatch import (
     Interval,
     JobState,
     JobTooLarge,
-    NEVER,
-    NOW,
     Rate,
     Rejected,
     Size,
@@ -28,7 +29,7 @@ from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
@@ -43,7 +44,7 @@ class Weighing(BatchingPolicy[Any]):
 def test_jobs_of_many_threads_each_get_their_own_result() -> None:
     with Batcher(RecordingProcessor[int](lambda job: job * 2), Size(7) | Interval(0.001), max_workers=3) as batcher:
 
-        def call(start: int) -> List[int]:
+        def call(start: int) -> list[int]:
             return [batcher.submit(number).result().value for number in range(start, start + 50)]
 
         callers = [in_thread(partial(call, start)) for start in range(0, 800, 50)]
@@ -82,7 +83,7 @@ def test_no_thread_is_started_before_the_first_job() -> None:
 
 
 def test_threads_are_named_after_the_batcher() -> None:
-    names: List[str] = []
+    names: list[str] = []
     with Batcher[int, None](lambda jobs: names.append(threading.current_thread().name), name="inserts") as batcher:
         batcher.submit(1).result()
         assert "inserts" in [thread.name for thread in threading.enumerate()]
@@ -90,11 +91,11 @@ def test_threads_are_named_after_the_batcher() -> None:
 
 
 def test_batches_run_one_after_another_in_order_by_default() -> None:
-    running: List[int] = []
-    most: List[int] = []
-    seen: List[int] = []
+    running: list[int] = []
+    most: list[int] = []
+    seen: list[int] = []
 
-    def processor(jobs: List[int]) -> None:
+    def processor(jobs: list[int]) -> None:
         running.append(1)
         most.append(len(running))
         seen.extend(jobs)
@@ -201,10 +202,10 @@ def test_shutdown_refuses_those_who_wait_for_room(clock: ManualClock) -> None:
 
 
 def test_a_submit_from_the_processor_never_blocks() -> None:
-    refused: List[BaseException] = []
-    accepted: List[Any] = []
+    refused: list[BaseException] = []
+    accepted: list[Any] = []
 
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         if jobs == ["first"]:
             accepted.append(batcher.submit("second"))
             try:
@@ -238,7 +239,7 @@ def test_a_full_backlog_waits_for_its_interval_as_long_as_nobody_is_stuck(clock:
 
 @pytest.mark.parametrize("timeout", [None, 5])
 def test_a_caller_that_waits_for_room_does_not_wait_for_a_timer_while_a_worker_is_idle(
-    clock: ManualClock, timeout: Optional[float]
+    clock: ManualClock, timeout: float | None
 ) -> None:
     with Batcher(echo, Size(100) | Interval(4), max_pending=2, clock=clock) as batcher:
         futures = [batcher.submit(1), batcher.submit(2)]
@@ -298,7 +299,7 @@ def test_without_weigh_each_job_weighs_one(key: Any) -> None:
 
 
 def test_a_job_is_weighed_once_and_in_submit() -> None:
-    weighed: List[Any] = []
+    weighed: list[Any] = []
 
     def weigh(job: Any) -> float:
         weighed.append((job, threading.current_thread()))
@@ -342,7 +343,7 @@ def test_a_stop_iteration_of_key_or_weigh_ends_no_iteration_of_the_caller(name: 
     def stopped(job: Any) -> Any:
         return next(iter(()))
 
-    options: Dict[str, Any] = {name: stopped}
+    options: dict[str, Any] = {name: stopped}
     with Batcher[Any, Any](echo, **options) as batcher:
         with pytest.raises(RuntimeError, match="key or weigh raised StopIteration"):
             list(map(batcher.submit, [1, 2]))
@@ -427,7 +428,7 @@ def test_an_executor_that_calls_back_twice_frees_one_worker_only() -> None:
 
 
 def test_a_policy_observes_each_batch_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    reports: List[BatchReport] = []
+    reports: list[BatchReport] = []
 
     class Learning(Size):
         def observe(self, report: BatchReport) -> None:
@@ -480,7 +481,7 @@ def test_a_job_in_an_open_batch_is_batched_and_the_oldest_one_is_known(clock: Ma
 
 def test_the_sum_of_the_states_is_the_number_accepted_at_every_moment() -> None:
     over = threading.Event()
-    wrong: List[BatcherStats] = []
+    wrong: list[BatcherStats] = []
 
     def watch() -> None:
         while not over.is_set():
@@ -512,7 +513,7 @@ def test_an_executor_of_the_caller_runs_the_batches_and_is_not_shut_down() -> No
 
 
 def test_an_executor_gets_the_processor_and_the_list_of_jobs_only() -> None:
-    calls: List[Any] = []
+    calls: list[Any] = []
 
     class Spying(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":

@@ -5,9 +5,10 @@ import json
 import math
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from benchmarks.plots import plot
 from benchmarks.runner import Run, alternate, launch
 from benchmarks.tables import Table, render, tables
 
-TINY: Dict[str, List[Dict[str, float]]] = {
+TINY: dict[str, list[dict[str, float]]] = {
     "gather": [{"jobs": 130, "threads": 1}, {"jobs": 130, "threads": 3}],
     "closed": [{"workers": 1, "threads": 4, "seconds": 0.01}, {"workers": 2, "threads": 4, "seconds": 0.01}],
     "lone": [{"calls": 2}],
@@ -46,7 +47,7 @@ NO_EXTRA = [
 
 
 @pytest.mark.parametrize("name, contender, settings", NO_EXTRA)
-def test_a_measurement_gives_every_figure_of_its_table(name: str, contender: str, settings: Dict[str, float]) -> None:
+def test_a_measurement_gives_every_figure_of_its_table(name: str, contender: str, settings: dict[str, float]) -> None:
     figures = MEASUREMENTS[name].run(CONTENDERS[contender], **settings)
     assert sorted(MEASUREMENTS[name].figures) == sorted(figures)
     assert all(math.isfinite(value) for value in figures.values())
@@ -75,7 +76,7 @@ class Reversing(Contender):
     name = label = "reversing"
 
     def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
-        self.jobs: List[bytes] = []
+        self.jobs: list[bytes] = []
 
     def submit(self, job: bytes) -> None:
         self.jobs.append(job)
@@ -132,7 +133,7 @@ def test_a_process_that_hangs_or_crashes_is_an_outcome() -> None:
     }
 
 
-def run_nothing(contender: Type[Contender]) -> Dict[str, float]:
+def run_nothing(contender: type[Contender]) -> dict[str, float]:
     raise NotImplementedError
 
 
@@ -153,11 +154,11 @@ WIDE = replace(GROWING, wide=True)
 
 
 def test_contenders_take_turns_and_those_who_drop_out_are_not_asked_again() -> None:
-    asked: List[Sequence[str]] = []
+    asked: list[Sequence[str]] = []
 
     def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
         asked.append(arguments)
-        outcomes: Dict[str, Mapping[str, Any]] = {
+        outcomes: dict[str, Mapping[str, Any]] = {
             "microbatch": {"figures": {"time": 1.0}},
             "ThreadPoolExecutor": {"failed": "RuntimeError: /home/me/secret/lock.py is broken"},
             "batched": {"skipped": "no"} if arguments[-1] == "jobs=1" else {"hung": "killed after 9 s"},
@@ -172,8 +173,8 @@ def test_contenders_take_turns_and_those_who_drop_out_are_not_asked_again() -> N
     assert "hung: killed after 9 s" == runs[5].problem
 
 
-def some_runs() -> List[Run]:
-    times: Dict[Tuple[str, str], List[float]] = {
+def some_runs() -> list[Run]:
+    times: dict[tuple[str, str], list[float]] = {
         ("microbatch", "few"): [1.0, 3.0, 8.0],
         ("ThreadPoolExecutor", "few"): [10.0, 10.0, 10.0],
         ("microbatch", "many"): [4.0, 3.0, 8.0],
@@ -186,7 +187,7 @@ def some_runs() -> List[Run]:
     ] + [Run("small", "few", "batched", 0, problem="skipped: why")]
 
 
-def cells(table: Table) -> List[List[str]]:
+def cells(table: Table) -> list[list[str]]:
     return [list(row[1:]) for row in table.rows]
 
 

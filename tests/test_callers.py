@@ -2,13 +2,14 @@
 
 import sys
 import threading
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Callable, Hashable, List, Optional
+from typing import Any
 
 import pytest
 
 from microbatch import NOW, AllWaiting, Batcher, Interval, JobFuture, Natural, Size, Window
-from microbatch._bells import Bell
+from microbatch._basics.waiting import Bell
 from microbatch.testing import ManualClock
 from tests.threads import in_thread
 
@@ -17,17 +18,17 @@ class Watching(Natural):
     """Notes who is expected, and waits for nobody."""
 
     def __init__(self) -> None:
-        self.expected: List[float] = []
+        self.expected: list[float] = []
 
     def due(self, window: Window[Any]) -> float:
         self.expected += [window.return_by] * window.returning
         return NOW
 
 
-def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[List[Any]], List[Any]]:
+def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[list[Any]], list[Any]]:
     """Return a processor that takes some time once that thread waits for the result, unless it is the other's."""
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         while jobs != ["other"] and sys._current_frames()[caller].f_code is not Bell.sleep.__code__:
             pass
         clock.advance(seconds)
@@ -52,7 +53,7 @@ def test_a_job_is_held_for_who_is_about_to_come_back_but_not_for_long(
 
 @pytest.mark.parametrize("key", [None, lambda job: None], ids=["without keys", "with a key that says nothing"])
 def test_who_comes_back_at_once_is_expected_the_next_time_where_there_are_no_keys(
-    key: Optional[Callable[[Any], Hashable]], clock: ManualClock
+    key: Callable[[Any], Hashable] | None, clock: ManualClock
 ) -> None:
     watching = Watching()
     with Batcher(slow(clock, threading.get_ident()), watching, key=key, clock=clock) as batcher:
@@ -73,7 +74,7 @@ def test_a_thread_that_waits_for_one_job_after_another_and_submits_none_is_not_e
         serve = slow(clock, waiter)
         with Batcher(lambda jobs: serve(jobs) if go_on.acquire() else jobs, Size(1) | watching, clock=clock) as batcher:
 
-            def submit() -> List[JobFuture[Any]]:
+            def submit() -> list[JobFuture[Any]]:
                 return [batcher.submit(job) for job in range(4)]
 
             futures = waiting.submit(submit).result(timeout=10) if whose == "its own" else submit()
@@ -87,7 +88,7 @@ def test_a_thread_that_waits_for_one_job_after_another_and_submits_none_is_not_e
 def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock: ManualClock) -> None:
     seconds = [1.0, 3600.0]
 
-    def processor(jobs: List[int]) -> List[int]:
+    def processor(jobs: list[int]) -> list[int]:
         clock.advance(seconds.pop() if seconds else 0)
         return jobs
 
@@ -105,7 +106,7 @@ def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
 # -- who is waited for until all wait --
 
 
-def lingering(clock: Optional[ManualClock] = None, **options: Any) -> Batcher[Any, Any]:
+def lingering(clock: ManualClock | None = None, **options: Any) -> Batcher[Any, Any]:
     return Batcher(list, Size(9) | AllWaiting(recent=0.5) | Interval(60), clock=clock, **options)
 
 

@@ -13,14 +13,15 @@ import sys
 import threading
 import tracemalloc
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any
 
 import pytest
 
-from microbatch import DEFAULT_POLICY, _demo
-from microbatch._jsonlines import sturdy
-from microbatch.cli import main
+from microbatch import DEFAULT_POLICY
+from microbatch.cli import demo, main
+from microbatch.cli.run import sturdy
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,7 +148,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(target: str, text: str, *options: str) -> Tuple[int, List[Any], str]:
+def run(target: str, text: str, *options: str) -> tuple[int, list[Any], str]:
     """Process the lines of *text*; return the status, the values written, and what was said on standard error."""
     Path("in.jsonl").write_text(text, encoding="utf-8")
     errors = io.StringIO()
@@ -312,7 +313,7 @@ def test_an_interrupt_ends_the_pause_before_a_retry(monkeypatch: pytest.MonkeyPa
         interrupted.set()
         return 3600.0
 
-    def failing(jobs: List[int]) -> None:
+    def failing(jobs: list[int]) -> None:
         calls.append(jobs)
         raise ConnectionError
 
@@ -331,7 +332,7 @@ def test_without_tenacity_a_retry_says_what_to_install(
     assert "--retry needs tenacity: python -m pip install '.[retry]' in a clone" in capsys.readouterr().err
 
 
-def errors_of(target: str, text: str, *options: str) -> List[Dict[str, Any]]:
+def errors_of(target: str, text: str, *options: str) -> list[dict[str, Any]]:
     """Process the lines of *text*, and return what was written to the file for errors."""
     assert 1 == run(target, text, "--errors", "errors.jsonl", *options)[0]
     return [json.loads(line) for line in Path("errors.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -371,7 +372,7 @@ def test_errors_may_go_to_standard_output() -> None:
         (["--errors", "-", "-o", "-"], "the results and the errors can't both go to standard output"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: List[str], complaint: str) -> None:
+def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: list[str], complaint: str) -> None:
     Path("out.jsonl").write_text("of the last run")
     status, errors = 0, io.StringIO()
     Path("in.jsonl").write_text("1\n")
@@ -447,7 +448,7 @@ def test_an_empty_input_is_all_right() -> None:
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line_and_status_2(
-    arguments: List[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 2 == main(arguments)
     out, err = capsys.readouterr()
@@ -677,7 +678,7 @@ def test_results_on_a_terminal_are_progress_enough(monkeypatch: pytest.MonkeyPat
 def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
     with_and_without_tqdm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from microbatch import _progress
+    from microbatch.cli import progress
 
     class Hurried:
         moment = 0.0
@@ -686,7 +687,7 @@ def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
             self.moment += 1.0
             return self.moment
 
-    monkeypatch.setattr(_progress, "SystemClock", Hurried)
+    monkeypatch.setattr(progress, "SystemClock", Hurried)
     shown = on_a_terminal("demo", "--jobs", "20", "--threads", "2")
     for title in ("reading", "one commit per job", "through a Batcher"):
         assert re.search(rf"\r{title}: ", shown)
@@ -699,7 +700,7 @@ def test_the_demo_says_nothing_on_the_way_where_nobody_looks(capsys: pytest.Capt
     assert "" == capsys.readouterr().err
 
 
-def temporary_files(folder: Path) -> List[str]:
+def temporary_files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*")]
 
 
@@ -738,8 +739,8 @@ def test_the_demo_leaves_no_file_if_signals_come_while_it_cleans_up(monkeypatch:
         removed.append(folder)
         shutil.rmtree(folder)
 
-    monkeypatch.setattr(_demo.Database, "insert", insert)
-    monkeypatch.setattr(_demo, "shutil", types.SimpleNamespace(rmtree=rmtree))
+    monkeypatch.setattr(demo.Database, "insert", insert)
+    monkeypatch.setattr(demo, "shutil", types.SimpleNamespace(rmtree=rmtree))
     assert 130 == main(["demo"])
     assert [False] == [folder.exists() for folder in removed]
 
@@ -759,7 +760,7 @@ def test_a_demo_whose_database_fails_is_one_clear_line(
     def insert(database: Any, table: str, rows: Any) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(_demo.Database, "insert", insert)
+    monkeypatch.setattr(demo.Database, "insert", insert)
     assert 2 == main(["demo"])
     assert "microbatch: the demo's database: database or disk is full\n" == capsys.readouterr().err
 
@@ -830,7 +831,7 @@ def test_simulate_knows_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("cost, mean", [([], "1,500.00"), (["--cost", "250ms"], "500.00")])
 def test_simulate_takes_a_recorded_load(
-    cost: List[str], mean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cost: list[str], mean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text('{"submitted": [7.0, 7.5], "service_time": 1.25}\n', encoding="utf-8")
@@ -862,7 +863,7 @@ def test_simulate_takes_a_recorded_load(
     ],
 )
 def test_simulate_refuses_what_makes_no_sense(
-    options: List[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 2 == main(["simulate", *options])
     err = capsys.readouterr().err

@@ -1,25 +1,25 @@
 """The only reader of time: it waits for a moment, and never polls."""
 
 import threading
-from typing import Any, List, Optional
+from typing import Any
 
 import pytest
 
 from microbatch import NEVER, NOW
-from microbatch._clock import SystemClock
+from microbatch._basics.clock import SystemClock
 
 
 class Recorder:
     """Stands for a condition, and writes down how long it is waited for."""
 
     def __init__(self) -> None:
-        self.timeouts: List[Optional[float]] = []
+        self.timeouts: list[float | None] = []
 
-    def wait(self, timeout: Optional[float] = None) -> None:
+    def wait(self, timeout: float | None = None) -> None:
         self.timeouts.append(timeout)
 
 
-def waited(moment: float) -> List[Any]:
+def waited(moment: float) -> list[Any]:
     recorder: Any = Recorder()
     SystemClock().wait_until(recorder, moment)
     return recorder.timeouts  # type: ignore[no-any-return]

@@ -4,9 +4,10 @@ import random
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Callable, ClassVar, Hashable, List, Optional
+from typing import Any, ClassVar
 
 import numpy
 import pytest
@@ -30,7 +31,7 @@ from microbatch import (
     Size,
     Window,
 )
-from microbatch._collector import Batch, Collector
+from microbatch._forming.collector import Batch, Collector
 
 
 @dataclass(eq=False)
@@ -79,7 +80,7 @@ def collector(policy: BatchingPolicy[Any], workers: int = 1) -> Collector[Job]:
     return Collector(policy, workers, started=0.0)
 
 
-def jobs(text: str, submitted: float = 0.0, **options: Any) -> List[Job]:
+def jobs(text: str, submitted: float = 0.0, **options: Any) -> list[Job]:
     return [Job(letter, submitted=submitted, **options) for letter in text]
 
 
@@ -88,7 +89,7 @@ def withdraw(collector: Collector[Job], job: Job) -> None:
     collector.drop([job])
 
 
-def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> List[str]:
+def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> list[str]:
     """Take every batch that may go, all at once running, as ``jobs:trigger``."""
     taken = []
     while (batch := collector.take(now, pressed)) is not None:
@@ -432,7 +433,7 @@ def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
 
 
 def test_one_slow_batch_does_not_count() -> None:
-    seen: List[float] = []
+    seen: list[float] = []
 
     class Watching(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
@@ -467,7 +468,7 @@ def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
 
 
 def test_the_window_shows_the_batch_and_the_flow() -> None:
-    seen: List[Window[Any]] = []
+    seen: list[Window[Any]] = []
 
     class Watching(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
@@ -625,7 +626,7 @@ def test_the_line_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> No
 
 
 def test_weights_do_not_drift_when_jobs_leave() -> None:
-    seen: List[float] = []
+    seen: list[float] = []
 
     class Watching(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
@@ -693,7 +694,7 @@ class Tenant(str, Enum):
     ACME = "acme"
 
 
-EQUAL_KEYS: List[List[Hashable]] = [
+EQUAL_KEYS: list[list[Hashable]] = [
     [1, 1.0, True, numpy.int64(1), numpy.bool_(True)],
     ["acme", Tenant.ACME, numpy.str_("acme")],
     [(1, "acme"), (True, Tenant.ACME)],
@@ -701,7 +702,7 @@ EQUAL_KEYS: List[List[Hashable]] = [
 
 
 @pytest.mark.parametrize("keys", EQUAL_KEYS + [keys[::-1] for keys in EQUAL_KEYS], ids=repr)
-def test_equal_keys_share_a_batch_whatever_their_types(keys: List[Hashable]) -> None:
+def test_equal_keys_share_a_batch_whatever_their_types(keys: list[Hashable]) -> None:
     c = collector(Size(len(keys)), workers=9)
     c.add([Job(str(number), key=key) for number, key in enumerate(keys)])
     assert ["".join(map(str, range(len(keys)))) + ":size"] == take_all(c, 0)
@@ -792,7 +793,7 @@ def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
     c = collector(Wavering(), workers=10**6)
     c.add([Job("x", key=key, expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
-    known: "weakref.WeakSet[Job]" = weakref.WeakSet()
+    known: weakref.WeakSet[Job] = weakref.WeakSet()
     for _ in range(400):
         for job in jobs("abcd", expires=9):
             known.add(job)
@@ -839,9 +840,9 @@ def test_a_backlog_that_is_withdrawn_at_one_go_is_freed() -> None:
     ],
 )
 def test_a_policy_is_asked_again_only_after_something_changed(
-    change: Callable[[Collector[Job]], None], watching: bool, asked_again: List[str]
+    change: Callable[[Collector[Job]], None], watching: bool, asked_again: list[str]
 ) -> None:
-    asked: List[str] = []
+    asked: list[str] = []
 
     class Asked(Size):
         watches_flow = watching
@@ -864,7 +865,7 @@ def test_a_policy_is_asked_again_only_after_something_changed(
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_room_is_asked_once_for_all_jobs_that_fit_and_then_fits_once(size: int) -> None:
-    asked: List[Any] = []
+    asked: list[Any] = []
 
     class Roomy(Size):
         def room(self, window: Window[Any]) -> float:
@@ -1027,13 +1028,13 @@ class LedgerOfJobs(RuleBasedStateMachine):
         self.collector = collector((Size(3) & LightEnough() | Interval(2)), workers=2)
         self.now = 0.0
         self.epoch = 0
-        self.added: List[Job] = []
-        self.gone: List[Job] = []
+        self.added: list[Job] = []
+        self.gone: list[Job] = []
         self.running = 0
         self.flushed = -1
 
     @rule(target=waiting, key=st.integers(0, 2), weight=st.integers(0, 4), expires=st.none() | st.integers(0, 5))
-    def add(self, key: int, weight: int, expires: Optional[int]) -> Job:
+    def add(self, key: int, weight: int, expires: int | None) -> Job:
         moment = NEVER if expires is None else self.now + expires
         job = Job(len(self.added), key, float(weight), self.now, moment, self.epoch)
         self.added.append(job)
@@ -1145,7 +1146,7 @@ class CountedIdle(Counted):
         return NOW if window.in_flight == 0 else NEVER
 
 
-def drain(c: Collector[Job], now: float = 0.0) -> List[Any]:
+def drain(c: Collector[Job], now: float = 0.0) -> list[Any]:
     """Take all batches, each ending a moment after it began, and return the jobs in the order in which they went."""
     taken = []
     while c:
@@ -1189,7 +1190,7 @@ def test_a_start_or_an_end_of_a_batch_asks_for_a_few_lanes_however_many_there_ar
 def test_the_built_in_policies_are_asked_a_few_times_for_each_lane_and_go_in_order(
     policy: BatchingPolicy[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: List[object] = []
+    asked: list[object] = []
     for kind in (Natural, Rate):
         due = kind.due
 
@@ -1426,7 +1427,7 @@ def test_an_earliest_that_looks_at_the_flow_is_asked_again_though_its_class_inhe
 
 @pytest.mark.parametrize("text", ["Natural()", "Size(100) | Natural()", "Natural() & Rate(100, 1)"])
 @pytest.mark.parametrize("keys", [["a"], ["a", "b"]], ids=len)
-def test_a_batch_goes_sooner_when_batches_turn_out_to_take_less_time(text: str, keys: List[str]) -> None:
+def test_a_batch_goes_sooner_when_batches_turn_out_to_take_less_time(text: str, keys: list[str]) -> None:
     c = collector(eval(text), workers=4)
     for service_time in (100.0, 1.0):
         c.started(0)

@@ -1,6 +1,6 @@
 """Policies from the environment."""
 
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
@@ -70,7 +70,7 @@ def make_trouble() -> BatchingPolicy[object]:
     ids=str,
 )
 @pytest.mark.parametrize("prefix", ["MICROBATCH_", "X_", ""])
-def test_variables_say_the_policy(variables: Dict[str, str], policy: str, prefix: str) -> None:
+def test_variables_say_the_policy(variables: dict[str, str], policy: str, prefix: str) -> None:
     environ = {prefix + name: value for name, value in variables.items()}
     assert policy == repr(policy_from_env({"BATCH_CAPACITY_": "no", **environ}, prefix))
 
@@ -122,7 +122,7 @@ def test_variables_say_the_policy(variables: Dict[str, str], policy: str, prefix
     ],
     ids=str,
 )
-def test_a_bad_variable_is_named_with_what_it_must_be(variables: Dict[str, str], complaint: str) -> None:
+def test_a_bad_variable_is_named_with_what_it_must_be(variables: dict[str, str], complaint: str) -> None:
     with pytest.raises(ValueError) as refused:
         policy_from_env({f"X_{name}": value for name, value in variables.items()}, "X_")
     assert str(refused.value).startswith(complaint)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PicklingError
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from distributed import Client, Lock, Variable
@@ -71,11 +72,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield client
 
 
-def strict(jobs: List[str]) -> List[Any]:
+def strict(jobs: list[str]) -> list[Any]:
     return [ValueError(job) if job == "bad" else job.upper() for job in jobs]
 
 
-def deadly(jobs: List[str]) -> List[Any]:
+def deadly(jobs: list[str]) -> list[Any]:
     """Kills its process for the first job that it is to die for, whose file it takes away."""
     for job in jobs:
         if job and os.path.exists(job):
@@ -93,7 +94,7 @@ def test_batches_are_processed_in_other_processes(client: Client) -> None:
     assert os.getpid() not in {process for _, process, _ in results}
 
 
-def note(jobs: List[str]) -> List[str]:
+def note(jobs: list[str]) -> list[str]:
     with open(jobs[0], "a") as file:
         file.write("done\n")
     return jobs
@@ -179,7 +180,7 @@ def test_results_and_errors_are_as_those_of_a_batcher_here(client: Client) -> No
     assert isinstance(lock.exception(), PicklingError) and "the job can't be sent" in str(lock.exception())
 
 
-def locks(jobs: List[Any]) -> List[Any]:
+def locks(jobs: list[Any]) -> list[Any]:
     return [threading.Lock() if job == "lock" else job for job in jobs]
 
 
@@ -273,7 +274,7 @@ def test_one_that_is_shut_down_again_leaves_the_next_one_its_name(client: Client
     assert 1 == shared("again", strict, Size(1), client=lambda: client).stats().accepted
 
 
-def patient(jobs: List[str]) -> List[str]:
+def patient(jobs: list[str]) -> list[str]:
     return [Path(job).read_text() for job in jobs]
 
 
@@ -411,7 +412,7 @@ class Fickle:
             raise ValueError("not now")
         self.path = path
 
-    def __call__(self, jobs: List[str]) -> List[str]:
+    def __call__(self, jobs: list[str]) -> list[str]:
         return [job.upper() for job in jobs]
 
     def __reduce__(self) -> Any:
@@ -486,12 +487,12 @@ class Row(NamedTuple):
     tenant: str
 
 
-def tenants(rows: List[Row]) -> List[str]:
+def tenants(rows: list[Row]) -> list[str]:
     return [f"{row.tenant} of {len({each.tenant for each in rows})}" for row in rows]
 
 
 def test_what_the_page_shows_works(client: Client) -> None:
-    names: Dict[str, Any] = {"client": client, "insert_many": tenants, "Batcher": Batcher}
+    names: dict[str, Any] = {"client": client, "insert_many": tenants, "Batcher": Batcher}
     rows = [Row(tenant) for tenant in ("acme", "initech", "hooli", "umbrella")] * 3
     found = [block.replace('Client("tcp://scheduler:8786")', "client") for block in blocks("processes")]
     for block, batcher in zip(found, ("batcher", "inserts", "inserts"), strict=True):

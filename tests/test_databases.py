@@ -3,7 +3,8 @@
 import subprocess
 import sys
 import textwrap
-from typing import Any, Callable, List
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import psycopg2
@@ -16,7 +17,7 @@ CREATE = "CREATE TEMPORARY TABLE orders (id integer CONSTRAINT one_row_per_order
 INSERT = "INSERT INTO orders SELECT unnest(%s)"
 
 
-def futures_of(insert: Callable[[List[int]], None], jobs: List[int]) -> List[JobFuture[None]]:
+def futures_of(insert: Callable[[list[int]], None], jobs: list[int]) -> list[JobFuture[None]]:
     with Batcher(insert, Size(len(jobs))) as batcher:
         return [batcher.submit(job) for job in jobs]
 
@@ -28,7 +29,7 @@ def test_each_caller_reads_the_diagnostics_of_postgresql(driver: Any, postgresql
     cursor = connection.cursor()
     cursor.execute(CREATE)
 
-    def insert(ids: List[int]) -> None:
+    def insert(ids: list[int]) -> None:
         cursor.execute(INSERT, (ids,))
 
     for future in futures_of(insert, [1, 2, 2]):
@@ -78,7 +79,7 @@ def test_each_caller_walks_from_an_error_of_django_to_that_of_the_driver(postgre
 def test_each_caller_reads_the_details_of_a_bulk_write_of_mongodb_and_may_change_its_own() -> None:
     rows = list(range(2_000))
 
-    def insert(jobs: List[int]) -> None:
+    def insert(jobs: list[int]) -> None:
         errors = [{"index": row, "code": 11000, "errmsg": "duplicate key", "op": {"_id": row}} for row in jobs]
         raise pymongo.errors.BulkWriteError({"writeErrors": errors, "nInserted": 0})
 

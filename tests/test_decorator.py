@@ -7,9 +7,10 @@ import gc
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, Callable, List
+from typing import Any
 
 import pytest
 
@@ -20,17 +21,17 @@ from microbatch.testing import RecordingProcessor
 class Shop:
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self.batches: List[List[int]] = []
+        self.batches: list[list[int]] = []
 
     @batched(Size(2) | Interval(0.001))
-    def price(self, items: List[int]) -> List[int]:
+    def price(self, items: list[int]) -> list[int]:
         """Price items."""
         self.batches.append(list(items))
         return [item * self.rate for item in items]
 
 
 @batched(Size(2) | Interval(0.001), name="doubling")
-def double(numbers: List[int]) -> List[int]:
+def double(numbers: list[int]) -> list[int]:
     """Double numbers."""
     return [number * 2 for number in numbers]
 
@@ -59,7 +60,7 @@ def test_its_batcher_is_at_hand() -> None:
 def test_calls_of_many_threads_go_together() -> None:
     processor = RecordingProcessor[int]()
     function = batched(Size(4))(processor)
-    callers: List[Future[Any]] = [Future() for _ in range(4)]
+    callers: list[Future[Any]] = [Future() for _ in range(4)]
     for number, caller in enumerate(callers):
         threading.Thread(target=lambda n=number, c=caller: c.set_result(function(n))).start()
     wait(callers, timeout=10)
@@ -137,7 +138,7 @@ def test_a_finalizer_may_use_the_method() -> None:
             self.me = self
 
         @batched(Size(10) | Interval(0))
-        def save(self, rows: List[Any]) -> List[Any]:
+        def save(self, rows: list[Any]) -> list[Any]:
             return rows
 
         def __del__(self) -> None:
@@ -160,11 +161,11 @@ def test_the_class_gives_the_decorated_function() -> None:
 # -- in classes of all kinds --
 
 
-def doubled(items: List[int]) -> List[int]:
+def doubled(items: list[int]) -> list[int]:
     return [item * 2 for item in items]
 
 
-def priced(items: List[int], rate: int = 2) -> List[int]:
+def priced(items: list[int], rate: int = 2) -> list[int]:
     return [item * rate for item in items]
 
 
@@ -173,7 +174,7 @@ class Unhashable:
     rate: int = 2
 
     @batched(Size(2) | Interval(0))
-    def price(self, items: List[int]) -> List[int]:
+    def price(self, items: list[int]) -> list[int]:
         return [item * self.rate for item in items]
 
 
@@ -182,7 +183,7 @@ class Frozen:
     rate: int = 2
 
     @batched(Size(2) | Interval(0))
-    def price(self, items: List[int]) -> List[int]:
+    def price(self, items: list[int]) -> list[int]:
         return [item * self.rate for item in items]
 
 
@@ -195,7 +196,7 @@ class Slotted(Referable):
     rate: int = 2
 
     @batched(Size(2) | Interval(0))
-    def price(self, items: List[int]) -> List[int]:
+    def price(self, items: list[int]) -> list[int]:
         return [item * self.rate for item in items]
 
 
@@ -204,7 +205,7 @@ class Mixin:
     rate: int
 
     @batched(Size(2) | Interval(0))
-    def price(self, items: List[int]) -> List[int]:
+    def price(self, items: list[int]) -> list[int]:
         return [item * self.rate for item in items]
 
 
@@ -213,7 +214,7 @@ class Mixed(Mixin):
         self.rate = rate
 
 
-KINDS: List[Any] = [Unhashable, Frozen, Slotted, Mixed]
+KINDS: list[Any] = [Unhashable, Frozen, Slotted, Mixed]
 if sys.version_info >= (3, 11):
 
     @dataclasses.dataclass(slots=True, weakref_slot=True)
@@ -221,7 +222,7 @@ if sys.version_info >= (3, 11):
         rate: int = 2
 
         @batched(Size(2) | Interval(0))
-        def price(self, items: List[int]) -> List[int]:
+        def price(self, items: list[int]) -> list[int]:
             return [item * self.rate for item in items]
 
     KINDS.append(WithWeakrefs)
@@ -254,7 +255,7 @@ def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused_when_it_
             rate: int = 2
 
             @batched()
-            def price(self, items: List[int]) -> List[int]:
+            def price(self, items: list[int]) -> list[int]:
                 return items
 
         return Shop
@@ -264,7 +265,7 @@ def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused_when_it_
             __slots__ = ("rate",)
 
             @batched()
-            def price(self, items: List[int]) -> List[int]:
+            def price(self, items: list[int]) -> list[int]:
                 return items
 
         return Shop
@@ -287,22 +288,22 @@ class Registry:
 
     @batched(Size(2) | Interval(0))
     @classmethod
-    def priced(cls, items: List[int]) -> List[int]:
+    def priced(cls, items: list[int]) -> list[int]:
         return [item * cls.rate for item in items]
 
     @classmethod
     @batched(Size(2) | Interval(0))
-    def classmethod_above(cls, items: List[int]) -> List[int]:
+    def classmethod_above(cls, items: list[int]) -> list[int]:
         return [item * cls.rate for item in items]
 
     @batched(Size(2) | Interval(0))
     @staticmethod
-    def doubled(items: List[int]) -> List[int]:
+    def doubled(items: list[int]) -> list[int]:
         return [item * 2 for item in items]
 
     @staticmethod
     @batched(Size(2) | Interval(0))
-    def staticmethod_above(items: List[int]) -> List[int]:
+    def staticmethod_above(items: list[int]) -> list[int]:
         return [item * 2 for item in items]
 
 
@@ -365,7 +366,7 @@ class Doubling:
     def __init__(self) -> None:
         self.submit = self.batcher = self._owner = "mine"
 
-    def __call__(self, items: List[int]) -> List[int]:
+    def __call__(self, items: list[int]) -> list[int]:
         return [item * 2 for item in items]
 
 

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import django
 import pytest
@@ -46,7 +47,7 @@ def configured(**batcher: Any) -> Any:
     return override_settings(MICROBATCH={"rows": {"PROCESSOR": HERE + "double", **batcher}})
 
 
-def double(rows: List[Any]) -> List[Any]:
+def double(rows: list[Any]) -> list[Any]:
     return [row * 2 for row in rows]
 
 
@@ -69,7 +70,7 @@ def test_a_batcher_is_made_of_its_settings_when_it_is_first_asked_for() -> None:
 
 def test_all_threads_get_the_same() -> None:
     with configured():
-        got: List[Any] = []
+        got: list[Any] = []
         threads = [threading.Thread(target=lambda: got.append(batchers["rows"])) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -89,7 +90,7 @@ def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
 
 
 @pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
-def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: Dict[str, Any], only: str) -> None:
+def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: dict[str, Any], only: str) -> None:
     with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"MICROBATCH has no 'row', only {only}"):
         batchers["row"]
 
@@ -142,7 +143,7 @@ def test_other_settings_give_other_batchers_and_those_before_are_shut_down() -> 
 # -- connections --
 
 
-def used(jobs: List[Any]) -> List[Any]:
+def used(jobs: list[Any]) -> list[Any]:
     """Use the database, and return the connections that are used for that."""
     connection = connections["default"]
     with connection.cursor() as cursor:
@@ -150,7 +151,7 @@ def used(jobs: List[Any]) -> List[Any]:
     return [(connection, connection.connection)] * len(jobs)
 
 
-def yielded(jobs: List[Any]) -> Iterator[Any]:
+def yielded(jobs: list[Any]) -> Iterator[Any]:
     yield from used(jobs)
 
 
@@ -164,11 +165,11 @@ def test_after_a_batch_no_connection_is_left_open(processor: Any) -> None:
 
 
 def test_after_a_batch_that_raises_none_is_left_open_either() -> None:
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         left.extend(used(jobs))
         raise ValueError
 
-    left: List[Any] = []
+    left: list[Any] = []
     with Batcher[Any, Any](closing_old_connections(processor), Size(1)) as batcher:
         assert isinstance(batcher.submit(1).exception(timeout=10), ValueError)
     assert left[0][0].connection is None
@@ -208,7 +209,7 @@ def test_sharing_may_be_nested() -> None:
 
 
 def test_sharing_waits_for_jobs_that_jobs_submit() -> None:
-    def passing_on(jobs: List[Any]) -> List[Any]:
+    def passing_on(jobs: list[Any]) -> list[Any]:
         return [batchers["first"].submit(job) for job in jobs]
 
     settings = {"first": {"PROCESSOR": used}, "second": {"PROCESSOR": passing_on}}

@@ -3,7 +3,6 @@
 import re
 import shlex
 from pathlib import Path
-from typing import List
 
 import pytest
 
@@ -27,7 +26,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
 def test_a_command_that_a_page_shows_does_what_it_says(
-    command: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()

@@ -3,14 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
 
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output(example: str, *arguments: str) -> List[str]:
+def output(example: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-W", "error", str(EXAMPLES / example), *arguments]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=25).stdout
     return [line.rstrip() for line in out.splitlines()]

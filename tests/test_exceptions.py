@@ -11,10 +11,11 @@ import textwrap
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed, wait
 from itertools import count
 from types import FrameType, TracebackType
-from typing import Any, Callable, Iterator, List, Optional, Type, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,17 +27,17 @@ Error = TypeVar("Error", bound=BaseException)
 LARGE = list(range(1_000))
 
 
-def caught(function: Callable[[], Any], kind: Type[Error]) -> Error:
+def caught(function: Callable[[], Any], kind: type[Error]) -> Error:
     """Return what *function* raises."""
     with pytest.raises(kind) as info:
         function()
     return info.value
 
 
-def futures_of(raised: Any, count: int = 2) -> List[JobFuture[Any]]:
+def futures_of(raised: Any, count: int = 2) -> list[JobFuture[Any]]:
     """Return the futures of jobs whose batch fails with *raised*, or with what it raises when it is called."""
 
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         raised() if callable(raised) else None
         raise raised
 
@@ -44,11 +45,11 @@ def futures_of(raised: Any, count: int = 2) -> List[JobFuture[Any]]:
         return [batcher.submit(number) for number in range(count)]
 
 
-def errors_of(raised: Any, count: int = 2) -> List[Any]:
+def errors_of(raised: Any, count: int = 2) -> list[Any]:
     return [future.exception(timeout=0) for future in futures_of(raised, count)]
 
 
-def depth(trace: Optional[TracebackType]) -> int:
+def depth(trace: TracebackType | None) -> int:
     return len(list(traceback.walk_tb(trace)))
 
 
@@ -71,7 +72,7 @@ def test_a_job_that_is_alone_in_failing_gets_the_original_exception(returned: Ca
 def test_the_last_job_that_a_generator_leaves_gets_the_original_exception() -> None:
     raised = KeyError("b")
 
-    def processor(jobs: List[Any]) -> Iterator[Any]:
+    def processor(jobs: list[Any]) -> Iterator[Any]:
         yield 1
         raise raised
 
@@ -105,13 +106,13 @@ class Keyword(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
-    tags: List[str]
+    tags: list[str]
 
 
 class Registered(Exception):
     """Of a class that keeps account of its subclasses."""
 
-    subclasses: List[type] = []
+    subclasses: list[type] = []
 
     def __init_subclass__(cls) -> None:
         Registered.subclasses.append(cls)
@@ -148,7 +149,7 @@ def undefined() -> Any:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_each_of_several_callers_gets_all_that_the_exception_carried(raised: BaseException, fields: List[str]) -> None:
+def test_each_of_several_callers_gets_all_that_the_exception_carried(raised: BaseException, fields: list[str]) -> None:
     one, other = errors_of(raised)
     assert 3 == len({id(raised), id(one), id(other)})
     for error in (one, other):
@@ -216,7 +217,7 @@ def test_callers_share_no_list_in_a_slot_and_no_code_of_an_exit() -> None:
 
 
 def test_jobs_that_fail_each_with_its_own_exception_do_not_share_the_cause() -> None:
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         common, errors = ConnectionError("down"), [ValueError(job) for job in jobs]
         for error in errors:
             error.__cause__ = common
@@ -238,7 +239,7 @@ def test_an_exception_among_its_own_arguments_is_copied_as_it_is() -> None:
 
 
 def test_what_is_nested_too_deeply_to_be_copied_is_shared() -> None:
-    nested: List[Any] = []
+    nested: list[Any] = []
     for _ in range(5_000):
         nested = [nested]
     one, other = errors_of(ValueError(nested))
@@ -351,7 +352,7 @@ def test_two_threads_may_ask_for_the_exception_of_one_future_at_once(ask: Callab
                 asked.append(in_thread(future.exception).result(timeout=10))
             return trace
 
-        asked: List[Any] = []
+        asked: list[Any] = []
         previous = sys.gettrace()
         sys.settrace(trace)
         try:
@@ -383,11 +384,11 @@ def test_an_exception_of_a_type_that_only_its_own_code_makes_is_copied() -> None
 @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
 @pytest.mark.parametrize("way", ["raised", "returned"])
 def test_a_stop_of_an_iteration_reaches_the_caller_as_a_runtime_error_with_the_original_as_its_cause(
-    kind: Type[Exception], way: str
+    kind: type[Exception], way: str
 ) -> None:
     stop = kind("x")
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         if way == "returned":
             return [stop]
         raise stop
@@ -419,7 +420,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_a_batch_whose_failure_nobody_asks_about_is_logged_once(log: pytest.LogCaptureFixture) -> None:
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         raise ConnectionError("the database is down")
 
     with Batcher[Any, None](processor, Size(3), name="orders") as batcher:
@@ -459,7 +460,7 @@ def callback_before(future: JobFuture[Any]) -> None:
     future.add_done_callback(lambda _: None)
 
 
-ASKING: List[Callable[[JobFuture[Any]], Any]] = [
+ASKING: list[Callable[[JobFuture[Any]], Any]] = [
     lambda future: future.exception(timeout=10),
     lambda future: caught(lambda: future.result(timeout=10), ResultCountError),
     lambda future: wait([future], timeout=10),
@@ -502,7 +503,7 @@ def test_a_future_that_is_only_looked_at_counts_as_one_that_nobody_asked_about(l
 def test_a_failed_call_of_a_batched_method_that_nobody_asks_about_is_logged(log: pytest.LogCaptureFixture) -> None:
     class Service:
         @batched()
-        def process(self, jobs: List[Any]) -> None:
+        def process(self, jobs: list[Any]) -> None:
             raise ValueError("x")
 
     service = Service()
@@ -513,7 +514,7 @@ def test_a_failed_call_of_a_batched_method_that_nobody_asks_about_is_logged(log:
 
 def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(log: pytest.LogCaptureFixture) -> None:
     class Handler(logging.Handler):
-        accepted: List[int] = []
+        accepted: list[int] = []
 
         def emit(self, record: logging.LogRecord) -> None:
             self.accepted.append(in_thread(batcher.stats).result(timeout=10).accepted)
@@ -581,7 +582,7 @@ def test_a_batch_that_fails_while_failures_are_logged_at_the_end_of_the_interpre
 
 
 def test_what_a_map_leaves_undone_after_a_failure_is_not_logged(log: pytest.LogCaptureFixture) -> None:
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         raise ConnectionError("the database is down")
 
     with Batcher[Any, None](processor, Size(2)) as batcher:

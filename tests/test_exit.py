@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Optional, Tuple
 
 import pytest
 
@@ -21,7 +20,7 @@ def processor(jobs):
 """
 
 
-def run(script: str, directory: Optional[Path] = None) -> Tuple[int, str, str]:
+def run(script: str, directory: Path | None = None) -> tuple[int, str, str]:
     command = [sys.executable, "-W", "error", "-c", HEAD + textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=directory)
     return done.returncode, done.stdout, done.stderr

@@ -6,11 +6,12 @@ import os
 import pickle
 import re
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List
+from typing import Any
 
 import pytest
 from pybreaker import CircuitBreaker, CircuitBreakerError
@@ -42,9 +43,9 @@ def test_each_row_of_the_page_has_its_test_in_the_same_order() -> None:
     assert tests[1:] == ["test_" + row.lower().replace(" ", "_") for row in rows if row]
 
 
-def seen(futures: "Iterable[Future[Any]]") -> List[Any]:
+def seen(futures: "Iterable[Future[Any]]") -> list[Any]:
     """Return what each caller sees: the value, or the kind of the exception."""
-    outcomes: List[Any] = []
+    outcomes: list[Any] = []
     for future in futures:
         try:
             outcomes.append(future.result(timeout=10).value)
@@ -53,13 +54,13 @@ def seen(futures: "Iterable[Future[Any]]") -> List[Any]:
     return outcomes
 
 
-def run(processor: Callable[[List[str]], Any], jobs: str = "abc", **options: Any) -> List[Any]:
+def run(processor: Callable[[list[str]], Any], jobs: str = "abc", **options: Any) -> list[Any]:
     """Send *jobs* as one batch, and return what each caller sees."""
     with Batcher[str, Any](processor, Size(len(jobs)), **options) as batcher:
         return seen([batcher.submit(job) for job in jobs])
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
@@ -164,7 +165,7 @@ def test_the_processor_raises() -> None:
 
 
 def test_a_generator_raises_midway() -> None:
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         yield "a"
         fail("b")
 
@@ -288,7 +289,7 @@ def test_the_executor_refuses_a_batch() -> None:
     assert [RuntimeError] * 3 == run(echo, executor=executor)
 
 
-def die(jobs: List[str]) -> List[str]:
+def die(jobs: list[str]) -> list[str]:
     if "bad" in jobs:
         os._exit(1)
     return jobs
@@ -316,7 +317,7 @@ def test_the_executor_runs_a_batch_again() -> None:
 # -- it is wrapped --
 
 
-def second_time_lucky(processor: Callable[[List[str]], Any]) -> Callable[[List[str]], Any]:
+def second_time_lucky(processor: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     return retrying(processor, stop=stop_after_attempt(2), wait=wait_none())
 
 
@@ -328,9 +329,9 @@ def test_some_jobs_fail_under_retrying() -> None:
 
 
 def test_a_batch_fails_under_retrying() -> None:
-    calls: List[List[str]] = []
+    calls: list[list[str]] = []
 
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         calls.append(jobs)
         for job in jobs:
             yield job if job == "a" or len(calls) > 1 else fail(job)
@@ -340,9 +341,9 @@ def test_a_batch_fails_under_retrying() -> None:
 
 
 def test_a_batch_fails_under_bisecting() -> None:
-    done: List[str] = []
+    done: list[str] = []
 
-    def processor(jobs: List[str]) -> None:
+    def processor(jobs: list[str]) -> None:
         for job in jobs:
             done.append(job if job != "d" else fail(job))
 
@@ -357,7 +358,7 @@ def test_jobs_are_equal_under_deduplicating() -> None:
 
 
 def test_a_wrapped_generator_ends_early() -> None:
-    wrappers: List[Any] = [second_time_lucky, bisecting, deduplicating, partial(within, context=nullcontext)]
+    wrappers: list[Any] = [second_time_lucky, bisecting, deduplicating, partial(within, context=nullcontext)]
     for wrap in wrappers:
         processor = RecordingProcessor[str]()
         assert [ResultCountError] * 3 == run(wrap(lambda jobs: iter(processor(jobs)[:2])))
@@ -374,12 +375,12 @@ def test_a_generator_raises_under_within() -> None:
             done[:] = before
             raise
 
-    def processor(jobs: List[str]) -> Iterator[None]:
+    def processor(jobs: list[str]) -> Iterator[None]:
         for job in jobs:
             done.append(job)
             yield fail(job) if job == "c" else None
 
-    done: List[str] = []
+    done: list[str] = []
     assert [LookupError] * 3 == run(within(processor, transaction))
     assert [] == done
 

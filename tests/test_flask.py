@@ -4,10 +4,11 @@ import gc
 import sqlite3
 import sys
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any
 
 import pytest
 from flask import Flask, g
@@ -23,7 +24,7 @@ class App(Flask):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.torn_down: List[Any] = []
+        self.torn_down: list[Any] = []
         self.teardown_appcontext(lambda error: self.torn_down.append(g.get("rows")))
 
 
@@ -35,7 +36,7 @@ def app() -> Iterator[App]:
         batcher.shutdown()
 
 
-def insert_many(rows: List[str]) -> Iterator[str]:
+def insert_many(rows: list[str]) -> Iterator[str]:
     from flask import current_app
 
     g.rows = rows

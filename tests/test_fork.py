@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import microbatch._process
+import microbatch._engine.process
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -140,7 +140,7 @@ def test_futures_whose_batcher_is_gone_fail_in_the_child_too() -> None:
 
 def test_a_thread_that_waits_for_futures_during_the_fork_does_not_deadlock_the_child() -> None:
     script = """
-    from microbatch._bells import Flag
+    from microbatch._basics.waiting import Flag
     about_to_sleep, go_on = threading.Event(), threading.Event()
     def stop_just_before_it_sleeps(frame, event, argument):
         if frame.f_code is Flag.wait.__code__:
@@ -381,10 +381,10 @@ def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str,
 @pytest.mark.parametrize("platform", ["linux", "any other"])
 def test_a_mark_tells_a_process_from_its_children(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    mark = microbatch._process._make_mark()
+    mark = microbatch._engine.process._make_mark()
     child = os.fork()
     if child == 0:
-        os._exit(bool(mark[0]) or not microbatch._process._make_mark()[0])
+        os._exit(bool(mark[0]) or not microbatch._engine.process._make_mark()[0])
     assert mark[0]
     assert 0 == os.waitpid(child, 0)[1]
 

@@ -3,14 +3,14 @@
 import subprocess
 import sys
 import time
-from typing import Any, List
+from typing import Any
 
 from freezegun import freeze_time
 
 from microbatch import Batcher, Interval
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -15,7 +16,7 @@ from concurrent.futures import (
     Future,
     InvalidStateError,
 )
-from typing import Any, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: Held, processor:
     batcher.submit(1)
     processor.wait_for_batches(1)
     future = batcher.submit(2)
-    seen: List[Any] = []
+    seen: list[Any] = []
     future.add_done_callback(seen.append)
     assert [True, True] == [future.cancel(), future.cancel()]
     assert (True, True, JobState.CANCELLED) == (future.cancelled(), future.done(), future.state)
@@ -162,7 +163,7 @@ def test_many_threads_may_wait_for_one_job(batcher: Held, processor: RecordingPr
 def test_callbacks_run_once_in_order_whether_added_before_or_after(
     batcher: Held, processor: RecordingProcessor[Any]
 ) -> None:
-    seen: List[str] = []
+    seen: list[str] = []
     future = batcher.submit(1)
     future.add_done_callback(lambda _: seen.append("first"))
     future.add_done_callback(lambda _: seen.append("second"))
@@ -173,7 +174,7 @@ def test_callbacks_run_once_in_order_whether_added_before_or_after(
 
 
 def test_asyncio_awaits_it() -> None:
-    async def main(batcher: Held) -> List[Any]:
+    async def main(batcher: Held) -> list[Any]:
         futures = [asyncio.wrap_future(batcher.submit(number, timeout=0)) for number in range(3)]
         return [result.value for result in await asyncio.gather(*futures)]
 
@@ -228,7 +229,7 @@ def test_a_result_can_be_pickled() -> None:
 
 
 def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_the_batcher() -> None:
-    counted: List[Any] = []
+    counted: list[Any] = []
     with Batcher(RecordingProcessor(double), Size(9)) as batcher:
         future = batcher.submit("job")
         canceller = threading.Thread(target=future.cancel)
@@ -247,7 +248,7 @@ class Waiter:
     """Stands for what `wait` and `as_completed` put into a future. They give no sign that they have, so a test can't."""
 
     def __init__(self) -> None:
-        self.told: List[Any] = []
+        self.told: list[Any] = []
 
     def add_result(self, future: Future[Any]) -> None:
         self.told.append((future, "result"))
@@ -362,7 +363,7 @@ def wait_as_completed(futures: Any) -> Any:
 def test_waiting_in_a_processor_for_a_job_of_its_batcher_raises(wait: Any) -> None:
     theirs: Future[int] = Future()
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         return [wait([theirs, own.submit("inner")]) if job == "outer" else job for job in jobs]
 
     with Batcher[Any, Any](processor) as own:
@@ -373,7 +374,7 @@ def test_waiting_in_a_processor_for_a_job_of_its_batcher_raises(wait: Any) -> No
 
 
 def test_a_processor_may_wait_for_jobs_that_are_done() -> None:
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         return [len(wait_for(job).done) for job in jobs]
 
     with Batcher[Any, Any](processor) as batcher:

@@ -6,10 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Dict, Iterator, List, NamedTuple
+from typing import IO, NamedTuple
 
 import pytest
 
@@ -72,7 +73,7 @@ class Server:
         self.process = process
         self._address = address
         self._said: IO[str] = process.stdout
-        self._kept: List[str] = []
+        self._kept: list[str] = []
 
     def wait_for_worker(self) -> int:
         """Return the process id of the next worker that is ready."""
@@ -92,7 +93,7 @@ class Server:
         value, worker, batch_size, error = answer.partition(b"\r\n\r\n")[2].decode().split()
         return Answer(int(value), int(worker), int(batch_size), error)
 
-    def stop(self) -> List[List[str]]:
+    def stop(self) -> list[list[str]]:
         """End it as a service manager does; return all that was kept: in which process, and which jobs."""
         self.process.send_signal(signal.SIGTERM)
         self._kept += [line.strip().partition(" ")[2] for line in self._said]
@@ -118,11 +119,11 @@ def gunicorn(directory: Path, *options: str) -> Iterator[Server]:
 
 @pytest.mark.parametrize("options", [(), ("--worker-class=gthread", "--threads=4")], ids=["sync", "gthread"])
 def test_each_request_gets_its_own_result_and_each_process_does_its_own_jobs(
-    options: List[str], tmp_path: Path
+    options: list[str], tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(8) as clients, gunicorn(tmp_path, "--workers=2", *options) as server:
         workers = {server.wait_for_worker(), server.wait_for_worker()}
-        answers: List[Answer] = []
+        answers: list[Answer] = []
         while (
             {answer.worker for answer in answers} != workers
             or options
@@ -133,7 +134,7 @@ def test_each_request_gets_its_own_result_and_each_process_does_its_own_jobs(
         assert {"ForkedError"} == {answer.error for answer in answers}
         kept = server.stop()
     assert [[str(server.process.pid), "parents"]] == [line for line in kept if "parents" in line]
-    by_worker: Dict[int, List[int]] = {answer.worker: [] for answer in answers}
+    by_worker: dict[int, list[int]] = {answer.worker: [] for answer in answers}
     for number, answer in enumerate(answers):
         by_worker[answer.worker].append(number)
     assert by_worker == {int(line[0]): sorted(map(int, line[1:])) for line in kept if "parents" not in line}

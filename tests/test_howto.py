@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ def page(name: str) -> str:
     return (ROOT / "docs" / f"{name}.rst").read_text(encoding="utf-8")
 
 
-def blocks(name: str) -> List[str]:
+def blocks(name: str) -> list[str]:
     """Return the code on a page that is no doctest."""
     found = [textwrap.dedent(block) for block in re.findall(BLOCK, page(name))]
     return [block for block in found if ">>>" not in block]
@@ -83,7 +84,7 @@ def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeyp
 
 
 def test_a_fastapi_application_that_follows_the_page_works() -> None:
-    async def ask() -> List[Any]:
+    async def ask() -> list[Any]:
         transport = httpx.ASGITransport(names["app"])
         async with (
             names["lifespan"](names["app"]),
@@ -93,7 +94,7 @@ def test_a_fastapi_application_that_follows_the_page_works() -> None:
             return [(answer.status_code, answer.text) for answer in answers]
 
     (block,) = blocks("asyncio")
-    names: Dict[str, Any] = {}
+    names: dict[str, Any] = {}
     exec(block, names)
     assert [(200, "3"), (200, "4")] == asyncio.run(ask())
     assert "shut down" in names["batcher"].explain()

@@ -2,8 +2,9 @@
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from microbatch import Batcher, BatchingPolicy, Interval, JobState, Size, Window
 from microbatch.testing import ManualClock
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-def failing(jobs: List[Any]) -> List[Any]:
+def failing(jobs: list[Any]) -> list[Any]:
     return [KeyError() if job == "fail" else job for job in jobs]
 
 
@@ -54,7 +55,7 @@ class Key:
         return True
 
 
-def iterator(bomb: Bomb, jobs: List[Any]) -> Iterator[Any]:
+def iterator(bomb: Bomb, jobs: list[Any]) -> Iterator[Any]:
     yield from bomb.touch(jobs)
 
 
@@ -107,7 +108,7 @@ class Mined(Executor):
         return future
 
 
-PLACES: Dict[str, Callable[[Bomb], Dict[str, Any]]] = {
+PLACES: dict[str, Callable[[Bomb], dict[str, Any]]] = {
     "processor": lambda bomb: {"processor": bomb.touch},
     "results": lambda bomb: {"processor": lambda jobs: iterator(bomb, jobs)},
     "policy.due": lambda bomb: {"policy": policy(bomb, "due")},
@@ -156,7 +157,7 @@ def test_whatever_raises_all_futures_are_settled_and_the_next_job_is_done(place:
 
 @pytest.mark.parametrize("how", ["succeed", "fail", "cancel", "expire"])
 def test_a_callback_that_raises_stops_neither_the_next_one_nor_the_next_job(how: str, bomb: Bomb) -> None:
-    called: List[Any] = []
+    called: list[Any] = []
     bomb.armed = True
     with Batcher[Any, Any](failing, Interval(60)) as batcher:
         future = batcher.submit(how, expires_in=0 if how == "expire" else None)
@@ -171,7 +172,7 @@ def test_a_callback_that_raises_stops_neither_the_next_one_nor_the_next_job(how:
 
 
 def test_a_shutdown_callback_that_raises_stops_neither_the_next_one_nor_the_shutdown(bomb: Bomb) -> None:
-    called: List[str] = []
+    called: list[str] = []
     bomb.armed = True
     for used in (False, True):
         batcher = Batcher(echo)
@@ -196,7 +197,7 @@ def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
         def observe(self, report: Any) -> None:
             fail()
 
-    called: List[Any] = []
+    called: list[Any] = []
     handler = Handler()
     bomb.armed = True
     for name in ("microbatch", "concurrent.futures"):
@@ -246,7 +247,7 @@ def test_a_clock_that_raises_in_the_thread_of_one_batch_costs_no_other_batch(cap
                 raise OSError("no clock")
             return super().now()
 
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         if jobs == ["first"]:
             clock.thread, clock.failures = threading.get_ident(), 2
         return jobs

@@ -11,12 +11,13 @@ import linecache
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import as_completed, wait
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from types import CodeType, FrameType
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class TimeLimit(Exception):
 class Late(Signal):
     """Raises `TimeLimit` at the *place*-th point where Python lets one in, in the threads of a batcher of that name."""
 
-    def __init__(self, place: int, thread: str, modules: Tuple[str, ...] = ("microbatch.",)) -> None:
+    def __init__(self, place: int, thread: str, modules: tuple[str, ...] = ("microbatch.",)) -> None:
         super().__init__(self._raise, place, modules)
         self._thread = thread
         self._here = threading.local()
@@ -82,7 +83,7 @@ class Second(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "an exception from outside" in record.msg and not (self.late.armed or self.late.came):
             self.late.armed = True
-            frame: Optional[FrameType] = sys._getframe()
+            frame: FrameType | None = sys._getframe()
             while frame is not None:
                 frame.f_trace = self.late.trace
                 frame = frame.f_back
@@ -95,7 +96,7 @@ def no_tracer_is_left() -> Iterator[None]:
     threading.settrace(None)
 
 
-def use(batcher: Batcher[Any, Any], clock: ManualClock, told: List[Any]) -> List[JobFuture[Any]]:
+def use(batcher: Batcher[Any, Any], clock: ManualClock, told: list[Any]) -> list[JobFuture[Any]]:
     """Submit jobs that end in every way, with all kinds of waiters."""
     futures = [batcher.submit(job) for job in ("a", "b", ValueError("c"))]
     futures.append(batcher.submit("expires", expires_in=5))
@@ -183,7 +184,7 @@ def raise_in(thread: threading.Thread) -> None:
     assert 1 == raised
 
 
-def check(stats: BatcherStats, futures: List[JobFuture[Any]]) -> None:
+def check(stats: BatcherStats, futures: list[JobFuture[Any]]) -> None:
     """Check that each job is in the state that the books have it in."""
     states = [future.state.value for future in futures]
     expected = {state: states.count(state) for state in ("succeeded", "failed", "cancelled", "expired")}
@@ -203,7 +204,7 @@ def _is_left_out(jump: dis.Instruction, code: CodeType) -> bool:
     instructions = {each.offset: each.opname for each in dis.get_instructions(code)}
     entries = dis._parse_exception_table(code)  # type: ignore[attr-defined]
 
-    def handler(offset: int) -> Optional[int]:
+    def handler(offset: int) -> int | None:
         return next((entry.target for entry in entries if entry.start <= offset < entry.end), None)
 
     if handler(jump.offset) is not None:
@@ -227,9 +228,9 @@ def test_no_loop_goes_on_where_an_exception_that_comes_in_would_pass_by_the_hand
 
 
 def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    threads: List[threading.Thread] = []
+    threads: list[threading.Thread] = []
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         threads.append(threading.current_thread())
         return jobs
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
-from typing import Any, List
+from typing import Any
 
 import pytest
 
@@ -15,7 +15,7 @@ from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
@@ -169,7 +169,7 @@ def test_many_threads_may_shut_down_and_flush_at_once(processor: RecordingProces
 
 def test_shutdown_ends_though_others_keep_submitting() -> None:
     batcher = Batcher(echo, Size(5))
-    accepted: List[JobFuture[Any]] = []
+    accepted: list[JobFuture[Any]] = []
 
     def submit_until_refused() -> int:
         while True:
@@ -190,7 +190,7 @@ def test_shutdown_ends_though_others_keep_submitting() -> None:
 @pytest.mark.parametrize("call", ["flush", "shutdown"])
 @pytest.mark.parametrize("place", ["processor", "callback"])
 def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: str) -> None:
-    refused: List[BaseException] = []
+    refused: list[BaseException] = []
 
     def wait(_: Any = None) -> None:
         try:
@@ -211,7 +211,7 @@ def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: s
 @pytest.mark.parametrize("call", ["result", "exception"])
 @pytest.mark.parametrize("place", ["processor", "callback", "expiry"])
 def test_the_batchers_own_threads_are_refused_to_wait_for_its_jobs(place: str, call: str, clock: ManualClock) -> None:
-    caught: List[BaseException] = []
+    caught: list[BaseException] = []
 
     def wait(_: Any = None) -> None:
         inner = batcher.submit("inner")
@@ -221,7 +221,7 @@ def test_the_batchers_own_threads_are_refused_to_wait_for_its_jobs(place: str, c
             except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError) as error:
                 caught.append(error)
 
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         if place == "processor" and "outer" in jobs:
             wait()
 
@@ -238,7 +238,7 @@ def test_the_batchers_own_threads_are_refused_to_wait_for_its_jobs(place: str, c
 
 
 def test_a_callback_may_read_the_other_results_of_its_batch() -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
     with Batcher(echo, Size(2)) as batcher:
         first = batcher.submit(1)
         first.add_done_callback(lambda future: seen.append(second.result().value))
@@ -248,7 +248,7 @@ def test_a_callback_may_read_the_other_results_of_its_batch() -> None:
 
 
 def test_a_callback_may_submit_more(clock: ManualClock) -> None:
-    more: List[JobFuture[Any]] = []
+    more: list[JobFuture[Any]] = []
     with Batcher(echo, Size(1)) as batcher:
         batcher.submit(1).add_done_callback(lambda future: more.append(batcher.submit(2)))
         while not more:
@@ -257,7 +257,7 @@ def test_a_callback_may_submit_more(clock: ManualClock) -> None:
 
 
 def test_shutdown_callbacks_run_once_in_order_after_the_last_job(caplog: pytest.LogCaptureFixture) -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
 
     def fail() -> None:
         raise SystemExit("from a callback")
@@ -276,7 +276,7 @@ def test_shutdown_callbacks_run_once_in_order_after_the_last_job(caplog: pytest.
 
 
 def test_a_shutdown_callback_may_not_wait_for_the_shutdown_that_calls_it() -> None:
-    outcomes: List[Any] = []
+    outcomes: list[Any] = []
 
     def callback() -> None:
         with pytest.raises(RuntimeError, match="wait=False"):
@@ -290,7 +290,7 @@ def test_a_shutdown_callback_may_not_wait_for_the_shutdown_that_calls_it() -> No
 
 
 def test_shutdown_callbacks_run_without_any_job_too() -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
     with Batcher(echo) as batcher:
         batcher.add_shutdown_callback(lambda: seen.append(batcher.shutdown(wait=False)))
     assert [True] == seen
@@ -330,7 +330,7 @@ def test_cancelling_races_with_dispatch_and_one_of_them_wins() -> None:
 def test_a_callback_of_a_cancelled_job_may_wait_for_the_batcher(processor: RecordingProcessor[Any]) -> None:
     with Batcher(processor, Size(2)) as batcher:
         unwanted = batcher.submit(1)
-        seen: List[bool] = []
+        seen: list[bool] = []
         unwanted.add_done_callback(lambda future: seen.append(batcher.flush(timeout=10)))
         assert unwanted.cancel()
     assert [True] == seen
@@ -424,7 +424,7 @@ def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingPr
     with Batcher(processor, max_pending=0) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
-        futures: List[Any] = [None] * count
+        futures: list[Any] = [None] * count
         tracemalloc.start()
         try:
             for number in range(count):
@@ -438,12 +438,12 @@ def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingPr
 
 
 def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
-    def fail_or_answer(jobs: List[Any]) -> List[Any]:
+    def fail_or_answer(jobs: list[Any]) -> list[Any]:
         if len(jobs) > 1:
             raise Failure
         return [Thing()]
 
-    def use(batcher: Batcher[Any, Any], size: int) -> List[Any]:
+    def use(batcher: Batcher[Any, Any], size: int) -> list[Any]:
         thing = Thing()
         futures = [batcher.submit(thing, expires_in=3600) for _ in range(size)]
         batcher.flush()
@@ -460,7 +460,7 @@ def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
 
 
 def test_a_settled_future_is_freed_without_the_garbage_collector() -> None:
-    def fail(jobs: List[Any]) -> None:
+    def fail(jobs: list[Any]) -> None:
         raise ValueError
 
     gc.collect()
@@ -498,7 +498,7 @@ def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor
         def __init__(self) -> None:
             self.batcher = Batcher[int, int](self.process, Size(1))
 
-        def process(self, jobs: List[int]) -> List[int]:
+        def process(self, jobs: list[int]) -> list[int]:
             return jobs
 
     service = Service()
@@ -534,7 +534,7 @@ def test_a_dropped_object_whose_method_is_the_processor_is_freed_if_it_was_never
         def __init__(self) -> None:
             self.batcher = Batcher(self.insert)
 
-        def insert(self, jobs: List[Any]) -> List[Any]:
+        def insert(self, jobs: list[Any]) -> list[Any]:
             return jobs
 
     reference = weakref.ref(Service())

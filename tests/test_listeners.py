@@ -2,10 +2,11 @@
 
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,8 @@ class Listening(BatchListener):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
-        self.facts: List[Any] = []
-        self.threads: List[str] = []
+        self.facts: list[Any] = []
+        self.threads: list[str] = []
 
     def hear(self, fact: Any) -> None:
         self.facts.append(fact)
@@ -38,17 +39,17 @@ class Listening(BatchListener):
 
     job_accepted = batch_started = batch_finished = shutdown = hear
 
-    def kinds(self) -> List[str]:
+    def kinds(self) -> list[str]:
         return [type(fact).__name__ for fact in self.facts]
 
 
-def failing(jobs: List[Any]) -> List[Any]:
+def failing(jobs: list[Any]) -> list[Any]:
     return [ValueError(job) if job == "bad" else job for job in jobs]
 
 
 @pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
 def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, clock: ManualClock) -> None:
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         clock.advance(0.5)
         return failing(jobs)
 
@@ -69,11 +70,11 @@ def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, cloc
 
 
 def test_facts_of_a_batch_come_in_the_thread_that_runs_it() -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         ran_in.append(threading.current_thread().name)
         return jobs
 
-    ran_in: List[str] = []
+    ran_in: list[str] = []
     listener = Listening()
     with Batcher(processor, Size(1), listeners=[listener], name="rows") as batcher:
         batcher.submit("job").result(timeout=10)
@@ -104,14 +105,14 @@ def test_a_listener_that_takes_its_time_adds_nothing_to_the_service_time(executo
 
 
 def test_a_batch_is_finished_when_all_of_it_can_be_read_and_before_its_thread_takes_the_next() -> None:
-    running: List[str] = []
+    running: list[str] = []
 
     class Reading(BatchListener):
         def batch_finished(self, fact: BatchFinished) -> None:
             assert all(future.done() for future in fact.futures)
             running.append(f"finished {fact.batch.id}")
 
-    def processor(jobs: List[int]) -> List[int]:
+    def processor(jobs: list[int]) -> list[int]:
         running.append(f"started {jobs[0]}")
         return jobs
 
@@ -127,7 +128,7 @@ def test_a_listener_is_called_without_a_lock(kind: str) -> None:
         def ask(self, fact: Any) -> None:
             answers.append(in_thread(lambda: batcher.stats().accepted).result(timeout=10))
 
-    answers: List[int] = []
+    answers: list[int] = []
     setattr(Asking, kind, Asking.ask)
     with Batcher[str, str](list, Size(1), listeners=[Asking()]) as batcher:
         batcher.submit("job").result(timeout=10)
@@ -145,8 +146,8 @@ def test_a_listener_is_called_without_a_lock_for_a_job_that_comes_while_another_
         def job_accepted(self, fact: JobAccepted) -> None:
             answers[fact.future.job] = in_thread(lambda: batcher.stats().accepted).result(timeout=10)
 
-    jobs: List[str] = []
-    answers: Dict[str, int] = {}
+    jobs: list[str] = []
+    answers: dict[str, int] = {}
     with Batcher[str, str](list, Size(1), listeners=[Asking()], clock=Interrupted()) as batcher:
         batcher.submit("first").result(timeout=10)
         jobs.append("inner")
@@ -168,7 +169,7 @@ def test_a_future_keeps_the_context_of_its_submission_for_a_listener_that_wants_
         user.set(name)
         batcher.submit("job").result(timeout=10)
 
-    users: List[str] = []
+    users: list[str] = []
     with Batcher[str, str](list, Size(2), listeners=[Users()]) as batcher:
         for submitted in [in_thread(lambda name=name: submit(name)) for name in ("Ada", "Grace")]:  # type: ignore[misc]
             submitted.result(timeout=10)
@@ -189,7 +190,7 @@ def test_a_context_is_never_entered_twice() -> None:
         assert "inside" == enter_all([here, *contexts], lambda: "inside")
 
 
-def enter_all(contexts: Sequence[Optional[Context]], function: Callable[[], str]) -> str:
+def enter_all(contexts: Sequence[Context | None], function: Callable[[], str]) -> str:
     if not contexts:
         return function()
     assert contexts[0] is not None
@@ -202,12 +203,12 @@ def test_without_such_a_listener_no_future_keeps_a_context() -> None:
 
 
 @pytest.mark.parametrize("listeners", [[], [Listening()]], ids=["no listener", "a listener"])
-def test_without_a_listener_nothing_is_called_for_its_sake(listeners: List[BatchListener]) -> None:
+def test_without_a_listener_nothing_is_called_for_its_sake(listeners: list[BatchListener]) -> None:
     def look(frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
             called.add(frame.f_globals["__name__"])
 
-    called: Set[str] = set()
+    called: set[str] = set()
     threading.setprofile(look)
     try:
         with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:  # whose own threads inherit it
@@ -216,7 +217,7 @@ def test_without_a_listener_nothing_is_called_for_its_sake(listeners: List[Batch
             sys.setprofile(None)
     finally:
         threading.setprofile(None)
-    assert {"microbatch.batcher", "microbatch._worker"} <= called
+    assert {"microbatch.batcher", "microbatch._engine.worker"} <= called
     assert bool(listeners) == ("microbatch.listeners" in called)
 
 

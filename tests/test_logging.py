@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from logging.handlers import SocketHandler
-from typing import Any, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ class Records(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: List[Any] = []
+        self.kept: list[Any] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.kept.append(record)
@@ -34,7 +35,7 @@ def logger() -> Iterator[logging.Logger]:
 
 
 @pytest.fixture
-def records(logger: logging.Logger) -> List[Any]:
+def records(logger: logging.Logger) -> list[Any]:
     handler = Records()
     logger.addHandler(handler)
     return handler.kept
@@ -57,9 +58,9 @@ def records(logger: logging.Logger) -> List[Any]:
     ],
 )
 def test_each_batch_is_a_line_whose_level_says_how_it_went(
-    jobs: List[str], level: str, line: str, logger: logging.Logger, records: List[Any], clock: ManualClock
+    jobs: list[str], level: str, line: str, logger: logging.Logger, records: list[Any], clock: ManualClock
 ) -> None:
-    def processor(jobs: List[str]) -> List[Any]:
+    def processor(jobs: list[str]) -> list[Any]:
         clock.advance(0.5)
         return failing(jobs)
 
@@ -72,9 +73,9 @@ def test_each_batch_is_a_line_whose_level_says_how_it_went(
 
 
 def test_a_record_has_what_the_line_says_as_attributes(
-    logger: logging.Logger, records: List[Any], clock: ManualClock
+    logger: logging.Logger, records: list[Any], clock: ManualClock
 ) -> None:
-    def processor(jobs: List[str]) -> List[Any]:
+    def processor(jobs: list[str]) -> list[Any]:
         clock.advance(0.5)
         return [1, error, error]
 
@@ -86,7 +87,7 @@ def test_a_record_has_what_the_line_says_as_attributes(
     assert ["rows", 1, 3, 3.0, "size", 2, 0.0, 0.5, "ValueError()"] == [getattr(records[0], name) for name in names]
 
 
-def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, records: List[Any]) -> None:
+def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, records: list[Any]) -> None:
     with Batcher[str, Any](failing, Size(1), name="rows", listeners=[LoggingListener(logger)]) as batcher:
         for job in ("good", "bad", "good"):
             batcher.submit(job)
@@ -95,7 +96,7 @@ def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, r
     assert ("rows", asdict(batcher.stats())) == (records[-1].batcher, records[-1].stats)
 
 
-def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Logger, records: List[Any]) -> None:
+def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Logger, records: list[Any]) -> None:
     class Local(Exception):
         """Can't be pickled."""
 
@@ -114,7 +115,7 @@ def test_the_name_of_a_logger_is_no_logger() -> None:
         LoggingListener("shop")  # type: ignore[arg-type]
 
 
-def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: List[Any]) -> None:
+def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: list[Any]) -> None:
     listeners = [LoggingListener(logger)]
     with Batcher[str, str](list, Size(1), key=lambda job: "password", listeners=listeners) as batcher:
         batcher.submit("secret")
@@ -122,7 +123,7 @@ def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: List[
     assert [] == [word for word in ("secret", "password") for record in records if word in str(vars(record))]
 
 
-def test_a_logger_that_wants_less_is_asked_first(logger: logging.Logger, records: List[Any]) -> None:
+def test_a_logger_that_wants_less_is_asked_first(logger: logging.Logger, records: list[Any]) -> None:
     logger.setLevel(logging.ERROR)
     with Batcher[str, Any](failing, Size(1), listeners=[LoggingListener(logger)]) as batcher:
         for job in ("good", "bad", "good"):

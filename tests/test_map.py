@@ -3,7 +3,7 @@
 import concurrent.futures
 import itertools
 import threading
-from typing import Any, List
+from typing import Any
 
 import pytest
 
@@ -11,11 +11,11 @@ from microbatch import Batcher, Interval, JobResult, Size
 from microbatch.testing import RecordingProcessor
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-def values(results: Any) -> List[Any]:
+def values(results: Any) -> list[Any]:
     return [result.value for result in results]
 
 
@@ -37,7 +37,7 @@ def test_it_never_waits_for_jobs_that_will_not_come(policy: Any, buffersize: Any
 
 
 def test_it_works_ahead_by_the_buffersize_and_no_more() -> None:
-    taken: List[int] = []
+    taken: list[int] = []
 
     def endless() -> Any:
         for number in itertools.count():
@@ -106,9 +106,9 @@ def test_huge_timeouts_are_legal(timeout: float) -> None:
 
 
 def test_it_is_refused_in_the_batchers_own_threads() -> None:
-    refused: List[str] = []
+    refused: list[str] = []
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         try:
             list(batcher.map(jobs))
         except RuntimeError as error:
@@ -127,14 +127,14 @@ def test_it_is_refused_in_the_batchers_own_threads() -> None:
 
 def test_it_flushes_once_for_all_jobs_that_are_ahead() -> None:
     wanted = threading.Semaphore(0)
-    flushes: List[bool] = []
+    flushes: list[bool] = []
 
     class Counting(Batcher[int, int]):
         def flush(self, wait: bool = True, *, timeout: Any = None) -> bool:
             flushes.append(wait)
             return super().flush(wait, timeout=timeout)
 
-    def when_wanted(jobs: List[int]) -> List[int]:
+    def when_wanted(jobs: list[int]) -> list[int]:
         assert wanted.acquire(timeout=10)
         return jobs
 

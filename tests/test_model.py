@@ -4,7 +4,7 @@ import queue
 import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ class Job:
     submitted: float
     expires: float
     state: JobState = JobState.BATCHED
-    trigger: Optional[str] = None
+    trigger: str | None = None
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Model:
 
     now: float = 0.0
     closed: bool = False
-    jobs: List[Job] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     triggers: Counter[str] = field(default_factory=Counter)
 
-    def waiting(self, key: Optional[int] = None) -> List[Job]:
+    def waiting(self, key: int | None = None) -> list[Job]:
         return [job for job in self.jobs if job.state is JobState.BATCHED and key in (None, job.key)]
 
-    def catch_up(self, trigger: Optional[str] = None) -> None:
+    def catch_up(self, trigger: str | None = None) -> None:
         """Expire what has to, then send what is due; with *trigger*, everything."""
         for job in self.waiting():
             if job.expires <= self.now:
@@ -54,7 +54,7 @@ class Model:
             elif trigger is not None:
                 self.send(batch, trigger)
 
-    def send(self, batch: List[Job], trigger: str) -> None:
+    def send(self, batch: list[Job], trigger: str) -> None:
         self.triggers[trigger] += 1
         broken = any(job.kind == "breaking" for job in batch)
         for job in batch:
@@ -72,7 +72,7 @@ class Model:
         )
 
 
-def processor(jobs: List[Job]) -> List[Any]:
+def processor(jobs: list[Job]) -> list[Any]:
     if any(job.kind == "breaking" for job in jobs):
         raise SystemExit
     return [LookupError() if job.kind == "bad" else id(job) for job in jobs]
@@ -98,7 +98,7 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
-        self.pairs_made: Dict[Job, JobFuture[int]] = {}
+        self.pairs_made: dict[Job, JobFuture[int]] = {}
         self.clock = Observed()
         self.batcher = self.clock.batcher = Batcher[Job, Any](
             processor,
@@ -111,7 +111,7 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
         )
         self.told = BatcherStats()
 
-    def settle(self, trigger: Optional[str] = None) -> None:
+    def settle(self, trigger: str | None = None) -> None:
         """Wait until the batcher is where the model is."""
         self.model.catch_up(trigger)
         expected = replace(self.model.stats(), oldest=0.0)
@@ -127,7 +127,7 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
         kind=st.sampled_from(["good", "good", "bad", "breaking"]),
         expires_in=st.sampled_from([None, None, 0.0, 1.0, 4.0, 7.0]),
     )
-    def submit(self, key: int, kind: str, expires_in: Optional[float]) -> Any:
+    def submit(self, key: int, kind: str, expires_in: float | None) -> Any:
         expires = float("inf") if expires_in is None else self.model.now + expires_in
         job = Job(key, kind, self.model.now, expires)
         try:

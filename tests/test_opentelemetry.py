@@ -1,8 +1,9 @@
 """The spans and metrics that the SDK of OpenTelemetry gets."""
 
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Callable, Iterator, List, Sequence
+from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
@@ -39,7 +40,7 @@ class Telemetry:
                 batcher.submit(job)
             return span.get_span_context()
 
-    def named(self, name: str) -> List[ReadableSpan]:
+    def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
     def metrics(self) -> "dict[str, Any]":
@@ -97,7 +98,7 @@ def test_a_batch_belongs_to_no_trace_even_where_its_jobs_are_submitted_and_run_i
 
 
 def test_what_the_processor_does_is_inside_the_span_of_the_batch(telemetry: Telemetry) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         with telemetry.tracer.start_as_current_span("INSERT"):
             return jobs
 
@@ -112,7 +113,7 @@ def test_after_a_batch_no_span_is_left_in_its_thread(telemetry: Telemetry) -> No
         def batch_finished(self, fact: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
-    current: List[trace.Span] = []
+    current: list[trace.Span] = []
     with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), Looking()]) as batcher:
         batcher.submit("job")
     assert [trace.INVALID_SPAN] == current
@@ -123,7 +124,7 @@ def test_two_listeners_leave_no_span_in_the_thread_either(telemetry: Telemetry) 
         def batch_finished(self, fact: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
-    current: List[trace.Span] = []
+    current: list[trace.Span] = []
     listeners = [telemetry.listener(), telemetry.listener(), Looking()]
     with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:
         batcher.submit("job")
@@ -138,7 +139,7 @@ def test_a_batch_has_no_baggage_of_whoever_made_its_thread(telemetry: Telemetry)
         def batch_started(self, fact: BatchStarted) -> None:
             context.attach(baggage.set_baggage("user", "Ada"))
 
-    def processor(jobs: List[str]) -> List[Any]:
+    def processor(jobs: list[str]) -> list[Any]:
         return [baggage.get_all() for _ in jobs]
 
     with Batcher[str, Any](processor, Size(1), listeners=[Inheriting(), telemetry.listener()]) as batcher:
@@ -190,7 +191,7 @@ def test_an_exception_that_refuses_to_say_what_it_is_costs_neither_the_span_nor_
 
 
 def test_batches_are_measured_by_the_names_of_the_conventions(telemetry: Telemetry, clock: ManualClock) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         clock.advance(0.5)
         return jobs
 
@@ -218,7 +219,7 @@ class Instrumented(ThreadPoolExecutor):
 def test_with_an_executor_of_the_callers_each_batch_is_a_span_too(
     kind: Callable[[int], Executor], telemetry: Telemetry
 ) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         with telemetry.tracer.start_as_current_span("INSERT"):
             return jobs
 

@@ -3,7 +3,8 @@
 import math
 import re
 import sys
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -15,8 +16,8 @@ from microbatch import (
     Adaptive,
     AllWaiting,
     Batcher,
-    BatchingPolicy,
     BatchInfo,
+    BatchingPolicy,
     BatchReport,
     FixedWindow,
     Interval,
@@ -28,8 +29,8 @@ from microbatch import (
     Weight,
     Window,
 )
-from microbatch._words import parse_policy
-from microbatch._policy import count_gates
+from microbatch.cli.parsing import parse_policy
+from microbatch.policies.base import count_gates
 
 
 class Urgent(BatchingPolicy[str]):
@@ -326,7 +327,7 @@ TOO_LARGE = [
 
 @pytest.mark.parametrize("policy, weight, limit", TOO_LARGE)
 def test_a_job_that_is_too_large_is_refused_with_the_lowest_limit_of_the_policies_that_refuse_it(
-    policy: BatchingPolicy[Any], weight: float, limit: Optional[float]
+    policy: BatchingPolicy[Any], weight: float, limit: float | None
 ) -> None:
     with Batcher[float, float](echo, policy, weigh=float) as batcher, pytest.raises(JobTooLarge) as caught:
         batcher.submit(weight)

@@ -6,8 +6,9 @@ import pickle
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, Iterator, List
+from typing import Any
 
 import pytest
 from loky import get_reusable_executor
@@ -22,7 +23,7 @@ def pool() -> Iterator[Executor]:
         yield pool
 
 
-def where(jobs: List[Any]) -> List[Any]:
+def where(jobs: list[Any]) -> list[Any]:
     return [(job, os.getpid(), len(jobs)) for job in jobs]
 
 
@@ -90,7 +91,7 @@ def test_a_processor_that_can_not_be_sent_is_named(pool: Executor) -> None:
             batcher.submit("a").result()
 
 
-def complain(jobs: List[Any]) -> Any:
+def complain(jobs: list[Any]) -> Any:
     raise TypeError("cannot pickle '_thread.RLock' object")
 
 
@@ -141,14 +142,14 @@ def test_an_error_of_which_can_not_be_told_whether_it_is_that_is_left_as_it_is(e
         assert isinstance(batcher.submit(job).exception(), type(error))
 
 
-def die(jobs: List[str]) -> List[str]:
+def die(jobs: list[str]) -> list[str]:
     if "bad" in jobs:
         os.kill(os.getpid(), signal.SIGKILL)
     return jobs
 
 
 def test_with_a_pool_that_is_made_anew_later_batches_run_after_a_process_was_killed() -> None:
-    def elsewhere(jobs: List[str]) -> Any:
+    def elsewhere(jobs: list[str]) -> Any:
         return get_reusable_executor(max_workers=2).submit(die, jobs).result()
 
     with Batcher(elsewhere, Size(2), max_workers=2) as batcher:

@@ -1,8 +1,9 @@
 """Wrappers around a processor, with lists and in batchers."""
 
 import pickle
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,14 @@ from tenacity import retry_if_exception, retry_if_exception_type, stop_after_att
 from microbatch import Batcher, ResultCountError, Size
 from microbatch.processors import bisecting, deduplicating, retrying, within
 
-Processor = Callable[[List[Any]], Any]
+Processor = Callable[[list[Any]], Any]
 
 
 def twice(processor: Processor, **options: Any) -> Processor:
     return retrying(processor, **{"stop": stop_after_attempt(2), "wait": wait_none(), **options})
 
 
-WRAPPERS: Dict[str, Callable[[Processor], Processor]] = {
+WRAPPERS: dict[str, Callable[[Processor], Processor]] = {
     "retrying": twice,
     "bisecting": bisecting,
     "deduplicating": deduplicating,
@@ -33,39 +34,39 @@ class Recording:
     def __init__(self, how: str, *bad: Any) -> None:
         self.how = how
         self.bad = bad
-        self.calls: List[List[Any]] = []
+        self.calls: list[list[Any]] = []
 
-    def __call__(self, jobs: List[Any]) -> Any:
+    def __call__(self, jobs: list[Any]) -> Any:
         self.calls.append(list(jobs))
         return getattr(self, self.how)(jobs)
 
-    def raises(self, jobs: List[Any]) -> List[Any]:
+    def raises(self, jobs: list[Any]) -> list[Any]:
         for job in jobs:
             if job in self.bad:
                 raise ValueError(job)
         return [job * 2 for job in jobs]
 
-    def returns(self, jobs: List[Any]) -> List[Any]:
+    def returns(self, jobs: list[Any]) -> list[Any]:
         return [ValueError(job) if job in self.bad else job * 2 for job in jobs]
 
-    def yields(self, jobs: List[Any]) -> Any:
+    def yields(self, jobs: list[Any]) -> Any:
         for job in jobs:
             if job in self.bad:
                 raise ValueError(job)
             yield job * 2
 
 
-def outcomes_of(processor: Processor, jobs: List[Any]) -> List[Any]:
+def outcomes_of(processor: Processor, jobs: list[Any]) -> list[Any]:
     """Return one outcome for each job, whether all were returned or one raised for all."""
     try:
-        outcomes: List[Any] = processor(jobs)
+        outcomes: list[Any] = processor(jobs)
     except Exception as error:
         return [error] * len(jobs)
     assert len(jobs) == len(outcomes)
     return outcomes
 
 
-def plain(outcomes: List[Any]) -> List[Any]:
+def plain(outcomes: list[Any]) -> list[Any]:
     """Return outcomes that can be compared."""
     return [f"{type(each).__name__} {each}" if isinstance(each, BaseException) else each for each in outcomes]
 
@@ -92,7 +93,7 @@ def test_a_processor_may_return_what_one_of_a_batcher_may(wrap: Any, returned: A
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_what_is_no_ordinary_exception_passes_through(wrap: Any) -> None:
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -111,18 +112,18 @@ def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> Non
     assert ["the processor gave more than 2 results for a batch"] == [record.getMessage() for record in caplog.records]
 
 
-def skipping(jobs: List[str]) -> Any:
+def skipping(jobs: list[str]) -> Any:
     """Yield nothing for a job that is empty, as a careless generator does."""
     return (job.upper() for job in jobs if job)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call_at_once(wrap: Any) -> None:
-    def processor(jobs: List[str]) -> Any:
+    def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return skipping(jobs)
 
-    calls: List[List[str]] = []
+    calls: list[list[str]] = []
     with pytest.raises(ResultCountError, match="expected 4, got 3"):
         wrap(processor)(["a", "", "c", "d"])
     assert [["a", "", "c", "d"]] == calls
@@ -132,22 +133,22 @@ def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call_at_once(wrap: An
 
 
 def test_a_miscount_is_retried_if_it_is_asked_for() -> None:
-    def processor(jobs: List[str]) -> Any:
+    def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return skipping(jobs) if len(calls) == 1 else [job.upper() for job in jobs]
 
-    calls: List[List[str]] = []
+    calls: list[list[str]] = []
     retried = twice(processor, retry=retry_if_exception_type(ResultCountError))
     assert ["A", "", "C", "D"] == retried(["a", "", "c", "d"])
     assert [["a", "", "c", "d"]] * 2 == calls
 
 
 def test_a_miscount_in_a_later_attempt_fails_the_jobs_of_that_attempt() -> None:
-    def processor(jobs: List[str]) -> Any:
+    def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return [ConnectionError(job) if job in "bd" else job for job in jobs] if len(calls) == 1 else iter(["B"])
 
-    calls: List[List[str]] = []
+    calls: list[list[str]] = []
     outcomes = twice(processor)(["a", "b", "c", "d"])
     miscount = "ResultCountError the processor must return one result per job: expected 2, got 1"
     assert ["a", miscount, "c", miscount] == plain(outcomes)
@@ -162,10 +163,10 @@ def test_a_miscount_in_a_later_attempt_fails_the_jobs_of_that_attempt() -> None:
         ("yields", [["a", "b", "c"], ["b", "c"], ["b", "c"]]),
     ],
 )
-def test_only_what_failed_is_processed_again(how: str, calls: List[List[str]]) -> None:
+def test_only_what_failed_is_processed_again(how: str, calls: list[list[str]]) -> None:
     processor = Recording(how, "b")
 
-    def third_time_lucky(jobs: List[str]) -> Any:
+    def third_time_lucky(jobs: list[str]) -> Any:
         if len(processor.calls) == 2:
             processor.bad = ()
         return processor(jobs)
@@ -181,18 +182,18 @@ def test_what_fails_to_the_end_has_its_last_error() -> None:
 
 
 def test_each_failed_job_is_asked_about() -> None:
-    def processor(jobs: List[str]) -> List[Any]:
+    def processor(jobs: list[str]) -> list[Any]:
         calls.append(jobs)
         return [KeyError(job) if job == "b" else ConnectionError(job) for job in jobs]
 
-    calls: List[List[str]] = []
+    calls: list[list[str]] = []
     outcomes = twice(processor, retry=retry_if_exception_type(ConnectionError))(["a", "b", "c"])
     assert [["a", "b", "c"], ["a", "c"]] == calls
     assert ["ConnectionError a", "KeyError 'b'", "ConnectionError c"] == plain(outcomes)
 
 
 def test_attempts_are_as_far_apart_as_the_strategy_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: List[float] = []
+    slept: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
     twice(Recording("returns", "b"), stop=stop_after_attempt(3), wait=wait_fixed(7))(["a", "b"])
     assert [7, 7] == slept
@@ -248,7 +249,7 @@ def test_neither_exceptions_nor_values_are_asked_anything(wrap: Any, kind: Any) 
 
 @pytest.mark.parametrize("how", ["raises", "yields"])
 @pytest.mark.parametrize("bad", [(), (0,), (7,), (3, 4), tuple(range(8))])
-def test_the_jobs_to_blame_stand_alone(how: str, bad: Tuple[int, ...]) -> None:
+def test_the_jobs_to_blame_stand_alone(how: str, bad: tuple[int, ...]) -> None:
     processor = Recording(how, *bad)
     expected = [f"ValueError {job}" if job in bad else job * 2 for job in range(8)]
     assert expected == plain(bisecting(processor)(list(range(8))))
@@ -278,11 +279,11 @@ def test_calls_are_bounded() -> None:
     ],
 )
 def test_what_would_fail_all_the_same_is_not_halved(options: Any, calls: int) -> None:
-    def processor(jobs: List[str]) -> None:
+    def processor(jobs: list[str]) -> None:
         called.append(jobs)
         raise ConnectionError("no server")
 
-    called: List[List[str]] = []
+    called: list[list[str]] = []
     assert ["ConnectionError no server"] * 2 == plain(outcomes_of(bisecting(processor, **options), ["a", "b"]))
     assert calls == len(called)
 
@@ -311,7 +312,7 @@ class Transaction:
     """Remembers how each of its contexts ended."""
 
     def __init__(self, suppresses: bool = False) -> None:
-        self.ends: List[Any] = []
+        self.ends: list[Any] = []
         self._suppresses = suppresses
 
     def __enter__(self) -> None:
@@ -340,7 +341,7 @@ def test_what_is_raised_leaves_through_the_context_and_fails_all(how: str, suppr
 
 
 def test_a_context_that_suppresses_even_what_is_no_exception_leaves_an_error() -> None:
-    def processor(jobs: List[Any]) -> None:
+    def processor(jobs: list[Any]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(RuntimeError, match="the context suppressed that"):
@@ -362,7 +363,7 @@ wrappers = st.lists(st.sampled_from(list(WRAPPERS.values())), min_size=1, max_si
 
 @given(jobs=jobs, bad=bad, how=st.sampled_from(["raises", "returns", "yields"]), wrappers=wrappers)
 def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
-    jobs: List[int], bad: Any, how: str, wrappers: Any
+    jobs: list[int], bad: Any, how: str, wrappers: Any
 ) -> None:
     processor: Processor = Recording(how, *bad)
     for wrap in wrappers:
@@ -387,7 +388,7 @@ options = st.sampled_from(
 
 @given(jobs=words, wrappers=st.lists(options, min_size=1, max_size=4))
 def test_no_composition_gives_a_caller_the_value_of_another_if_results_are_missing(
-    jobs: List[str], wrappers: Any
+    jobs: list[str], wrappers: Any
 ) -> None:
     processor: Processor = skipping
     for wrap in wrappers:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 from urllib.request import Request, urlopen
 
 import prometheus_client
@@ -28,7 +29,7 @@ class Registry(prometheus_client.CollectorRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        self._mine: List[Any] = []
+        self._mine: list[Any] = []
 
     def register(self, collector: Any) -> None:
         super().register(collector)
@@ -52,11 +53,11 @@ class Endpoint:
         with urlopen(Request(url, headers={"Accept": accept})) as response:
             return str(response.read(), "utf-8")
 
-    def scrape(self) -> Dict[str, float]:
+    def scrape(self) -> dict[str, float]:
         return samples(self.text())
 
 
-def samples(text: str) -> Dict[str, float]:
+def samples(text: str) -> dict[str, float]:
     return {
         f"{sample.name}{{{','.join(map('='.join, sample.labels.items()))}}}": sample.value
         for family in parse(text)

@@ -2,8 +2,9 @@
 
 import concurrent.futures
 import threading
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, List, Optional
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
@@ -36,7 +37,7 @@ class Interrupting(ManualClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.call: Optional[Callable[[], Any]] = None
+        self.call: Callable[[], Any] | None = None
         self.called = threading.Event()
         self.sleeps = 0
 
@@ -151,7 +152,7 @@ def test_a_job_that_is_cancelled_while_its_batch_leaves_is_not_sent() -> None:
 def test_a_batch_whose_jobs_are_all_cancelled_while_it_leaves_is_not_sent() -> None:
     recording = RecordingProcessor[str]()
     with Batcher(recording, Telling(lambda: [future.cancel() for future in futures])) as batcher:
-        futures: List[Any] = []
+        futures: list[Any] = []
         futures.extend(batcher.submit(job) for job in "ab")
         assert batcher.flush(timeout=10)
         assert [True, True] == [future.cancelled() for future in futures]
@@ -172,7 +173,7 @@ def test_a_job_that_expires_at_the_moment_its_batch_is_due_is_not_sent(clock: Ma
 def test_of_cancellation_and_expiry_the_first_wins(first: str, clock: ManualClock) -> None:
     with Batcher(echo, Interval(9), clock=clock) as batcher:
         future = batcher.submit(1, expires_in=5)
-        calls: List[Any] = []
+        calls: list[Any] = []
         future.add_done_callback(calls.append)
         clock.wait_for_sleeper(5.0)
         if first == "cancel":
@@ -244,9 +245,9 @@ def test_a_blocked_submit_is_refused_at_its_moment_and_not_later(
 
 @pytest.mark.parametrize("how", ["succeed", "fail", "cancel", "expire"])
 def test_when_a_callback_runs_the_books_are_right_and_no_lock_is_held(how: str, clock: ManualClock) -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         return [KeyError()] if how == "fail" else jobs
 
     def use(future: Any) -> None:
@@ -329,7 +330,7 @@ def test_a_caller_that_waits_for_room_is_noticed_though_another_gave_up_meanwhil
         clock.wait_for_sleeper(1 + 30)
         came.set()
 
-    late: List[Any] = []
+    late: list[Any] = []
     came = threading.Event()
     policy = Staged(one_gives_up, another_comes)
     with Batcher(processor, policy, key=lambda job: job, max_pending=2, clock=clock) as batcher:

@@ -5,16 +5,17 @@ import logging
 import signal
 import sys
 import threading
-from typing import Any, Iterator, List
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
-from tests.threads import FailingStart, in_thread
 from microbatch.testing import ManualClock
+from tests.threads import FailingStart, in_thread
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
@@ -43,7 +44,7 @@ class Cycle:
 
 
 def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> None:
-    accepted: List[JobFuture[Any]] = []
+    accepted: list[JobFuture[Any]] = []
 
     def use() -> None:
         try:
@@ -53,7 +54,7 @@ def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> 
         accepted[-1].cancel() if len(accepted) % 3 == 0 else batcher.flush(wait=False)
         batcher.stats()
 
-    def garbage(jobs: List[Any]) -> List[Any]:
+    def garbage(jobs: list[Any]) -> list[Any]:
         for job in jobs:
             if isinstance(job, int):
                 Cycle(use)
@@ -76,7 +77,7 @@ def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 def test_a_signal_handler_may_use_the_batcher_while_it_interrupts_it() -> None:
-    accepted: List[JobFuture[Any]] = []
+    accepted: list[JobFuture[Any]] = []
 
     def handle(number: int, frame: Any) -> None:
         accepted.append(batcher.submit("from a handler"))
@@ -111,7 +112,7 @@ def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
         raise Interrupted
 
     interrupted = 0
-    accepted: List[JobFuture[Any]] = []
+    accepted: list[JobFuture[Any]] = []
     before = signal.signal(signal.SIGALRM, handle)
     gc.disable()  # what the handler raises inside a callback of the collector would be lost
     try:
@@ -140,14 +141,14 @@ def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
 
 
 def test_a_logging_handler_may_submit_from_inside_the_processor() -> None:
-    lines: List[str] = []
+    lines: list[str] = []
     logger = logging.getLogger("tests.shipping")
 
     class Shipping(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             batcher.submit(record.getMessage())
 
-    def ship(messages: List[str]) -> None:
+    def ship(messages: list[str]) -> None:
         lines.extend(messages)
         if "first" in messages:
             logger.warning("second")
@@ -166,7 +167,7 @@ def test_a_logging_handler_may_submit_from_inside_the_processor() -> None:
 
 def test_the_first_submit_may_be_interrupted_by_another(often: None) -> None:
     for _ in range(30):
-        outcomes: List[Any] = []
+        outcomes: list[Any] = []
 
         def use() -> None:
             try:
@@ -206,8 +207,8 @@ def test_a_handler_may_shut_down_while_another_thread_does() -> None:
             pass  # until it waits for a lock that is held here
         batcher.shutdown(wait=False)
 
-    handlers: List[Any] = []
-    others: List[int] = []
+    handlers: list[Any] = []
+    others: list[int] = []
     batcher = Batcher(echo, Size(9), clock=Interrupted())
     future = batcher.submit("job")
     handlers.append(handler)
@@ -246,7 +247,7 @@ def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
                 handlers.pop()()
             return super().now()
 
-    handlers: List[Any] = []
+    handlers: list[Any] = []
     batcher = Batcher(echo, clock=Interrupted())
     batcher.submit("early").result(timeout=10)
     handlers.append(batcher.shutdown)
@@ -356,7 +357,7 @@ def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody
 
 
 def test_a_finalizer_in_the_very_thread_that_is_being_started_may_submit(monkeypatch: pytest.MonkeyPatch) -> None:
-    finalized: List[JobFuture[Any]] = []
+    finalized: list[JobFuture[Any]] = []
     start = threading.Thread.start
 
     def finalizing(thread: threading.Thread) -> None:

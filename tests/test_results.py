@@ -15,7 +15,8 @@ import pickle
 import sqlite3
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 from unittest import mock
 
 import httpx
@@ -26,30 +27,31 @@ import pydantic.v1
 import pytest
 import requests
 
-from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobResult, JobState, ResultCountError, Size, _futures
-from microbatch._results import make_result
+from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobResult, JobState, ResultCountError, Size
+from microbatch.futures import job_future
+from microbatch.results import make_result
 from microbatch.testing import ManualClock
 
-Futures = List[JobFuture[Any]]
+Futures = list[JobFuture[Any]]
 NAN = float("nan")
 
 
-def echo(jobs: List[Any]) -> List[Any]:
+def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-def run(processor: Callable[[List[Any]], Any], jobs: Iterable[Any] = "abc") -> Futures:
+def run(processor: Callable[[list[Any]], Any], jobs: Iterable[Any] = "abc") -> Futures:
     """Send *jobs* as one batch, and return their futures, all done."""
     jobs = list(jobs)
     with Batcher(processor, Size(len(jobs))) as batcher:
         return [batcher.submit(job) for job in jobs]
 
 
-def values(futures: Futures) -> List[Any]:
+def values(futures: Futures) -> list[Any]:
     return [future.result(timeout=0).value for future in futures]
 
 
-def errors(futures: Futures) -> List[Optional[BaseException]]:
+def errors(futures: Futures) -> list[BaseException | None]:
     return [future.exception(timeout=0) for future in futures]
 
 
@@ -71,7 +73,7 @@ class Rows:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.rows)
 
-    def keys(self) -> List[str]:
+    def keys(self) -> list[str]:
         return ["id"]
 
 
@@ -87,7 +89,7 @@ class Unfinished(Rows):
         raise TypeError("object of type 'generator' has no len()")
 
 
-class Mine(List[int]):
+class Mine(list[int]):
     columns = ("id",)
 
 
@@ -101,7 +103,7 @@ class Shop(Rows):
         return self
 
 
-class RootModel(pydantic.RootModel[List[int]]):
+class RootModel(pydantic.RootModel[list[int]]):
     """Iterates over what it holds, as Pydantic's documentation shows."""
 
     def __iter__(self) -> Any:
@@ -111,7 +113,7 @@ class RootModel(pydantic.RootModel[List[int]]):
 @dataclasses.dataclass
 class Page:
     number: int
-    results: List[int]
+    results: list[int]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.results)
@@ -196,7 +198,7 @@ def test_a_large_batch_is_no_exception() -> None:
 
 
 def test_a_generator_function_is_a_processor() -> None:
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         for job in jobs:
             yield job.upper()
 
@@ -235,7 +237,7 @@ def a_result(value: Any = 1, queue_time: float = 0.5) -> JobResult[Any]:
     return JobResult(value, BatchInfo(1, 3, 3.0, None, "size"), queue_time, 0.25)
 
 
-UNLIKE_A_TUPLE: Dict[str, Callable[[Any], object]] = {
+UNLIKE_A_TUPLE: dict[str, Callable[[Any], object]] = {
     "result + 1": lambda result: result + 1,
     "1 + result": lambda result: 1 + result,
     "result + result": lambda result: result + result,
@@ -353,14 +355,14 @@ def test_the_future_of_a_job_has_one_result() -> None:
 @pytest.mark.parametrize("has_gil", [True, False])
 def test_all_who_read_at_once_get_the_same_result(has_gil: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(*arguments: Any) -> Any:
-        monkeypatch.setattr(_futures, "make_result", make_result)
+        monkeypatch.setattr(job_future, "make_result", make_result)
         others.append(future.result())  # of another thread, or in a signal handler
         return make_result(*arguments)
 
-    others: List[Any] = []
+    others: list[Any] = []
     future = run(echo)[0]
-    monkeypatch.setattr(_futures, "_HAS_GIL", has_gil)
-    monkeypatch.setattr(_futures, "make_result", make)
+    monkeypatch.setattr(job_future, "_HAS_GIL", has_gil)
+    monkeypatch.setattr(job_future, "make_result", make)
     result = future.result()
     assert [result] == others and result is others[0] is future.result()
 
@@ -419,7 +421,7 @@ def test_a_surplus_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixtur
 def test_an_endless_generator_is_asked_for_one_result_more_and_closed() -> None:
     given = []
 
-    def processor(jobs: List[str]) -> Iterator[int]:
+    def processor(jobs: list[str]) -> Iterator[int]:
         try:
             while True:
                 given.append(1)
@@ -432,7 +434,7 @@ def test_an_endless_generator_is_asked_for_one_result_more_and_closed() -> None:
 
 
 def test_a_generator_that_raises_after_its_last_result_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         yield from jobs
         raise OSError("commit failed")
 
@@ -443,7 +445,7 @@ def test_a_generator_that_raises_after_its_last_result_changes_nothing(caplog: p
 def test_a_job_is_settled_when_its_value_is_yielded() -> None:
     go_on = threading.Event()
 
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         yield "first"
         assert go_on.wait(10)
         yield "second"
@@ -457,7 +459,7 @@ def test_a_job_is_settled_when_its_value_is_yielded() -> None:
 
 
 def test_a_generator_that_raises_fails_only_the_jobs_that_are_left() -> None:
-    def processor(jobs: List[str]) -> Iterator[str]:
+    def processor(jobs: list[str]) -> Iterator[str]:
         yield "first"
         raise LookupError("b")
 
@@ -486,7 +488,7 @@ class Proxy:
 
 
 @pytest.mark.parametrize("answers", [[], [object], [ValueError]], ids=["raises", "raises the second time", "pretends"])
-def test_a_result_is_not_asked_what_it_is(answers: List[type]) -> None:
+def test_a_result_is_not_asked_what_it_is(answers: list[type]) -> None:
     proxy = Proxy(answers.pop)
     futures = run(lambda jobs: [1, proxy], "ab")
     assert 1 == futures[0].result(timeout=0).value
@@ -655,7 +657,7 @@ def test_tables_of_arrow_are_refused() -> None:
 
 
 def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:
-    async def processor(jobs: List[str]) -> List[str]:
+    async def processor(jobs: list[str]) -> list[str]:
         return jobs
 
     assert "got coroutine, which has to be waited for" in str(errors(run(lambda jobs: processor(jobs)))[0])
@@ -709,7 +711,7 @@ class Equal(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(raised: BaseException) -> None:
-    def processor(jobs: List[str]) -> None:
+    def processor(jobs: list[str]) -> None:
         raise raised
 
     futures = run(processor)
@@ -731,7 +733,7 @@ def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registere
         copyreg.dispatch_table, UnicodeDecodeError, lambda error: (UnicodeDecodeError.__new__, (type(error),))
     )
 
-    def processor(jobs: List[str]) -> None:
+    def processor(jobs: list[str]) -> None:
         raise raised
 
     for error in errors(run(processor)):
@@ -739,7 +741,7 @@ def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registere
 
 
 def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
-    def processor(jobs: List[str]) -> None:
+    def processor(jobs: list[str]) -> None:
         raise ValueError
 
     def depth(future: JobFuture[Any]) -> int:
@@ -753,7 +755,7 @@ def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
 def test_an_exception_kills_no_thread_and_the_next_batch_runs() -> None:
     names = []
 
-    def processor(jobs: List[Any]) -> List[Any]:
+    def processor(jobs: list[Any]) -> list[Any]:
         names.append(threading.current_thread().name)
         if jobs == ["bad"]:
             raise SystemExit
@@ -766,7 +768,7 @@ def test_an_exception_kills_no_thread_and_the_next_batch_runs() -> None:
 
 
 def test_the_processor_may_do_with_its_list_as_it_likes() -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         answer = [job.upper() for job in jobs]
         jobs.clear()
         return answer
@@ -777,7 +779,7 @@ def test_the_processor_may_do_with_its_list_as_it_likes() -> None:
 
 
 def test_all_jobs_of_a_batch_can_be_read_before_the_first_callback_runs() -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
     with Batcher(echo, Size(2)) as batcher:
         first = batcher.submit(1)
         first.add_done_callback(lambda future: seen.append(second.result(timeout=0).value))
@@ -787,7 +789,7 @@ def test_all_jobs_of_a_batch_can_be_read_before_the_first_callback_runs() -> Non
 
 
 def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    seen: List[Any] = []
+    seen: list[Any] = []
 
     def leave(future: Any) -> None:
         raise SystemExit
@@ -803,32 +805,32 @@ def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCa
     assert "exception calling callback" in caplog.text
 
 
-def lists_two_errors(jobs: List[str]) -> List[Any]:
+def lists_two_errors(jobs: list[str]) -> list[Any]:
     return [KeyError(1), 2, KeyError(3)]
 
 
-def yields_an_error_and_raises(jobs: List[str]) -> Iterator[Any]:
+def yields_an_error_and_raises(jobs: list[str]) -> Iterator[Any]:
     yield KeyError(1)
     yield 2
     raise KeyError(3)
 
 
-def yields_two_errors(jobs: List[str]) -> Iterator[Any]:
+def yields_two_errors(jobs: list[str]) -> Iterator[Any]:
     yield from lists_two_errors(jobs)
 
 
 @pytest.mark.parametrize("processor", [lists_two_errors, yields_an_error_and_raises, yields_two_errors])
 def test_a_policy_is_told_how_many_jobs_failed_and_how_long_the_batch_took(
-    processor: Callable[[List[str]], Any], clock: ManualClock
+    processor: Callable[[list[str]], Any], clock: ManualClock
 ) -> None:
-    reports: List[BatchReport] = []
+    reports: list[BatchReport] = []
     clock.advance(10)
 
     class Watching(Size):
         def observe(self, report: BatchReport) -> None:
             reports.append(report)
 
-    def slow(jobs: List[str]) -> Any:
+    def slow(jobs: list[str]) -> Any:
         clock.advance(4)
         return processor(jobs)
 
@@ -841,7 +843,7 @@ def test_a_policy_is_told_how_many_jobs_failed_and_how_long_the_batch_took(
 def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(clock: ManualClock) -> None:
     clock.advance(10)
 
-    def processor(jobs: List[float]) -> Iterator[float]:
+    def processor(jobs: list[float]) -> Iterator[float]:
         for seconds in jobs:
             clock.advance(seconds)
             yield seconds
@@ -865,7 +867,7 @@ def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(cloc
 def test_what_comes_after_the_last_result_is_logged(
     last: Callable[[str], Any], message: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def processor(jobs: List[str]) -> Iterator[Any]:
+    def processor(jobs: list[str]) -> Iterator[Any]:
         yield from jobs
         yield last("d")
 

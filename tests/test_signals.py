@@ -5,12 +5,13 @@ import gc
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, TimeoutError, as_completed, wait
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count
 from types import CodeType, FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,7 @@ from microbatch import (
     Natural,
     Size,
 )
-from microbatch._bells import Bell
-from microbatch._opening import Opening
+from microbatch._basics.waiting import Bell, Opening
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -52,7 +52,7 @@ def no_finalizer_is_interrupted() -> Iterator[None]:
 
 
 @lru_cache(maxsize=None)
-def _names_in(code: CodeType) -> Dict[int, str]:
+def _names_in(code: CodeType) -> dict[int, str]:
     return {step.offset: step.opname for step in dis.get_instructions(code)}
 
 
@@ -63,16 +63,16 @@ class Signal:
         self,
         handler: Callable[[], Any],
         place: int,
-        modules: Tuple[str, ...] = ("microbatch.",),
-        entrances: Tuple[str, ...] = ENTRANCES,
+        modules: tuple[str, ...] = ("microbatch.",),
+        entrances: tuple[str, ...] = ENTRANCES,
     ) -> None:
         self.handler = handler
         self.places_left = place
         self.came = False
         self._modules = modules
         self._entrances = entrances
-        self._names: Dict[FrameType, Dict[int, str]] = {}
-        self._before: Dict[FrameType, str] = {}
+        self._names: dict[FrameType, dict[int, str]] = {}
+        self._before: dict[FrameType, str] = {}
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_globals.get("__name__", "").startswith(self._modules):
@@ -93,7 +93,7 @@ class Signal:
                 self.handler()
         return self.trace
 
-    def during(self, act: Callable[[], Any]) -> Optional[BaseException]:
+    def during(self, act: Callable[[], Any]) -> BaseException | None:
         """Call *act*, and return what it raised."""
         before = sys.gettrace()
         sys.settrace(self.trace)
@@ -111,7 +111,7 @@ class Use:
 
     def __init__(self, used: bool, policy: Any = Size(1)) -> None:
         self.batcher: Batcher[str, str] = Batcher(list, policy)
-        self.futures: List[JobFuture[str]] = [self.batcher.submit("before")] if used else []
+        self.futures: list[JobFuture[str]] = [self.batcher.submit("before")] if used else []
         self.answer: Any = None
 
     def submit(self) -> None:
@@ -141,7 +141,7 @@ class Use:
         assert len(self.futures) <= stats.accepted <= len(self.futures) + 1  # one whose submit was broken off, maybe
 
 
-ACTS: Dict[str, Tuple[Callable[[], Use], Callable[[Use], None]]] = {
+ACTS: dict[str, tuple[Callable[[], Use], Callable[[Use], None]]] = {
     "first submit": (lambda: Use(used=False), Use.submit),
     "submit": (lambda: Use(used=True), Use.submit),
     "cancel": (lambda: Use(used=True, policy=Size(9)), Use.cancel),
@@ -159,10 +159,10 @@ def interrupt() -> None:
 
 def everywhere(
     act: str, handle: Callable[[Use], Any], then: Callable[[Use], None] = Use.check
-) -> List[Tuple[Use, Optional[BaseException]]]:
+) -> list[tuple[Use, BaseException | None]]:
     """Do *act* anew for each place where a signal can come in, with the signal coming in there, and *then* that."""
     make, do = ACTS[act]
-    outcomes: List[Tuple[Use, Optional[BaseException]]] = []
+    outcomes: list[tuple[Use, BaseException | None]] = []
     while True:
         use = make()
         signal = Signal(lambda: handle(use), len(outcomes))
@@ -215,7 +215,7 @@ def test_the_shutdown_is_told_once_wherever_a_handler_shuts_down_too() -> None:
             told.append(fact)
 
     for place in count():
-        told: List[BatcherShutDown] = []
+        told: list[BatcherShutDown] = []
         batcher = Batcher[str, str](list, listeners=[Counting()])
         signal = Signal(lambda: batcher.shutdown(wait=False), place)
         assert signal.during(batcher.shutdown) is None
@@ -233,7 +233,7 @@ def test_a_handler_that_submits_anywhere_is_served_or_refused(act: str) -> None:
         except BatcherClosed:
             refused.append(use)
 
-    refused: List[Use] = []
+    refused: list[Use] = []
     for use, error in everywhere(act, handle):
         assert error is None
         assert "shutdown" in act or use not in refused
@@ -351,7 +351,7 @@ def test_a_handler_that_cancels_anywhere_in_a_wait_is_noticed_by_it() -> None:
         waiting.append(bool(future._waiters))
         future.cancel()
 
-    waiting: List[bool] = []
+    waiting: list[bool] = []
     while not any(waiting):
         with Batcher[str, str](list, Size(9)) as batcher:
             future, undone = batcher.submit("job"), list[Any]()
@@ -384,7 +384,7 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
 @pytest.mark.parametrize("before", [0, 1], ids=["the first", "the second"])
 def test_a_callback_that_a_finalizer_leaves_anywhere_while_another_is_left_is_called(before: int) -> None:
     for place in count():
-        called: List[JobFuture[str]] = []
+        called: list[JobFuture[str]] = []
         with Batcher[str, str](lambda jobs: jobs, Size(9), clock=ManualClock()) as batcher:
             future = batcher.submit("job")
             for _ in range(before):
@@ -418,7 +418,7 @@ def test_a_callback_is_called_wherever_in_its_registration_a_finalizer_waits_for
 
 
 def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called() -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         submitted.wait()
         sys.settrace(signal.trace)  # of this thread
         return jobs
@@ -437,7 +437,7 @@ def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called()
 
 @pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
 def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right(policy: BatchingPolicy[Any]) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         if jobs == ["held"]:
             release.wait()
         if jobs == ["job"]:
@@ -543,7 +543,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
         def observe(self, report: Any) -> None:
             self.ask(leader == "worker thread")
 
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         if jobs != ["job"]:
             release.wait()
         return jobs
@@ -554,7 +554,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
             release.set() if leader == "worker thread" else held.result(timeout=0.01)
             other.result(timeout=0.005)
 
-    alone: List[bool] = []
+    alone: list[bool] = []
     turn, never = threading.Lock(), threading.Event()
     for place in count():
         release = threading.Event()
@@ -577,7 +577,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
 def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books_right(
     policy: BatchingPolicy[Any],
 ) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         release.wait() if jobs == ["held"] else go.wait()
         return jobs
 
@@ -605,7 +605,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books
 
 
 def test_a_finalizer_that_waits_for_those_who_come_back_leaves_the_books_right() -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         if jobs == ["before"]:
             wait_until_heard(caller)
         if jobs == ["held"]:
@@ -657,7 +657,7 @@ def test_a_job_that_a_handler_that_waits_interrupts_anywhere_in_its_submit_expir
         with suppress(TimeoutError):
             held.result(timeout=0.02)
 
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         wait_until_heard(caller) if jobs == ["before"] else release.wait()
         return jobs
 
@@ -670,7 +670,7 @@ def test_a_job_that_a_handler_that_waits_interrupts_anywhere_in_its_submit_expir
             held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
             while not held.running():
                 pass
-            futures: List[JobFuture[str]] = []
+            futures: list[JobFuture[str]] = []
             signal = Signal(have_the_worker_look, place)
             signal.during(lambda: futures.append(batcher.submit("job", expires_in=5)))
             clock.advance(5)
@@ -689,7 +689,7 @@ def wait_until_heard(thread: int) -> None:
         pass
 
 
-def codes_of(thread: int) -> List[CodeType]:
+def codes_of(thread: int) -> list[CodeType]:
     """Return the code of all functions that a thread is in."""
     return [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames().get(thread))]
 

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from typing import Any, Callable, List, Set
+from typing import Any
 
 import pytest
 
@@ -103,13 +103,13 @@ def test_only_a_policy_that_watches_callers_sees_them_return(watches: bool) -> N
             seen.append(window.returning)
             return NOW
 
-    seen: List[int] = []
+    seen: list[int] = []
     simulate(Looking(), callers(4, jobs=80, turn=0.01), second)
     assert watches is any(seen)
 
 
 @pytest.mark.parametrize(("interval", "sizes"), [(0.5, {1, 7}), (2, {8})], ids=["shorter", "longer"])
-def test_with_an_interval_shorter_than_a_call_callers_get_into_two_groups(interval: float, sizes: Set[int]) -> None:
+def test_with_an_interval_shorter_than_a_call_callers_get_into_two_groups(interval: float, sizes: set[int]) -> None:
     policy = AllWaiting() | Interval(interval)
     assert sizes == set(simulate(policy, callers(8, jobs=800, turn=0.001), second).batch_sizes[2:-1])
 
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_report(arrivals: Any) -> None:
 
 def test_a_policy_that_learns_begins_anew_each_time() -> None:
     class Learning(BatchingPolicy[Any]):
-        reports: List[BatchReport] = []
+        reports: list[BatchReport] = []
 
         def due(self, window: Window[Any]) -> float:
             return NOW
@@ -178,7 +178,7 @@ def test_what_a_policy_raises_ends_the_simulation() -> None:
         ([Arrival(0.0, weight=NEVER)], "the weight of a job must be below inf, got inf"),
     ],
 )
-def test_arrivals_that_make_no_sense_are_refused(arrivals: List[Any], message: str) -> None:
+def test_arrivals_that_make_no_sense_are_refused(arrivals: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(Size(1), arrivals, second)
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any, List
+from typing import Any
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.threads import FailingStart, in_thread
 def test_a_shutdown_returns_when_a_thread_can_not_be_started(
     name: str, monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
-    called: List[str] = []
+    called: list[str] = []
     batcher = Batcher[str, str](list, max_workers=3, name="slow", clock=clock)
     batcher.add_shutdown_callback(lambda: called.append("callback"))
     with monkeypatch.context() as patch:
@@ -89,7 +89,7 @@ def test_a_thread_that_waits_for_the_end_takes_over_when_the_thread_that_ends_th
             batcher.shutdown()
         sys.settrace(None)
 
-    called: List[int] = []
+    called: list[int] = []
     batcher = Batcher[str, str](list, clock=clock)
     for number in range(3):
         batcher.add_shutdown_callback(lambda number=number: called.append(number))  # type: ignore[misc]

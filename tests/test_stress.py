@@ -4,15 +4,16 @@ Runs for ``STRESS_SECONDS`` (30) each. The order of events is the machine's, so 
 told because it repeats the batcher, the processor and what each thread is about to do.
 """
 
+import builtins
 import concurrent.futures
 import os
 import random
 import sys
-import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from typing import Any, Callable, Deque, Dict, Hashable, Iterator, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -71,48 +72,48 @@ class Processor:
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
-        self.batches: Deque[List[Job]] = deque()
+        self.batches: deque[list[Job]] = deque()
         self.faults = 0
 
-    def __call__(self, jobs: List[Job]) -> Any:
+    def __call__(self, jobs: list[Job]) -> Any:
         self.batches.append(list(jobs))
         if self.dice.random() < 0.2:
             time.sleep(0.001)  # a downstream that takes its time
         act = self.dice.choice([self.list, self.list, self.generator, self.nothing, self.fault])
         return act(jobs)
 
-    def list(self, jobs: List[Job]) -> Any:
+    def list(self, jobs: list[Job]) -> Any:
         return [ValueError(job) if job.kind == "bad" else job for job in jobs]
 
-    def generator(self, jobs: List[Job]) -> Iterator[Any]:
+    def generator(self, jobs: builtins.list[Job]) -> Iterator[Any]:
         yield from self.list(jobs)
 
-    def nothing(self, jobs: List[Job]) -> None:
+    def nothing(self, jobs: builtins.list[Job]) -> None:
         return None
 
-    def fault(self, jobs: List[Job]) -> Any:
+    def fault(self, jobs: builtins.list[Job]) -> Any:
         self.faults += 1
         return self.dice.choice([self.raises, self.exits, self.too_few, self.too_many, self.breaks_off, self.text])(
             jobs
         )
 
-    def raises(self, jobs: List[Job]) -> Any:
+    def raises(self, jobs: builtins.list[Job]) -> Any:
         raise ValueError("from the processor")
 
-    def exits(self, jobs: List[Job]) -> Any:
+    def exits(self, jobs: builtins.list[Job]) -> Any:
         raise SystemExit("from the processor")
 
-    def too_few(self, jobs: List[Job]) -> Any:
+    def too_few(self, jobs: builtins.list[Job]) -> Any:
         return jobs[1:]
 
-    def too_many(self, jobs: List[Job]) -> Any:
+    def too_many(self, jobs: builtins.list[Job]) -> Any:
         return iter([*jobs, "surplus"])
 
-    def breaks_off(self, jobs: List[Job]) -> Any:
+    def breaks_off(self, jobs: builtins.list[Job]) -> Any:
         yield from self.list(jobs[:-1])
         raise KeyboardInterrupt
 
-    def text(self, jobs: List[Job]) -> Any:
+    def text(self, jobs: builtins.list[Job]) -> Any:
         return "x" * len(jobs)
 
 
@@ -121,12 +122,10 @@ class Watched(Batcher[Job, Any]):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.accepted: Deque[JobFuture[Any]] = deque()
-        self.called_back: Deque[Any] = deque()
+        self.accepted: deque[JobFuture[Any]] = deque()
+        self.called_back: deque[Any] = deque()
 
-    def submit(
-        self, job: Job, *, timeout: Optional[float] = None, expires_in: Optional[float] = None
-    ) -> JobFuture[Any]:
+    def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Any]:
         future = super().submit(job, timeout=timeout, expires_in=expires_in)
         self.accepted.append(future)
         future.add_done_callback(self.called_back.append)
@@ -141,7 +140,7 @@ class Caller:
         self.number = number
         self.dice = random.Random(f"{seed} {number}")
         self.closing_step = self.dice.randrange(STEPS) if closes else -1
-        self.futures: List[JobFuture[Any]] = []
+        self.futures: list[JobFuture[Any]] = []
         self.submitted = 0
 
     def __call__(self) -> None:
@@ -233,8 +232,8 @@ def one_round(seed: int, pool: ThreadPoolExecutor) -> Counter[str]:
     dice = random.Random(seed)
     processor = Processor(random.Random(seed))
     workers = dice.choice([1, 1, 3])
-    key: Optional[Callable[[Job], Hashable]] = dice.choice([None, lambda job: job.number % 3])
-    foreign: Optional[Executor] = dice.choice([None, None, ThreadPoolExecutor(2), InlineExecutor()])
+    key: Callable[[Job], Hashable] | None = dice.choice([None, lambda job: job.number % 3])
+    foreign: Executor | None = dice.choice([None, None, ThreadPoolExecutor(2), InlineExecutor()])
     batcher = Watched(
         processor, policies(dice), key=key, max_pending=dice.choice([7, 50, 0]), max_workers=workers, executor=foreign
     )
@@ -280,7 +279,7 @@ def check_processed(batcher: Watched, processor: Processor, in_order: bool) -> N
     assert {states[job] for job in processed} <= {JobState.SUCCEEDED, JobState.FAILED}
     assert {job for job, state in states.items() if state is JobState.SUCCEEDED and job.thread >= 0} <= set(processed)
     if in_order:
-        last: Dict[Any, int] = {}
+        last: dict[Any, int] = {}
         for job in processed:
             lane = job.thread, job.number % 3
             assert last.get(lane, 0) < job.number, "a job overtook an earlier one of its thread and key"

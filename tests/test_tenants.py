@@ -1,6 +1,7 @@
 """Jobs of different keys never share a batch, and what becomes of one tenant's jobs never touches another's."""
 
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -32,13 +33,13 @@ def tenant_of(job: Job) -> str:
     return job.tenant
 
 
-def outcomes(futures: List[JobFuture[Any]]) -> List[Any]:
+def outcomes(futures: list[JobFuture[Any]]) -> list[Any]:
     """Return the value of each, or the kind of its exception."""
     errors = [future.exception(timeout=10) for future in futures]
     return [future.result().value if error is None else type(error) for future, error in zip(futures, errors)]
 
 
-def two_of_each(batcher: Batcher[Job, Any]) -> Tuple[List[JobFuture[Any]], List[JobFuture[Any]]]:
+def two_of_each(batcher: Batcher[Job, Any]) -> tuple[list[JobFuture[Any]], list[JobFuture[Any]]]:
     """Submit jobs of two tenants by turns; return the futures of the bad one and of the good one."""
     jobs = [Job(tenant, number) for number in (1, 2) for tenant in ("bad", "good")]
     futures = [batcher.submit(job) for job in jobs]
@@ -57,9 +58,9 @@ policies = st.sampled_from([Size(1), Size(3), Size(3) | Natural(), Natural(), We
     max_workers=st.integers(1, 3),
 )
 def test_no_batch_is_of_two_tenants_and_a_failure_is_of_one(
-    jobs: List[Job], bad: str, policy: Any, max_workers: int
+    jobs: list[Job], bad: str, policy: Any, max_workers: int
 ) -> None:
-    def fail_for_one(batch: List[Job]) -> List[Any]:
+    def fail_for_one(batch: list[Job]) -> list[Any]:
         if batch[0].tenant == bad:
             raise PermissionError(bad)
         return [job.what for job in batch]
@@ -74,11 +75,11 @@ def test_no_batch_is_of_two_tenants_and_a_failure_is_of_one(
 class RecordingBatches:
     """A processor that remembers its batches and leaves each as a whole to a function."""
 
-    def __init__(self, function: Callable[[List[Job]], Any]) -> None:
-        self.batches: List[List[Job]] = []
+    def __init__(self, function: Callable[[list[Job]], Any]) -> None:
+        self.batches: list[list[Job]] = []
         self._function = function
 
-    def __call__(self, jobs: List[Job]) -> Any:
+    def __call__(self, jobs: list[Job]) -> Any:
         self.batches.append(list(jobs))
         return self._function(jobs)
 
@@ -94,15 +95,15 @@ def test_other_credentials_of_the_same_tenant_are_a_batch_of_their_own() -> None
 # -- what happens to one, in the processor --
 
 
-def raises(jobs: List[Job]) -> None:
+def raises(jobs: list[Job]) -> None:
     raise PermissionError
 
 
-def exits(jobs: List[Job]) -> None:
+def exits(jobs: list[Job]) -> None:
     raise SystemExit
 
 
-def yields_one_and_raises(jobs: List[Job]) -> Iterator[int]:
+def yields_one_and_raises(jobs: list[Job]) -> Iterator[int]:
     yield jobs[0].what
     raise PermissionError
 
@@ -122,9 +123,9 @@ def yields_one_and_raises(jobs: List[Job]) -> Iterator[int]:
 )
 @pytest.mark.parametrize("max_workers", [1, 2])
 def test_what_a_processor_does_for_one_tenant_never_touches_another(
-    misfortune: Callable[[List[Job]], Any], bad: List[Any], max_workers: int
+    misfortune: Callable[[list[Job]], Any], bad: list[Any], max_workers: int
 ) -> None:
-    def processor(jobs: List[Job]) -> Any:
+    def processor(jobs: list[Job]) -> Any:
         return misfortune(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
 
     with Batcher(processor, Size(2), key=tenant_of, max_workers=max_workers) as batcher:
@@ -136,7 +137,7 @@ def test_what_a_processor_does_for_one_tenant_never_touches_another(
 def test_tenants_who_meet_the_same_exception_object_get_one_each() -> None:
     error = PermissionError("the same")
 
-    def processor(jobs: List[Job]) -> None:
+    def processor(jobs: list[Job]) -> None:
         raise error
 
     with Batcher(processor, Size(2), key=tenant_of) as batcher:
@@ -145,7 +146,7 @@ def test_tenants_who_meet_the_same_exception_object_get_one_each() -> None:
 
 
 def test_a_slow_tenant_leaves_another_worker_to_the_others(processor: RecordingProcessor[Any]) -> None:
-    def hold_one(jobs: List[Job]) -> Any:
+    def hold_one(jobs: list[Job]) -> Any:
         return processor(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
 
     with Batcher(hold_one, Size(2), key=tenant_of, max_workers=2) as batcher:
@@ -233,7 +234,7 @@ def test_a_policy_that_raises_for_one_tenant_sends_the_jobs_of_others(question: 
 
 
 def test_a_key_that_raises_for_one_tenant_refuses_its_job_only() -> None:
-    keys: Dict[str, str] = {"good": "key"}
+    keys: dict[str, str] = {"good": "key"}
     processor = RecordingProcessor[Job]()
     with Batcher(processor, Size(9), key=lambda job: keys[job.tenant]) as batcher:
         with pytest.raises(KeyError, match="bad"):

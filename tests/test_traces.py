@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from typing import Any, List
+from typing import Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from microbatch.traces import TraceRecorder, read_trace
 
 
 def test_a_trace_has_what_happened_and_nothing_of_the_jobs(clock: ManualClock) -> None:
-    def processor(jobs: List[str]) -> List[str]:
+    def processor(jobs: list[str]) -> list[str]:
         clock.advance(0.25)
         return jobs
 
@@ -72,7 +72,7 @@ def test_arrivals_are_in_order_from_zero_whatever_the_order_of_the_batches() -> 
         "a line that begins below zero",
     ],
 )
-def test_the_service_time_is_a_line_through_the_batches(batches: Any, expected: List[float]) -> None:
+def test_the_service_time_is_a_line_through_the_batches(batches: Any, expected: list[float]) -> None:
     trace = read_trace([line(*[0.0] * size, service_time=time) for size, time in batches])
     assert pytest.approx(expected) == [trace.service_time(size) for size in (2, 10)]
 
@@ -115,7 +115,7 @@ def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -
         (["[" * 100_000], "line 1 must be one of a trace"),
     ],
 )
-def test_what_is_no_trace_is_refused_by_line(lines: List[str], complaint: str) -> None:
+def test_what_is_no_trace_is_refused_by_line(lines: list[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read_trace(lines)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from microbatch._words import parse_cost, parse_policy, parse_rate, parse_seconds
+from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
 
 
 @pytest.mark.parametrize(

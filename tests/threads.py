@@ -1,8 +1,9 @@
 """Calls in threads of their own, and threads that do not start."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 

@@ -3,9 +3,10 @@
 import statistics
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
+from typing import NamedTuple, TypeVar
 
 from benchmarks.contenders import Contender
 
@@ -59,15 +60,15 @@ class Measurement:
     name: str
     title: str
     about: str
-    run: Callable[..., Dict[str, float]]
+    run: Callable[..., dict[str, float]]
     figures: Mapping[str, Figure]
     contenders: Sequence[str]
     cases: Sequence[Case]
     quick: Sequence[Case]
-    ratios: Sequence[Tuple[str, str]] = ()
+    ratios: Sequence[tuple[str, str]] = ()
     wide: bool = False
-    growth: Optional[Tuple[str, str]] = None
-    plot: Optional[str] = None
+    growth: tuple[str, str] | None = None
+    plot: str | None = None
 
 
 class Spent(NamedTuple):
@@ -77,7 +78,7 @@ class Spent(NamedTuple):
     cpu: float
 
 
-def together(works: Sequence[Callable[[], Outcome]]) -> Tuple[Spent, List[Outcome]]:
+def together(works: Sequence[Callable[[], Outcome]]) -> tuple[Spent, list[Outcome]]:
     """Call each of *works* in a thread of its own, all released at the same moment, and return what that took."""
     started = Spent(0.0, 0.0)
 
@@ -103,13 +104,13 @@ def together(works: Sequence[Callable[[], Outcome]]) -> Tuple[Spent, List[Outcom
         pool.shutdown(wait=False)  # where one failed, the others may hang
 
 
-def p50_and_p99(values: Sequence[float]) -> Tuple[float, float]:
+def p50_and_p99(values: Sequence[float]) -> tuple[float, float]:
     """Return the median and the 99th percentile of *values*."""
     percentiles = statistics.quantiles(values, n=100, method="inclusive")
     return statistics.median(values), percentiles[98]
 
 
-def check_workers(contender: Type[Contender], workers: int) -> None:
+def check_workers(contender: type[Contender], workers: int) -> None:
     """Raise `Unsuited` for a contender that can't run so many batches at once."""
     if workers > contender.most_workers:
         raise Unsuited(f"runs {contender.most_workers} batch at a time")

@@ -8,7 +8,6 @@ raw locks and nothing else. The mean batch says whether all callers travel toget
 
 import itertools
 import time
-from typing import Dict, List, Type
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import (
@@ -27,13 +26,13 @@ from benchmarks.measurements.base import (
 from benchmarks.measurements.downstream import Downstream
 
 
-def run(contender: Type[Contender], *, workers: int, threads: int, seconds: float) -> Dict[str, float]:
+def run(contender: type[Contender], *, workers: int, threads: int, seconds: float) -> dict[str, float]:
     """See the module."""
     check_workers(contender, workers)
     downstream = Downstream(workers, SIZE)
     batcher = contender(downstream, size=SIZE, interval=INTERVAL, workers=workers)
 
-    def work() -> List[float]:
+    def work() -> list[float]:
         submit, result, clock = batcher.submit, batcher.result, time.perf_counter
         latencies = []
         start = now = clock()

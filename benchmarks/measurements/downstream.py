@@ -3,7 +3,6 @@
 import statistics
 import threading
 import time
-from typing import List, Tuple
 
 CALL = 0.005
 JOB = 0.000_020
@@ -23,10 +22,10 @@ class Downstream:
     def __init__(self, at_once: int, size: int) -> None:
         self._places = threading.Semaphore(at_once)
         self._late = min(_lateness(), CALL / 10)
-        self.calls: List[Tuple[float, List[bytes]]] = []
+        self.calls: list[tuple[float, list[bytes]]] = []
         self.limit = at_once * size / (CALL + JOB * size)
 
-    def __call__(self, jobs: List[bytes]) -> List[bytes]:
+    def __call__(self, jobs: list[bytes]) -> list[bytes]:
         with self._places:
             time.sleep(CALL + JOB * len(jobs) - self._late)
         self.calls.append((time.perf_counter(), jobs))

@@ -10,7 +10,7 @@ The floor has no hand-over, so it always runs in one thread; the other rows are 
 
 import functools
 import gc
-from typing import Any, Dict, List, Tuple, Type
+from typing import Any
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import (
@@ -26,21 +26,21 @@ from benchmarks.measurements.base import (
 )
 
 
-def no_op(jobs: List[bytes]) -> List[bytes]:
+def no_op(jobs: list[bytes]) -> list[bytes]:
     """Give back what comes: the cheapest processor there is."""
     return jobs
 
 
-def run(contender: Type[Contender], *, jobs: int, threads: int) -> Dict[str, float]:
+def run(contender: type[Contender], *, jobs: int, threads: int) -> dict[str, float]:
     """See the module."""
     return cost(contender(no_op, size=SIZE, interval=INTERVAL, workers=1), jobs, min(threads, contender.most_callers))
 
 
-def cost(batcher: Contender, jobs: int, threads: int) -> Dict[str, float]:
+def cost(batcher: Contender, jobs: int, threads: int) -> dict[str, float]:
     """Return the microseconds per job of wall and of CPU, and close *batcher*."""
     shares = [[b"%d" % number for number in range(thread, jobs, threads)] for thread in range(threads)]
 
-    def work(share: List[bytes]) -> Tuple[List[Any], List[bytes]]:
+    def work(share: list[bytes]) -> tuple[list[Any], list[bytes]]:
         submit, result = batcher.submit, batcher.result
         handles = [submit(job) for job in share]
         return handles, [result(handle) for handle in handles]  # so the handles are freed when the clock has stopped

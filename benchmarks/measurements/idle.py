@@ -5,14 +5,13 @@ contender's threads used meanwhile: nothing, unless they poll.
 """
 
 import time
-from typing import Dict, Type
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement
 from benchmarks.measurements.gather import no_op
 
 
-def run(contender: Type[Contender], *, seconds: float) -> Dict[str, float]:
+def run(contender: type[Contender], *, seconds: float) -> dict[str, float]:
     """See the module."""
     batcher = contender(no_op, size=SIZE, interval=INTERVAL, workers=1)
     batcher.result(batcher.submit(b"job"))

@@ -6,14 +6,14 @@ company pays for the interval each time.
 """
 
 import time
-from typing import Callable, Dict, List, Type
+from collections.abc import Callable
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement, p50_and_p99
 from benchmarks.measurements.downstream import Downstream
 
 
-def run(contender: Type[Contender], *, calls: int) -> Dict[str, float]:
+def run(contender: type[Contender], *, calls: int) -> dict[str, float]:
     """See the module."""
     downstream = Downstream(1, SIZE)
     bare, _ = p50_and_p99(_durations(lambda: downstream([b"job"]), calls))
@@ -24,7 +24,7 @@ def run(contender: Type[Contender], *, calls: int) -> Dict[str, float]:
     return {"over_bare": p50 / bare, "p50": p50 * 1e3, "p99": p99 * 1e3, "bare": bare * 1e3}
 
 
-def _durations(call: Callable[[], object], calls: int) -> List[float]:
+def _durations(call: Callable[[], object], calls: int) -> list[float]:
     durations = []
     for _ in range(calls):
         start = time.perf_counter()

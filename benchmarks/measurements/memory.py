@@ -10,8 +10,9 @@ import gc
 import os
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Type
+from typing import Any
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement, Unsuited
@@ -19,18 +20,18 @@ from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, 
 STATM = Path("/proc/self/statm")
 
 
-def run(contender: Type[Contender], *, jobs: int, traced: int) -> Dict[str, float]:
+def run(contender: type[Contender], *, jobs: int, traced: int) -> dict[str, float]:
     """See the module."""
     read = _traced if traced else _resident
     go_on = threading.Event()
 
-    def processor(batch: List[bytes]) -> List[bytes]:
+    def processor(batch: list[bytes]) -> list[bytes]:
         go_on.wait()
         return batch
 
     batcher = contender(processor, size=SIZE, interval=INTERVAL, workers=1)
     waiting = [b"%d" % number for number in range(jobs)]
-    handles: List[Any] = [None] * jobs
+    handles: list[Any] = [None] * jobs
     if traced:
         tracemalloc.start()
     before = _after_collection(read)
@@ -60,7 +61,7 @@ def _traced() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-def _cases(jobs: int) -> List[Case]:
+def _cases(jobs: int) -> list[Case]:
     return [
         Case(f"{jobs:,} jobs, resident", {"jobs": jobs, "traced": 0}),
         Case(f"{jobs:,} jobs, tracemalloc", {"jobs": jobs, "traced": 1}),

@@ -11,14 +11,13 @@ Microbatch's default takes up to 100 jobs a call, so for it the same arrivals ar
 import itertools
 import random
 import time
-from typing import Dict, Type
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import INTERVAL, PEERS, SIZE, Case, Figure, Measurement, p50_and_p99
 from benchmarks.measurements.downstream import Downstream
 
 
-def run(contender: Type[Contender], *, load: float, seconds: float) -> Dict[str, float]:
+def run(contender: type[Contender], *, load: float, seconds: float) -> dict[str, float]:
     """See the module."""
     downstream = Downstream(1, SIZE)
     rate = load * downstream.limit

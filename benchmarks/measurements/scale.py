@@ -8,16 +8,16 @@ Only microbatch has keys, and each key has its own open batch. With 100,000 keys
 batch holds one job and the cost of a job should no longer grow. The pool always makes one call per job.
 """
 
-from typing import Any, Dict, Type
+from typing import Any
 
 from benchmarks.contenders import Contender, Microbatch
 from benchmarks.measurements import gather
 from benchmarks.measurements.base import BATCHERS, INTERVAL, POOL, SIZE, Case, Measurement
 
 
-def run_keys(contender: Type[Contender], *, jobs: int, keys: int, workers: int = 1) -> Dict[str, float]:
+def run_keys(contender: type[Contender], *, jobs: int, keys: int, workers: int = 1) -> dict[str, float]:
     """See the module."""
-    options: Dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if issubclass(contender, Microbatch):
         options["key"] = {b"%d" % number: number % keys for number in range(jobs)}.__getitem__
     return gather.cost(

@@ -5,14 +5,13 @@ Who polls needs up to the length of a poll. Some do not wait for their threads, 
 """
 
 import time
-from typing import Dict, Type
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import BATCHERS, INTERVAL, PEERS, POOL, SIZE, Case, Figure, Measurement, p50_and_p99
 from benchmarks.measurements.gather import no_op
 
 
-def run(contender: Type[Contender], *, times: int) -> Dict[str, float]:
+def run(contender: type[Contender], *, times: int) -> dict[str, float]:
     """See the module."""
     durations = []
     for _ in range(times):

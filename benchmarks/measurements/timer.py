@@ -7,17 +7,16 @@ Between jobs a pause of random length keeps the callers from falling into step w
 
 import random
 import time
-from typing import Dict, List, Type
 
 from benchmarks.contenders import Contender
 from benchmarks.measurements.base import INTERVAL, PEERS, SIZE, Case, Figure, Measurement, p50_and_p99
 
 
-def run(contender: Type[Contender], *, jobs: int) -> Dict[str, float]:
+def run(contender: type[Contender], *, jobs: int) -> dict[str, float]:
     """See the module."""
-    called: List[float] = []
+    called: list[float] = []
 
-    def processor(batch: List[bytes]) -> List[bytes]:
+    def processor(batch: list[bytes]) -> list[bytes]:
         called.append(time.perf_counter())
         return batch
 

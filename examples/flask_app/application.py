@@ -8,7 +8,7 @@ $ curl -d what=tea localhost:5000/orders
 
 import os
 import sqlite3
-from typing import Any, Dict, List
+from typing import Any
 
 from flask import Flask, current_app, g, request
 
@@ -31,7 +31,7 @@ def close_database(error: Any) -> None:
         g.pop("database").close()
 
 
-def insert_many(orders: List[str]) -> List[int]:
+def insert_many(orders: list[str]) -> list[int]:
     """Insert all in one transaction, and return their numbers."""
     with database() as transaction:
         insert = "INSERT INTO orders (what) VALUES (?)"
@@ -41,7 +41,7 @@ def insert_many(orders: List[str]) -> List[int]:
 inserts: FlaskBatcher[str, int] = FlaskBatcher(insert_many, Size(100) | Natural(), name="orders")
 
 
-def add_order() -> Dict[str, Any]:
+def add_order() -> dict[str, Any]:
     """Insert an order, together with those of other requests, and answer with its number."""
     result = inserts.submit(request.form["what"], timeout=1).result(timeout=5)
     return {"order": result.value, "what": request.form["what"], "batch": result.batch.size}

@@ -16,10 +16,11 @@ another thing, and needs nothing of this: ``Batcher(insert_many, executor=client
 import asyncio
 import os
 import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import Any, AsyncIterator, Callable, Coroutine, Dict, List
+from typing import Any
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
@@ -49,12 +50,12 @@ class SharedProcessor:
         self._connect = connect
         # Held while it connects and searches: once for all. By process, as one that is held at a fork is held in the child
         # for ever; and by a thread as often as it likes, so that one whose client= comes back here gets a RecursionError.
-        self._mutexes: Dict[int, Any] = {}
+        self._mutexes: dict[int, Any] = {}
         self._process = 0  # which is connected
         self._client: Any = None
         self._found: Any = None  # the actor, and its future
 
-    def __call__(self, jobs: List[Any]) -> List[Any]:
+    def __call__(self, jobs: list[Any]) -> list[Any]:
         """Return one outcome for each job: a value, or an exception."""
         messages = [_packed(job) for job in jobs]
         sent = [message for message in messages if isinstance(message, bytes)]
@@ -143,7 +144,7 @@ class _Collector:
         # For room. One thread is as fast as many, and the loop's own stay free for a shutdown.
         self._waiting = ThreadPoolExecutor(1)
 
-    async def run(self, messages: List[bytes]) -> List[bytes]:
+    async def run(self, messages: list[bytes]) -> list[bytes]:
         """Do some jobs, and give back one outcome for each."""
         loop = asyncio.get_running_loop()
         over, left = loop.create_future(), len(messages)
@@ -157,7 +158,7 @@ class _Collector:
             if last:
                 loop.call_soon_threadsafe(over.set_result, None)
 
-        outcomes: List[Any] = []
+        outcomes: list[Any] = []
         for message in messages:
             try:
                 job = loads(message)
@@ -188,7 +189,7 @@ class _Collector:
 
 def shared(
     name: str,
-    processor: Callable[[List[Any]], Any],
+    processor: Callable[[list[Any]], Any],
     policy: "BatchingPolicy[Any]" = DEFAULT_POLICY,
     *,
     client: Callable[[], Client],

@@ -17,9 +17,9 @@ and wherever there is a job::
 import inspect
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any
 
 from django import conf
 from django.apps import AppConfig
@@ -48,7 +48,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
     """
 
     def __init__(self) -> None:
-        self._made: Dict[str, "Batcher[Any, Any]"] = {}
+        self._made: dict[str, Batcher[Any, Any]] = {}
 
     def __getitem__(self, name: str) -> "Batcher[Any, Any]":
         found = self._made.get(name)
@@ -97,7 +97,7 @@ def _make(name: str) -> "Batcher[Any, Any]":
         raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher is a text")
     if not isinstance(configured[name], Mapping) or "PROCESSOR" not in configured[name]:
         raise ImproperlyConfigured(f"{where} must be a dict with at least a 'PROCESSOR'")
-    arguments: Dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for setting, value in configured[name].items():
         if setting not in _ARGUMENTS:
             raise ImproperlyConfigured(f"{where} has no {setting!r}, only {', '.join(sorted(_ARGUMENTS))}")
@@ -132,11 +132,11 @@ class Microbatch(AppConfig):
         setting_changed.connect(_forget)
 
 
-def _check(app_configs: Any, **kwargs: Any) -> List[checks.CheckMessage]:
+def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     configured = _configured()
     if not isinstance(configured, Mapping):
         return [checks.Error("MICROBATCH must be a dict of dicts, by the names of batchers", id="microbatch.E001")]
-    errors: List[checks.CheckMessage] = []
+    errors: list[checks.CheckMessage] = []
     for name in configured:
         try:
             batchers[name]
@@ -150,7 +150,7 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
         batchers.shutdown()
 
 
-def closing_old_connections(processor: Callable[[List[Any]], Any]) -> Callable[[List[Any]], List[Any]]:
+def closing_old_connections(processor: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
     """Return *processor*, with Django's database connections looked after before and after each batch, as for a request.
 
     A worker thread has connections of its own, and no request ends there. Those that had an error or are older than
@@ -160,7 +160,7 @@ def closing_old_connections(processor: Callable[[List[Any]], Any]) -> Callable[[
 
 
 _mutex = threading.RLock()  # guards what follows, and is held by a batch that uses shared connections: one at a time
-_shared: Dict[str, Any] = {}
+_shared: dict[str, Any] = {}
 _opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDictionary()
 
 
@@ -181,7 +181,7 @@ def _connections() -> Iterator[None]:
 
 
 @contextmanager
-def _instead_of_own(shared: Dict[str, Any]) -> Iterator[None]:
+def _instead_of_own(shared: dict[str, Any]) -> Iterator[None]:
     own = {connection.alias: connection for connection in connections.all(initialized_only=True)}
     try:
         for alias, connection in shared.items():

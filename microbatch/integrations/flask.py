@@ -20,7 +20,8 @@
 True
 """
 
-from typing import Any, Callable, Dict, Generic, List, Optional, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from flask import Flask, current_app
 
@@ -48,14 +49,14 @@ class FlaskBatcher(Generic[Job, Value]):
 
     def __init__(
         self,
-        processor: Callable[[List[Job]], Any],
+        processor: Callable[[list[Job]], Any],
         policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         *,
-        app: Optional[Flask] = None,
+        app: Flask | None = None,
         **options: Any,
     ) -> None:
         self._processor: Callable[[Any], Any] = processor
-        self._options: Dict[str, Any] = {**options, "policy": policy}
+        self._options: dict[str, Any] = {**options, "policy": policy}
         # Which complains where it is written, and not when an application is made.
         Batcher(self._processor, **self._options)
         if app is not None:

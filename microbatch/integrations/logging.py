@@ -14,7 +14,7 @@ batch 1 of inserts: 1 of 1 jobs failed, by natural, waited 0.00... s, took 0.00.
 
 import logging
 from dataclasses import asdict
-from typing import Any, Dict, Optional
+from typing import Any
 
 from microbatch import BatcherShutDown, BatchFinished, BatchListener
 
@@ -34,7 +34,7 @@ class LoggingListener(BatchListener):
         logger: where to.
     """
 
-    def __init__(self, logger: Optional[logging.Logger] = None) -> None:
+    def __init__(self, logger: logging.Logger | None = None) -> None:
         if not isinstance(logger, (logging.Logger, type(None))):
             raise TypeError(f"logger must be a logging.Logger, got {logger!r}")
         self._logger = logging.getLogger("microbatch.batches") if logger is None else logger
@@ -45,7 +45,7 @@ class LoggingListener(BatchListener):
         level = logging.INFO if not fact.failed else logging.WARNING if fact.failed < batch.size else logging.ERROR
         if not self._logger.isEnabledFor(level):
             return
-        facts: Dict[str, Any] = {
+        facts: dict[str, Any] = {
             "batcher": fact.batcher,
             "batch_id": batch.id,
             "batch_size": batch.size,

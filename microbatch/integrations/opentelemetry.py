@@ -10,7 +10,8 @@ set up to go anywhere.
 """
 
 from collections import Counter
-from typing import Any, Dict, Iterable, List, Optional
+from collections.abc import Iterable
+from typing import Any
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.context import Context
@@ -41,8 +42,8 @@ class OpenTelemetryListener(BatchListener):
 
     def __init__(
         self,
-        tracer_provider: Optional[trace.TracerProvider] = None,
-        meter_provider: Optional[metrics.MeterProvider] = None,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
     ) -> None:
         self._tracer = trace.get_tracer("microbatch", __version__, tracer_provider)
         meter = metrics.get_meter("microbatch", __version__, meter_provider)
@@ -57,7 +58,7 @@ class OpenTelemetryListener(BatchListener):
             unit="{message}",
             description="Number of messages that were delivered to the application.",
         )
-        self._open: Dict[int, trace.Span] = {}  # by the id of what is known of the batch
+        self._open: dict[int, trace.Span] = {}  # by the id of what is known of the batch
 
     def batch_started(self, fact: BatchStarted) -> None:
         """Begin a span, and make it the current one."""
@@ -98,7 +99,7 @@ class OpenTelemetryListener(BatchListener):
             span.end()
 
 
-def _attributes(name: str, kind: str = "") -> Dict[str, Any]:
+def _attributes(name: str, kind: str = "") -> dict[str, Any]:
     attributes = {
         "messaging.system": "microbatch",
         "messaging.operation.name": "process",
@@ -107,14 +108,14 @@ def _attributes(name: str, kind: str = "") -> Dict[str, Any]:
     return {**attributes, "error.type": kind} if kind else attributes
 
 
-def _kind(error: Optional[BaseException]) -> str:
+def _kind(error: BaseException | None) -> str:
     if error is None:
         return ""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _links(futures: Iterable[JobFuture[Any]]) -> List[trace.Link]:
+def _links(futures: Iterable[JobFuture[Any]]) -> list[trace.Link]:
     """Return links to the spans that were current where the jobs were submitted, one to each."""
     contexts = [future.context for future in futures]
     spans = [kept.run(trace.get_current_span).get_span_context() for kept in contexts if kept is not None]

@@ -13,9 +13,10 @@
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import chain
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -59,8 +60,8 @@ class PrometheusListener(BatchListener, Collector):
 
     def __init__(self, registry: CollectorRegistry = REGISTRY, *, buckets: Sequence[float] = _SECONDS) -> None:
         self._mutex = threading.RLock()  # guards both; re-entrant for the sake of a finalizer that shuts a batcher down
-        self._watched: "weakref.WeakSet[Batcher[Any, Any]]" = weakref.WeakSet()
-        self._past: Dict[str, BatcherStats] = {}  # of those that were shut down, so that no counter ever falls
+        self._watched: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
+        self._past: dict[str, BatcherStats] = {}  # of those that were shut down, so that no counter ever falls
         label = ["batcher"]
         self._running = Gauge(
             "microbatch_batches_running",
@@ -131,7 +132,7 @@ class PrometheusListener(BatchListener, Collector):
         return chain(*(metric.describe() for metric in self._measured), _read({}))
 
 
-def _read(stats: Dict[str, BatcherStats]) -> Iterable[Any]:
+def _read(stats: dict[str, BatcherStats]) -> Iterable[Any]:
     accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs accepted.", labels=["batcher"])
     outcomes = CounterMetricFamily("microbatch_jobs", "Jobs done.", labels=["batcher", "outcome"])
     waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that no worker has taken.", labels=["batcher"])
@@ -152,7 +153,7 @@ def _read(stats: Dict[str, BatcherStats]) -> Iterable[Any]:
     return accepted, outcomes, waiting, running, oldest, batches
 
 
-def _sum(first: BatcherStats, second: Optional[BatcherStats]) -> BatcherStats:
+def _sum(first: BatcherStats, second: BatcherStats | None) -> BatcherStats:
     if second is None:
         return first
     counts = [each.name for each in fields(first) if each.name not in ("triggers", "oldest")]

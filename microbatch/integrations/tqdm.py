@@ -12,7 +12,7 @@
 
 import os
 import threading
-from typing import Any, Optional
+from typing import Any
 
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ class TqdmListener(BatchListener):
             Where it knows no total, that is how many jobs have been submitted until then.
     """
 
-    def __init__(self, bar: Optional[Any] = None) -> None:
+    def __init__(self, bar: Any | None = None) -> None:
         self._own = bar is None
         self._bar = Bar(unit=" jobs") if bar is None else bar
         self._grows = self._bar.total is None

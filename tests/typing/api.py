@@ -1,12 +1,13 @@
 """Read by ``mypy --strict`` and never run: what the types promise. Each ``type: ignore`` is an error that must be one."""
 
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Iterator, List, Sequence, Union
+from typing import Any
 
 from microbatch import (
-    Batcher,
     BatchedFunction,
+    Batcher,
     BatchingPolicy,
     Interval,
     JobFuture,
@@ -24,18 +25,18 @@ else:
     from typing_extensions import assert_type
 
 
-def lengths(words: Sequence[str]) -> List[int]:
+def lengths(words: Sequence[str]) -> list[int]:
     return [len(word) for word in words]
 
 
-def insert(words: List[str]) -> None: ...
+def insert(words: list[str]) -> None: ...
 
 
 def stream(words: Sequence[str]) -> Iterator[int]:
     yield from map(len, words)
 
 
-def partly(words: Sequence[str]) -> List[Union[int, ValueError]]:
+def partly(words: Sequence[str]) -> list[int | ValueError]:
     return [len(word) if word else ValueError() for word in words]
 
 
@@ -90,27 +91,27 @@ Batcher(lengths, max_workers="3")  # type: ignore[call-overload]
 
 # The decorator.
 @batched(Size(3))
-def decorated(words: List[str]) -> List[int]:
+def decorated(words: list[str]) -> list[int]:
     return lengths(words)
 
 
 @batched(Size(3))
-def inserted(words: List[str]) -> None: ...
+def inserted(words: list[str]) -> None: ...
 
 
 class Shop:
     @batched(Size(3))
-    def price(self, words: List[str]) -> List[float]:
+    def price(self, words: list[str]) -> list[float]:
         return []
 
     @batched(Size(3))
     @classmethod
-    def of_class(cls, words: List[str]) -> List[float]:
+    def of_class(cls, words: list[str]) -> list[float]:
         return []
 
     @batched(Size(3))
     @staticmethod
-    def of_none(words: List[str]) -> List[float]:
+    def of_none(words: list[str]) -> list[float]:
         return []
 
 
@@ -127,5 +128,5 @@ batched(lengths)  # type: ignore[arg-type]
 
 # The doubles.
 recorder: RecordingProcessor[str] = RecordingProcessor(len)
-assert_type(recorder.batches, List[List[str]])
+assert_type(recorder.batches, list[list[str]])
 recorded: Batcher[str, Any] = Batcher(recorder)

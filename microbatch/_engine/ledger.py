@@ -1,0 +1,297 @@
+"""The books of one batcher: which accepted job is where, and which future is still to be settled."""
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
+from typing import Any
+
+from microbatch._basics.clock import NEVER
+from microbatch._basics.waiting import Bell
+from microbatch._engine.queue import NO_NEWS, JobQueue, News
+from microbatch.futures.exceptions import Failures
+from microbatch.futures.job_future import Conclusion, JobFuture, conclude
+from microbatch.results import OVER, WAITING, BatcherStats, JobState, Service
+
+__all__ = ["Ledger"]
+
+# As globals they are read without a call.
+_QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
+_SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
+
+
+class Ledger:
+    """Has every accepted job in exactly one state, and every future that is still to be settled.
+
+    Written by the worker thread and by the threads that run batches, never by a caller's, with the queue's mutex held.
+    """
+
+    def __init__(self, queue: JobQueue, name: str = "microbatch") -> None:
+        self.queue = queue
+        self.name = name  # of the batcher
+        self._counts = dict.fromkeys(JobState, 0)
+        self._batches = 0
+        self._triggers: Counter[str] = Counter()
+        self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
+        self._epochs: Counter[int] = Counter()  # how many of those are of which
+        self._untold: dict[JobFuture[Any], None] = (
+            {}
+        )  # futures whose watchers are being told, or whose callbacks are run
+
+    def wait_for_news(self) -> News:
+        """Wait until there is news for the worker thread, or its moment has come, and lead."""
+        with self.queue.mutex:
+            self.queue.wait_for_lead()
+            news = self.take_in()
+        return news
+
+    def resign(self, moment: float, wanted: int) -> None:
+        """Leave the lead until there is news (*wanted* jobs, or other) or *moment* has come."""
+        with self.queue.mutex:
+            self.queue.resign(moment, wanted)
+
+    def lead(self) -> News | None:
+        """Take the lead and what news there is, unless there is a leader."""
+        with self.queue.mutex:
+            if not self.queue.lead():
+                return None
+            return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NO_NEWS
+
+    def take_in(self) -> News:
+        """Enter all news into the books, and return it."""
+        with self.queue.mutex:
+            news = self.queue.take_news()
+            self._enter(news.jobs)
+            counts = self._counts
+            for stage in news.withdrawn.values():
+                counts[stage], counts[_CANCELLED] = counts[stage] - 1, counts[_CANCELLED] + 1
+            self._count_held()
+        return news
+
+    def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
+        """Enter jobs that are `JobQueue.taken`: they are counted in the step that ends this."""
+        self._unsettled.update(dict.fromkeys(jobs))
+        for epoch, number in _epochs(jobs).items():
+            self._epochs[epoch] += number
+        counts, total, none = self._counts, len(jobs), deque[JobFuture[Any]]()
+        counts[_QUEUED], self.queue.taken = counts[_QUEUED] + total, none
+
+    def recover(self) -> list[JobFuture[Any]]:
+        """Put the books right after an exception between any two statements, and return the jobs that still wait.
+
+        Any thread may call this, since the books change only with the mutex held.
+        """
+        with self.queue.mutex:
+            self.queue.find_withdrawn()
+            self._enter(self.queue.taken)
+            self._epochs = Counter(future.epoch for future in self._unsettled)
+            self._count_anew()
+            self.queue.moving = False
+            self._count_held()
+            return list(filter(attrgetter("waiting"), self._unsettled))
+
+    def _count_anew(self) -> None:
+        counts, stages = self._counts, Counter(map(self.queue.stage_in_books, self._unsettled))
+        uncounted = sum([counts[stage] - stages[stage] for stage in (*WAITING, _RUNNING)])
+        counts.update({stage: stages[stage] for stage in (*WAITING, _RUNNING)})
+        for stage in map(self.queue.stage_in_books, self._unsettled):
+            if stage in OVER and uncounted:
+                counts[stage], uncounted = counts[stage] + 1, uncounted - 1
+
+    def tell_again(self) -> None:
+        """Tell all waiters of outcomes that exist, in case an exception has kept a thread from doing so."""
+        with self.queue.mutex:
+            over = self._over()
+        for future in over:
+            future.announce()
+        self.release(over)
+        for future in over:
+            future.call_back()
+            self._untold.pop(future, None)
+        self.queue.wake_all()
+
+    def _over(self) -> list[JobFuture[Any]]:
+        return [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
+
+    def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
+        """Note that these jobs, as far as they still wait, have joined an open batch."""
+        with self.queue.mutex:
+            self._move(futures, (JobState.QUEUED,), JobState.BATCHED)
+
+    def claim(self, futures: Iterable[JobFuture[Any]]) -> list[JobFuture[Any]]:
+        """Return those of the jobs that still wait, as running: from here on they can't be withdrawn."""
+        with self.queue.mutex:
+            live = self._move(futures, WAITING, JobState.RUNNING)
+            self._count_held()
+            if self.queue.not_full:
+                self.queue.not_full.notify(len(live))
+            return live
+
+    def claim_batch(self, futures: Iterable[JobFuture[Any]], trigger: str) -> tuple[list[JobFuture[Any]], int]:
+        """Do the same for a batch that goes to a worker, and return its number as well."""
+        with self.queue.mutex:
+            live, number = self.claim(futures), 0
+            if live:
+                number = self._batches = self._batches + 1
+                self._triggers[trigger] += 1
+            return live, number
+
+    def settle(
+        self,
+        futures: Iterable[JobFuture[Any]],
+        outcomes: list[Any],
+        failures: Failures | None,
+        service: Service | None = None,
+        failed: JobState = JobState.FAILED,
+    ) -> int:
+        """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
+
+        The outcomes are values, which come from a *service*, or exceptions, which *failures* records.
+
+        The books are right and all futures readable at once. Then the callers in `flush` are woken and the
+        watchers are told, and only then are the callbacks run: a callback may use the batcher, and may wait for another
+        job of its own batch.
+        """
+        try:
+            with self.queue.mutex:
+                conclusion = self._conclude(futures, outcomes, failures, service, failed)
+                if conclusion.watched or conclusion.called:
+                    self._untold.update(dict.fromkeys([*conclusion.watched, *conclusion.called]))
+                self._strike_out(conclusion.done)
+            for future in conclusion.watched:
+                future.tell_watchers()
+            for future in conclusion.called:
+                future.call_back()
+            for future in conclusion.watched + conclusion.called:
+                self._untold.pop(future, None)
+            return conclusion.failures
+        except BaseException:  # from outside
+            self.recover()
+            self.tell_again()
+            raise
+
+    def _conclude(
+        self,
+        futures: Iterable[JobFuture[Any]],
+        outcomes: list[Any],
+        failures: Failures | None,
+        service: Service | None,
+        failed: JobState,
+    ) -> Conclusion:
+        conclusion = conclude(futures, outcomes, service, failures, failed)
+        if service is not None and conclusion.bells:
+            callers = [bell.caller for bell in conclusion.bells]
+            self.queue.callers.release(callers, service.started + service.time, service.time)
+        counts, done, bad = self._counts, len(conclusion.done), conclusion.failures
+        good = done - bad
+        # In one step, so that no exception leaves half of it. And without a call, as wherever something is counted: a
+        # finalizer that comes in and waits gives up the mutex, and others count too.
+        counts[_RUNNING], counts[_SUCCEEDED], counts[failed] = (
+            counts[_RUNNING] - done,
+            counts[_SUCCEEDED] + good,
+            counts[failed] + bad,
+        )
+        return conclusion
+
+    def release(self, futures: Iterable[JobFuture[Any]]) -> None:
+        """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""
+        with self.queue.mutex:
+            self._strike_out(futures)
+
+    def _strike_out(self, futures: Iterable[JobFuture[Any]]) -> None:
+        strike = self._unsettled.pop
+        known = [future for future in futures if strike(future, self) is None]
+        for epoch, count in _epochs(known).items():
+            self._epochs[epoch] -= count
+            if not self._epochs[epoch]:
+                del self._epochs[epoch]
+                self.queue.settled.notify_all()
+
+    def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
+        """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
+        bell = Bell(self.queue.mutex)
+        with self.queue.mutex:
+            try:
+                self.queue.settled[bell] = None
+                self._wait_settled(epoch, moment, bell)
+            finally:
+                self.queue.settled.pop(bell, None)
+            return self._oldest_epoch() > epoch
+
+    def _wait_settled(self, epoch: float, moment: float, bell: Bell) -> None:
+        while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
+            self.queue.clock.wait_until(bell, moment)
+
+    def unsettled(self) -> list[JobFuture[Any]]:
+        """Return the futures that have no outcome yet, in order of acceptance."""
+        with self.queue.mutex:
+            futures = self.inherited()
+        return futures
+
+    def inherited(self) -> list[JobFuture[Any]]:
+        """Return the futures that have no outcome yet, without the lock, in order of acceptance.
+
+        For a forked child, where nobody may ever release it: at whatever statement the parent's threads were, each
+        future is in one of these three places.
+        """
+        return list(dict.fromkeys([*self._unsettled, *self.queue.taken, *self.queue.queue]))
+
+    def stats(self) -> BatcherStats:
+        """Return all counts of one moment."""
+        with self.queue.mutex:
+            counts = Counter({state: count for state, count in self._counts.items()})
+            counts[JobState.QUEUED] += len(self.queue.queue) + len(self.queue.taken)
+            for stage in self.queue.cancelled():
+                counts[stage] -= 1
+                counts[JobState.CANCELLED] += 1
+            stats = BatcherStats(
+                accepted=sum(counts.values()),
+                **{state.value: counts[state] for state in JobState},
+                batches=self._batches,
+                triggers=dict(self._triggers),
+                oldest=max(0.0, self.queue.clock.now() - self._oldest()),
+            )
+        return stats
+
+    def _oldest(self) -> float:
+        parts = list(self._unsettled), list(self.queue.queue)  # copies, for a signal handler may come in and wait
+        return min(next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
+
+    def _oldest_epoch(self) -> float:
+        # The queue's jobs are younger than the others, and its first is the oldest of them.
+        if self._unsettled:
+            return min(self._epochs, default=NEVER)
+        return self.queue.queue[0].epoch if self.queue.queue else NEVER
+
+    def _move(
+        self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
+    ) -> list[JobFuture[Any]]:
+        """Move those of the futures that are in one of the stages *before*, and return them."""
+        self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
+        live = [future for future in futures if future.stage in before]
+        batched = 0 if JobState.BATCHED not in before else [future.stage for future in live].count(JobState.BATCHED)
+        counts, queued = self._counts, len(live) - batched
+        total = len(live)  # not where it is counted, which is done in one step: see `_conclude`
+        if stage is _BATCHED:
+            counts[_QUEUED], counts[_BATCHED] = counts[_QUEUED] - total, counts[_BATCHED] + total
+        else:
+            counts[_QUEUED], counts[_BATCHED], counts[stage] = (
+                counts[_QUEUED] - queued,
+                counts[_BATCHED] - batched,
+                counts[stage] + total,
+            )
+        for future in live:
+            future.stage = stage
+        self.queue.moving = False
+        return live
+
+    def _count_held(self) -> None:
+        self.queue.held = self._counts[JobState.QUEUED] + self._counts[JobState.BATCHED]
+
+
+def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
+    """Return how many of the futures are of which epoch."""
+    epochs = [future.epoch for future in futures]
+    if len(epochs) == 1:
+        return {epochs[0]: 1}
+    distinct = set(epochs)
+    return Counter(epochs) if len(distinct) > 1 else dict.fromkeys(distinct, len(epochs))

@@ -1,0 +1,359 @@
+"""The queue between the callers' threads and the one that leads."""
+
+import contextlib
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from microbatch._basics.clock import NEVER, NOW, Clock, let_others_run
+from microbatch._basics.waiting import Bell, Bells
+from microbatch._forming.callers import Caller, Callers
+from microbatch.errors import BacklogFull, BatcherClosed
+from microbatch.futures.job_future import JobFuture
+from microbatch.results import WAITING, JobState
+
+__all__ = ["JobQueue", "NO_NEWS", "News"]
+
+
+class News(NamedTuple):
+    """What has come since somebody last led."""
+
+    jobs: deque[JobFuture[Any]]
+    withdrawn: dict[JobFuture[Any], JobState]
+    notes: list[Callable[[], None]]
+    flushed: int
+    closed: bool
+    expiring: bool  # there may be jobs that expire
+    returning: int  # see `Callers`
+    return_by: float
+    heard: float  # see `Callers.last_heard`
+
+
+NO_NEWS = News(deque(), {}, [], -1, False, False, 0, NOW, NOW)
+"""What a leader gets if nothing has come, which is quicker than taking an empty queue apart."""
+
+
+class _Inside(threading.local):
+    mine = False  # whether this is one of the batcher's own threads, which must not wait for it
+
+
+class JobQueue(queue.Queue[JobFuture[Any]]):
+    """A `queue.Queue` that is emptied at one go, can be closed, and bounds all jobs that no worker has taken yet.
+
+    `mutex` guards every attribute here, those of the `Ledger`, and the `JobFuture.stage` of every job. It is held for a
+    few plain statements at a time, and nothing that a user injects is called under it.
+    What wakes whom:
+
+    - `not_empty` wakes the worker thread, for all that `News` has.
+    - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
+    - `settled` wakes callers in `flush` and `shutdown`: no future of some epoch is left, or the threads have ended.
+
+    Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
+    two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
+    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Bells are
+    rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
+    may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
+
+    On CPython 3.13, an exception that comes in just where a loop repeats because of a condition skips the ``with`` and
+    ``try`` of its function (https://github.com/python/cpython/issues/130279). So such loops are in functions of their
+    own.
+    """
+
+    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
+        super().__init__(max_pending)
+        self.mutex = threading.RLock()  # type: ignore[assignment]
+        # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
+        self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
+        self.not_empty: Bell = Bell(self.mutex)
+        self.not_full: Bells = Bells()  # type: ignore[assignment]
+        self.all_tasks_done = threading.Condition(self.mutex)
+        self.settled = Bells()
+        self.callers = Callers(watches_callers, recalls)
+        self.clock = clock
+        self._now = clock.now
+        self._away, self._recalls = self.callers.away, recalls > 0
+        self._limit = max_pending or sys.maxsize
+        self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
+        self.closed = False
+        self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
+        self.inside = _Inside()
+        self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
+        self.taken: deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
+        self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
+        self._withdrawn: dict[JobFuture[Any], JobState] = {}
+        self._notes: list[Callable[[], None]] = []
+        self._stirred = False  # there is news other than jobs
+        self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
+        self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
+        self._moment = NEVER  # when it is to wake up in any case
+        self._alarm = NOW  # until when it sleeps now, or before everything while it is awake
+        self._expiring = False  # there is a job with a moment of its own: set without a call, so news by itself
+
+    def _qsize(self) -> int:
+        return len(self.queue) + self.held - len(self._withdrawn)
+
+    def _full(self) -> bool:
+        return 0 < self.maxsize <= self._qsize()
+
+    @property
+    def blocked(self) -> int:
+        """How many callers wait for room. Not a counter, since a signal could keep a caller from decrementing it."""
+        return len(self.not_full)
+
+    def drained(self) -> bool:
+        """Return whether the queue is closed, and nothing will ever come out of it again."""
+        with self.mutex:
+            return self.closed and not self.queue and not self._withdrawn and not self._notes
+
+    def is_stuck(self) -> bool:
+        """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
+        if not self.not_full:
+            return False
+        with self.mutex:
+            return self.blocked > 0 and self._full()
+
+    def is_own_thread(self) -> bool:
+        """Return whether the calling thread is one of the batcher's, which must not wait for it."""
+        return self.inside.mine
+
+    @contextlib.contextmanager
+    def own_thread(self) -> Iterator[None]:
+        """Have the calling thread be one of the batcher's for a while."""
+        before, self.inside.mine = self.is_own_thread(), True
+        try:
+            yield
+        finally:
+            self.inside.mine = before
+
+    def put(
+        self,
+        item: JobFuture[Any],
+        block: bool = True,
+        timeout: float | None = None,
+        expires_in: float | None = None,
+    ) -> None:
+        """Accept a job, waiting for room up to *timeout* seconds (None: as long as it takes) if *block* is true.
+
+        Raises:
+            BacklogFull: there was no room in that time; in the batcher's own threads, there is none now.
+            BatcherClosed: the queue is closed, or was while waiting.
+        """
+        if self.is_held():  # by what this call interrupts
+            with self.mutex:
+                self._accept(item, block, timeout, expires_in)
+            return
+        try:
+            try:
+                if not self.mutex.acquire(False):
+                    self._acquire()
+                self._accept(item, block, timeout, expires_in)
+            except BaseException:
+                if self.is_held():  # or a signal came in before it was
+                    self.mutex.release()
+                raise
+        except BaseException:
+            if self.is_held():  # since a second signal came in before the release
+                self.mutex.release()
+            raise
+        self.mutex.release()
+
+    def _acquire(self) -> None:
+        # A thread that blocks on the mutex is handed it before it has the interpreter, so all others have to wait. Once
+        # some wait, that never ends: each job then costs a switch of threads.
+        while not self.mutex.acquire(False):
+            let_others_run()
+
+    def _accept(self, item: JobFuture[Any], block: bool, timeout: float | None, expires_in: float | None) -> None:
+        if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
+            self._wait_for_room(block and not self.is_own_thread(), timeout)
+        item.submitted = now = self._now()
+        if self._away or self._recalls:
+            self.callers.come_back(threading.get_ident(), now)
+        if expires_in is not None:
+            item.expires_in = expires_in
+            item.expires = item.submitted + expires_in
+            self._expiring = True  # no call from here on either: who leads takes the word and the job together
+        item.epoch = self.epoch
+        # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
+        # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
+        # CPython 3.10 a jump lets one in).
+        try:
+            if not self.closed:
+                self.queue.append(item)  # from here on the job is accepted
+                return
+        finally:
+            if len(self.queue) >= self._wanted or self._expiring:
+                self.not_empty.ring()
+        raise BatcherClosed("the batcher is shut down")
+
+    def _wait_for_room(self, block: bool, timeout: float | None) -> None:
+        deadline = NEVER if timeout is None else self.clock.now() + timeout
+        if not block or timeout == 0:
+            raise BacklogFull(self.maxsize)
+        bell = Bell(self.mutex)
+        try:
+            self.not_full[bell] = None
+            self._stir()
+            self._wait_rung(bell, deadline)
+        except BaseException:
+            # Leaving without the place that this thread may just have been woken for: pass the word on.
+            self.not_full.pop(bell, None)
+            self.not_full.notify()
+            raise
+        finally:
+            self.not_full.pop(bell, None)
+
+    def _wait_rung(self, bell: Bell, deadline: float) -> None:
+        while self._full() and not self.closed:
+            if self.clock.now() >= deadline:
+                raise BacklogFull(self.maxsize)
+            self.clock.wait_until(bell, deadline)
+
+    def know_caller(self) -> Caller | None:
+        """See `Keeper.know_caller`."""
+        callers = self.callers
+        if not callers.watched:
+            return None
+        before = callers.all_waited
+        caller = callers.wait()
+        if callers.all_waited != before:
+            self._stir()
+        return caller
+
+    def explain(self, future: JobFuture[Any]) -> str:
+        """See `Keeper.explain`."""
+        explain = self.explainer()
+        return explain(future) if explain is not None else ""
+
+    def withdraw(self, future: JobFuture[Any]) -> None:
+        """See `Keeper.withdraw`."""
+        with self.mutex:
+            if not self.moving and future.waiting:
+                self._tell_of_withdrawal()
+                if future.stage in WAITING:  # once more, and from here on without a call: see `put`
+                    self._withdrawn[future] = future.stage
+                    future.stage = JobState.CANCELLED
+                    future.ring()
+                self._tell_of_withdrawal()
+
+    def _tell_of_withdrawal(self) -> None:
+        self.not_full.notify()
+        self._stir()
+
+    def _stir(self) -> None:
+        """Say that there is news, before and after it is written: see above."""
+        self._stirred = True
+        self.not_empty.ring()
+
+    def post(self, note: Callable[[], None]) -> None:
+        """Have whoever leads next make this call, after it has taken in all jobs accepted until now."""
+        with self.mutex:
+            self._stir()
+            self._notes.append(note)
+            self._stir()
+
+    def flush(self) -> int:
+        """Have all jobs accepted until now go, and return the number of their epoch."""
+        with self.mutex:
+            epoch = self.epoch
+            self._stir()
+            self.epoch = epoch + 1
+            self._stir()
+            return epoch
+
+    def close(self) -> bool:
+        """Accept nothing more, have all that was accepted go, and return whether it was open."""
+        with self.mutex:
+            was_open = not self.closed
+            self._stir()
+            self.not_full.notify_all()
+            self.closed = True
+            self._stir()
+            self.not_full.notify_all()
+            return was_open
+
+    def lead(self) -> bool:
+        """Become the one thread that drives the collector, if there is none, and return whether this is it.
+
+        With `mutex` held, as for all that is here about the lead. Once the queue is closed, only the worker thread leads.
+        """
+        me = threading.get_ident()
+        free = not self.leader and not self.closed
+        if free:
+            # No call since the look, nor in `wait_for_lead`: a finalizer that comes in and waits gives up the mutex.
+            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize
+        return free
+
+    def is_leader(self) -> bool:
+        """Return whether the calling thread leads."""
+        return self.leader == threading.get_ident()
+
+    def resign(self, moment: float, wanted: int) -> None:
+        """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
+        # Before the look, for the sake of a finalizer that comes in after it and submits.
+        self.leader, self._moment, self._wanted = 0, moment, wanted
+        if self.has_news(wanted) or moment < self._alarm:
+            self.not_empty.ring()
+
+    def wait_for_lead(self) -> None:
+        """Wait until there is something for the worker thread to do, and take the lead."""
+        me = threading.get_ident()
+        self.not_empty.silence()
+        while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
+            self._alarm = self._moment
+            self.clock.wait_until(self.not_empty, self._alarm)
+        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, sys.maxsize, NOW
+
+    def has_news(self, wanted: int = 1) -> bool:
+        """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
+        return self._stirred or self._expiring or len(self.queue) >= wanted
+
+    def take_news(self) -> News:
+        """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
+
+        The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
+        withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
+        """
+        self._stirred = False  # first, so that what comes in from here on is found the next time
+        epoch, closed = self.epoch, self.closed
+        withdrawn, self._withdrawn = self._withdrawn, {}
+        notes, self._notes = self._notes, []
+        empty: deque[JobFuture[Any]] = deque()
+        # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
+        expiring, self._expiring = self._expiring, False
+        self.taken, self.queue = self.queue, empty
+        return News(
+            self.taken,
+            withdrawn,
+            notes,
+            epoch - 1,
+            closed,
+            expiring,
+            self.callers.returning,
+            self.callers.return_by,
+            self.callers.last_heard(),
+        )
+
+    def wake_all(self) -> None:
+        """Wake all waiters, in case an exception stopped the thread that should have woken them."""
+        with self.mutex:
+            for waiting in (self.not_empty, self.not_full, self.settled):
+                waiting.notify_all()
+
+    def cancelled(self) -> list[JobState]:
+        """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
+        return list(self._withdrawn.values())
+
+    def find_withdrawn(self) -> None:
+        """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
+        for future in list(self.queue):
+            if future.stage is JobState.CANCELLED:
+                self._withdrawn.setdefault(future, JobState.QUEUED)
+                self._stir()
+
+    def stage_in_books(self, future: JobFuture[Any]) -> JobState:
+        """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
+        return self._withdrawn.get(future, future.stage)

@@ -1,0 +1,408 @@
+"""The commands, their options, and what the shell sees of their end."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import signal
+import stat
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+from itertools import combinations
+from types import FrameType
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+
+from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
+from microbatch._basics.arguments import MOST_THREADS, check_callable
+from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
+from microbatch.cli.run import in_one_line, process_lines, sturdy
+from microbatch.cli.simulate import compare, load_of, plot, table
+from microbatch.simulation.plots import check_plot
+from microbatch.traces import Trace, read_trace
+
+__all__ = ["main"]
+
+
+_Parsed = TypeVar("_Parsed")
+
+_COMMON_POLICIES: Sequence[BatchingPolicy[Any]] = (
+    DEFAULT_POLICY,
+    Size(100) | Interval(0.005),
+    Size(100) | Interval(0.05),
+)
+"""What `simulate` compares if no policy is named: the default, and the fixed wait of most systems, short and long."""
+
+
+class BadUsage(Exception):
+    """An option, a target or a file that can't be used."""
+
+
+class _Signalled(KeyboardInterrupt):
+    """A signal asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, where argparse would print the usage first."""
+        raise BadUsage(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0 when all went well, 1 when a line or a job failed, 2 for a bad option, target or file.
+    """
+    if sys.stderr is None:  # closed by the shell; `print` would write to standard output in its place
+        sys.stderr = open(os.devnull, "w")
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            _refuse(options, f"unrecognized arguments: {' '.join(unknown)}")
+        _refuse_closed_streams(options)
+        status: int = options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = 0  # the reader of our output has gone, which is no error
+    except (BadUsage, OSError) as error:
+        with contextlib.suppress(OSError):  # of a standard error that nobody reads any more
+            print(f"microbatch: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt as interrupt:
+        status = 128 + (interrupt.number if isinstance(interrupt, _Signalled) else signal.SIGINT)
+    _give_up_output()
+    return status
+
+
+def _refuse_closed_streams(options: argparse.Namespace) -> None:
+    for name in ("stdin", "stdout"):
+        if getattr(sys, name) is None:
+            _refuse(options, f"{name} is closed")
+
+
+def _give_up_output() -> None:
+    """Drop what standard output and standard error can't take, or Python fails when it flushes them at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _signals_raised(once: bool = False) -> Iterator[None]:
+    """Raise an exception on signals that ask the program to end, so that it cleans up. Ignored signals stay ignored.
+
+    Args:
+        once: ignore those after the first, which would only interrupt the cleanup.
+    """
+    raised = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        if not (once and raised):
+            raised = True
+            raise _Signalled(number)
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others can't set a handler
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        untouched = (signal.SIG_DFL, signal.default_int_handler)
+        previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
+    parser = _Parser(prog=called, description="Turn many single jobs into few batches.")
+    parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare")
+    demo.add_argument("--threads", type=_threads, default=32, metavar="N", help="callers at once (%(default)s)")
+    demo.add_argument("--jobs", type=_count, metavar="N", help="rows (as many as the disk takes in about 20 s)")
+    _add_policy(demo)
+    demo.set_defaults(command=_demo, parser=demo)
+
+    run = commands.add_parser("run", help="process JSON Lines with a function of yours")
+    run.add_argument("target", metavar="MODULE:CALLABLE", help="takes a list of jobs, returns one result for each")
+    run.add_argument("file", nargs="?", default="-", metavar="FILE", help="one JSON value a line; - for standard input")
+    run.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
+    run.add_argument("-o", "--output", default="-", metavar="FILE", help="for the results, in the order of the input")
+    run.add_argument(
+        "--errors",
+        metavar="FILE",
+        help="for a JSON object per failed line: number, input and error (its result is null)",
+    )
+    run.add_argument(
+        "--bisect",
+        action="store_true",
+        help="split a batch that raises until only the lines that cause it fail; others may be processed again",
+    )
+    run.add_argument(
+        "--retry",
+        type=partial(_count, least=0),
+        default=0,
+        metavar="N",
+        help="retry a failed line up to N times, after random, growing pauses of at most 10 s (needs tenacity)",
+    )
+    _add_policy(run)
+    run.set_defaults(command=_run, parser=run)
+
+    simulation = commands.add_parser("simulate", help="try policies on a load, in virtual time, and compare")
+    simulation.add_argument(
+        "policy",
+        nargs="*",
+        metavar="POLICY",
+        help="a Python expression: 'Size(64) | Interval(0.005)' (if there is none: the default and two common ones)",
+    )
+    simulation.add_argument(
+        "--cost",
+        type=_argument(parse_cost),
+        help="time for a batch and for each job in it: 5ms+20us (with --trace: as recorded there)",
+    )
+    load = simulation.add_mutually_exclusive_group(required=True)
+    load.add_argument(
+        "--rate", type=_argument(parse_rate), metavar="N", help="jobs per second that come independently: 100/s"
+    )
+    load.add_argument(
+        "--callers", type=_count, metavar="N", help="callers who each wait for a result before the next job"
+    )
+    load.add_argument("--trace", type=_trace, metavar="FILE", help="as in a file of microbatch.traces.TraceRecorder")
+    simulation.add_argument("--jobs", type=_count, default=20_000, metavar="N", help="jobs in all (%(default)s)")
+    simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
+    simulation.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)")
+    simulation.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw latency and calls from a hundredth of the load up to all of it (needs matplotlib)",
+    )
+    simulation.set_defaults(command=_simulate, parser=simulation)
+    return parser
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=_count, default=100, metavar="N", help="most jobs in a batch (%(default)s)")
+    parser.add_argument(
+        "--interval",
+        type=_argument(parse_seconds),
+        default=0.0,
+        metavar="SECONDS",
+        help="longest wait for more jobs: 0.005 or 5ms (0: dispatch as soon as a worker is free)",
+    )
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if _count(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be an integer of at most {MOST_THREADS}, got {text!r}")
+    return int(text)
+
+
+def _refuse(options: argparse.Namespace, message: str) -> NoReturn:
+    parser: _Parser = options.parser
+    parser.error(message)
+
+
+def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
+    """Return *parse* with its own error messages, which argparse would replace."""
+
+    def parsed(text: str) -> _Parsed:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+def _trace(path: str) -> Trace:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return read_trace(file)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
+    return Size(options.size) | (Interval(options.interval) if options.interval else Natural())
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    trace: Trace | None = options.trace
+    cost: Callable[[int], float] | None = options.cost
+    if cost is None and trace is not None:
+        cost = trace.service_time
+    if cost is None:
+        _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
+    load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
+    try:
+        policies = [parse_policy(text) for text in options.policy] or _COMMON_POLICIES
+    except ValueError as error:
+        _refuse(options, f"a policy {error}")
+    if options.plot is not None:
+        _check_plot(options)
+    try:
+        lines = table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed))
+        print(*lines, sep="\n", flush=True)
+        if options.plot is not None:
+            plot(options.plot, policies, load, cost, max_workers=options.workers, seed=options.seed)
+    except JobTooLarge as error:
+        raise BadUsage(str(error)) from None
+    except ValueError as error:
+        _refuse(options, str(error))
+    return 0
+
+
+def _check_plot(options: argparse.Namespace) -> None:
+    """Refuse a plot that can't be written before it is computed, which takes a minute."""
+    try:
+        check_plot(options.plot)
+    except ImportError:
+        _refuse(options, _without("matplotlib", "--plot", "plot"))
+    except (OSError, ValueError) as error:
+        _refuse(options, str(error))
+
+
+def _without(library: str, option: str, extra: str) -> str:
+    return (
+        f"{option} needs {library}: python -m pip install '.[{extra}]' in a clone, "
+        f"python -m pip install 'microbatch[{extra}]' elsewhere"
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        import sqlite3
+    except ImportError:
+        raise BadUsage("the demo needs sqlite3, which this Python was built without") from None
+
+    from microbatch.cli.demo import run_demo
+
+    with _signals_raised(once=True):
+        try:
+            same = run_demo(options.threads, _policy(options), options.jobs, partial(print, flush=True))
+        except sqlite3.Error as error:  # the disk is full, say
+            raise BadUsage(f"the demo's database: {error}") from None
+    return 0 if same else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.output == options.errors == "-":
+        _refuse(options, "the results and the errors can't both go to standard output")
+    if options.retry:
+        try:
+            importlib.import_module("tenacity")
+        except ImportError:
+            _refuse(options, _without("tenacity", "--retry", "retry"))
+    interrupted = threading.Event()
+    with _signals_raised(), contextlib.ExitStack() as stack:
+        stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+        if "-" in (options.output, options.errors):  # where the output of the user's module must not get in between
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        processor = sturdy(
+            _load(options), bisect=options.bisect, retries=options.retry, size=options.size, interrupted=interrupted
+        )
+        source, sink, errors = _opened(options, stdin, stdout, stack)
+        failed = process_lines(
+            processor,
+            _policy(options),
+            source,
+            sink,
+            size=options.size,
+            workers=options.workers,
+            errors=errors,
+            interrupted=interrupted,
+        )
+    return 1 if failed else 0
+
+
+def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
+    name, colon, path = options.target.partition(":")
+    if not (name and colon and path):
+        _refuse(options, f"the target must be MODULE:CALLABLE, got {options.target!r}")
+    if name.endswith(".py") and os.path.isfile(name):
+        module = os.path.relpath(name).removesuffix(".py").replace(os.sep, ".")
+        _refuse(options, f"the target must be a module, as in {module}:{path}, not a file, got {options.target!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        processor: Any = reduce(getattr, path.split("."), importlib.import_module(name))
+        check_callable("processor", processor)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        _refuse(options, f"can't use {options.target}: {in_one_line(error)}{_place(error)}")
+    return processor  # type: ignore[no-any-return]
+
+
+def _place(error: BaseException) -> str:
+    """Return where in the user's code an error was raised, or else in a library; nothing if that is unknown or in its text."""
+    if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.isfile(frame.filename)]
+    frames = [frame for frame in frames if not _is_ours_or_of_python(frame.filename)]
+    own = [frame for frame in frames if not _is_installed(frame.filename)]
+    return "".join(f", in {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
+
+
+def _is_ours_or_of_python(file: str) -> bool:
+    ours, python = (os.path.join(folder, "") for folder in (os.path.dirname(__file__), sysconfig.get_path("stdlib")))
+    return file.startswith(ours) or file.startswith(python) and not _is_installed(file)
+
+
+def _is_installed(file: str) -> bool:
+    return "site-packages" in file or "dist-packages" in file
+
+
+def _opened(
+    options: argparse.Namespace, stdin: BinaryIO, stdout: BinaryIO, stack: contextlib.ExitStack
+) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
+    """Return the input, the output and the file for errors. Overwrite existing files only if all can be opened."""
+
+    def opened(path: str) -> BinaryIO:
+        # Only the raw file is closed. The lock of its buffer may be held by a write to a pipe that nobody reads.
+        return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
+
+    try:
+        source = stdin if options.file == "-" else cast(BinaryIO, stack.enter_context(open(options.file, "rb")))
+        sink = stdout if options.output == "-" else opened(options.output)
+        errors = stdout if options.errors == "-" else opened(options.errors) if options.errors is not None else None
+    except OSError as error:
+        _refuse(options, str(error))
+    used = [(options.file, source), (options.output, sink)] + ([(options.errors, errors)] if errors else [])
+    for (_, one), (path, other) in combinations(used, 2):
+        if (identity := _identity(one)) is not None and identity == _identity(other):
+            file = "standard output" if path == "-" else path
+            _refuse(options, f"{file} can't be {'read and written' if one is source else 'written twice'} at once")
+    for path, written in used[1:]:
+        if path != "-" and _identity(written) is not None:
+            written.truncate(0)
+    return source, sink, errors
+
+
+def _identity(file: BinaryIO) -> tuple[int, int] | None:
+    """Return what identifies a file; None for a terminal, a pipe or a device, where nothing can be overwritten."""
+    try:
+        status = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,200 @@
+"""``python -m microbatch demo``: real rows into a real database, one commit per job and then one commit per batch.
+
+The jobs are the function definitions in the source files of Python's standard library, as they lie on this machine.
+The downstream is an SQLite file whose commits are durable: each waits for the disk.
+"""
+
+import ast
+import secrets
+import shutil
+import sqlite3
+import sysconfig
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from microbatch import Batcher, BatchingPolicy
+from microbatch.cli.progress import show_progress
+
+__all__ = ["run_demo"]
+
+Row = tuple[str, str, int, str]
+"""A function's name, its file, its line and its signature."""
+
+_TRIALS = 20  # commits that are timed first, to know how many jobs can be done in good time
+_SECONDS = 20.0  # what one commit per job may take
+_FEWEST, _MOST = 2_000, 5_000  # jobs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way of inserting: what it took, and what each caller waited, in seconds."""
+
+    title: str
+    seconds: float
+    waits: list[float]
+    batch_sizes: list[int]
+
+
+class Database:
+    """An SQLite file. Each call of `insert` is one durable transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()  # guards the connection: the callers are many
+        self._connection = sqlite3.connect(path, check_same_thread=False)
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self.batch_sizes: list[int] = []
+
+    def insert(self, table: str, rows: Sequence[Row]) -> None:
+        """Insert *rows*, and return when they are on the disk."""
+        with self._lock, self._connection:
+            self._connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)
+            self.batch_sizes.append(len(rows))
+
+    def create(self, table: str) -> None:
+        """Make a table, and begin to count the calls of `insert` anew."""
+        with self._lock, self._connection:
+            self._connection.execute(f"CREATE TABLE {table} (name, file, line, signature)")
+            self.batch_sizes = []
+
+    def rows(self, table: str) -> list[Row]:
+        """Return all rows of a table, sorted."""
+        return sorted(self._connection.execute(f"SELECT name, file, line, signature FROM {table}"))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+def run_demo(threads: int, policy: BatchingPolicy[object], jobs: int | None, echo: Callable[[str], object]) -> bool:
+    """Run the demo, report to *echo* line by line, and return whether both ways left the same rows.
+
+    Args:
+        threads: how many callers insert at once.
+        policy: when a batch goes.
+        jobs: how many rows to insert; None for as many as the disk takes in good time.
+    """
+    folder = Path(tempfile.gettempdir()) / f"microbatch-{secrets.token_hex(8)}"
+    try:  # whose end knows the name before there is a folder: a signal in between leaves nothing behind
+        folder.mkdir(mode=0o700)
+        database = Database(folder / "demo.sqlite")
+        try:
+            number = jobs or _fitting_number(database)
+            rows = []
+            with show_progress("rows", number, title="reading") as progress:
+                for row in islice(function_definitions(), number):
+                    rows.append(row)
+                    progress.update()
+            echo(f"{len(rows):,} function definitions of Python's standard library, from {threads} threads")
+            echo("into an SQLite file with durable commits\n")
+            one_by_one = _insert_one_by_one(database, rows, threads)
+            batched = _insert_batched(database, rows, threads, policy)
+            same = sorted(rows) == database.rows("one_by_one") == database.rows("batched")
+        finally:
+            database.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for line in _report(one_by_one, batched):
+        echo(line)
+    echo(f"both tables hold the same {len(rows):,} rows: {'yes' if same else 'NO'}")
+    return same
+
+
+def function_definitions() -> Iterator[Row]:
+    """Yield every function in the source files of the standard library, file by file."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library).as_posix()
+        if "site-packages" not in name:
+            yield from _functions_in(path, name)
+
+
+def _functions_in(path: Path, name: str) -> Iterator[Row]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):  # some of the library's test files are broken on purpose
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.name, name, node.lineno, ast.unparse(node.args)
+
+
+def _fitting_number(database: Database) -> int:
+    database.create("trial")
+    started = time.perf_counter()
+    for number in range(_TRIALS):
+        database.insert("trial", [("name", "file", number, "signature")])
+    commit_time = (time.perf_counter() - started) / _TRIALS
+    return min(_MOST, max(_FEWEST, int(_SECONDS / commit_time)))
+
+
+def _insert_one_by_one(database: Database, rows: list[Row], threads: int) -> Measured:
+    database.create("one_by_one")
+    title = "one commit per job"
+    seconds, waits = _timed(title, lambda row: database.insert("one_by_one", [row]), rows, threads)
+    return Measured(title, seconds, waits, database.batch_sizes)
+
+
+def _insert_batched(database: Database, rows: list[Row], threads: int, policy: BatchingPolicy[object]) -> Measured:
+    database.create("batched")
+
+    def insert_many(batch: list[Row]) -> None:
+        database.insert("batched", batch)
+
+    title = "through a Batcher"
+    with Batcher(insert_many, policy) as batcher:
+        seconds, waits = _timed(title, lambda row: batcher.submit(row).result(), rows, threads)
+    return Measured(title, seconds, waits, database.batch_sizes)
+
+
+def _timed(title: str, call: Callable[[Row], object], rows: list[Row], threads: int) -> tuple[float, list[float]]:
+    """Make the call for every row, from many threads; return how long all took, and each."""
+
+    def wait_for(row: Row) -> float:
+        started = time.perf_counter()
+        call(row)
+        return time.perf_counter() - started
+
+    waits = []
+    callers = ThreadPoolExecutor(threads)
+    try:
+        with show_progress("jobs", len(rows), title=title) as progress:
+            started = time.perf_counter()
+            for wait in callers.map(wait_for, rows):
+                waits.append(wait)
+                progress.update()
+            return time.perf_counter() - started, waits
+    finally:
+        callers.shutdown(cancel_futures=True)  # a signal ends it before all rows are in
+
+
+def _report(one_by_one: Measured, batched: Measured) -> Iterator[str]:
+    yield f"{'':20}{'jobs':>8}{'calls':>8}{'mean batch':>12}{'seconds':>10}{'jobs/s':>10}{'p50 ms':>9}{'p99 ms':>9}"
+    for way in (one_by_one, batched):
+        jobs, calls, waits = len(way.waits), len(way.batch_sizes), sorted(way.waits)
+        p50, p99 = waits[jobs // 2] * 1000, waits[jobs * 99 // 100] * 1000
+        yield (
+            f"{way.title:20}{jobs:8,}{calls:8,}{jobs / calls:12.1f}{way.seconds:10.2f}"
+            f"{jobs / way.seconds:10,.0f}{p50:9.1f}{p99:9.1f}"
+        )
+    yield f"\n{one_by_one.seconds / batched.seconds:.1f} times as fast. How many jobs the batches held:\n"
+    yield from _bars(batched.batch_sizes)
+    yield ""
+
+
+def _bars(sizes: list[int], rows: int = 10, width: int = 50) -> Iterator[str]:
+    step = -(-max(sizes) // rows)
+    counts = Counter((size - 1) // step for size in sizes)
+    for place in range(max(counts) + 1):
+        low, high = place * step + 1, (place + 1) * step
+        label = f"{low}" if step == 1 else f"{low} to {high}"
+        yield f"{label:>10} {'#' * -(-counts[place] * width // max(counts.values()))} {counts[place]}".rstrip()

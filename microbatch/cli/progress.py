@@ -1,0 +1,92 @@
+"""A line on a terminal that says how far a command has come. If standard error is no terminal, nothing is written."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Protocol
+
+from microbatch._basics.clock import SystemClock
+
+__all__ = ["Progress", "show_progress"]
+
+
+class Progress(Protocol):
+    """Counts the steps that are done. A `tqdm` is one."""
+
+    def update(self) -> object:
+        """One more is done."""
+
+    def clear(self) -> object:
+        """Take the line off the screen, so that other text can be printed. The next `update` may bring it back."""
+
+
+@contextlib.contextmanager
+def show_progress(
+    unit: str, total: int | None = None, *, title: str = "", keep: bool = False, wanted: bool = True
+) -> Iterator[Progress]:
+    """Show on standard error, if that is a terminal, how many steps are done.
+
+    Args:
+        unit: what a step is, in the plural.
+        total: how many steps there will be, if that is known.
+        title: what is being done.
+        keep: leave the last line on the screen.
+        wanted: show it at all.
+    """
+    if not (wanted and sys.stderr.isatty()):
+        yield _Silence()
+        return
+    try:
+        from microbatch.integrations.tqdm import Bar
+    except ImportError:
+        with _Counter(f"{title}: " if title else "", f" of {total:,} {unit}" if total else f" {unit}", keep) as counter:
+            yield counter
+    else:
+        with Bar(total=total, desc=title or None, unit=f" {unit}", leave=keep, file=sys.stderr) as bar:
+            yield bar
+
+
+class _Silence:
+    def update(self) -> None:
+        """See `Progress`."""
+
+    def clear(self) -> None:
+        """See `Progress`."""
+
+
+class _Counter:
+    """Counts on one line of a terminal, a few times a second."""
+
+    def __init__(self, before: str, after: str, keep: bool) -> None:
+        self._before, self._after, self._keep = before, after, keep
+        self._clock = SystemClock()
+        self._count = 0
+        self._shown = self._clock.now()
+        self._width = 0
+
+    def update(self) -> None:
+        """See `Progress`."""
+        self._count += 1
+        if self._clock.now() - self._shown >= 0.1:
+            self._show("")
+
+    def clear(self) -> None:
+        """See `Progress`."""
+        if self._width:
+            print("\r" + " " * self._width, end="\r", file=sys.stderr, flush=True)
+            self._width = 0
+
+    def _show(self, end: str) -> None:
+        self._shown = self._clock.now()
+        line = f"{self._before}{self._count:,}{self._after}"
+        self._width = len(line)
+        print(f"\r{line}", end=end, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "_Counter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._keep:
+            self._show("\n")
+        else:
+            self.clear()

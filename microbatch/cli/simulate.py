@@ -1,0 +1,105 @@
+"""``python -m microbatch simulate``: several policies on the same load, side by side."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from microbatch.cli.progress import show_progress
+from microbatch.policies.base import BatchingPolicy
+from microbatch.simulation import Arrival, SimulationReport, callers, poisson, simulate
+from microbatch.simulation.plots import Point, draw_loads
+from microbatch.simulation.simulator import Arrivals
+
+__all__ = ["Load", "compare", "load_of", "plot", "table"]
+
+Load = Callable[[float], Arrivals]
+"""Gives the arrivals of a share of a load: with 0.5, half as many jobs a second."""
+
+_LOADS = 13
+"""How many a plot shows, from a hundredth of the load up to all of it."""
+
+_TURN = 30e-6
+"""About how many seconds a thread of Python takes from one result to the next job, in which no other does so."""
+
+
+def load_of(rate: float | None, count: int | None, trace: Sequence[Arrival], jobs: int) -> Load:
+    """Return the load of so many jobs that come at *rate*, or from *count* callers, or else as in *trace*."""
+    if rate:
+        return lambda share: poisson(rate * share, jobs)
+    if count:
+        return lambda share: callers(max(1, round(count * share)), jobs, turn=_TURN)
+    return lambda share: [arrival._replace(moment=arrival.moment / share) for arrival in trace]
+
+
+_COLUMNS: dict[str, Callable[[SimulationReport], str]] = {
+    "mean ms": lambda report: f"{report.mean * 1e3:,.2f}",
+    "p50 ms": lambda report: f"{report.p50 * 1e3:,.2f}",
+    "p95 ms": lambda report: f"{report.p95 * 1e3:,.2f}",
+    "p99 ms": lambda report: f"{report.p99 * 1e3:,.2f}",
+    "batch": lambda report: f"{report.jobs / report.batches:,.1f}",
+    "calls": lambda report: f"{report.batches:,}",
+    "busy": lambda report: f"{report.utilisation:.0%}",
+    "went by": lambda report: ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items())),
+}
+
+
+def compare(
+    policies: Sequence[BatchingPolicy[Any]],
+    arrivals: Arrivals,
+    service_time: Callable[[int], float],
+    *,
+    max_workers: int,
+    seed: int,
+) -> Mapping[str, SimulationReport]:
+    """Return the report of each policy, by its repr."""
+    return {
+        repr(policy): simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
+        for policy in policies
+    }
+
+
+def plot(
+    path: str,
+    policies: Sequence[BatchingPolicy[Any]],
+    load: Load,
+    service_time: Callable[[int], float],
+    *,
+    max_workers: int,
+    seed: int,
+) -> None:
+    """Write a plot of the policies under a hundredth of the load, and then more and more, up to all of it."""
+    lines: dict[str, list[Point]] = {repr(policy): [] for policy in policies}
+    with show_progress("simulations", _LOADS * len(policies), title="plot") as progress:
+        for step in range(_LOADS):
+            arrivals = load(10 ** (step / 6 - 2))
+            for policy in policies:
+                with suppress(ValueError):  # it would hold back the jobs of so few callers for ever
+                    report = simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
+                    lines[repr(policy)].append(_point(report))
+                progress.update()
+    draw_loads(path, lines)
+
+
+def _point(report: SimulationReport) -> Point:
+    first = min(run.started for run in report.runs)
+    time = max(run.ended for run in report.runs) - first
+    load = report.jobs / time if time else math.inf
+    return Point(load, report.p50, report.p99, 1_000 * report.batches / report.jobs)
+
+
+def table(reports: Mapping[str, SimulationReport]) -> list[str]:
+    """Return the lines of a table with a row for each report."""
+    rows = [["policy", *_COLUMNS]]
+    rows += [[name, *(show(report) for show in _COLUMNS.values())] for name, report in reports.items()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            _aligned(cell, width, place, len(row)) for place, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _aligned(cell: str, width: int, place: int, places: int) -> str:
+    return cell.ljust(width) if place in (0, places - 1) else cell.rjust(width)

@@ -1,0 +1,566 @@
+"""The future of one job. The only file that knows the insides of `concurrent.futures.Future`.
+
+A `Future` makes a condition, two lists and a lock for whoever may come to wait, and few ever do: those are three quarters
+of all that a job costs. `JobFuture` makes each of them when it is asked for, and is settled with its whole batch at a
+time. Rules of this file:
+
+1. `JobFuture.stage` says where the job is, and with it whether there is an outcome: `_state`, which the standard library
+   reads, is computed from it. The outcome is written first and the stage last, both with the mutex of the batcher held.
+   Who moves a job out of the waiting stages has won: cancellation, expiry and hand-over can race, and one wins.
+2. Who finds no outcome and wants to wait for it, hangs up a bell or leaves a callback with the mutex held; who settles
+   rings the bells with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
+   never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
+3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
+   their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
+   been told, and each is told once, with its `_condition` held. A thread that settles or cancels never waits for that: a
+   signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
+   holds it tells the watchers when it releases it. One of the two threads always does: the first writes the outcome and
+   then tries the lock, and the second releases the lock and then looks for the outcome. If a caller cancels, the worker
+   thread tells the watchers, since a signal could keep the caller from releasing the lock.
+4. Callbacks are run without any lock, in the thread that settles or cancels.
+5. In a forked child the mutex may be held by a thread that does not exist there. Nothing needs it once there is an outcome.
+   The same is true of a `_condition`, so each process has its own.
+6. An exception is kept as the processor raised it, which takes the same time for each job. Callers get their own when
+   they ask: see ``exceptions.py``.
+"""
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError, _base
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from contextlib import nullcontext
+from contextvars import Context, copy_context
+from functools import partial
+from itertools import repeat
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+
+from microbatch._basics.clock import NEVER, NOW
+from microbatch._basics.log import report
+from microbatch._basics.waiting import Bell, Bells, Flag
+from microbatch.futures.exceptions import Failures
+from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
+
+__all__ = ["Conclusion", "Fittings", "JobFuture", "Keep", "Keeper", "are_errors", "conclude"]
+
+Value = TypeVar("Value")
+
+
+# As globals they are found in a fraction of the time.
+_QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
+_AllCompletedWaiter: Any = _base._AllCompletedWaiter
+_WAITERS = (
+    _AllCompletedWaiter,
+    _base._FirstCompletedWaiter,
+    _base._AsCompletedWaiter,
+)
+_HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+class Keeper(Protocol):
+    """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
+
+    mutex: Any
+
+    def know_caller(self) -> Any:
+        """Return what is known of the calling thread, which waits for a result; with the mutex held."""
+
+    def explain(self, future: "JobFuture[Any]") -> str:
+        """Return why the job has no outcome yet."""
+
+    def withdraw(self, future: "JobFuture[Any]") -> None:
+        """Move *future* to the stage `CANCELLED` if it still waits, and have it announced in the worker thread."""
+
+    def is_own_thread(self) -> bool:
+        """Return whether the calling thread is one of the batcher's."""
+
+
+class Fittings(Bells):
+    """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex.
+
+    Attributes:
+        watched: see the rules.
+        told: whether those who watch have been told of the outcome.
+        told_to: which of them have.
+    """
+
+    watched = False
+    told = False
+
+    def __init__(self) -> None:
+        self.told_to: list[Any] = []
+        self.callbacks: list[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
+
+
+class Keep:
+    """A done-callback that keeps *owner* alive until the job is done, and does not ask for the outcome."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+
+    def __call__(self, future: Any) -> None:
+        """Do nothing."""
+
+
+class _Waiters(list[Any]):
+    """The objects through which `wait` and `as_completed` are told of an outcome. A signal in either of them harms none."""
+
+    def append(self, waiter: Any) -> None:
+        """Add one, before its thread begins to wait."""
+        if isinstance(getattr(waiter, "event", None), threading.Event):
+            waiter.event = Flag(waiter.event.is_set())
+        super().append(waiter)
+
+
+class _Condition:
+    """What `wait` and `as_completed` lock while they look at a future, or change its list of waiters.
+
+    Attributes:
+        waiters: the objects through which they are told of the outcome.
+    """
+
+    def __init__(self, future: "JobFuture[Any]") -> None:
+        self.waiters = _Waiters()
+        self.lock: Any = threading.RLock()
+        self.acquire = self.lock.acquire
+        self._future = weakref.ref(future)
+
+    def release(self) -> None:
+        """Release the lock, and tell the watchers if the future was settled meanwhile."""
+        try:
+            self.lock.release()
+        finally:  # after a signal too
+            future = self._future()
+            if future is not None:
+                future.try_to_tell_watchers(self)
+
+    # In one step, so that a signal can't leave the lock taken.
+    __enter__ = property(lambda self: self.lock.__enter__)
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+class JobFuture(Future[JobResult[Value]]):
+    """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
+
+    Attributes:
+        key: what the batcher's ``key`` says of it.
+        weight: what the batcher's ``weigh`` says of it, or 1.
+        submitted: the moment of its acceptance, on the batcher's clock.
+        expires: the moment at which it expires if no worker has taken it; infinite for never.
+    """
+
+    # Here, so that what few jobs need takes neither time nor memory in each.
+    key: Hashable = None
+    weight = 1.0
+    expires_in = NEVER
+    expires = NEVER
+    epoch: int
+    submitted: float
+    _value: Any = None
+    _service: Service | None = None
+    _own_result: JobResult[Any] | None = None
+    _error: BaseException | None = None
+    _failures: Failures | None = None
+    _own: tuple[BaseException, Any] | None = None  # the caller's exception, and its traceback before it is raised
+    _context: Context | None = None
+
+    def __init__(self, job: Any, keeper: Keeper) -> None:
+        self._job = job
+        self.stage = _QUEUED
+        self.fittings: Fittings | None = None
+        self._keeper = keeper
+
+    @property
+    def job(self) -> Any:
+        """The job, as it was submitted.
+
+        A future keeps its job alive, so that callers can tell which job it belongs to. If you keep many futures of
+        large jobs, drop each job with ``del future.job``. That raises `InvalidStateError` until the future is done.
+        """
+        try:
+            return self._job
+        except AttributeError:
+            raise AttributeError("the job was deleted from its future") from None
+
+    @job.deleter
+    def job(self) -> None:
+        if not self.done():
+            raise InvalidStateError("the job can't be deleted until its future is done")
+        vars(self).pop("_job", None)
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is now; stale by nature until it is one of the last four."""
+        return self.stage
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no worker has the job, and nothing else has become of it."""
+        return self.stage in WAITING
+
+    @property
+    def context(self) -> Context | None:
+        """What `contextvars` held where the job was submitted, if a listener wants that (see `BatchListener`).
+
+        A copy each time, for a context can't be entered by two at once.
+        """
+        return None if self._context is None else self._context.copy()
+
+    def keep_context(self) -> None:
+        """Keep the context of the calling thread; before the job is accepted."""
+        self._context = copy_context()
+
+    def cancel(self) -> bool:
+        """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
+        try:
+            if self.stage not in OVER:
+                self._keeper.withdraw(self)
+        finally:  # after a signal too
+            if self.stage is _CANCELLED:
+                self.call_back()
+        return self.stage is _CANCELLED
+
+    def cancelled(self) -> bool:
+        """Return whether the job was cancelled."""
+        return self.stage is _CANCELLED
+
+    def running(self) -> bool:
+        """Return whether a worker has the job now."""
+        return self.stage is _RUNNING
+
+    def done(self) -> bool:
+        """Return whether there is an outcome: a result, an error, or a cancellation."""
+        return self.stage in OVER
+
+    def result(self, timeout: float | None = None) -> JobResult[Value]:
+        """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
+
+        Raises:
+            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10). Its message
+                says why the job is still waiting.
+            CancelledError: the job was cancelled.
+            RuntimeError: it is not there, and the wait, in one of the batcher's own threads and without *timeout*,
+                might never end: that thread is needed to do the job.
+            Exception: whatever the job failed with.
+        """
+        if self.stage not in OVER:
+            self._wait(timeout)
+        if self.stage is not _SUCCEEDED:
+            error = self.exception()
+            if error is not None:
+                # Without the frames that earlier readers have added to the traceback.
+                trace = self._own[1] if self._own is not None else None
+                try:
+                    raise BaseException.with_traceback(error, trace)
+                finally:
+                    del self, error, trace  # the exception refers to this frame, which must not refer to who holds it
+        return self._get_result()  # type: ignore[return-value]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
+        if self.stage not in OVER:
+            self._wait(timeout)
+        if self.stage is _CANCELLED:
+            raise CancelledError
+        return self._get_exception()
+
+    def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
+        """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
+        if self.stage not in OVER:
+            with self._keeper.mutex:
+                fittings = self._fit()
+                if self.stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
+                    fittings.callbacks.append(fn)
+                    return
+        self._call(lambda: fn)
+
+    def set_running_or_notify_cancel(self) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        raise InvalidStateError("the future of a job is settled by its batcher")
+
+    def set_result(self, result: object) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        self.set_running_or_notify_cancel()
+
+    def set_exception(self, exception: object) -> NoReturn:
+        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        self.set_running_or_notify_cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
+
+    def __repr__(self) -> str:
+        return f"<JobFuture at {id(self):#x} {self.stage.value}>"
+
+    def _wait(self, timeout: float | None) -> None:
+        self._refuse_endless_wait(timeout)
+        keeper = self._keeper
+        bell = Bell(keeper.mutex)
+        with keeper.mutex:
+            fittings = self._fit()
+            bell.caller = keeper.know_caller()
+        try:
+            fittings[bell] = None
+            if self.stage not in OVER and not bell.hear(timeout) and self.stage not in OVER:
+                raise TimeoutError(self._keeper.explain(self))
+        finally:
+            fittings.pop(bell, None)
+
+    def _fit(self) -> Fittings:
+        if self.fittings is None:
+            fittings = Fittings()
+            if self.fittings is None:  # no finalizer came in and had some made
+                self.fittings = fittings
+        return self.fittings
+
+    def _refuse_endless_wait(self, timeout: float | None) -> None:
+        if timeout is None and self._keeper.is_own_thread() and not self.done():
+            raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
+
+    def _call(self, take: Callable[[], Any]) -> None:
+        callback = None
+        try:
+            callback = take()
+            if type(callback) is not Keep:
+                self._note_asked()
+            callback(self)
+        except BaseException as error:
+            if callback is not None or not isinstance(error, IndexError):  # or another thread took the last one
+                report("exception calling callback for %r", self, logger="concurrent.futures")
+
+    # -- for the batcher --
+
+    def tell_watchers(self) -> None:
+        """Tell the watchers of the outcome, or leave that to the thread that looks at this future now."""
+        if self.fittings is not None and self.fittings.watched:
+            condition = self._make_condition()
+            if not condition.lock._is_owned():  # by what this call interrupts
+                self.try_to_tell_watchers(condition)
+
+    def try_to_tell_watchers(self, condition: _Condition) -> None:
+        """Tell the watchers of the outcome, if there is one, unless *condition* is locked."""
+        # Checked before the lock is taken: a thread that takes it always tells them, so others may leave.
+        if not self._is_untold():
+            return
+        lock = condition.lock
+        if lock._is_owned():  # still, after a signal kept an earlier call from its release
+            self._tell(condition.waiters)
+            return
+        try:
+            try:
+                if lock.acquire(False):
+                    self._tell(condition.waiters)
+            finally:  # asked of the lock itself, since an exception may come in just when it is taken
+                if lock._is_owned():
+                    lock.release()
+        finally:  # or one just before it is released
+            if lock._is_owned():
+                lock.release()
+
+    def announce(self) -> None:
+        """Tell all waiters of the outcome, in case a signal kept the thread that wrote it from doing so."""
+        with self._keeper.mutex:
+            self.ring()
+        self.tell_watchers()
+
+    def ring(self) -> None:
+        """Wake all who wait for the outcome, which is there; with the mutex held."""
+        if self.fittings is not None:
+            self.fittings.notify_all()
+
+    def call_back(self) -> None:
+        """Run the done-callbacks, once; one that raises is logged and stops nothing."""
+        callbacks = self.fittings.callbacks if self.fittings is not None else None
+        while callbacks:
+            self._call(partial(list.pop, callbacks, 0))
+
+    def disinherit(self, error: BaseException) -> None:
+        """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
+        self.fittings = None
+        if not self.done():
+            self._own = error, None
+            self.stage = JobState.FAILED
+
+    # -- what ``concurrent.futures`` and ``asyncio`` look at --
+
+    def _get_state(self) -> str:
+        stage = self.stage  # once: it changes at any time
+        if stage not in OVER:
+            return RUNNING if stage is _RUNNING else PENDING
+        untold = self.fittings is not None and self.fittings.watched and not self.fittings.told
+        if stage is _CANCELLED:
+            return CANCELLED if untold else CANCELLED_AND_NOTIFIED
+        return RUNNING if untold else FINISHED
+
+    def _get_result(self) -> JobResult[Value] | None:
+        # Made on the first read, since many are never read; then kept, so that all readers get the same object.
+        result = self._own_result
+        if result is None and self._service is not None:
+            made = make_result(self._value, self._service, self.submitted)
+            if _HAS_GIL:
+                # On one line and without a call, so that no thread, signal or finalizer comes between look and store.
+                self._own_result = result = made if self._own_result is None else self._own_result
+            else:
+                result = vars(self).setdefault("_own_result", made)
+        return result
+
+    def _get_exception(self) -> BaseException | None:
+        failures = self._failures
+        if failures is not None and self._error is not None:
+            own = failures.exception_for_caller(self._error)
+            vars(self).setdefault("_own", (own, own.__traceback__))  # in one step: another thread may ask, too
+            failures.note_asked(self)
+            self._failures = None
+        return None if self._own is None else self._own[0]
+
+    def _note_asked(self) -> None:
+        failures = self._failures  # which another thread that asks takes away
+        if failures is not None:
+            failures.note_asked(self)
+
+    def _get_condition(self) -> Any:
+        with nullcontext() if self.done() else self._keeper.mutex:
+            if not self.done():
+                self._fit().watched = True
+        self._note_asked()
+        return self._make_condition()
+
+    def _make_condition(self) -> _Condition:
+        condition: _Condition = vars(self).setdefault(f"_condition_of_{os.getpid()}", _Condition(self))
+        return condition
+
+    def _get_waiters(self) -> Any:
+        if self._keeper.is_own_thread() and not self.done():
+            raise RuntimeError("a thread of the batcher can't wait for its jobs: it has to do them")
+        return self._make_condition().waiters
+
+    def _get_snapshot(self) -> tuple[bool, bool, JobResult[Value] | None, BaseException | None]:
+        # Read by asyncio on Python 3.14.
+        return self.done(), self.cancelled(), self._get_result(), self._get_exception()
+
+    _state: str = property(_get_state)  # type: ignore[assignment]
+    _result: JobResult[Value] = property(_get_result)  # type: ignore[assignment]
+    _exception: BaseException | None = property(_get_exception)  # type: ignore[assignment]
+    _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
+    _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
+
+    def _is_untold(self) -> bool:
+        fittings = self.fittings
+        return fittings is not None and fittings.watched and not fittings.told and self.done()
+
+    def _tell(self, waiters: list[Any]) -> None:
+        fittings = self.fittings
+        if fittings is None or not self._is_untold():
+            return
+        if waiters:
+            self._note_asked()
+        for waiter in waiters:
+            if type(waiter) in _WAITERS:
+                self._tell_once(waiter, fittings)
+            elif waiter not in fittings.told_to:
+                if self.cancelled():
+                    waiter.add_cancelled(self)
+                elif self.stage is _SUCCEEDED:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+                fittings.told_to.append(waiter)
+        fittings.told = True
+
+    def _tell_once(self, waiter: Any, fittings: Fittings) -> None:
+        """Do what the methods of the waiter do, but once, wherever an exception breaks this off."""
+        counts = type(waiter) is _AllCompletedWaiter
+        if waiter not in fittings.told_to:
+            told, added = [waiter], [self]
+            with getattr(waiter, "lock", None) or nullcontext():
+                # In one step: there is no call from here to the end of the block.
+                fittings.told_to += told
+                waiter.finished_futures += added
+                if counts:
+                    waiter.num_pending_calls -= 1
+        failed = self.stage is not _SUCCEEDED and self.stage is not _CANCELLED
+        if not counts or not waiter.num_pending_calls or failed and waiter.stop_on_exception:
+            waiter.event.set()  # even if told before, since an exception may have prevented just this
+
+
+def are_errors(outcomes: list[Any]) -> Iterable[bool]:
+    """Tell which of the outcomes are exceptions. By their types, for `isinstance` asks a value, which is a user's code."""
+    return map(issubclass, map(type, outcomes), repeat(BaseException))
+
+
+class Conclusion(NamedTuple):
+    """What became of futures that were to get their outcomes."""
+
+    done: list[JobFuture[Any]]
+    """All that have them now."""
+    watched: list[JobFuture[Any]]
+    """Those of them that have watchers, which are still to be told."""
+    failures: int
+    """How many of those that are done have failed."""
+    bells: list[Bell]
+    """Of those who waited, and have been rung for."""
+    called: list[JobFuture[Any]]
+    """Those of them that are done that have callbacks."""
+
+
+def conclude(
+    futures: Iterable[JobFuture[Any]],
+    outcomes: list[Any],
+    service: Service | None,
+    failures: Failures | None,
+    failed: JobState = JobState.FAILED,
+) -> Conclusion:
+    """Give running jobs their outcomes, passing over those that have one. With the mutex held.
+
+    Args:
+        outcomes: a value, or an exception, for each.
+        service: what the values come from.
+        failures: gives the exceptions to the callers; None if there are none.
+        failed: the stage of those whose outcome is an exception.
+    """
+    done, watched, count, bells, called = [], [], 0, list[Bell](), []
+    for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
+        if broken and future.stage is _RUNNING and failures is not None:
+            failures.add(future, outcome)
+        # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
+        if future.stage is not _RUNNING:
+            continue
+        fittings = future.fittings
+        if broken:
+            future._error = outcome
+            future._failures = failures
+            future.stage = failed
+            count += 1
+        else:
+            future._value = outcome
+            future._service = service
+            future.stage = _SUCCEEDED
+        done.append(future)
+        if fittings is not None:
+            bells += fittings.copy()
+            if fittings.watched:
+                watched.append(future)
+            if fittings.callbacks:
+                called.append(future)
+    for bell in bells:
+        bell.ring()
+    return Conclusion(done, watched, count, bells, called)
+
+
+def _settle_attribute_layout() -> None:
+    """Make a future with all the attributes that most futures ever hold, before any other is made.
+
+    Objects of a class share a compact layout, which holds only the attributes that the first objects had (PEP 412).
+    """
+    nobody: Any = None
+    future = JobFuture[None](None, nobody)
+    future.submitted, future.epoch = NOW, 0
+    future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
+    future._get_result()
+
+
+_settle_attribute_layout()

@@ -1,0 +1,79 @@
+"""Policies that bound what is in a batch."""
+
+from microbatch._basics.arguments import check_count, check_positive
+from microbatch._basics.clock import NEVER, NOW
+from microbatch.policies.base import GATES, BatchingPolicy, Window, exact, policy_repr
+
+__all__ = ["Size", "Weight"]
+
+
+class Size(BatchingPolicy[object]):
+    """A batch goes when it holds *n* jobs, and never holds more.
+
+    Alone, it waits for *n* jobs however long that takes, so a single caller that waits for its result waits for ever. Add
+    ``| Interval(seconds)`` to bound the wait, or ``| Natural()`` to dispatch as soon as a worker is free.
+
+    >>> [Size(3).due(Window(count=count)) for count in (2, 3)]
+    [inf, -inf]
+    >>> [Size(3).fits(Window(count=count), weight=1.0) for count in (2, 3)]
+    [True, False]
+    """
+
+    watches_flow = False
+
+    def __init__(self, n: int) -> None:
+        self.n = check_count("n", n)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.count >= self.n else NEVER
+
+    def fits(self, window: Window[object], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return window.count < self.n
+
+    def room(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.room`."""
+        return self.n - window.count
+
+    def wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy.wants`."""
+        return max(1, self.n - window.count)
+
+    def needs(self) -> int:
+        """See `BatchingPolicy.needs`."""
+        return self.n
+
+    def __repr__(self) -> str:
+        return policy_repr(self, Size, str(self.n))
+
+
+class Weight(BatchingPolicy[object]):
+    """A batch goes when its weight reaches *limit*, or when the next job would bring it above, and never weighs more.
+
+    Without ``weigh`` every job weighs 1. A job that alone weighs more than *limit* is `JobTooLarge`.
+
+    >>> [Weight(10).due(Window(count=3, weight=weight, full=full)) for weight, full in ((9, False), (10, False), (9, True))]
+    [inf, -inf, -inf]
+    >>> [Weight(10).fits(Window(count=3, weight=9.0), weight=weight) for weight in (1.0, 1.5)]
+    [True, False]
+    """
+
+    watches_flow = False
+
+    def __init__(self, limit: float) -> None:
+        self.limit = check_positive("limit", limit)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.full or window.weight >= self.limit else NEVER
+
+    def fits(self, window: Window[object], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return window.weight + weight <= self.limit
+
+    def __repr__(self) -> str:
+        return policy_repr(self, Weight, exact(self.limit))
+
+
+GATES.update({Size: 0, Weight: 0})

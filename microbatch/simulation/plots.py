@@ -1,0 +1,167 @@
+"""Draws what was simulated, with matplotlib. The same figures give the same file: no date and no path is in it."""
+
+import heapq
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+__all__ = ["Point", "check_plot", "draw_loads", "draw_run"]
+
+_SLICE = 50
+"""How many jobs at least tell a load and a latency."""
+
+_SHOWN = 150
+"""How many batches a timeline shows: more would be a black bar."""
+
+
+class Point(NamedTuple):
+    """What a policy makes of one load."""
+
+    load: float
+    """Jobs a second."""
+    p50: float
+    """Half of the jobs took so many seconds, or less."""
+    p99: float
+    """99 % of them."""
+    calls: float
+    """Of the processor, per 1,000 jobs."""
+
+
+def check_plot(path: str) -> None:
+    """Raise what drawing to that path would raise in the end.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        OSError: the file can't be written.
+        ValueError: matplotlib does not know the format.
+    """
+    from matplotlib import backend_bases
+
+    known, ending = backend_bases.FigureCanvasBase.get_supported_filetypes(), os.path.splitext(path)[1][1:].lower()
+    if ending not in {"", *known}:
+        raise ValueError(
+            f"a plot file must end with one of {', '.join('.' + each for each in sorted(known))}, got {path!r}"
+        )
+    existed = os.path.lexists(path)
+    with open(path, "ab"):
+        pass
+    if not existed:
+        os.remove(path)
+
+
+def draw_run(path: Any, jobs: Sequence[tuple[float, float]], runs: Sequence[tuple[float, float, int, str]]) -> None:
+    """Write a plot of latency over load, and a timeline of batches.
+
+    Args:
+        path: where to; what it ends with says in which format.
+        jobs: when each was submitted, and its latency.
+        runs: when each batch started and ended, its size and its trigger, in the order in which they started.
+    """
+    with _figure(path, 2) as (over_load, timeline):
+        _draw_latency(over_load, _points(sorted(jobs)))
+        at = max(0, (len(runs) - _SHOWN) // 2)
+        _draw_timeline(timeline, runs[at : at + _SHOWN])
+
+
+def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
+    """Write a plot of latency, and of calls of the processor, over load: a curve for each policy."""
+    with _figure(path, 2) as (latency, calls):
+        for number, (name, points) in enumerate(curves.items()):
+            loads, colour = [point.load for point in points], f"C{number % 10}"
+            latency.plot(loads, [point.p50 * 1e3 for point in points], color=colour, label=name)
+            latency.plot(loads, [point.p99 * 1e3 for point in points], color=colour, linestyle=":")
+            calls.plot(loads, [point.calls for point in points], color=colour)
+        _label(latency, "latency: 50 % of the jobs (line), 99 % (dots)", "jobs a second", "ms")
+        _label(calls, "calls of the processor per 1,000 jobs", "jobs a second", "")
+        for axes in (latency, calls):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.set_ylim(bottom=0)
+        latency.legend(edgecolor="none")
+
+
+def _points(jobs: Sequence[tuple[float, float]]) -> list[Point]:
+    """Return the latencies in slices of time, by the load in each, least first; ten slices make one point."""
+    size = max(_SLICE, len(jobs) // 200)
+    slices = []
+    for at in range(0, len(jobs) - size, size):
+        time = jobs[at + size][0] - jobs[at][0]
+        if time > 0:
+            slices.append((size / time, [latency for _, latency in jobs[at : at + size]]))
+    slices.sort(key=lambda each: each[0])
+    points = []
+    for at in range(0, len(slices), 10):
+        group = slices[at : at + 10]
+        latencies = sorted(latency for _, those in group for latency in those)
+        points.append(Point(sum(load for load, _ in group) / len(group), *_shares(latencies), 0.0))
+    return points
+
+
+def _shares(ordered: Sequence[float]) -> tuple[float, float]:
+    half, most = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.99))
+    return half, most
+
+
+def _draw_latency(axes: Any, points: Sequence[Point]) -> None:
+    loads = [point.load for point in points]
+    axes.plot(loads, [point.p50 * 1e3 for point in points], marker=".", label="50 % of the jobs")
+    axes.plot(loads, [point.p99 * 1e3 for point in points], marker=".", label="99 %")
+    _label(axes, "latency, in slices of time by their load", "jobs a second", "ms")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> None:
+    colours: dict[str, str] = {}
+    largest = max(size for _, _, size, _ in runs)
+    for worker, (started, ended, size, trigger) in zip(_workers(runs), runs):
+        known = trigger in colours
+        colour = colours.setdefault(trigger, f"C{len(colours) % 10}")
+        axes.bar(
+            started,
+            0.9 * size / largest,
+            width=ended - started,
+            bottom=worker,
+            align="edge",
+            color=colour,
+            edgecolor="white",
+            linewidth=0.3,
+            label=None if known else trigger,
+        )
+    _label(axes, f"batches; the highest has {largest:,} jobs", "s", "worker")
+    axes.set_yticks([])
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _workers(runs: Sequence[tuple[float, float, int, str]]) -> Iterator[int]:
+    """Yield which worker each batch had, if each went to the first one that was free."""
+    free, busy = list[int](), list[tuple[float, int]]()
+    for started, ended, _, _ in runs:
+        while busy and busy[0][0] <= started:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        worker = heapq.heappop(free) if free else len(busy)
+        heapq.heappush(busy, (ended, worker))
+        yield worker
+
+
+def _label(axes: Any, title: str, across: str, up: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+@contextmanager
+def _figure(path: Any, rows: int) -> Iterator[Any]:
+    """Give the axes of a figure, and write it."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 3 * rows), layout="constrained")
+        FigureCanvasAgg(figure)  # the others stand in for it where the format is another
+        yield figure.subplots(rows)
+        figure.savefig(path, metadata={"Date": None, "Creator": None} if str(path).endswith(".svg") else None)

@@ -1,0 +1,382 @@
+"""Running the collector in virtual time."""
+
+import copy
+import heapq
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import (
+    Any,
+    NamedTuple,
+    Protocol,
+)
+
+from microbatch._basics.arguments import check_answer, check_callable, check_count, check_number, check_positive, shown
+from microbatch._basics.clock import NEVER, NOW
+from microbatch._forming.callers import Caller, Callers
+from microbatch._forming.collector import Batch, Collector
+from microbatch.policies.base import BatchingPolicy, BatchReport, check_policy
+from microbatch.results import BatchInfo
+from microbatch.simulation.plots import draw_run
+
+__all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
+
+
+class Arrival(NamedTuple):
+    """A job that is submitted."""
+
+    moment: float
+    """In seconds; none before that of the one before."""
+    key: Hashable = None
+    weight: float = 1.0
+
+
+class Run(NamedTuple):
+    """One batch in the hands of a worker."""
+
+    started: float
+    ended: float
+    size: int
+    trigger: str
+
+
+@dataclass(frozen=True)
+class callers:
+    """A closed loop: some callers who each submit a job, wait for its result, think, and submit the next.
+
+    They begin as if all of them had got a result at 0.
+
+    Attributes:
+        count: how many there are.
+        jobs: how many jobs they submit in all.
+        think: how many seconds pass from a result to the next job, on average, distributed exponentially.
+        turn: how many seconds a caller keeps the others from going on when it does; as threads of Python do.
+    """
+
+    count: int
+    jobs: int
+    think: float = 0.0
+    turn: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
+        check_count("jobs", self.jobs)
+        check_number("think", self.think, below=NEVER)
+        check_number("turn", self.turn, below=NEVER)
+
+
+Arrivals = Iterable[float | Arrival] | Callable[[random.Random], Iterable[float | Arrival]] | callers
+
+
+def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]]:
+    """Return arrivals that know nothing of each other, *rate* a second on average, *jobs* in all."""
+    rate, jobs = check_positive("rate", rate), check_count("jobs", jobs)
+
+    def arrivals(chance: random.Random) -> Iterator[float]:
+        moment = 0.0
+        for _ in range(jobs):
+            moment += chance.expovariate(rate)
+            yield moment
+
+    return arrivals
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """What became of the jobs of a simulation. All times are seconds.
+
+    Attributes:
+        jobs: how many were done.
+        batches: how many calls of the processor that took.
+        batch_sizes: of each, in the order in which they went.
+        mean: latency, from the submission of a job to its result, on average.
+        p50: half of the jobs had that latency, or less.
+        p95: 95 % of them.
+        p99: 99 % of them.
+        queue_time: from the submission to the call of the processor, on average.
+        service_time: from there to the result, on average over the jobs.
+        utilisation: the share of the time of all workers in which they worked, from the first job to the last result.
+        triggers: how many batches went for which reason.
+        runs: each batch in a worker's hands, in the order in which they went.
+        latencies: of each job, in the order in which they were done.
+    """
+
+    jobs: int
+    batches: int
+    batch_sizes: tuple[int, ...] = field(repr=False)
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    queue_time: float
+    service_time: float
+    utilisation: float
+    triggers: Mapping[str, int]
+    runs: tuple[Run, ...] = field(repr=False)
+    latencies: tuple[float, ...] = field(repr=False)
+
+    def plot(self, path: "str | os.PathLike[str]") -> None:
+        """Write a plot of latency over load, and of a stretch of the batches in time, to a file.
+
+        Args:
+            path: where to; its ending says in which format, as ``.svg`` or ``.png``.
+
+        Raises:
+            ImportError: matplotlib is not installed, which is the extra ``plot``.
+        """
+        ends = [run.ended for run in sorted(self.runs, key=lambda run: run.ended) for _ in range(run.size)]
+        draw_run(path, [(end - latency, latency) for end, latency in zip(ends, self.latencies)], self.runs)
+
+
+def simulate(
+    policy: BatchingPolicy[Any],
+    arrivals: Arrivals,
+    service_time: Callable[[int], float],
+    *,
+    max_workers: int = 1,
+    seed: int = 0,
+) -> SimulationReport:
+    """Run *policy* on a load, and report.
+
+    At the end, what the policy would hold back for ever goes, as it would by ``shutdown()``. The policy is copied first,
+    so that one that learns begins anew each time.
+
+    Args:
+        arrivals: when jobs come: the moments, or an `Arrival` for each, in order; or a function that gives them and is
+            handed a `random.Random`, as `poisson` makes one; or `callers`.
+        service_time: how many seconds the processor takes for a batch of so many jobs.
+        max_workers: how many batches run at once.
+        seed: of all that is random.
+
+    Raises:
+        ValueError: there is no job, or they are not in order, or a time or a weight is negative or infinite; or every
+            caller waits for a job that the policy would hold back for ever.
+        Exception: whatever the policy or the function raises.
+    """
+    check_policy("policy", policy)
+    check_callable("service_time", service_time)
+    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), service_time)
+    simulation.run(_source(arrivals, random.Random(seed), policy))
+    return simulation.report()
+
+
+class _Job:
+    """What the collector needs of a job, and who submitted it."""
+
+    __slots__ = ("submitted", "key", "weight", "caller")
+    job = None
+    expires = NEVER
+    epoch = 0
+    waiting = True
+
+    def __init__(
+        self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: Caller | None = None
+    ) -> None:
+        self.submitted = submitted
+        self.key = key
+        self.weight = weight
+        self.caller = caller
+
+
+class _Source(Protocol):
+    """Where jobs come from."""
+
+    alike: bool
+    left: int
+    """How many jobs will come when others are done."""
+
+    def next_moment(self) -> float:
+        """Return when the next job comes; `NEVER` if none does before another is done."""
+
+    def until(self, now: float) -> list[_Job]:
+        """Take out the jobs that have come, in order."""
+
+    def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
+        """Note that callers have their results."""
+
+    def whereabouts(self) -> tuple[int, float, float]:
+        """Return what `Collector.hear_of` wants to hear."""
+
+
+def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
+    if isinstance(arrivals, callers):
+        return _ClosedLoop(arrivals, chance, Callers(policy.watches_callers, policy.recalls))
+    moments = arrivals(chance) if callable(arrivals) else arrivals
+    if not isinstance(moments, Iterable):
+        raise TypeError(f"arrivals must be moments, a function that gives them, or callers, got {shown(arrivals)}")
+    return _OpenLoop(moments, policy.recalls)
+
+
+class _OpenLoop:
+    """Jobs that come whatever becomes of the others, from callers who don't wait."""
+
+    alike = False
+    left = 0
+
+    def __init__(self, arrivals: Iterable[float | Arrival], recalls: float) -> None:
+        self._recalls = recalls
+        self._heard = NOW
+        self._coming = iter(arrivals)
+        self._next: _Job | None = None
+        self._advance(0.0)
+
+    def _advance(self, last: float) -> None:
+        arrival = next(self._coming, None)
+        self._next = None
+        if arrival is not None:
+            job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
+            check_number("the weight of a job", job.weight, below=NEVER)
+            if not last <= check_answer("an arrival", job.submitted) < NEVER:
+                raise ValueError(f"arrivals must be in order, from 0 on, got {job.submitted!r} after {last!r}")
+            self._next = job
+
+    def next_moment(self) -> float:
+        return NEVER if self._next is None else self._next.submitted
+
+    def until(self, now: float) -> list[_Job]:
+        jobs = []
+        while (job := self._next) is not None and job.submitted <= now:
+            jobs.append(job)
+            self._advance(job.submitted)
+        if jobs and self._recalls:
+            self._heard = jobs[-1].submitted
+        return jobs
+
+    def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
+        """Nobody comes back."""
+
+    def whereabouts(self) -> tuple[int, float, float]:
+        return 0, NOW, self._heard
+
+
+class _ClosedLoop:
+    """Jobs of callers who wait for the results of those before."""
+
+    alike = True
+
+    def __init__(self, group: callers, chance: random.Random, known: Callers) -> None:
+        self._group = group
+        self._chance = chance
+        self._known = known
+        self._coming: list[tuple[float, int, Caller]] = []
+        self.left = group.jobs
+        self._go_on([Caller(number) for number in range(group.count)], 0.0)
+
+    def next_moment(self) -> float:
+        return self._coming[0][0] if self._coming else NEVER
+
+    def until(self, now: float) -> list[_Job]:
+        jobs = []
+        while self._coming and self._coming[0][0] <= now:
+            moment, number, caller = heapq.heappop(self._coming)
+            self._known.come_back(number, moment)
+            if self._known.recalls:
+                self._known.begin_to_wait(number)
+            jobs.append(_Job(moment, caller=caller))
+        return jobs
+
+    def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
+        done = [job.caller for job in jobs if job.caller is not None]
+        self._known.release(done, now, service_time)
+        self._go_on(done, now)
+
+    def _go_on(self, known: list[Caller], now: float) -> None:
+        going_on = known[: self.left]
+        self.left -= len(going_on)
+        for position, caller in enumerate(going_on, 1):
+            thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
+            moment = now + thought + position * self._group.turn
+            heapq.heappush(self._coming, (moment, caller.ident, caller))
+
+    def whereabouts(self) -> tuple[int, float, float]:
+        return self._known.returning, self._known.return_by, self._known.last_heard()
+
+
+class _Simulation:
+    """The collector, driven as the batcher drives it, by moments that nobody waits for."""
+
+    def __init__(self, policy: BatchingPolicy[Any], max_workers: int, service_time: Callable[[int], float]) -> None:
+        self._policy = policy
+        self._collector: Collector[_Job] = Collector(policy, max_workers, 0.0)
+        self._service_time = service_time
+        self._running: list[tuple[float, int, BatchInfo, list[_Job]]] = []
+        self._runs: list[Run] = []
+        self._first = NEVER  # when the first job came
+        self._queue_times: list[float] = []
+        self._latencies: list[float] = []
+
+    def run(self, source: _Source) -> None:
+        """Run until every job is done."""
+        now = 0.0
+        while True:
+            moment = self._running[0][0] if self._running else NEVER
+            if self._collector.has_worker:
+                moment = min(moment, source.next_moment(), self._collector.next_moment())
+            if moment == NEVER:
+                if not self._collector:
+                    return
+                if source.left:
+                    raise ValueError(f"{self._policy!r} would hold back the jobs of all callers for ever")
+                self._collector.flush(0, closing=True)
+            else:
+                now = max(now, moment)
+            self._step(source, now)
+
+    def _step(self, source: _Source, now: float) -> None:
+        collector, jobs, reports = self._collector, source.until(now), list[BatchReport]()
+        while self._running and self._running[0][0] <= now:
+            reports.append(self._settle(source, *heapq.heappop(self._running)))
+        collector.hear_of(*source.whereabouts())  # in the order of `Worker._advance`, which whose turn it is depends on
+        collector.add(jobs, source.alike)
+        for report in reports:
+            collector.finished(report.service_time)
+            self._policy.observe(report)
+        while (batch := collector.take(now)) is not None:
+            if batch.error is not None:
+                raise batch.error
+            self._start(batch, now)
+            collector.started(now)
+        collector.joined.clear()
+
+    def _start(self, batch: Batch[_Job], now: float) -> None:
+        size = len(batch.entries)
+        time = check_number("the service_time of a batch", self._service_time(size), below=NEVER)
+        self._runs.append(Run(now, now + time, size, batch.trigger))
+        self._first = min(self._first, batch.entries[0].submitted)
+        self._queue_times += [now - job.submitted for job in batch.entries]
+        info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
+        heapq.heappush(self._running, (now + time, info.id, info, batch.entries))
+
+    def _settle(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: list[_Job]) -> BatchReport:
+        time = now - self._runs[number - 1].started
+        self._latencies += [now - job.submitted for job in jobs]
+        source.done(jobs, now, time)
+        return BatchReport(info, time, 0)
+
+    def report(self) -> SimulationReport:
+        """Return what has become of all jobs."""
+        runs = self._runs
+        if not runs:
+            raise ValueError("arrivals must have at least one job")
+        ordered, count = sorted(self._latencies), len(self._latencies)
+        busy = math.fsum(run.ended - run.started for run in runs)
+        duration = max(run.ended for run in runs) - self._first
+        return SimulationReport(
+            jobs=count,
+            batches=len(runs),
+            batch_sizes=tuple(run.size for run in runs),
+            mean=math.fsum(ordered) / count,
+            **{name: ordered[math.ceil(share * count) - 1] for name, share in _SHARES.items()},
+            queue_time=math.fsum(self._queue_times) / count,
+            service_time=math.fsum((run.ended - run.started) * run.size for run in runs) / count,
+            utilisation=busy / duration / self._collector.workers if duration else 0.0,
+            triggers=dict(Counter(run.trigger for run in runs)),
+            runs=tuple(runs),
+            latencies=tuple(self._latencies),
+        )
+
+
+_SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
