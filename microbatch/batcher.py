@@ -182,7 +182,7 @@ class Batcher(Generic[Job, Value]):
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
             keyed=key is not None,
-            alike=key is None and weigh is None,
+            uniform=key is None and weigh is None,
         )
         self._newest_worker = self._make_worker()
         self._origin = _origin()

@@ -11,7 +11,7 @@ from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture, are_errors
 from microbatch.results import BatchInfo, Service
 
-__all__ = ["Delivery", "fail"]
+__all__ = ["Delivery", "fail", "fail_all"]
 
 
 class Delivery:
@@ -110,3 +110,15 @@ class Delivery:
 def fail(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
     """Fail those of the jobs that are running, each with an exception of its own, and return how many those are."""
     return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.name), ledger.queue))
+
+
+def fail_all(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
+    """Do the same, and have all waiters of all of them told of the outcomes, in case an exception prevented that."""
+    failed = fail(ledger, futures, error)
+    over = [future for future in futures if future.done()]
+    for future in over:
+        future.announce()
+    ledger.release(over)
+    for future in over:
+        future.call_back()
+    return failed

@@ -1,52 +1,41 @@
-"""The threads that form batches and run them, and their life. The only file that knows what a thread is.
+"""The life of a batcher's threads: when they start, and how they end.
 
-Whoever leads pulls from the queue, drives the collector, and hands batches to the executor: the worker thread, which
-waits for jobs and moments, or a thread of our own pool that has just run a batch. Nothing here refers to the `Batcher`,
-so that a batcher which nobody holds any more can be collected while its threads still run.
+Nothing here refers to the `Batcher`, so that a batcher which nobody holds any more can be collected while its threads
+still run.
 """
 
 import logging
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures import thread as _pool_internals
+from concurrent.futures import Executor
 from functools import partial
-from itertools import chain
-from queue import SimpleQueue
 from typing import Any
 
-from microbatch._basics.arguments import check_answer
 from microbatch._basics.clock import NEVER, NOW, Clock
 from microbatch._basics.log import report
 from microbatch._basics.waiting import Bell, Opening
-from microbatch._engine.batch_run import Delivery, fail
+from microbatch._engine.batch_run import fail_all
+from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.process import current_mark, enlist
-from microbatch._engine.queue import NO_NEWS, JobQueue, News
-from microbatch._engine.sending import name_unsendable, send
-from microbatch._forming.collector import Batch, Collector
-from microbatch.errors import BatcherClosed, ForkedError, JobExpired, Rejected
-from microbatch.futures.exceptions import Failures
+from microbatch._engine.queue import JobQueue
+from microbatch._engine.runner import MOST_INTERRUPTIONS, ExecutorRunner, PoolRunner, Runner
+from microbatch.errors import BatcherClosed, ForkedError, Rejected
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import Audience, BatcherShutDown, BatchFinished, BatchStarted, tell
-from microbatch.policies.base import BatchingPolicy, BatchReport, learns
-from microbatch.results import BatchInfo, JobState
+from microbatch.listeners import Audience, BatcherShutDown, tell
+from microbatch.policies.base import BatchingPolicy
 
 __all__ = ["Worker"]
 
-_MOST_MISHAPS = 3
-"""How many exceptions may come in from outside in a row, with nothing done between them."""
-
 
 class Worker:
-    """Moves jobs from the queue to the processor. All that a `Batcher` has but its face.
+    """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
 
-    Which thread may write what: callers' threads the `queue`, the one that leads the collector and the `ledger`, threads
-    that run batches the `ledger`. The lead changes hands under the queue's mutex, which guards the decision to start, or to
-    shut down what never started, too: with a lock of its own for that, a signal handler that shuts down could wait for a
-    thread that waits for the mutex.
+    Callers' threads write to the `queue`, the thread that leads to the collector and the `ledger`, and the threads that
+    run batches to the `ledger`. The lead changes hands under the queue's mutex. That guards the decision to start, or to
+    shut down what was never started, too: with a lock of its own for that, a signal handler that shuts down could wait
+    for a thread that waits for the mutex.
     """
 
     def __init__(
@@ -62,31 +51,26 @@ class Worker:
         exit_timeout: float,
         clock: Clock,
         keyed: bool,
-        alike: bool,
+        uniform: bool,
         forked: bool = False,
     ) -> None:
         self.mark = current_mark()
         # Of a caller that comes back nobody knows for which key.
         self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
-        self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the processor alive
         self.ledger = Ledger(self.queue, name)
-        self._exit_timeout = exit_timeout
-        self._processor = processor
-        self._collector: Collector[JobFuture[Any]] = Collector(
-            policy, max_workers, check_answer("the now() of a clock", clock.now())
+        self._dispatcher = Dispatcher(
+            self.ledger, policy, max_workers=max_workers, clock=clock, uniform=uniform, name=name
         )
-        self._learns = learns(policy)
+        self._runner: Runner = (
+            PoolRunner(self._dispatcher, processor, audience, name, max_workers)
+            if executor is None
+            else ExecutorRunner(self._dispatcher, processor, audience, name, executor)
+        )
+        self._exit_timeout = exit_timeout
         self._clock = clock
-        self._alike = alike  # jobs have neither keys nor weights
         self._name = name
-        self._audience = audience
-        self._executor = executor
-        self._forked = forked  # made in a child, to replace the worker that stayed in the parent
+        self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
-        self._pool: ThreadPoolExecutor | None = None
-        self._inbox = _Inbox()  # for the threads of that pool
-        self._running: dict[Delivery, None] = {}  # batches in flight, with those that a thread is handling
-        self._mishaps = 0  # how many exceptions came in from outside since a leader last did all that there was to do
         self._thread: threading.Thread | None = None
         self.opening: Opening | None = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
@@ -122,7 +106,7 @@ class Worker:
             error = Rejected("the start of the batcher was broken off")
             with self.queue.mutex:
                 left = self._claim_all() if self._call_off(mine, error) else []
-            self._fail(left, error)
+            fail_all(self.ledger, left, error)
             raise
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
@@ -140,7 +124,7 @@ class Worker:
     def _check_startable(self) -> None:
         if self.queue.closed:
             raise BatcherClosed("the batcher is shut down")
-        if self._forked and self._executor is not None:
+        if self._is_parents:
             raise ForkedError("the executor belongs to the parent process")
 
     def _call_off(self, opening: Opening | None, error: BaseException) -> bool:
@@ -205,7 +189,7 @@ class Worker:
 
     def abandon(self, error: BaseException) -> int:
         """Fail every job that is not settled, running ones too, and return how many those were."""
-        return self._fail(self._claim_all(), error)
+        return fail_all(self.ledger, self._claim_all(), error)
 
     def _claim_all(self) -> list[JobFuture[Any]]:
         """Take every job that is not settled out of the worker thread's hands; in one step, if the mutex is held."""
@@ -213,16 +197,6 @@ class Worker:
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
         return futures
-
-    def _fail(self, futures: list[JobFuture[Any]], error: BaseException) -> int:
-        failed = fail(self.ledger, futures, error)
-        over = [future for future in futures if future.done()]
-        for future in over:
-            future.announce()
-        self.ledger.release(over)
-        for future in over:
-            future.call_back()
-        return failed
 
     def exit_deadline(self) -> float:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
@@ -232,10 +206,8 @@ class Worker:
             return NEVER
 
     def disown_threads(self) -> None:
-        """Have the interpreter end without waiting for the threads of a pool of our own."""
-        if self._pool is not None:
-            for thread in self._pool._threads:
-                _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
+        """See `Runner.disown_threads`."""
+        self._runner.disown_threads()
 
     def give_up(self) -> None:
         """Fail what is left because the interpreter goes down, have nobody wait for it, and log how many jobs it was."""
@@ -257,12 +229,7 @@ class Worker:
 
     def explain(self) -> list[str]:
         """See `Collector.describe`."""
-        return self._collector.describe(self._clock.now())
-
-    def explain_job(self, future: JobFuture[Any]) -> str:
-        """Say why a job has no outcome yet. Any thread may ask, and waits for no other."""
-        batch = self._collector.describe_batch(future.key, self._clock.now()) if future.waiting else ""
-        return f"the job is still {future.stage.value}" + (f"; {batch}" if batch else "")
+        return self._dispatcher.explain()
 
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r}>"
@@ -275,7 +242,7 @@ class Worker:
                 return
             self._thread = threading.current_thread()
         try:
-            self._open_pool()
+            self._runner.open()
         except BaseException as error:
             self._give_up_start(opening, error)
             return
@@ -289,7 +256,7 @@ class Worker:
             self.queue.close()
             self.ledger.recover()  # or what it has just taken out of the queue could be lost
             self.abandon(error)
-        for _ in range(_MOST_MISHAPS):
+        for _ in range(MOST_INTERRUPTIONS):
             try:
                 return self._end()
             except BaseException:
@@ -302,16 +269,16 @@ class Worker:
             try:
                 return self._take_all_turns()
             except BaseException as error:
-                self._recover(error)
+                self._runner.recover(error)
 
     def _take_all_turns(self) -> None:
-        while not self._survive(self._take_turns):
+        while not self._runner.survive(self._take_turns):
             pass
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
             self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
-        while not self._turn():
+        while not self._dispatcher.turn(self._runner.run):
             pass
 
     def _give_up_start(self, opening: Opening, error: BaseException) -> None:
@@ -323,201 +290,16 @@ class Worker:
             self.queue.settled.notify_all()
         opening.settle(error)
         with self.queue.own_thread():
-            self._fail(left, error)
+            fail_all(self.ledger, left, error)
         self._end_unstarted()  # if it was closed by a thread that left the rest to this one
-
-    def _turn(self) -> bool:
-        """Wait until there is something to do, do all of it, and return whether there never will be more."""
-        self._advance(self.ledger.wait_for_news())
-        self._mishaps = 0
-        over = not self._collector and not self._collector.in_flight and self.queue.drained()
-        if not over:
-            self.ledger.resign(*self._terms())
-        return over
 
     # -- called by a thread of ours after an exception --
 
-    def _survive(self, act: Callable[[], None]) -> bool:
-        """Call *act*, recover if an exception interrupts it, even if another interrupts that; return whether none did."""
-        try:
-            try:
-                act()
-                return True
-            except BaseException as error:
-                self._recover(error)
-        except BaseException as error:
-            self._recover(error)
-        return False
-
-    def _recover(self, error: BaseException) -> None:
-        """Put right what an exception has interrupted in the calling thread.
-
-        Exceptions from users' code don't get here: they are handled where that code is called. But a library that
-        enforces a timeout may raise one in this thread from outside, too late, between any two of our statements. The
-        jobs that the thread was handling fail, and everything else goes on. Any half-done state is put right from what
-        changes in one step: `Ledger.inherited` has each job that is not settled, `_running` each batch, and
-        `JobQueue.leader` says who leads.
-        """
-        report(
-            "an exception from outside interrupted a thread of %s; the jobs it was handling fail",
-            self._name,
-            error=error,
-        )
-        self._mishaps += 1
-        if self._mishaps > _MOST_MISHAPS:  # so it comes from inside
-            raise error
-        for delivery in list(self._running):
-            if delivery.owner == threading.get_ident():
-                self._fail(delivery.forget(), error)
-            elif not delivery.owner and self._pool is not None:
-                self._inbox.put(delivery)  # this thread may have taken it out; that it is there twice does no harm
-        if self.queue.is_leader():
-            self._recover_lead(error)
-        for delivery in list(self._running):
-            if not delivery.futures:
-                self.queue.post(partial(self._finish, delivery))
-        self.ledger.tell_again()
-
-    def _recover_lead(self, error: BaseException) -> None:
-        """Form all batches again, since an interrupted leader may have left them half formed, and leave the lead."""
-        waiting = self.ledger.recover()
-        for delivery in list(self._running):
-            if not delivery.futures or not (self._pool is not None or delivery.sent):
-                self._fail(delivery.forget(), error)
-                self._running.pop(delivery, None)
-        in_flight = {future for delivery in list(self._running) for future in list(delivery.futures)}
-        self._fail([each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error)
-        self._collector = self._collector.successor(len(self._running))
-        self._collector.add(waiting)
-        self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
-        self.ledger.resign(NOW, 1)
-
     # -- called by the thread that leads --
-
-    def _terms(self) -> tuple[float, int]:
-        """Return when somebody has to lead again: at which moment, or with how many jobs."""
-        return self._collector.next_moment(), self._collector.wanted()
-
-    def _advance(self, news: News, *notes: Callable[[], None]) -> None:
-        """Do all that there is to do now; *notes* are called after those in the news."""
-        collector = self._collector
-        if news is not NO_NEWS:
-            collector.hear_of(news.returning, news.return_by, news.heard)
-            collector.add(news.jobs, self._alike and not news.expiring)
-            if news.withdrawn:
-                self._strike_out(list(news.withdrawn))
-            collector.flush(news.flushed, closing=news.closed)
-        for note in chain(news.notes, notes):
-            note()
-        # Again if something has become due meanwhile, before another thread has to be woken for it.
-        while self._dispatch(self._clock.now()) and collector.has_worker:
-            if collector.next_moment() > self._clock.now():
-                break
-        if collector.joined:
-            self.ledger.mark_batched(collector.joined)
-            collector.joined.clear()
-
-    def _dispatch(self, now: float) -> bool:
-        """Send all batches that are due, and return whether there were any."""
-        if expired := self._collector.expire(now):
-            self._expire(expired)
-        any_taken = False
-        while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
-            self._send(batch, now)
-            any_taken = True
-        return any_taken
-
-    def _strike_out(self, cancelled: list[JobFuture[Any]]) -> None:
-        self._collector.drop(cancelled)
-        for future in cancelled:
-            future.announce()
-        self.ledger.release(cancelled)
-
-    def _expire(self, expired: list[JobFuture[Any]]) -> None:
-        expired = self.ledger.claim(expired)
-        self._collector.drop(expired)
-        errors = [JobExpired(future.expires_in) for future in expired]
-        self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
-
-    def _send(self, batch: Batch[JobFuture[Any]], now: float) -> None:
-        if batch.error is not None:
-            fail(self.ledger, self.ledger.claim(batch.entries), batch.error)
-            return
-        futures, number = self.ledger.claim_batch(batch.entries, batch.trigger)
-        if not futures:
-            return
-        weight = batch.weight
-        if len(futures) < len(batch.entries):
-            weight = sum([future.weight for future in futures])
-        info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
-        delivery = Delivery(self.ledger, futures, info)
-        self._running[delivery] = None
-        self._collector.started(now)
-        if self._executor is None:
-            self._inbox.put(delivery)
-            return
-        try:
-            self._begin(delivery)
-            sent = send(self._executor, self._processor, delivery.jobs)
-            delivery.sent = True
-            sent.add_done_callback(partial(self._receive, delivery))
-        except BaseException as error:  # the caller's executor is broken, or was shut down, or can't send this
-            delivery.fail(self._named(error, delivery))
-            self._report(delivery)
-
-    def _finish(self, delivery: Delivery, time: float | None = None) -> None:
-        if self._running.pop(delivery, self) is self:
-            return  # after an exception this may be called twice
-        self._collector.finished(time)
-        try:
-            if time is not None and self._learns:
-                self._collector.policy.observe(BatchReport(delivery.info, time, delivery.failed))
-        except BaseException:
-            report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
-
-    def _open_pool(self) -> None:
-        """Start all threads of a pool of our own. They are daemons if the thread that starts them is one."""
-        if self._executor is not None:
-            return
-        workers = self._collector.workers
-        self._pool, self._inbox = ThreadPoolExecutor(workers, self._name), _Inbox()
-        try:
-            for _ in range(workers):
-                self._employ(self._pool, self._inbox)
-        except BaseException:
-            self._close_pool()
-            raise
-
-    def _employ(self, pool: ThreadPoolExecutor, inbox: "_Inbox") -> None:
-        pool.submit(self._serve_all, inbox).add_done_callback(partial(self._go_on, pool, inbox))
-
-    def _go_on(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
-        """Have the calling thread resume its work after an exception ended it, wherever that came in."""
-        error = done.exception()
-        del done
-        if error is None:
-            return
-        try:
-            self._recover(error)
-        except BaseException as fatal:  # for the worker thread to fail by
-            self.queue.post(partial(_fail_by, fatal))
-            if self.queue.is_leader():
-                self.ledger.resign(NOW, 1)
-        finally:
-            if inbox.closed:
-                inbox.close()  # for the next thread, in case this one has taken the None
-            else:
-                self._employ(pool, inbox)
-
-    def _close_pool(self) -> None:
-        if self._pool is not None:
-            self._inbox.closed = True
-            self._inbox.close()
-            self._pool.shutdown()
 
     def _end(self) -> None:
         """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
-        self._close_pool()
+        self._runner.close()
         while (callback := self._next_shutdown_callback()) is not None:
             _call_back(callback)
 
@@ -531,90 +313,6 @@ class Worker:
 
     # -- called by the threads that run batches --
 
-    def _serve_all(self, inbox: "_Inbox") -> None:
-        """Process what comes into the inbox until it is closed; in a thread of our own pool.
-
-        One call per thread and not per batch, since the futures of a pool cost as much as a batch of ours.
-        """
-        self.queue.inside.mine = True
-        while not inbox.closed:
-            self._survive(partial(self._serve_until_none, inbox))
-        inbox.close()  # for the next thread
-
-    def _serve_until_none(self, inbox: "_Inbox") -> None:
-        while (delivery := inbox.get()) is not None:
-            if delivery.claim():
-                self._serve(delivery)
-            del delivery  # keep nothing alive while idle
-
-    def _serve(self, delivery: Delivery) -> None:
-        """Process one batch."""
-        try:
-            self._begin(delivery)
-            delivery.complete(self._processor(delivery.jobs))
-        except BaseException as error:
-            delivery.fail(error)
-        self._report(delivery)
-
-    def _begin(self, delivery: Delivery) -> None:
-        if self._audience.batch_started:
-            tell(self._audience.batch_started, BatchStarted(self._name, delivery.info, tuple(delivery.futures)))
-        delivery.start()
-
-    def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
-        """Take what the caller's executor gives back, in whatever thread it calls from."""
-        try:
-            with self.queue.own_thread():
-                try:
-                    delivery.complete(done.result())
-                except BaseException as error:
-                    delivery.fail(self._named(error, delivery))
-                self._report(delivery)
-        except BaseException as error:  # from outside: see `_recover`
-            self._fail(delivery.forget(), error)
-            self.queue.post(partial(self._finish, delivery))
-        finally:
-            del done  # which holds the exception whose traceback leads here
-
-    def _named(self, error: BaseException, delivery: Delivery) -> BaseException:
-        if self._executor is None or isinstance(self._executor, ThreadPoolExecutor):
-            return error  # as nothing was sent
-        return name_unsendable(error, self._processor, delivery.jobs)
-
-    def _report(self, delivery: Delivery) -> None:
-        futures = delivery.forget()
-        if not futures:
-            return  # an executor that calls back twice
-        done = partial(self._finish, delivery)
-        try:
-            time = delivery.service_time
-            done = partial(self._finish, delivery, time)
-            if self._audience.batch_finished:
-                self._tell_of_end(delivery.info, time, delivery.started, futures)
-        except BaseException:  # of a clock that a user injected: the worker is free all the same
-            report("batch %d of %s can't be reported to the policy", delivery.info.id, self._name)
-        self._pass_on(done)
-
-    def _tell_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
-        failed = [future.stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
-        tell(self._audience.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
-
-    def _pass_on(self, note: Callable[[], None]) -> None:
-        """Have *note* called by whoever leads; by this very thread if nobody does, and then it finds its own next batch.
-
-        That is the Leader/Followers pattern of Schmidt and others, Pattern-Oriented Software Architecture 2: no word to
-        another thread, and no sleep, while there is work.
-        """
-        news = self.ledger.lead() if self._pool is not None else None
-        if news is None:
-            self.queue.post(note)
-            return
-        self._advance(news, note)
-        self._mishaps = 0
-        # A finalizer may have closed the queue since this thread took the lead: the end is up to the worker thread.
-        terms = self._terms() if not news.closed else (NOW, 1)
-        self.ledger.resign(*terms)
-
 
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
     try:
@@ -623,26 +321,8 @@ def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
         return threading.Thread(target=target, name=name, daemon=False)
 
 
-class _Inbox(SimpleQueue[Delivery | None]):
-    """Batches for the threads of a pool, one after another until it is closed.
-
-    Attributes:
-        closed: whether it is, for a thread that took the None that says so and lost it to an exception.
-    """
-
-    closed = False
-
-    def close(self) -> None:
-        """Put in a None, which ends one thread. That thread then calls this for the next one."""
-        self.put(None)
-
-
 def _do_nothing() -> None:
     pass
-
-
-def _fail_by(error: BaseException) -> None:
-    raise error
 
 
 def _tell_of_shutdown(audience: Audience, name: str, ledger: Ledger) -> None:

@@ -1,0 +1,189 @@
+"""Leading: forming batches from the jobs in the queue, and dispatching those that are due.
+
+One thread at a time leads: the worker thread, which sleeps until there is something to do, or a thread that has just run
+a batch.
+"""
+
+import weakref
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+from microbatch._basics.arguments import check_answer
+from microbatch._basics.clock import NOW, Clock
+from microbatch._basics.log import report
+from microbatch._engine.batch_run import Delivery, fail, fail_all
+from microbatch._engine.ledger import Ledger
+from microbatch._engine.queue import NO_NEWS, News
+from microbatch._forming.collector import Batch, Collector
+from microbatch.errors import JobExpired
+from microbatch.futures.exceptions import Failures
+from microbatch.futures.job_future import JobFuture
+from microbatch.policies.base import BatchingPolicy, BatchReport, learns
+from microbatch.results import BatchInfo, JobState
+
+__all__ = ["Dispatcher"]
+
+Run = Callable[[Delivery], None]
+"""Runs a batch in another thread, and returns at once."""
+
+
+class Dispatcher:
+    """Drives the collector, for the thread that leads.
+
+    Attributes:
+        running: the batches in flight, with those that a thread is handling.
+        interruptions: how many exceptions came in from outside since a leader last did all that there was to do.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        policy: BatchingPolicy[Any],
+        *,
+        max_workers: int,
+        clock: Clock,
+        uniform: bool,
+        name: str,
+    ) -> None:
+        self.ledger = ledger
+        self.queue = ledger.queue
+        self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the policy alive
+        self.running: dict[Delivery, None] = {}
+        self.interruptions = 0
+        self._collector: Collector[JobFuture[Any]] = Collector(
+            policy, max_workers, check_answer("the now() of a clock", clock.now())
+        )
+        self._learns = learns(policy)
+        self._clock = clock
+        self._uniform = uniform  # jobs have neither keys nor weights
+        self._name = name
+
+    # -- called by any thread --
+
+    def explain(self) -> list[str]:
+        """See `Collector.describe`."""
+        return self._collector.describe(self._clock.now())
+
+    def explain_job(self, future: JobFuture[Any]) -> str:
+        """Say why a job has no outcome yet. Any thread may ask, and waits for no other."""
+        batch = self._collector.describe_batch(future.key, self._clock.now()) if future.waiting else ""
+        return f"the job is still {future.stage.value}" + (f"; {batch}" if batch else "")
+
+    # -- called by the thread that leads, or is about to --
+
+    def turn(self, run: Run) -> bool:
+        """Wait until there is something to do, do all of it, and return whether there never will be more."""
+        self._advance(self.ledger.wait_for_news(), run)
+        self.interruptions = 0
+        over = not self._collector and not self._collector.in_flight and self.queue.drained()
+        if not over:
+            self._resign()
+        return over
+
+    def lead(self, run: Run, note: Callable[[], None]) -> None:
+        """Have *note* called by the leader; if there is none, by this very thread, which then finds its own next batch.
+
+        That is the Leader/Followers pattern of Schmidt and others, Pattern-Oriented Software Architecture 2: no word to
+        another thread, and no sleep, while there is work.
+        """
+        news = self.ledger.lead()
+        if news is None:
+            self.queue.post(note)
+            return
+        self._advance(news, run, note)
+        self.interruptions = 0
+        if news.closed:  # by a finalizer, since this thread took the lead: the end is up to the worker thread
+            self.ledger.resign(NOW, 1)
+        else:
+            self._resign()
+
+    def recover(self, error: BaseException) -> None:
+        """Form all batches again, since an interrupted leader may have left them half formed, and leave the lead."""
+        waiting = self.ledger.recover()
+        for delivery in list(self.running):
+            if not delivery.futures or not delivery.sent:
+                fail_all(self.ledger, delivery.forget(), error)
+                self.running.pop(delivery, None)
+        in_flight = {future for delivery in list(self.running) for future in list(delivery.futures)}
+        fail_all(
+            self.ledger, [each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error
+        )
+        self._collector = self._collector.successor(len(self.running))
+        self._collector.add(waiting)
+        self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
+        self.ledger.resign(NOW, 1)
+
+    def finish(self, delivery: Delivery, time: float | None = None) -> None:
+        """Note that a batch is over, and that a worker is free. *time* is the service time, if it is known."""
+        if self.running.pop(delivery, self) is self:
+            return  # after an exception this may be called twice
+        self._collector.finished(time)
+        try:
+            if time is not None and self._learns:
+                self._collector.policy.observe(BatchReport(delivery.info, time, delivery.failed))
+        except BaseException:
+            report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
+
+    # -- the steps of it --
+
+    def _resign(self) -> None:
+        """Leave the lead until the collector has something to do."""
+        self.ledger.resign(self._collector.next_moment(), self._collector.wanted())
+
+    def _advance(self, news: News, run: Run, *notes: Callable[[], None]) -> None:
+        """Do all that there is to do now; *notes* are called after those in the news."""
+        collector = self._collector
+        if news is not NO_NEWS:
+            collector.hear_of(news.returning, news.return_by, news.heard)
+            collector.add(news.jobs, self._uniform and not news.expiring)
+            if news.withdrawn:
+                self._strike_out(list(news.withdrawn))
+            collector.flush(news.flushed, closing=news.closed)
+        for note in chain(news.notes, notes):
+            note()
+        # Again if something has become due meanwhile, before another thread has to be woken for it.
+        while self._dispatch(self._clock.now(), run) and collector.has_worker:
+            if collector.next_moment() > self._clock.now():
+                break
+        if collector.joined:
+            self.ledger.mark_batched(collector.joined)
+            collector.joined.clear()
+
+    def _dispatch(self, now: float, run: Run) -> bool:
+        """Send all batches that are due, and return whether there were any."""
+        if expired := self._collector.expire(now):
+            self._expire(expired)
+        any_taken = False
+        while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
+            self._send(batch, now, run)
+            any_taken = True
+        return any_taken
+
+    def _strike_out(self, cancelled: list[JobFuture[Any]]) -> None:
+        self._collector.drop(cancelled)
+        for future in cancelled:
+            future.announce()
+        self.ledger.release(cancelled)
+
+    def _expire(self, expired: list[JobFuture[Any]]) -> None:
+        expired = self.ledger.claim(expired)
+        self._collector.drop(expired)
+        errors = [JobExpired(future.expires_in) for future in expired]
+        self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
+
+    def _send(self, batch: Batch[JobFuture[Any]], now: float, run: Run) -> None:
+        if batch.error is not None:
+            fail(self.ledger, self.ledger.claim(batch.entries), batch.error)
+            return
+        futures, number = self.ledger.claim_batch(batch.entries, batch.trigger)
+        if not futures:
+            return
+        weight = batch.weight
+        if len(futures) < len(batch.entries):
+            weight = sum([future.weight for future in futures])
+        info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
+        delivery = Delivery(self.ledger, futures, info)
+        self.running[delivery] = None
+        self._collector.started(now)
+        run(delivery)
