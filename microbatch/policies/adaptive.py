@@ -26,7 +26,7 @@ class Adaptive(BatchingPolicy[object]):
 
     Alone it waits for as long as it takes; compose it with `Natural` or `Interval`:
 
-    >>> from microbatch import BatchInfo
+    >>> from microbatch import BatchInfo, Natural
     >>> policy = Adaptive(target=0.1, warm_up=0) | Natural()
     >>> for size in (10, 10, 20, 20):
     ...     policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), service_time=0.02 + 0.002 * size, failed=0))

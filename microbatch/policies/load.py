@@ -59,6 +59,7 @@ class AllWaiting(BatchingPolicy[object]):
     been heard of for *recent* seconds. Bound that with `Interval`. Whoever waits by ``concurrent.futures.wait``, by
     ``as_completed``, by a callback or in asyncio counts as not waiting.
 
+    >>> from microbatch import NOW, Interval
     >>> policy = AllWaiting(recent=0.1) | Interval(0.005)
     >>> policy.due(Window(count=1, opened=10.0, heard=10.0))
     10.005
