@@ -35,7 +35,7 @@ from microbatch._engine.worker import Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import Audience, BatchListener, JobAccepted, tell
+from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit_for
 from microbatch.results import BatcherStats, JobResult
@@ -166,10 +166,10 @@ class Batcher(Generic[Job, Value]):
         self._name = name
         self._empty = Window[Any](workers=max_workers)
         self._clock = SystemClock() if clock is None else clock
-        audience = Audience(listeners)
-        self._told_of_jobs = audience.job_accepted
-        self._wants_context = audience.wants_context
-        self._describes = key is not None or weigh is not None or audience.wants_context
+        listener_set = ListenerSet(listeners)
+        self._told_of_jobs = listener_set.job_accepted
+        self._wants_context = listener_set.wants_context
+        self._describes = key is not None or weigh is not None or listener_set.wants_context
         self._make_worker = functools.partial(
             Worker,
             processor,
@@ -177,7 +177,7 @@ class Batcher(Generic[Job, Value]):
             max_pending=max_pending,
             max_workers=max_workers,
             executor=executor,
-            audience=audience,
+            listeners=listener_set,
             name=name,
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
             clock=self._clock,
@@ -239,14 +239,14 @@ class Batcher(Generic[Job, Value]):
         if not worker.started:
             self._start(worker)
         worker.queue.put(future, True, timeout, expires_in)
-        if worker.opening is None:  # their start, for which this call did not wait, has failed
+        if worker.start_latch is None:  # their start, for which this call did not wait, has failed
             self._start(worker)
         if self._told_of_jobs:
             fact = JobAccepted(self._name, future)
             if worker.queue.is_held():  # by what this call interrupts: listeners are called without a lock
-                worker.queue.post(functools.partial(tell, self._told_of_jobs, fact))
+                worker.queue.post(functools.partial(notify, self._told_of_jobs, fact))
             else:
-                tell(self._told_of_jobs, fact)
+                notify(self._told_of_jobs, fact)
         return future
 
     def map(
@@ -380,7 +380,7 @@ class Batcher(Generic[Job, Value]):
             worker.start()
         finally:  # after a signal too: the threads may run all the same
             with worker.queue.mutex:
-                if worker.opening is not None and worker.finalizer is None and not worker.queue.closed:
+                if worker.start_latch is not None and worker.finalizer is None and not worker.queue.closed:
                     worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     worker.finalizer.atexit = False  # the worker has an exit hook of its own
 
@@ -393,7 +393,7 @@ class Batcher(Generic[Job, Value]):
         if parents.finalizer is not None:
             parents.finalizer.detach()
         if parents.queue.closed:  # listeners hear of its shutdown in the parent, not here too
-            worker = self._make_worker(forked=True, audience=Audience(()))
+            worker = self._make_worker(forked=True, listeners=ListenerSet(()))
             worker.close()
         else:
             worker = self._make_worker(forked=True)
@@ -419,7 +419,9 @@ class Batcher(Generic[Job, Value]):
     def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
-            if ahead[0].waiting and ahead[0].epoch == self._worker.queue.epoch:  # once for all jobs that are ahead now
+            if (
+                ahead[0]._is_waiting and ahead[0]._epoch == self._worker.queue.epoch
+            ):  # once for all jobs that are ahead now
                 self.flush(wait=False)
         result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
@@ -438,7 +440,7 @@ class Batcher(Generic[Job, Value]):
         except StopIteration as error:  # which would end an iteration of the caller: see PEP 479
             raise RuntimeError("key or weigh raised StopIteration") from error
         if self._wants_context:
-            future.keep_context()
+            future._keep_context()
 
     def _hashable(self, key: Hashable) -> Hashable:
         try:

@@ -18,7 +18,7 @@ from microbatch._basics.log import report
 from microbatch.futures.job_future import JobFuture
 from microbatch.results import BatcherStats, BatchInfo
 
-__all__ = ["Audience", "BatchFinished", "BatchListener", "BatchStarted", "BatcherShutDown", "JobAccepted", "tell"]
+__all__ = ["ListenerSet", "BatchFinished", "BatchListener", "BatchStarted", "BatcherShutDown", "JobAccepted", "notify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class BatchListener:
 _METHODS = ("job_accepted", "batch_started", "batch_finished", "shutdown")
 
 
-class Audience:
+class ListenerSet:
     """The listeners of one batcher. Each attribute but the first has those who want to hear of one kind of fact.
 
     Attributes:
@@ -139,7 +139,7 @@ class Audience:
         )
 
 
-def tell(methods: list[Callable[[Any], object]], fact: object) -> None:
+def notify(methods: list[Callable[[Any], object]], fact: object) -> None:
     """Call all of *methods* with *fact*. Never raises."""
     for method in methods:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from microbatch import NOW, AllWaiting, Batcher, Interval, JobFuture, Natural, Size, Window
-from microbatch._basics.waiting import Bell
+from microbatch._basics.waiting import Waiter
 from microbatch.testing import ManualClock
 from tests.threads import in_thread
 
@@ -29,7 +29,7 @@ def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[lis
     """Return a processor that takes some time once that thread waits for the result, unless it is the other's."""
 
     def processor(jobs: list[Any]) -> list[Any]:
-        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Bell.sleep.__code__:
+        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Waiter.sleep.__code__:
             pass
         clock.advance(seconds)
         return jobs
@@ -112,7 +112,7 @@ def lingering(clock: ManualClock | None = None, **options: Any) -> Batcher[Any, 
 
 def sleeps(future: JobFuture[Any]) -> bool:
     """Return whether somebody waits for the future."""
-    return future.fittings is not None and bool(list(future.fittings))
+    return future._attachments is not None and bool(list(future._attachments))
 
 
 def test_a_lone_caller_who_waits_does_not_linger() -> None:

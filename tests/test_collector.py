@@ -40,9 +40,9 @@ class Job:
     key: Hashable = None
     weight: float = 1.0
     submitted: float = 0.0
-    expires: float = NEVER
-    epoch: int = 0
-    waiting: bool = True
+    _expires: float = NEVER
+    _epoch: int = 0
+    _is_waiting: bool = True
 
 
 class Light(BatchingPolicy[Any]):
@@ -85,7 +85,7 @@ def jobs(text: str, submitted: float = 0.0, **options: Any) -> list[Job]:
 
 
 def withdraw(collector: Collector[Job], job: Job) -> None:
-    job.waiting = False
+    job._is_waiting = False
     collector.drop([job])
 
 
@@ -157,9 +157,9 @@ def test_counting_begins_anew_after_whatever_made_a_batch_go(how: str) -> None:
     if how == "flush":
         c.flush(0)
     assert c.take(5 if how == "interval" else 0, pressed=how == "pressed") is not None
-    c.add([Job("d", submitted=6, epoch=1), Job("e", submitted=6, epoch=1)])
+    c.add([Job("d", submitted=6, _epoch=1), Job("e", submitted=6, _epoch=1)])
     assert [] == take_all(c, 6)
-    c.add([Job("f", submitted=6, epoch=1)])
+    c.add([Job("f", submitted=6, _epoch=1)])
     assert ["def:grumbling" if how != "pressed" else "def:size"] == take_all(c, 6)
 
 
@@ -230,13 +230,13 @@ def test_no_moment_is_given_before_a_worker_is_free_but_for_expiry() -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     take_all(c, 0)
-    c.add(jobs("b", expires=7))
+    c.add(jobs("b", _expires=7))
     assert ([], 7) == (take_all(c, 0), c.next_moment())
 
 
 def test_expired_jobs_are_given_at_their_moment_and_leave_their_batch() -> None:
     c = collector(Interval(10))
-    early, late = Job("a", expires=3), Job("b", submitted=1)
+    early, late = Job("a", _expires=3), Job("b", submitted=1)
     c.add([early, late])
     assert ([], 3) == (take_all(c, 0), c.next_moment())
     assert [] == c.expire(2.9)
@@ -273,7 +273,7 @@ def test_jobs_may_have_stopped_to_wait_before_that_is_said() -> None:
     c.started(0)
     c.add(letters := jobs("abcde"))
     for job in letters[1:]:
-        job.waiting = False
+        job._is_waiting = False
     for said in (letters[1:2], letters[2:]):
         c.drop(said)
         assert [] == take_all(c, 0)
@@ -286,7 +286,7 @@ def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
     c = collector(Interval(0))
     (job,) = jobs("a")
     c.add([job])
-    job.waiting = False
+    job._is_waiting = False
     c.drop([job])
     assert [] == take_all(c, 0)
     assert not c
@@ -307,16 +307,16 @@ def test_a_batch_whose_jobs_are_all_withdrawn_while_it_is_due_is_no_batch() -> N
 
 def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
     c = collector(Size(3), workers=9)
-    c.add(jobs("abcd", epoch=0))
+    c.add(jobs("abcd", _epoch=0))
     c.flush(0)
     assert ["abc:size", "d:flush"] == take_all(c, 0)
-    c.add(jobs("e", epoch=1))
+    c.add(jobs("e", _epoch=1))
     assert [] == take_all(c, 0)
 
 
 def test_a_flush_brings_forward_a_batch_that_is_due_later_with_all_that_has_joined_it() -> None:
     c = collector(Interval(10))
-    c.add([*jobs("a", epoch=1), *jobs("b", epoch=3)])
+    c.add([*jobs("a", _epoch=1), *jobs("b", _epoch=3)])
     assert [] == take_all(c, 0)
     c.flush(2)
     assert ["ab:flush"] == take_all(c, 0)
@@ -398,11 +398,11 @@ def test_a_flush_keeps_to_a_rate_and_a_shutdown_does_not() -> None:
     c.add(jobs("ab"))
     c.flush(0)
     assert ["ab:flush"] == take_all(c, 10.0)
-    c.add(jobs("c", epoch=1))
+    c.add(jobs("c", _epoch=1))
     c.flush(1)
     assert ([], 70.0) == (take_all(c, 69.9), c.next_moment())
     assert ["c:flush"] == take_all(c, 70.0)
-    c.add(jobs("d", epoch=2))
+    c.add(jobs("d", _epoch=2))
     c.flush(1, closing=True)
     assert ["d:shutdown"] == take_all(c, 70.1)
 
@@ -451,9 +451,9 @@ def test_one_slow_batch_does_not_count() -> None:
 def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
     c = collector(Size(9) | Interval(0.005))
     assert 1 == c.wanted()
-    c.add(jobs("a"), alike=True)
+    c.add(jobs("a"), uniform=True)
     assert ([], 8) == (take_all(c, 0.0), c.wanted())
-    c.add(jobs("bcd", submitted=0.001), alike=True)
+    c.add(jobs("bcd", submitted=0.001), uniform=True)
     assert ([], 5) == (take_all(c, 0.001), c.wanted())
     assert (["abcd:interval"], sys.maxsize) == (take_all(c, 0.005), c.wanted())
 
@@ -461,7 +461,7 @@ def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> 
 @pytest.mark.parametrize("case", ["far off", "of a key", "one of two"])
 def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
     c = collector(Size(9) | Interval(1 if case == "far off" else 0.005))
-    c.add(jobs("a", key=1 if case == "of a key" else None), alike=case != "of a key")
+    c.add(jobs("a", key=1 if case == "of a key" else None), uniform=case != "of a key")
     if case == "one of two":
         c.add(jobs("b", key=2))
     assert ([], 1) == (take_all(c, 0.0), c.wanted())
@@ -545,11 +545,11 @@ def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
 def test_alarms_of_jobs_that_went_are_forgotten() -> None:
     c = collector(Size(1), workers=10**6)
     for _ in range(1000):
-        entry = Job("a", expires=10.0**9)
+        entry = Job("a", _expires=10.0**9)
         c.add([entry])
         take_all(c, 0)
-        entry.waiting = False
-    c.add(jobs("a", expires=5))  # one that waits, so that the collector is not idle
+        entry._is_waiting = False
+    c.add(jobs("a", _expires=5))  # one that waits, so that the collector is not idle
     assert len(c._expiries._heap) < 200
     take_all(c, 0)
     assert NEVER == c.next_moment()
@@ -763,7 +763,7 @@ class CountingJob(Job):
     looks: ClassVar[int]
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("waiting", "weight"):
+        if name in ("_is_waiting", "weight"):
             CountingJob.looks += 1
         return super().__getattribute__(name)
 
@@ -772,7 +772,7 @@ def test_each_job_costs_a_few_looks_however_many_wait_for_their_alarm() -> None:
     CountingJob.looks = 0
     c = collector(Interval(1))
     for _ in range(3000):
-        c.add([CountingJob("a", expires=9)])
+        c.add([CountingJob("a", _expires=9)])
         assert c.take(0) is None
     assert CountingJob.looks < 10 * 3000
 
@@ -791,15 +791,15 @@ def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None
 
 def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
     c = collector(Wavering(), workers=10**6)
-    c.add([Job("x", key=key, expires=8) for key in range(100)])
+    c.add([Job("x", key=key, _expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
     known: weakref.WeakSet[Job] = weakref.WeakSet()
     for _ in range(400):
-        for job in jobs("abcd", expires=9):
+        for job in jobs("abcd", _expires=9):
             known.add(job)
             c.add([job])
             take_all(c, 0)
-            job.waiting = job.job == "d"
+            job._is_waiting = job.job == "d"
         withdraw(c, job)
         take_all(c, 0)
         c.joined.clear()
@@ -816,7 +816,7 @@ def test_a_backlog_that_is_withdrawn_at_one_go_is_freed() -> None:
     c.add(unwanted)
     assert [] == take_all(c, 0)
     for job in unwanted:
-        job.waiting = False
+        job._is_waiting = False
     c.drop(unwanted)
     assert [] == take_all(c, 0)
     del job, unwanted[:]
@@ -854,7 +854,7 @@ def test_a_policy_is_asked_again_only_after_something_changed(
     c = collector(Asked(9))
     c.started(0)
     c.flush(3)
-    c.add(jobs("a", epoch=5))
+    c.add(jobs("a", _epoch=5))
     assert [] == take_all(c, 0)
     asked.clear()
     for _ in range(2):
@@ -1043,7 +1043,7 @@ class LedgerOfJobs(RuleBasedStateMachine):
 
     @rule(job=consumes(waiting))
     def withdraw(self, job: Job) -> None:
-        if job.waiting:
+        if job._is_waiting:
             withdraw(self.collector, job)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
@@ -1071,24 +1071,24 @@ class LedgerOfJobs(RuleBasedStateMachine):
     def work(self) -> None:
         expired = self.collector.expire(self.now)
         for job in expired:
-            assert job.waiting and job.expires <= self.now
-            job.waiting = False
+            assert job._is_waiting and job._expires <= self.now
+            job._is_waiting = False
         self.collector.drop(expired)
         while (batch := self.collector.take(self.now)) is not None:
             assert batch.error is None
             assert 1 <= len(batch.entries) <= 3
             assert 6 >= sum(job.weight for job in batch.entries) or 1 == len(batch.entries)
             for job in batch.entries:
-                assert job.waiting and job.key == batch.key and job.expires > self.now
-                earlier = [other for other in self.added[: job.job] if other.waiting and other.key == job.key]
+                assert job._is_waiting and job.key == batch.key and job._expires > self.now
+                earlier = [other for other in self.added[: job.job] if other._is_waiting and other.key == job.key]
                 assert [] == earlier, "a job overtook one of its key"
-                job.waiting = False
+                job._is_waiting = False
                 self.gone.append(job)
             self.running += 1
             self.collector.started(self.now)
         if self.running < 2:  # with a free worker, nothing that is due is left
-            left = [job for job in self.added if job.waiting]
-            assert all(job.epoch > self.flushed and job.submitted + 2 > self.now for job in left)
+            left = [job for job in self.added if job._is_waiting]
+            assert all(job._epoch > self.flushed and job.submitted + 2 > self.now for job in left)
             assert self.collector.next_moment() > self.now
 
     @invariant()
@@ -1098,7 +1098,7 @@ class LedgerOfJobs(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         held = {entry for lane in self.collector._lanes.values() for entry in [*lane.open, *lane.backlog]}
-        assert {job for job in self.added if job.waiting} <= held
+        assert {job for job in self.added if job._is_waiting} <= held
 
 
 class LightEnough(BatchingPolicy[Any]):
@@ -1248,7 +1248,7 @@ def test_each_lane_is_flushed_once_however_often_one_flushes() -> None:
     c = collector(policy & Rate(1, per=60))
     c.started(0)
     for epoch in range(400):
-        c.add([Job(epoch, key=epoch, epoch=epoch)])
+        c.add([Job(epoch, key=epoch, _epoch=epoch)])
         c.flush(epoch)
         assert [] == take_all(c, 0)
     assert policy.asked < 400 * 4
@@ -1294,7 +1294,7 @@ def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str
         for _ in range(60):
             what = chance.choice(["add", "add", "add", "wait", "finish", "finish", "flush", "hear"])
             if what == "add":
-                c.add([Job("a", key=chance.randrange(keys), submitted=now, epoch=epoch) for _ in range(3)])
+                c.add([Job("a", key=chance.randrange(keys), submitted=now, _epoch=epoch) for _ in range(3)])
             elif what == "wait":
                 now += chance.choice([0.1, 0.5, 1.0, 2.0])
             elif what == "finish" and c.in_flight:
@@ -1306,7 +1306,7 @@ def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str
                 epoch += 1
             elif what == "hear":
                 heard = chance.choice([NOW, now])
-            c.hear_of(0, NOW, heard)
+            c.note_callers(0, NOW, heard)
             take_all(c, now)
             if c.has_worker and c.next_moment() > now + 0.002 and c._lanes:  # none is still to be asked
                 due = [c._answer(lane, c._new_window(lane), now)[0] for lane in c._lanes.values()]
@@ -1383,25 +1383,25 @@ def test_an_idle_collector_keeps_no_room_for_the_keys_that_it_had() -> None:
 
 def test_a_job_that_may_expire_has_the_policy_asked_for_each_job_again() -> None:
     c = collector(Size(4) | Interval(60))
-    c.add(jobs("a"), alike=True)
+    c.add(jobs("a"), uniform=True)
     assert [] == take_all(c, 0)
-    c.add(jobs("b", 59.995), alike=True)
+    c.add(jobs("b", 59.995), uniform=True)
     assert ([], 2) == (take_all(c, 59.995), c.wanted())
-    c.add(jobs("c", 59.996, expires=99.0))
+    c.add(jobs("c", 59.996, _expires=99.0))
     assert ([], 1) == (take_all(c, 59.996), c.wanted())
 
 
 def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -> None:
     c = collector(Size(9) & Natural() | Interval(5))
     c.in_flight = 1
-    flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, epoch=1)
+    flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, _epoch=1)
     c.add([flushed])
     assert [] == take_all(c, 0)
     c.flush(0)
     assert [] == take_all(c, 1)
     c.add([younger])
     withdraw(c, flushed)
-    c.add([Job("c", key="c", submitted=1.5, epoch=1)])
+    c.add([Job("c", key="c", submitted=1.5, _epoch=1)])
     assert [] == take_all(c, 1.5)
     c.finished()
     assert ["b:interval"] == take_all(c, 6.5)[:1]

@@ -524,7 +524,7 @@ def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(
     logging.getLogger("microbatch").addHandler(handler)
     try:
         with Batcher[Any, Any](list) as batcher:
-            with future._keeper.mutex:  # as a garbage collection may come anywhere
+            with future._owner.mutex:  # as a garbage collection may come anywhere
                 del future
                 assert [] == [record for record in log.records if record.name == "microbatch"]
     finally:

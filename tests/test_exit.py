@@ -323,7 +323,7 @@ def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
 def test_ctrl_c_as_the_end_begins_gives_up_and_says_so() -> None:
     script = """
     def interrupt(frame, event, argument):
-        if frame.f_code.co_name == "look_for_a_fork":
+        if frame.f_code.co_name == "check_for_fork":
             sys.settrace(None)
             raise KeyboardInterrupt
     b = Batcher(lambda jobs: threading.Event().wait())

@@ -103,7 +103,7 @@ def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> 
 def test_a_future_that_was_cancelled_before_can_be_cancelled_again_and_waited_for_in_the_child() -> None:
     script = """
     def hold():
-        with future._keeper.mutex:  # as any call of the batcher does, for a moment
+        with future._owner.mutex:  # as any call of the batcher does, for a moment
             held.set()
             release.wait()
     held, release = threading.Event(), threading.Event()

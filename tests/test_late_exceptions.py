@@ -152,11 +152,11 @@ def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("thread", ["late", "late_0"])
-def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_either(thread: str) -> None:
+@pytest.mark.parametrize("thread, at", [("late", 0), ("late", 8), ("late", 40), ("late_0", 0), ("late_0", 3)])
+def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_either(thread: str, at: int) -> None:
     tried = 0
-    for place in range(200):
-        first, second = Late(0, thread), Second(Late(place, thread, ("microbatch.", "concurrent.futures.thread")))
+    for place in range(100):
+        first, second = Late(at, thread), Second(Late(place, thread, ("microbatch.", "concurrent.futures.thread")))
         logging.getLogger("microbatch").addHandler(second)
         threading.settrace(first.trace)
         with Batcher[Any, Any](list, Size(1), name="late") as batcher:

@@ -339,7 +339,7 @@ def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_drop
 
 def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody_waiting() -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
-        if event == "return" and frame.f_code.co_name == "_call_back":
+        if event == "return" and frame.f_code.co_name == "_run_shutdown_callback":
             sys.settrace(None)
             raise KeyboardInterrupt
         return interrupt

@@ -30,7 +30,7 @@ from microbatch import (
     Natural,
     Size,
 )
-from microbatch._basics.waiting import Bell, Opening
+from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -370,7 +370,7 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
         with Batcher[str, str](list, Size(9)) as batcher:
             future, waiting = batcher.submit("job"), list[int]()
             waiter = in_thread(wait_for_result)
-            while not (waiting and Bell.hear.__code__ in codes_of(waiting[0])):
+            while not (waiting and Waiter.hear.__code__ in codes_of(waiting[0])):
                 pass
             signal = Signal(interrupt, place, ("microbatch.", "threading"))
             signal.during(future.cancel)
@@ -685,7 +685,7 @@ def test_a_job_that_a_handler_that_waits_interrupts_anywhere_in_its_submit_expir
 
 def wait_until_heard(thread: int) -> None:
     """Wait until a thread waits for a result."""
-    while Bell.hear.__code__ not in codes_of(thread):
+    while Waiter.hear.__code__ not in codes_of(thread):
         pass
 
 
@@ -779,11 +779,11 @@ def test_ctrl_c_anywhere_in_wait_or_as_completed_holds_up_no_job(watch: Any) -> 
 
 def test_ctrl_c_anywhere_in_the_wait_for_the_start_leaves_no_other_thread_waiting() -> None:
     for place in count():
-        opening = Opening()
-        opening.settle()
+        start_latch = StartLatch()
+        start_latch.settle()
         ctrl_c = Signal(interrupt, place)
-        ctrl_c.during(lambda: opening.wait(10))
-        in_thread(lambda: opening.wait(10)).result(timeout=5)
+        ctrl_c.during(lambda: start_latch.wait(10))
+        in_thread(lambda: start_latch.wait(10)).result(timeout=5)
         if not ctrl_c.came:
             break
     assert place > 3

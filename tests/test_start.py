@@ -72,7 +72,7 @@ def test_after_a_thread_could_not_be_started_the_next_job_starts_all(
         assert before + 3 >= threading.active_count()
 
 
-@pytest.mark.parametrize("place", ["abandon", "_call_back"])
+@pytest.mark.parametrize("place", ["abandon", "_run_shutdown_callback"])
 def test_a_thread_that_waits_for_the_end_takes_over_when_the_thread_that_ends_the_batcher_is_interrupted(
     place: str, clock: ManualClock
 ) -> None:

@@ -3,10 +3,10 @@
 import threading
 from typing import Any
 
-__all__ = ["Bell", "Bells", "Flag", "Opening"]
+__all__ = ["Waiter", "Waiters", "Flag", "StartLatch"]
 
 
-class Bell(threading.Condition):
+class Waiter(threading.Condition):
     """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost.
 
     With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
@@ -19,7 +19,7 @@ class Bell(threading.Condition):
     caller: Any = None  # whatever is to be known of who waits
 
     def __init__(self, lock: Any) -> None:
-        # Not Condition's own, which makes much that a bell has no use for.
+        # Not Condition's own, which makes much that a waiter has no use for.
         self._lock = lock
         self._rung = threading.Lock()
         self._rung.acquire()
@@ -79,24 +79,24 @@ class Bell(threading.Condition):
         self.ring()
 
 
-class Bells(dict[Bell, None]):
-    """For threads that wait for one thing: each enters a bell of its own before it looks whether it has to wait.
+class Waiters(dict[Waiter, None]):
+    """For threads that wait for one thing: each enters a waiter of its own before it looks whether it has to wait.
 
     It takes it out in a ``finally`` of the statement that enters it, for a signal may break that off. A dict, since either
-    is then one step, and the bells stay in the order in which they came.
+    is then one step, and the waiters stay in the order in which they came.
     """
 
     def notify(self, n: int = 1) -> None:
         """Ring the first *n* of those that have not been rung."""
-        for bell in self.copy():
+        for waiter in self.copy():
             if n < 1:
                 return
-            n -= bell.ring()
+            n -= waiter.ring()
 
     def notify_all(self) -> None:
         """Ring all."""
-        for bell in self.copy():
-            bell.ring()
+        for waiter in self.copy():
+            waiter.ring()
 
 
 class Flag:
@@ -107,7 +107,7 @@ class Flag:
 
     def __init__(self, is_set: bool) -> None:
         self._is_set = is_set
-        self._bell = Bell(None)
+        self._waiter = Waiter(None)
 
     def is_set(self) -> bool:
         """Return whether it is set."""
@@ -116,27 +116,27 @@ class Flag:
     def set(self) -> None:
         """Set it, and wake the waiting thread."""
         self._is_set = True
-        self._bell.ring()
+        self._waiter.ring()
 
     def clear(self) -> None:
         """Reset it."""
         self._is_set = False
-        self._bell.silence()
+        self._waiter.silence()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set or *timeout* seconds are over, and return whether it is set."""
         if not self._is_set:
-            self._bell.sleep(timeout)
+            self._waiter.sleep(timeout)
         return self._is_set
 
 
-class Opening:
+class StartLatch:
     """Tells whether the threads run. Without a lock, so that a signal or its handler can come in anywhere."""
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
         self._settled = False
-        self._waiting = Bells()
+        self._waiting = Waiters()
 
     def settle(self, error: BaseException | None = None) -> None:
         """Say that they run, or why not. To be called once."""
@@ -146,9 +146,9 @@ class Opening:
 
     def wait(self, timeout: float | None) -> None:
         """Wait until they run, for *timeout* seconds at most, or raise why they don't."""
-        bell = Bell(None)
-        self._waiting[bell] = None  # before the look
+        waiter = Waiter(None)
+        self._waiting[waiter] = None  # before the look
         if not self._settled:
-            bell.sleep(timeout)
+            waiter.sleep(timeout)
         if self._error is not None:
             raise self._error

@@ -11,10 +11,10 @@ from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture, are_errors
 from microbatch.results import BatchInfo, Service
 
-__all__ = ["Delivery", "fail", "fail_all"]
+__all__ = ["BatchRun", "fail", "fail_all"]
 
 
-class Delivery:
+class BatchRun:
     """One batch in a worker's hands. Settles each of its futures once, whatever comes back.
 
     Attributes:
@@ -117,8 +117,8 @@ def fail_all(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException
     failed = fail(ledger, futures, error)
     over = [future for future in futures if future.done()]
     for future in over:
-        future.announce()
+        future._announce()
     ledger.release(over)
     for future in over:
-        future.call_back()
+        future._call_back()
     return failed

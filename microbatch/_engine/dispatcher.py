@@ -12,9 +12,9 @@ from typing import Any
 from microbatch._basics.arguments import check_answer
 from microbatch._basics.clock import NOW, Clock
 from microbatch._basics.log import report
-from microbatch._engine.batch_run import Delivery, fail, fail_all
+from microbatch._engine.batch_run import BatchRun, fail, fail_all
 from microbatch._engine.ledger import Ledger
-from microbatch._engine.queue import NO_NEWS, News
+from microbatch._engine.queue import NOTHING, Drained
 from microbatch._forming.collector import Batch, Collector
 from microbatch.errors import JobExpired
 from microbatch.futures.exceptions import Failures
@@ -24,7 +24,7 @@ from microbatch.results import BatchInfo, JobState
 
 __all__ = ["Dispatcher"]
 
-Run = Callable[[Delivery], None]
+RunBatch = Callable[[BatchRun], None]
 """Runs a batch in another thread, and returns at once."""
 
 
@@ -49,7 +49,7 @@ class Dispatcher:
         self.ledger = ledger
         self.queue = ledger.queue
         self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the policy alive
-        self.running: dict[Delivery, None] = {}
+        self.running: dict[BatchRun, None] = {}
         self.interruptions = 0
         self._collector: Collector[JobFuture[Any]] = Collector(
             policy, max_workers, check_answer("the now() of a clock", clock.now())
@@ -67,12 +67,12 @@ class Dispatcher:
 
     def explain_job(self, future: JobFuture[Any]) -> str:
         """Say why a job has no outcome yet. Any thread may ask, and waits for no other."""
-        batch = self._collector.describe_batch(future.key, self._clock.now()) if future.waiting else ""
-        return f"the job is still {future.stage.value}" + (f"; {batch}" if batch else "")
+        batch = self._collector.describe_batch(future.key, self._clock.now()) if future._is_waiting else ""
+        return f"the job is still {future._stage.value}" + (f"; {batch}" if batch else "")
 
     # -- called by the thread that leads, or is about to --
 
-    def turn(self, run: Run) -> bool:
+    def turn(self, run: RunBatch) -> bool:
         """Wait until there is something to do, do all of it, and return whether there never will be more."""
         self._advance(self.ledger.wait_for_news(), run)
         self.interruptions = 0
@@ -81,7 +81,7 @@ class Dispatcher:
             self._resign()
         return over
 
-    def lead(self, run: Run, note: Callable[[], None]) -> None:
+    def lead(self, run: RunBatch, note: Callable[[], None]) -> None:
         """Have *note* called by the leader; if there is none, by this very thread, which then finds its own next batch.
 
         That is the Leader/Followers pattern of Schmidt and others, Pattern-Oriented Software Architecture 2: no word to
@@ -101,11 +101,12 @@ class Dispatcher:
     def recover(self, error: BaseException) -> None:
         """Form all batches again, since an interrupted leader may have left them half formed, and leave the lead."""
         waiting = self.ledger.recover()
-        for delivery in list(self.running):
-            if not delivery.futures or not delivery.sent:
-                fail_all(self.ledger, delivery.forget(), error)
-                self.running.pop(delivery, None)
-        in_flight = {future for delivery in list(self.running) for future in list(delivery.futures)}
+        for batch_run in list(self.running):
+            if not batch_run.futures or not batch_run.sent:
+                fail_all(self.ledger, batch_run.futures, error)
+                batch_run.forget()
+                self.running.pop(batch_run, None)
+        in_flight = {future for batch_run in list(self.running) for future in list(batch_run.futures)}
         fail_all(
             self.ledger, [each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error
         )
@@ -114,16 +115,16 @@ class Dispatcher:
         self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
         self.ledger.resign(NOW, 1)
 
-    def finish(self, delivery: Delivery, time: float | None = None) -> None:
+    def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
         """Note that a batch is over, and that a worker is free. *time* is the service time, if it is known."""
-        if self.running.pop(delivery, self) is self:
+        if self.running.pop(batch_run, self) is self:
             return  # after an exception this may be called twice
         self._collector.finished(time)
         try:
             if time is not None and self._learns:
-                self._collector.policy.observe(BatchReport(delivery.info, time, delivery.failed))
+                self._collector.policy.observe(BatchReport(batch_run.info, time, batch_run.failed))
         except BaseException:
-            report("the observe() of a policy raised, in batch %d of %s", delivery.info.id, self._name)
+            report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
     # -- the steps of it --
 
@@ -131,11 +132,11 @@ class Dispatcher:
         """Leave the lead until the collector has something to do."""
         self.ledger.resign(self._collector.next_moment(), self._collector.wanted())
 
-    def _advance(self, news: News, run: Run, *notes: Callable[[], None]) -> None:
+    def _advance(self, news: Drained, run: RunBatch, *notes: Callable[[], None]) -> None:
         """Do all that there is to do now; *notes* are called after those in the news."""
         collector = self._collector
-        if news is not NO_NEWS:
-            collector.hear_of(news.returning, news.return_by, news.heard)
+        if news is not NOTHING:
+            collector.note_callers(news.returning, news.return_by, news.heard)
             collector.add(news.jobs, self._uniform and not news.expiring)
             if news.withdrawn:
                 self._strike_out(list(news.withdrawn))
@@ -150,7 +151,7 @@ class Dispatcher:
             self.ledger.mark_batched(collector.joined)
             collector.joined.clear()
 
-    def _dispatch(self, now: float, run: Run) -> bool:
+    def _dispatch(self, now: float, run: RunBatch) -> bool:
         """Send all batches that are due, and return whether there were any."""
         if expired := self._collector.expire(now):
             self._expire(expired)
@@ -163,7 +164,7 @@ class Dispatcher:
     def _strike_out(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
         for future in cancelled:
-            future.announce()
+            future._announce()
         self.ledger.release(cancelled)
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
@@ -172,7 +173,7 @@ class Dispatcher:
         errors = [JobExpired(future.expires_in) for future in expired]
         self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
 
-    def _send(self, batch: Batch[JobFuture[Any]], now: float, run: Run) -> None:
+    def _send(self, batch: Batch[JobFuture[Any]], now: float, run: RunBatch) -> None:
         if batch.error is not None:
             fail(self.ledger, self.ledger.claim(batch.entries), batch.error)
             return
@@ -183,7 +184,7 @@ class Dispatcher:
         if len(futures) < len(batch.entries):
             weight = sum([future.weight for future in futures])
         info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
-        delivery = Delivery(self.ledger, futures, info)
-        self.running[delivery] = None
+        batch_run = BatchRun(self.ledger, futures, info)
+        self.running[batch_run] = None
         self._collector.started(now)
-        run(delivery)
+        run(batch_run)

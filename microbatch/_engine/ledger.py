@@ -6,8 +6,8 @@ from operator import attrgetter
 from typing import Any
 
 from microbatch._basics.clock import NEVER
-from microbatch._basics.waiting import Bell
-from microbatch._engine.queue import NO_NEWS, JobQueue, News
+from microbatch._basics.waiting import Waiter
+from microbatch._engine.queue import NOTHING, Drained, JobQueue
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import Conclusion, JobFuture, conclude
 from microbatch.results import OVER, WAITING, BatcherStats, JobState, Service
@@ -37,7 +37,7 @@ class Ledger:
             {}
         )  # futures whose watchers are being told, or whose callbacks are run
 
-    def wait_for_news(self) -> News:
+    def wait_for_news(self) -> Drained:
         """Wait until there is news for the worker thread, or its moment has come, and lead."""
         with self.queue.mutex:
             self.queue.wait_for_lead()
@@ -49,17 +49,17 @@ class Ledger:
         with self.queue.mutex:
             self.queue.resign(moment, wanted)
 
-    def lead(self) -> News | None:
+    def lead(self) -> Drained | None:
         """Take the lead and what news there is, unless there is a leader."""
         with self.queue.mutex:
             if not self.queue.lead():
                 return None
-            return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NO_NEWS
+            return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NOTHING
 
-    def take_in(self) -> News:
+    def take_in(self) -> Drained:
         """Enter all news into the books, and return it."""
         with self.queue.mutex:
-            news = self.queue.take_news()
+            news = self.queue.drain()
             self._enter(news.jobs)
             counts = self._counts
             for stage in news.withdrawn.values():
@@ -83,11 +83,12 @@ class Ledger:
         with self.queue.mutex:
             self.queue.find_withdrawn()
             self._enter(self.queue.taken)
-            self._epochs = Counter(future.epoch for future in self._unsettled)
+            self._epochs = Counter(future._epoch for future in self._unsettled)
             self._count_anew()
             self.queue.moving = False
             self._count_held()
-            return list(filter(attrgetter("waiting"), self._unsettled))
+            waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
+        return waiting
 
     def _count_anew(self) -> None:
         counts, stages = self._counts, Counter(map(self.queue.stage_in_books, self._unsettled))
@@ -97,15 +98,19 @@ class Ledger:
             if stage in OVER and uncounted:
                 counts[stage], uncounted = counts[stage] + 1, uncounted - 1
 
+    def _recover_and_tell(self) -> None:
+        self.recover()
+        self.tell_again()
+
     def tell_again(self) -> None:
         """Tell all waiters of outcomes that exist, in case an exception has kept a thread from doing so."""
         with self.queue.mutex:
             over = self._over()
         for future in over:
-            future.announce()
+            future._announce()
         self.release(over)
         for future in over:
-            future.call_back()
+            future._call_back()
             self._untold.pop(future, None)
         self.queue.wake_all()
 
@@ -158,15 +163,17 @@ class Ledger:
                     self._untold.update(dict.fromkeys([*conclusion.watched, *conclusion.called]))
                 self._strike_out(conclusion.done)
             for future in conclusion.watched:
-                future.tell_watchers()
+                future._tell_watchers()
             for future in conclusion.called:
-                future.call_back()
+                future._call_back()
             for future in conclusion.watched + conclusion.called:
                 self._untold.pop(future, None)
             return conclusion.failures
         except BaseException:  # from outside
-            self.recover()
-            self.tell_again()
+            try:
+                self._recover_and_tell()
+            except BaseException:  # another one
+                self._recover_and_tell()
             raise
 
     def _conclude(
@@ -178,8 +185,8 @@ class Ledger:
         failed: JobState,
     ) -> Conclusion:
         conclusion = conclude(futures, outcomes, service, failures, failed)
-        if service is not None and conclusion.bells:
-            callers = [bell.caller for bell in conclusion.bells]
+        if service is not None and conclusion.waiters:
+            callers = [waiter.caller for waiter in conclusion.waiters]
             self.queue.callers.release(callers, service.started + service.time, service.time)
         counts, done, bad = self._counts, len(conclusion.done), conclusion.failures
         good = done - bad
@@ -208,18 +215,18 @@ class Ledger:
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
         """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
-        bell = Bell(self.queue.mutex)
+        waiter = Waiter(self.queue.mutex)
         with self.queue.mutex:
             try:
-                self.queue.settled[bell] = None
-                self._wait_settled(epoch, moment, bell)
+                self.queue.settled[waiter] = None
+                self._wait_settled(epoch, moment, waiter)
             finally:
-                self.queue.settled.pop(bell, None)
+                self.queue.settled.pop(waiter, None)
             return self._oldest_epoch() > epoch
 
-    def _wait_settled(self, epoch: float, moment: float, bell: Bell) -> None:
+    def _wait_settled(self, epoch: float, moment: float, waiter: Waiter) -> None:
         while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
-            self.queue.clock.wait_until(bell, moment)
+            self.queue.clock.wait_until(waiter, moment)
 
     def unsettled(self) -> list[JobFuture[Any]]:
         """Return the futures that have no outcome yet, in order of acceptance."""
@@ -254,21 +261,21 @@ class Ledger:
 
     def _oldest(self) -> float:
         parts = list(self._unsettled), list(self.queue.queue)  # copies, for a signal handler may come in and wait
-        return min(next((future.submitted for future in part if future.waiting), NEVER) for part in parts)
+        return min(next((future.submitted for future in part if future._is_waiting), NEVER) for part in parts)
 
     def _oldest_epoch(self) -> float:
         # The queue's jobs are younger than the others, and its first is the oldest of them.
         if self._unsettled:
             return min(self._epochs, default=NEVER)
-        return self.queue.queue[0].epoch if self.queue.queue else NEVER
+        return self.queue.queue[0]._epoch if self.queue.queue else NEVER
 
     def _move(
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
     ) -> list[JobFuture[Any]]:
         """Move those of the futures that are in one of the stages *before*, and return them."""
         self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
-        live = [future for future in futures if future.stage in before]
-        batched = 0 if JobState.BATCHED not in before else [future.stage for future in live].count(JobState.BATCHED)
+        live = [future for future in futures if future._stage in before]
+        batched = 0 if JobState.BATCHED not in before else [future._stage for future in live].count(JobState.BATCHED)
         counts, queued = self._counts, len(live) - batched
         total = len(live)  # not where it is counted, which is done in one step: see `_conclude`
         if stage is _BATCHED:
@@ -280,7 +287,7 @@ class Ledger:
                 counts[stage] + total,
             )
         for future in live:
-            future.stage = stage
+            future._stage = stage
         self.queue.moving = False
         return live
 
@@ -290,7 +297,7 @@ class Ledger:
 
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
     """Return how many of the futures are of which epoch."""
-    epochs = [future.epoch for future in futures]
+    epochs = [future._epoch for future in futures]
     if len(epochs) == 1:
         return {epochs[0]: 1}
     distinct = set(epochs)

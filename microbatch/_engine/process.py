@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from microbatch._basics.clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["current_mark", "enlist", "look_for_a_fork"]
+__all__ = ["current_mark", "enlist", "check_for_fork"]
 
 
 class Member(Protocol):
@@ -52,7 +52,7 @@ def enlist(worker: Member) -> None:
     is not the last, and runs while the pools still take work.
     """
     global _hook
-    look_for_a_fork()
+    check_for_fork()
     with _registry:
         hooks = threading._threading_atexits  # type: ignore[attr-defined]
         try:
@@ -78,7 +78,7 @@ def _at_exit() -> None:
 
 def _end_all() -> None:
     global _exiting
-    look_for_a_fork()
+    check_for_fork()
     with _registry:
         _exiting = True
         workers = list(_living)
@@ -130,11 +130,11 @@ def current_mark() -> Any:
     Whatever is kept with a mark belongs to the process that made it. So a child can replace it on its first
     use there, and whatever the child never uses costs it nothing.
     """
-    look_for_a_fork()
+    check_for_fork()
     return _mark
 
 
-def look_for_a_fork() -> None:
+def check_for_fork() -> None:
     """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
     if not _mark[0]:
         with _renewing:
@@ -155,7 +155,7 @@ def _leave_all_to_parent() -> None:
 def _begin_in_child() -> None:
     global _renewing
     _renewing = threading.RLock()
-    look_for_a_fork()
+    check_for_fork()
 
 
 if hasattr(os, "register_at_fork"):

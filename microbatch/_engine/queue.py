@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER, NOW, Clock, let_others_run
-from microbatch._basics.waiting import Bell, Bells
+from microbatch._basics.waiting import Waiter, Waiters
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
 from microbatch.futures.job_future import JobFuture
 from microbatch.results import WAITING, JobState
 
-__all__ = ["JobQueue", "NO_NEWS", "News"]
+__all__ = ["JobQueue", "NOTHING", "Drained"]
 
 
-class News(NamedTuple):
+class Drained(NamedTuple):
     """What has come since somebody last led."""
 
     jobs: deque[JobFuture[Any]]
@@ -32,7 +32,7 @@ class News(NamedTuple):
     heard: float  # see `Callers.last_heard`
 
 
-NO_NEWS = News(deque(), {}, [], -1, False, False, 0, NOW, NOW)
+NOTHING = Drained(deque(), {}, [], -1, False, False, 0, NOW, NOW)
 """What a leader gets if nothing has come, which is quicker than taking an empty queue apart."""
 
 
@@ -43,17 +43,17 @@ class _Inside(threading.local):
 class JobQueue(queue.Queue[JobFuture[Any]]):
     """A `queue.Queue` that is emptied at one go, can be closed, and bounds all jobs that no worker has taken yet.
 
-    `mutex` guards every attribute here, those of the `Ledger`, and the `JobFuture.stage` of every job. It is held for a
+    `mutex` guards every attribute here, those of the `Ledger`, and the `JobFuture._stage` of every job. It is held for a
     few plain statements at a time, and nothing that a user injects is called under it.
     What wakes whom:
 
-    - `not_empty` wakes the worker thread, for all that `News` has.
+    - `not_empty` wakes the worker thread, for all that `Drained` has.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
     - `settled` wakes callers in `flush` and `shutdown`: no future of some epoch is left, or the threads have ended.
 
     Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
     two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
-    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Bells are
+    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Waiters are
     rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
     may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
 
@@ -67,10 +67,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.mutex = threading.RLock()  # type: ignore[assignment]
         # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
         self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
-        self.not_empty: Bell = Bell(self.mutex)
-        self.not_full: Bells = Bells()  # type: ignore[assignment]
+        self.not_empty: Waiter = Waiter(self.mutex)
+        self.not_full: Waiters = Waiters()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
-        self.settled = Bells()
+        self.settled = Waiters()
         self.callers = Callers(watches_callers, recalls)
         self.clock = clock
         self._now = clock.now
@@ -174,9 +174,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.callers.come_back(threading.get_ident(), now)
         if expires_in is not None:
             item.expires_in = expires_in
-            item.expires = item.submitted + expires_in
+            item._expires = item.submitted + expires_in
             self._expiring = True  # no call from here on either: who leads takes the word and the job together
-        item.epoch = self.epoch
+        item._epoch = self.epoch
         # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
         # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
         # CPython 3.10 a jump lets one in).
@@ -193,27 +193,27 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         deadline = NEVER if timeout is None else self.clock.now() + timeout
         if not block or timeout == 0:
             raise BacklogFull(self.maxsize)
-        bell = Bell(self.mutex)
+        waiter = Waiter(self.mutex)
         try:
-            self.not_full[bell] = None
+            self.not_full[waiter] = None
             self._stir()
-            self._wait_rung(bell, deadline)
+            self._wait_rung(waiter, deadline)
         except BaseException:
             # Leaving without the place that this thread may just have been woken for: pass the word on.
-            self.not_full.pop(bell, None)
+            self.not_full.pop(waiter, None)
             self.not_full.notify()
             raise
         finally:
-            self.not_full.pop(bell, None)
+            self.not_full.pop(waiter, None)
 
-    def _wait_rung(self, bell: Bell, deadline: float) -> None:
+    def _wait_rung(self, waiter: Waiter, deadline: float) -> None:
         while self._full() and not self.closed:
             if self.clock.now() >= deadline:
                 raise BacklogFull(self.maxsize)
-            self.clock.wait_until(bell, deadline)
+            self.clock.wait_until(waiter, deadline)
 
     def know_caller(self) -> Caller | None:
-        """See `Keeper.know_caller`."""
+        """See `FutureOwner.know_caller`."""
         callers = self.callers
         if not callers.watched:
             return None
@@ -224,19 +224,19 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return caller
 
     def explain(self, future: JobFuture[Any]) -> str:
-        """See `Keeper.explain`."""
+        """See `FutureOwner.explain`."""
         explain = self.explainer()
         return explain(future) if explain is not None else ""
 
     def withdraw(self, future: JobFuture[Any]) -> None:
-        """See `Keeper.withdraw`."""
+        """See `FutureOwner.withdraw`."""
         with self.mutex:
-            if not self.moving and future.waiting:
+            if not self.moving and future._is_waiting:
                 self._tell_of_withdrawal()
-                if future.stage in WAITING:  # once more, and from here on without a call: see `put`
-                    self._withdrawn[future] = future.stage
-                    future.stage = JobState.CANCELLED
-                    future.ring()
+                if future._stage in WAITING:  # once more, and from here on without a call: see `put`
+                    self._withdrawn[future] = future._stage
+                    future._stage = JobState.CANCELLED
+                    future._wake_waiters()
                 self._tell_of_withdrawal()
 
     def _tell_of_withdrawal(self) -> None:
@@ -258,8 +258,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def flush(self) -> int:
         """Have all jobs accepted until now go, and return the number of their epoch."""
         with self.mutex:
-            epoch = self.epoch
             self._stir()
+            epoch = self.epoch  # after the call, since a handler that comes in there may wait, and others flush meanwhile
             self.epoch = epoch + 1
             self._stir()
             return epoch
@@ -311,7 +311,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
         return self._stirred or self._expiring or len(self.queue) >= wanted
 
-    def take_news(self) -> News:
+    def drain(self) -> Drained:
         """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
 
         The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
@@ -325,7 +325,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
         expiring, self._expiring = self._expiring, False
         self.taken, self.queue = self.queue, empty
-        return News(
+        return Drained(
             self.taken,
             withdrawn,
             notes,
@@ -350,10 +350,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def find_withdrawn(self) -> None:
         """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
         for future in list(self.queue):
-            if future.stage is JobState.CANCELLED:
+            if future._stage is JobState.CANCELLED:
                 self._withdrawn.setdefault(future, JobState.QUEUED)
                 self._stir()
 
     def stage_in_books(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
-        return self._withdrawn.get(future, future.stage)
+        return self._withdrawn.get(future, future._stage)

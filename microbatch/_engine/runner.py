@@ -11,16 +11,16 @@ from typing import Any
 
 from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
-from microbatch._engine.batch_run import Delivery, fail_all
+from microbatch._engine.batch_run import BatchRun, fail_all
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.sending import name_unsendable, send
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import Audience, BatchFinished, BatchStarted, tell
+from microbatch.listeners import BatchFinished, BatchStarted, ListenerSet, notify
 from microbatch.results import BatchInfo, JobState
 
-__all__ = ["MOST_INTERRUPTIONS", "ExecutorRunner", "PoolRunner", "Runner"]
+__all__ = ["ExecutorRunner", "PoolRunner", "Runner"]
 
-MOST_INTERRUPTIONS = 3
+_MOST_INTERRUPTIONS = 3
 """How many exceptions may come in from outside in a row, with nothing done between them."""
 
 
@@ -28,13 +28,13 @@ class Runner(ABC):
     """Runs batches, and tells the dispatcher when one is over."""
 
     def __init__(
-        self, dispatcher: Dispatcher, processor: Callable[[list[Any]], Any], audience: Audience, name: str
+        self, dispatcher: Dispatcher, processor: Callable[[list[Any]], Any], listeners: ListenerSet, name: str
     ) -> None:
         self._dispatcher = dispatcher
         self._ledger = dispatcher.ledger
         self._queue = dispatcher.queue
         self._processor = processor
-        self._audience = audience
+        self._listeners = listeners
         self._name = name
 
     def open(self) -> None:
@@ -47,11 +47,11 @@ class Runner(ABC):
         """Have the interpreter end without waiting for these threads."""
 
     @abstractmethod
-    def run(self, delivery: Delivery) -> None:
+    def run(self, batch_run: BatchRun) -> None:
         """Have a batch run in another thread. Called by the thread that leads."""
 
     @abstractmethod
-    def _run_again(self, delivery: Delivery) -> None:
+    def _run_again(self, batch_run: BatchRun) -> None:
         """Do so once more, since an exception may have kept a batch from the thread that was to run it."""
 
     @abstractmethod
@@ -85,41 +85,42 @@ class Runner(ABC):
             error=error,
         )
         self._dispatcher.interruptions += 1
-        if self._dispatcher.interruptions > MOST_INTERRUPTIONS:  # so it comes from inside
+        if self._dispatcher.interruptions > _MOST_INTERRUPTIONS:  # so it comes from inside
             raise error
-        for delivery in list(self._dispatcher.running):
-            if delivery.owner == threading.get_ident():
-                fail_all(self._ledger, delivery.forget(), error)
-            elif not delivery.owner:
-                self._run_again(delivery)
+        for batch_run in list(self._dispatcher.running):
+            if batch_run.owner == threading.get_ident():
+                fail_all(self._ledger, batch_run.futures, error)
+                batch_run.forget()  # only now, since another exception may interrupt this
+            elif not batch_run.owner:
+                self._run_again(batch_run)
         if self._queue.is_leader():
             self._dispatcher.recover(error)
-        for delivery in list(self._dispatcher.running):
-            if not delivery.futures:
-                self._queue.post(partial(self._dispatcher.finish, delivery))
+        for batch_run in list(self._dispatcher.running):
+            if not batch_run.futures:
+                self._queue.post(partial(self._dispatcher.finish, batch_run))
         self._ledger.tell_again()
 
-    def _begin(self, delivery: Delivery) -> None:
-        if self._audience.batch_started:
-            tell(self._audience.batch_started, BatchStarted(self._name, delivery.info, tuple(delivery.futures)))
-        delivery.start()
+    def _begin(self, batch_run: BatchRun) -> None:
+        if self._listeners.batch_started:
+            notify(self._listeners.batch_started, BatchStarted(self._name, batch_run.info, tuple(batch_run.futures)))
+        batch_run.start()
 
-    def _report(self, delivery: Delivery) -> None:
-        futures = delivery.forget()
+    def _report(self, batch_run: BatchRun) -> None:
+        futures = batch_run.forget()
         if not futures:
             return  # an executor that calls back twice
         time = None
         try:
-            time = delivery.service_time
-            if self._audience.batch_finished:
-                self._tell_of_end(delivery.info, time, delivery.started, futures)
+            time = batch_run.service_time
+            if self._listeners.batch_finished:
+                self._tell_of_end(batch_run.info, time, batch_run.started, futures)
         except BaseException:  # of a clock that a user injected: the worker is free all the same
-            report("batch %d of %s can't be reported to the policy", delivery.info.id, self._name)
-        self._pass_on(partial(self._dispatcher.finish, delivery, time))
+            report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
+        self._pass_on(partial(self._dispatcher.finish, batch_run, time))
 
     def _tell_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
-        failed = [future.stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
-        tell(self._audience.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
+        failed = [future._stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
+        notify(self._listeners.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
 
 class PoolRunner(Runner):
@@ -129,11 +130,11 @@ class PoolRunner(Runner):
         self,
         dispatcher: Dispatcher,
         processor: Callable[[list[Any]], Any],
-        audience: Audience,
+        listeners: ListenerSet,
         name: str,
         workers: int,
     ) -> None:
-        super().__init__(dispatcher, processor, audience, name)
+        super().__init__(dispatcher, processor, listeners, name)
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
         self._inbox = _Inbox()
@@ -152,7 +153,8 @@ class PoolRunner(Runner):
         """See `Runner.close`."""
         if self._pool is not None:
             self._inbox.closed = True
-            self._inbox.close()
+            for _ in range(self._workers):
+                self._inbox.put(None)
             self._pool.shutdown()
 
     def disown_threads(self) -> None:
@@ -161,13 +163,13 @@ class PoolRunner(Runner):
             for thread in self._pool._threads:
                 _pool_internals._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
 
-    def run(self, delivery: Delivery) -> None:
+    def run(self, batch_run: BatchRun) -> None:
         """See `Runner.run`."""
-        delivery.sent = True
-        self._inbox.put(delivery)
+        batch_run.sent = True
+        self._inbox.put(batch_run)
 
-    def _run_again(self, delivery: Delivery) -> None:
-        self.run(delivery)  # the thread may have taken it out, or not; that it is there twice does no harm
+    def _run_again(self, batch_run: BatchRun) -> None:
+        self.run(batch_run)  # the thread may have taken it out, or not; that it is there twice does no harm
 
     def _pass_on(self, note: Callable[[], None]) -> None:
         self._dispatcher.lead(self.run, note)
@@ -188,9 +190,7 @@ class PoolRunner(Runner):
             if self._queue.is_leader():
                 self._ledger.resign(NOW, 1)
         finally:
-            if inbox.closed:
-                inbox.close()  # for the next thread, in case this one has taken the None
-            else:
+            if not inbox.closed:
                 self._employ(pool, inbox)
 
     def _serve_all(self, inbox: "_Inbox") -> None:
@@ -201,22 +201,21 @@ class PoolRunner(Runner):
         self._queue.inside.mine = True
         while not inbox.closed:
             self.survive(partial(self._serve_until_none, inbox))
-        inbox.close()  # for the next thread
 
     def _serve_until_none(self, inbox: "_Inbox") -> None:
-        while (delivery := inbox.get()) is not None:
-            if delivery.claim():
-                self._serve(delivery)
-            del delivery  # keep nothing alive while idle
+        while (batch_run := inbox.get()) is not None:
+            if batch_run.claim():
+                self._serve(batch_run)
+            del batch_run  # keep nothing alive while idle
 
-    def _serve(self, delivery: Delivery) -> None:
+    def _serve(self, batch_run: BatchRun) -> None:
         """Process one batch."""
         try:
-            self._begin(delivery)
-            delivery.complete(self._processor(delivery.jobs))
+            self._begin(batch_run)
+            batch_run.complete(self._processor(batch_run.jobs))
         except BaseException as error:
-            delivery.fail(error)
-        self._report(delivery)
+            batch_run.fail(error)
+        self._report(batch_run)
 
 
 class ExecutorRunner(Runner):
@@ -226,63 +225,60 @@ class ExecutorRunner(Runner):
         self,
         dispatcher: Dispatcher,
         processor: Callable[[list[Any]], Any],
-        audience: Audience,
+        listeners: ListenerSet,
         name: str,
         executor: Executor,
     ) -> None:
-        super().__init__(dispatcher, processor, audience, name)
+        super().__init__(dispatcher, processor, listeners, name)
         self._executor = executor
 
-    def run(self, delivery: Delivery) -> None:
+    def run(self, batch_run: BatchRun) -> None:
         """See `Runner.run`."""
         try:
-            self._begin(delivery)
-            sent = send(self._executor, self._processor, delivery.jobs)
-            delivery.sent = True
-            sent.add_done_callback(partial(self._receive, delivery))
+            self._begin(batch_run)
+            sent = send(self._executor, self._processor, batch_run.jobs)
+            sent.add_done_callback(partial(self._receive, batch_run))
+            batch_run.sent = True
         except BaseException as error:  # the executor is broken, or was shut down, or can't send this
-            delivery.fail(self._named(error, delivery))
-            self._report(delivery)
+            batch_run.fail(self._named(error, batch_run))
+            self._report(batch_run)
 
-    def _run_again(self, delivery: Delivery) -> None:
+    def _run_again(self, batch_run: BatchRun) -> None:
         pass  # since it can't be known whether the executor has it
 
     def _pass_on(self, note: Callable[[], None]) -> None:
         self._queue.post(note)
 
-    def _receive(self, delivery: Delivery, done: "Future[Any]") -> None:
+    def _receive(self, batch_run: BatchRun, done: "Future[Any]") -> None:
         """Take what the caller's executor gives back, in whatever thread it calls from."""
         try:
             with self._queue.own_thread():
                 try:
-                    delivery.complete(done.result())
+                    batch_run.complete(done.result())
                 except BaseException as error:
-                    delivery.fail(self._named(error, delivery))
-                self._report(delivery)
+                    batch_run.fail(self._named(error, batch_run))
+                self._report(batch_run)
         except BaseException as error:  # from outside: see `recover`
-            fail_all(self._ledger, delivery.forget(), error)
-            self._queue.post(partial(self._dispatcher.finish, delivery))
+            fail_all(self._ledger, batch_run.futures, error)
+            batch_run.forget()
+            self._queue.post(partial(self._dispatcher.finish, batch_run))
         finally:
             del done  # which holds the exception whose traceback leads here
 
-    def _named(self, error: BaseException, delivery: Delivery) -> BaseException:
+    def _named(self, error: BaseException, batch_run: BatchRun) -> BaseException:
         if isinstance(self._executor, ThreadPoolExecutor):
             return error  # as nothing was sent
-        return name_unsendable(error, self._processor, delivery.jobs)
+        return name_unsendable(error, self._processor, batch_run.jobs)
 
 
-class _Inbox(SimpleQueue[Delivery | None]):
-    """Batches for the threads of a pool, one after another until it is closed.
+class _Inbox(SimpleQueue[BatchRun | None]):
+    """Batches for the threads of a pool, and at the end a None for each thread.
 
     Attributes:
-        closed: whether it is, for a thread that took the None that says so and lost it to an exception.
+        closed: whether the end has come, for a thread that lost its None to an exception.
     """
 
     closed = False
-
-    def close(self) -> None:
-        """Put in a None, which ends one thread. That thread then calls this for the next one."""
-        self.put(None)
 
 
 def _fail_by(error: BaseException) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 from microbatch._basics.clock import NEVER, NOW, Clock
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Bell, Opening
+from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch._engine.batch_run import fail_all
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.process import current_mark, enlist
 from microbatch._engine.queue import JobQueue
-from microbatch._engine.runner import MOST_INTERRUPTIONS, ExecutorRunner, PoolRunner, Runner
+from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
 from microbatch.errors import BatcherClosed, ForkedError, Rejected
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import Audience, BatcherShutDown, tell
+from microbatch.listeners import BatcherShutDown, ListenerSet, notify
 from microbatch.policies.base import BatchingPolicy
 
 __all__ = ["Worker"]
@@ -46,7 +46,7 @@ class Worker:
         max_pending: int,
         max_workers: int,
         executor: Executor | None,
-        audience: Audience,
+        listeners: ListenerSet,
         name: str,
         exit_timeout: float,
         clock: Clock,
@@ -62,9 +62,9 @@ class Worker:
             self.ledger, policy, max_workers=max_workers, clock=clock, uniform=uniform, name=name
         )
         self._runner: Runner = (
-            PoolRunner(self._dispatcher, processor, audience, name, max_workers)
+            PoolRunner(self._dispatcher, processor, listeners, name, max_workers)
             if executor is None
-            else ExecutorRunner(self._dispatcher, processor, audience, name, executor)
+            else ExecutorRunner(self._dispatcher, processor, listeners, name, executor)
         )
         self._exit_timeout = exit_timeout
         self._clock = clock
@@ -72,11 +72,11 @@ class Worker:
         self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
         self._thread: threading.Thread | None = None
-        self.opening: Opening | None = None  # not None from the start of the threads on
+        self.start_latch: StartLatch | None = None  # not None from the start of the threads on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: list[Callable[[], object]] = []
-        if audience.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
-            self._callbacks.append(partial(_tell_of_shutdown, audience, name, self.ledger))
+        if listeners.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
+            self._callbacks.append(partial(_tell_of_shutdown, listeners, name, self.ledger))
         self.started = False  # whether the threads have been started, and may have ended
         self._ended = False
 
@@ -97,10 +97,10 @@ class Worker:
         """
         self._check_startable()
         enlist(self)
-        mine = Opening()
+        mine = StartLatch()
         try:
-            opening = self._agree_on(mine)
-            if opening is mine:
+            start_latch = self._agree_on(mine)
+            if start_latch is mine:
                 _make_thread(partial(self._run, mine), self._name).start()
         except BaseException:  # a signal, maybe, and then the thread may well exist
             error = Rejected("the start of the batcher was broken off")
@@ -110,15 +110,15 @@ class Worker:
             raise
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
-        opening.wait(0 if self.queue.is_held() else None if opening is mine else 1)
+        start_latch.wait(0 if self.queue.is_held() else None if start_latch is mine else 1)
 
-    def _agree_on(self, opening: Opening) -> Opening:
-        """Return the opening that counts, which is this one if the caller is to start the threads."""
+    def _agree_on(self, start_latch: StartLatch) -> StartLatch:
+        """Return the start_latch that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
-            agreed = self.opening  # no call from here on, so that no handler comes in and starts them too
+            agreed = self.start_latch  # no call from here on, so that no handler comes in and starts them too
             if agreed is None:
-                agreed = self.opening = opening
+                agreed = self.start_latch = start_latch
             return agreed
 
     def _check_startable(self) -> None:
@@ -127,14 +127,14 @@ class Worker:
         if self._is_parents:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _call_off(self, opening: Opening | None, error: BaseException) -> bool:
+    def _call_off(self, start_latch: StartLatch | None, error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
-            if self.opening is not opening or self._thread is not None or self.started:
+            if self.start_latch is not start_latch or self._thread is not None or self.started:
                 return False
-            self.opening = None
-        if opening is not None:
-            opening.settle(error)
+            self.start_latch = None
+        if start_latch is not None:
+            start_latch.settle(error)
             self.queue.settled.notify_all()  # there is no thread to wait for
         return True
 
@@ -144,7 +144,7 @@ class Worker:
         Takes no lock: a thread that does not exist here may have held it.
         """
         for future in self.ledger.inherited():
-            future.disinherit(ForkedError("the job was submitted in the parent process, and is done there"))
+            future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
         self.queue.queue = deque()  # which a future that is kept here keeps
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Worker:
         if self._ended or not self.queue.closed or self.queue.is_own_thread():
             return
         error = BatcherClosed("the batcher was shut down before its threads were started")
-        if not self._call_off(self.opening, error):
+        if not self._call_off(self.start_latch, error):
             return
         try:
             if self._ending.acquire(blocking=False):
@@ -171,18 +171,18 @@ class Worker:
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
-        bell = Bell(self.queue.mutex)
+        waiter = Waiter(self.queue.mutex)
         try:
-            self.queue.settled[bell] = None
+            self.queue.settled[waiter] = None
             while True:
                 self._end_unstarted()  # there may be no thread to wait for, or none any more
                 with self.queue.mutex:
                     ended, thread = self._ended, self._thread
                     if ended or (moment != NEVER and self._clock.now() >= moment):
                         break
-                    self._clock.wait_until(bell, moment)
+                    self._clock.wait_until(waiter, moment)
         finally:
-            self.queue.settled.pop(bell, None)
+            self.queue.settled.pop(waiter, None)
         if ended and thread is not None and thread is not threading.current_thread():
             thread.join()  # it has nothing left to do but to end
         return ended
@@ -225,7 +225,7 @@ class Worker:
             if not self._ended:
                 self._callbacks.append(callback)
                 return
-        _call_back(callback)
+        _run_shutdown_callback(callback)
 
     def explain(self) -> list[str]:
         """See `Collector.describe`."""
@@ -236,19 +236,19 @@ class Worker:
 
     # -- called by the worker thread --
 
-    def _run(self, opening: Opening) -> None:
+    def _run(self, start_latch: StartLatch) -> None:
         with self.queue.mutex:
-            if self.opening is not opening:
+            if self.start_latch is not start_latch:
                 return
             self._thread = threading.current_thread()
         try:
             self._runner.open()
         except BaseException as error:
-            self._give_up_start(opening, error)
+            self._give_up_start(start_latch, error)
             return
         self.queue.inside.mine = True
         self.started = True
-        opening.settle()
+        start_latch.settle()
         try:
             self._work()
         except BaseException as error:
@@ -256,11 +256,14 @@ class Worker:
             self.queue.close()
             self.ledger.recover()  # or what it has just taken out of the queue could be lost
             self.abandon(error)
-        for _ in range(MOST_INTERRUPTIONS):
-            try:
-                return self._end()
-            except BaseException:
-                report("an exception from outside interrupted the worker thread of %s while it ended", self._name)
+        try:
+            self._end_for_certain()
+        except BaseException:  # from outside, between two tries
+            self._end_for_certain()
+
+    def _end_for_certain(self) -> None:
+        while not self._runner.survive(self._end):
+            pass
 
     def _work(self) -> None:
         """Lead, where no other thread does, until the batcher is closed and nothing is left to do."""
@@ -281,14 +284,14 @@ class Worker:
         while not self._dispatcher.turn(self._runner.run):
             pass
 
-    def _give_up_start(self, opening: Opening, error: BaseException) -> None:
+    def _give_up_start(self, start_latch: StartLatch, error: BaseException) -> None:
         """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
         # In one step: a caller that submits a job from then on, or waits for the end, finds that no thread is at work.
         with self.queue.mutex:
             left = self._claim_all()  # of callers that did not wait for the threads to run
-            self.opening = self._thread = None
+            self.start_latch = self._thread = None
             self.queue.settled.notify_all()
-        opening.settle(error)
+        start_latch.settle(error)
         with self.queue.own_thread():
             fail_all(self.ledger, left, error)
         self._end_unstarted()  # if it was closed by a thread that left the rest to this one
@@ -301,7 +304,7 @@ class Worker:
         """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
         while (callback := self._next_shutdown_callback()) is not None:
-            _call_back(callback)
+            _run_shutdown_callback(callback)
 
     def _next_shutdown_callback(self) -> Callable[[], object] | None:
         with self.queue.mutex:
@@ -325,11 +328,11 @@ def _do_nothing() -> None:
     pass
 
 
-def _tell_of_shutdown(audience: Audience, name: str, ledger: Ledger) -> None:
-    tell(audience.shutdown, BatcherShutDown(name, ledger.stats()))
+def _tell_of_shutdown(listeners: ListenerSet, name: str, ledger: Ledger) -> None:
+    notify(listeners.shutdown, BatcherShutDown(name, ledger.stats()))
 
 
-def _call_back(callback: Callable[[], object]) -> None:
+def _run_shutdown_callback(callback: Callable[[], object]) -> None:
     try:
         callback()
     except BaseException:

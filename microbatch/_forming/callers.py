@@ -18,11 +18,11 @@ _SOON = 0.02
 class Caller:
     """A thread that waits for results."""
 
-    __slots__ = ("ident", "soon", "returns")
+    __slots__ = ("ident", "return_deadline", "returns")
 
     def __init__(self, ident: int) -> None:
         self.ident = ident
-        self.soon = NOW  # until when it has to submit the next job, for us to expect it the time after
+        self.return_deadline = NOW  # until when it has to submit the next job, for us to expect it the time after
         self.returns = False  # whether it did so the last time
 
 
@@ -93,12 +93,12 @@ class Callers:
     def release(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
         """Note that these callers, as far as they are known, get their results, after a time that the processor took."""
         for ident, late in self.away.copy().items():  # a finalizer that comes in and waits lets others come back
-            if late.soon < now:
+            if late.return_deadline < now:
                 self._give_up(ident)
         soon = now + min(service_time, max(service_time / 4, _SOON))
         for caller in callers:
             if caller is not None:
-                caller.soon = soon
+                caller.return_deadline = soon
                 self.away[caller.ident] = caller
                 if self.recalls:
                     self._hear_of(caller.ident, now)
@@ -111,7 +111,7 @@ class Callers:
         caller = self.away.pop(ident, None)
         if caller is not None:
             self.returning -= caller.returns
-            caller.returns = self._expects and now <= caller.soon
+            caller.returns = self._expects and now <= caller.return_deadline
         if self.recalls:
             self._hear_of(ident, now)
 

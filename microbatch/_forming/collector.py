@@ -125,7 +125,7 @@ class Collector(Generic[AnyEntry]):
         self._gated: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.gated)  # the line at the gate, by turn
         self._timers: Alarms[Lane[AnyEntry]] = Alarms(_is_awaited)
         self._broken: deque[Batch[AnyEntry]] = deque()
-        self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry.waiting)
+        self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
     def successor(self, in_flight: int) -> "Collector[AnyEntry]":
         """Return a collector without jobs that has the history of this one, which an exception has interrupted."""
@@ -145,23 +145,23 @@ class Collector(Generic[AnyEntry]):
         """Whether a worker is free."""
         return self.in_flight < self.workers
 
-    def add(self, entries: Sequence[AnyEntry], alike: bool = False) -> None:
+    def add(self, entries: Sequence[AnyEntry], uniform: bool = False) -> None:
         """Take in jobs, the oldest first, none older than those that came before.
 
-        With *alike*, all have no key, the weight 1 and no moment at which they expire, and are not looked at.
+        With *uniform*, all have no key, the weight 1 and no moment at which they expire, and are not looked at.
         """
-        if alike and entries:
-            self._lane(None, alike).backlog.extend(entries)
+        if uniform and entries:
+            self._lane(None, uniform).backlog.extend(entries)
             return
         lane: Lane[AnyEntry] | None = None
         for entry in entries:
             if lane is None or entry.key is not lane.key:
-                lane = self._lane(entry.key, alike)
+                lane = self._lane(entry.key, uniform)
             lane.backlog.append(entry)
-            if entry.expires != NEVER:
-                self._expiries.push(entry.expires, entry)
+            if entry._expires != NEVER:
+                self._expiries.push(entry._expires, entry)
 
-    def _lane(self, key: Hashable, alike: bool) -> Lane[AnyEntry]:
+    def _lane(self, key: Hashable, uniform: bool) -> Lane[AnyEntry]:
         """Return the lane that jobs are added to."""
         place = safe(key)
         lane = self._lanes.get(place)
@@ -169,7 +169,7 @@ class Collector(Generic[AnyEntry]):
             lane = self._lanes[place] = Lane(key, place)
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
                 self._put_up_gate()
-        lane.alike = lane.alike and alike
+        lane.uniform = lane.uniform and uniform
         self._change(lane)
         return lane
 
@@ -182,7 +182,7 @@ class Collector(Generic[AnyEntry]):
         self._change_all()
 
     def drop(self, entries: Iterable[AnyEntry]) -> None:
-        """Forget jobs that are not `Entry.waiting` any more. Those that went already are passed over."""
+        """Forget jobs that are not `Entry._is_waiting` any more. Those that went already are passed over."""
         for entry in entries:
             lane = self._lanes.get(safe(entry.key))
             if lane is not None:
@@ -211,7 +211,7 @@ class Collector(Generic[AnyEntry]):
                 if not (lane.ready or lane.gone):  # a lane that is due already is due by its policy
                     self._change(lane)
 
-    def hear_of(self, returning: int, return_by: float, heard: float) -> None:
+    def note_callers(self, returning: int, return_by: float, heard: float) -> None:
         """Note who is likely to submit soon: see `Window.returning` and `Window.heard`."""
         flow = self._flow
         flow["returning"], flow["return_by"] = returning, return_by
@@ -449,32 +449,32 @@ class Collector(Generic[AnyEntry]):
         if not lane.open and self._most is not None:
             return self._most
         room = check_answer("the room() of a policy", self.policy.room(self._window(lane, joining)))
-        if not lane.open and self._shared:  # the built-in policies answer alike for all empty batches
+        if not lane.open and self._shared:  # the built-in policies answer uniform for all empty batches
             self._most = room
         return room
 
     def _join(self, lane: Lane[AnyEntry], room: float) -> None:
         backlog = lane.backlog
         entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)
-        joining = [entry for entry in entries if entry.waiting] if lane.dead else entries
+        joining = [entry for entry in entries if entry._is_waiting] if lane.dead else entries
         lane.open += joining  # before they leave the backlog: an exception from outside must find them somewhere
         if len(entries) < len(backlog):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
             lane.backlog = []
-        lane.weight += len(joining) if lane.alike else sum([entry.weight for entry in joining])
+        lane.weight += len(joining) if lane.uniform else sum([entry.weight for entry in joining])
         self.joined += joining
 
     def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
         if lane.thinned:
             lane.thinned = False
-            lane.open = [entry for entry in lane.open if entry.waiting]
+            lane.open = [entry for entry in lane.open if entry._is_waiting]
             lane.weight = sum([entry.weight for entry in lane.open], 0.0)  # anew, since subtraction would drift
         if lane.dead:
             if lane.dead > len(lane.backlog) // 2:
-                lane.backlog = [entry for entry in lane.backlog if entry.waiting]
+                lane.backlog = [entry for entry in lane.backlog if entry._is_waiting]
                 lane.dead = 0
-            while lane.dead and not lane.backlog[0].waiting:
+            while lane.dead and not lane.backlog[0]._is_waiting:
                 lane.long_backlog().popleft()
                 lane.dead -= 1
 
@@ -484,7 +484,7 @@ class Collector(Generic[AnyEntry]):
         if self._doubts_any:
             self._asked[lane] = None
             self._asked.move_to_end(lane)
-        if not lane.unflushed and lane.open[0].epoch > self._flushed:
+        if not lane.unflushed and lane.open[0]._epoch > self._flushed:
             self._note_unflushed(lane)
         due, free = lane.due, lane.free
         if self._has_gate:
@@ -494,7 +494,7 @@ class Collector(Generic[AnyEntry]):
             window = self._window(lane)
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
-            near = lane.alike and now < lane.due < now + _SHORT
+            near = lane.uniform and now < lane.due < now + _SHORT
             lane.wanted = check_count("the wants() of a policy", self.policy.wants(window)) if near else 1
         self._line_up(lane, now)
         if not lane.ready:
@@ -539,7 +539,7 @@ class Collector(Generic[AnyEntry]):
         return due, None
 
     def _is_flushed(self, lane: Lane[AnyEntry]) -> bool:
-        return lane.pressed or lane.open[0].epoch <= self._flushed
+        return lane.pressed or lane.open[0]._epoch <= self._flushed
 
     def _bounds(self, lane: Lane[AnyEntry], now: float) -> tuple[float, float]:
         """Return when the open batch is due with the gate shut, and when with the gate open."""
@@ -573,7 +573,7 @@ class Collector(Generic[AnyEntry]):
         self._retire(lane)
         if lane.backlog:
             successor: Lane[AnyEntry] = Lane(lane.key, lane.place)
-            successor.backlog, successor.dead, successor.alike = lane.backlog, lane.dead, lane.alike
+            successor.backlog, successor.dead, successor.uniform = lane.backlog, lane.dead, lane.uniform
             self._lanes[lane.place] = successor  # at the end: see there
             self._change(successor)
         lane.open, lane.backlog = [], []  # since it may be looked at once more

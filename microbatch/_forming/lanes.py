@@ -37,15 +37,15 @@ class Entry(Protocol):
         """When it was accepted. Jobs are added in this order."""
 
     @property
-    def expires(self) -> float:
+    def _expires(self) -> float:
         """When it is to be dropped; `NEVER` if not."""
 
     @property
-    def epoch(self) -> int:
+    def _epoch(self) -> int:
         """Grows with `submitted`: see `Collector.flush`."""
 
     @property
-    def waiting(self) -> bool:
+    def _is_waiting(self) -> bool:
         """Whether the job is still wanted. May turn false at any time, never true again."""
 
 
@@ -171,7 +171,7 @@ class Lane(Generic[AnyEntry]):
         "backlog",
         "thinned",
         "dead",
-        "alike",
+        "uniform",
         "full",
         "pressed",
         "unflushed",
@@ -195,7 +195,7 @@ class Lane(Generic[AnyEntry]):
         self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # a deque after `long_backlog`
         self.thinned = False  # some of the open batch may not be waiting any more
         self.dead = 0  # at most how many of the backlog are not, either
-        self.alike = True  # all of its jobs weigh 1
+        self.uniform = True  # all of its jobs weigh 1
         self.full = False  # the first of the backlog did not fit
         self.pressed = False  # a caller waits for its room, so its batch is dispatched as by a flush
         self.unflushed = False  # it is noted as younger than the last flush

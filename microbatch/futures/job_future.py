@@ -4,11 +4,11 @@ A `Future` makes a condition, two lists and a lock for whoever may come to wait,
 of all that a job costs. `JobFuture` makes each of them when it is asked for, and is settled with its whole batch at a
 time. Rules of this file:
 
-1. `JobFuture.stage` says where the job is, and with it whether there is an outcome: `_state`, which the standard library
+1. `JobFuture._stage` says where the job is, and with it whether there is an outcome: `_state`, which the standard library
    reads, is computed from it. The outcome is written first and the stage last, both with the mutex of the batcher held.
    Who moves a job out of the waiting stages has won: cancellation, expiry and hand-over can race, and one wins.
-2. Who finds no outcome and wants to wait for it, hangs up a bell or leaves a callback with the mutex held; who settles
-   rings the bells with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
+2. Who finds no outcome and wants to wait for it, hangs up a waiter or leaves a callback with the mutex held; who settles
+   rings the waiters with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
    never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
 3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
    their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
@@ -39,11 +39,11 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Bell, Bells, Flag
+from microbatch._basics.waiting import Flag, Waiter, Waiters
 from microbatch.futures.exceptions import Failures
 from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
 
-__all__ = ["Conclusion", "Fittings", "JobFuture", "Keep", "Keeper", "are_errors", "conclude"]
+__all__ = ["Conclusion", "Attachments", "JobFuture", "Keep", "FutureOwner", "are_errors", "conclude"]
 
 Value = TypeVar("Value")
 
@@ -51,7 +51,7 @@ Value = TypeVar("Value")
 # As globals they are found in a fraction of the time.
 _QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
-_WAITERS = (
+_STANDARD_WAITERS = (
     _AllCompletedWaiter,
     _base._FirstCompletedWaiter,
     _base._AsCompletedWaiter,
@@ -59,7 +59,7 @@ _WAITERS = (
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class Keeper(Protocol):
+class FutureOwner(Protocol):
     """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
 
     mutex: Any
@@ -77,7 +77,7 @@ class Keeper(Protocol):
         """Return whether the calling thread is one of the batcher's."""
 
 
-class Fittings(Bells):
+class Attachments(Waiters):
     """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex.
 
     Attributes:
@@ -104,7 +104,7 @@ class Keep:
         """Do nothing."""
 
 
-class _Waiters(list[Any]):
+class _Watchers(list[Any]):
     """The objects through which `wait` and `as_completed` are told of an outcome. A signal in either of them harms none."""
 
     def append(self, waiter: Any) -> None:
@@ -122,7 +122,7 @@ class _Condition:
     """
 
     def __init__(self, future: "JobFuture[Any]") -> None:
-        self.waiters = _Waiters()
+        self.waiters = _Watchers()
         self.lock: Any = threading.RLock()
         self.acquire = self.lock.acquire
         self._future = weakref.ref(future)
@@ -134,7 +134,7 @@ class _Condition:
         finally:  # after a signal too
             future = self._future()
             if future is not None:
-                future.try_to_tell_watchers(self)
+                future._try_to_tell_watchers(self)
 
     # In one step, so that a signal can't leave the lock taken.
     __enter__ = property(lambda self: self.lock.__enter__)
@@ -157,8 +157,8 @@ class JobFuture(Future[JobResult[Value]]):
     key: Hashable = None
     weight = 1.0
     expires_in = NEVER
-    expires = NEVER
-    epoch: int
+    _expires = NEVER
+    _epoch: int
     submitted: float
     _value: Any = None
     _service: Service | None = None
@@ -168,11 +168,11 @@ class JobFuture(Future[JobResult[Value]]):
     _own: tuple[BaseException, Any] | None = None  # the caller's exception, and its traceback before it is raised
     _context: Context | None = None
 
-    def __init__(self, job: Any, keeper: Keeper) -> None:
+    def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
-        self.stage = _QUEUED
-        self.fittings: Fittings | None = None
-        self._keeper = keeper
+        self._stage = _QUEUED
+        self._attachments: Attachments | None = None
+        self._owner = owner
 
     @property
     def job(self) -> Any:
@@ -195,12 +195,12 @@ class JobFuture(Future[JobResult[Value]]):
     @property
     def state(self) -> JobState:
         """Where the job is now; stale by nature until it is one of the last four."""
-        return self.stage
+        return self._stage
 
     @property
-    def waiting(self) -> bool:
+    def _is_waiting(self) -> bool:
         """Whether no worker has the job, and nothing else has become of it."""
-        return self.stage in WAITING
+        return self._stage in WAITING
 
     @property
     def context(self) -> Context | None:
@@ -210,31 +210,31 @@ class JobFuture(Future[JobResult[Value]]):
         """
         return None if self._context is None else self._context.copy()
 
-    def keep_context(self) -> None:
+    def _keep_context(self) -> None:
         """Keep the context of the calling thread; before the job is accepted."""
         self._context = copy_context()
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
         try:
-            if self.stage not in OVER:
-                self._keeper.withdraw(self)
+            if self._stage not in OVER:
+                self._owner.withdraw(self)
         finally:  # after a signal too
-            if self.stage is _CANCELLED:
-                self.call_back()
-        return self.stage is _CANCELLED
+            if self._stage is _CANCELLED:
+                self._call_back()
+        return self._stage is _CANCELLED
 
     def cancelled(self) -> bool:
         """Return whether the job was cancelled."""
-        return self.stage is _CANCELLED
+        return self._stage is _CANCELLED
 
     def running(self) -> bool:
         """Return whether a worker has the job now."""
-        return self.stage is _RUNNING
+        return self._stage is _RUNNING
 
     def done(self) -> bool:
         """Return whether there is an outcome: a result, an error, or a cancellation."""
-        return self.stage in OVER
+        return self._stage in OVER
 
     def result(self, timeout: float | None = None) -> JobResult[Value]:
         """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
@@ -247,9 +247,9 @@ class JobFuture(Future[JobResult[Value]]):
                 might never end: that thread is needed to do the job.
             Exception: whatever the job failed with.
         """
-        if self.stage not in OVER:
+        if self._stage not in OVER:
             self._wait(timeout)
-        if self.stage is not _SUCCEEDED:
+        if self._stage is not _SUCCEEDED:
             error = self.exception()
             if error is not None:
                 # Without the frames that earlier readers have added to the traceback.
@@ -262,19 +262,19 @@ class JobFuture(Future[JobResult[Value]]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
-        if self.stage not in OVER:
+        if self._stage not in OVER:
             self._wait(timeout)
-        if self.stage is _CANCELLED:
+        if self._stage is _CANCELLED:
             raise CancelledError
         return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
-        if self.stage not in OVER:
-            with self._keeper.mutex:
-                fittings = self._fit()
-                if self.stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
-                    fittings.callbacks.append(fn)
+        if self._stage not in OVER:
+            with self._owner.mutex:
+                attachments = self._attach()
+                if self._stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
+                    attachments.callbacks.append(fn)
                     return
         self._call(lambda: fn)
 
@@ -294,31 +294,31 @@ class JobFuture(Future[JobResult[Value]]):
         raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
 
     def __repr__(self) -> str:
-        return f"<JobFuture at {id(self):#x} {self.stage.value}>"
+        return f"<JobFuture at {id(self):#x} {self._stage.value}>"
 
     def _wait(self, timeout: float | None) -> None:
         self._refuse_endless_wait(timeout)
-        keeper = self._keeper
-        bell = Bell(keeper.mutex)
-        with keeper.mutex:
-            fittings = self._fit()
-            bell.caller = keeper.know_caller()
+        owner = self._owner
+        waiter = Waiter(owner.mutex)
+        with owner.mutex:
+            attachments = self._attach()
+            waiter.caller = owner.know_caller()
         try:
-            fittings[bell] = None
-            if self.stage not in OVER and not bell.hear(timeout) and self.stage not in OVER:
-                raise TimeoutError(self._keeper.explain(self))
+            attachments[waiter] = None
+            if self._stage not in OVER and not waiter.hear(timeout) and self._stage not in OVER:
+                raise TimeoutError(self._owner.explain(self))
         finally:
-            fittings.pop(bell, None)
+            attachments.pop(waiter, None)
 
-    def _fit(self) -> Fittings:
-        if self.fittings is None:
-            fittings = Fittings()
-            if self.fittings is None:  # no finalizer came in and had some made
-                self.fittings = fittings
-        return self.fittings
+    def _attach(self) -> Attachments:
+        if self._attachments is None:
+            attachments = Attachments()
+            if self._attachments is None:  # no finalizer came in and had some made
+                self._attachments = attachments
+        return self._attachments
 
     def _refuse_endless_wait(self, timeout: float | None) -> None:
-        if timeout is None and self._keeper.is_own_thread() and not self.done():
+        if timeout is None and self._owner.is_own_thread() and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
     def _call(self, take: Callable[[], Any]) -> None:
@@ -334,14 +334,14 @@ class JobFuture(Future[JobResult[Value]]):
 
     # -- for the batcher --
 
-    def tell_watchers(self) -> None:
+    def _tell_watchers(self) -> None:
         """Tell the watchers of the outcome, or leave that to the thread that looks at this future now."""
-        if self.fittings is not None and self.fittings.watched:
+        if self._attachments is not None and self._attachments.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # by what this call interrupts
-                self.try_to_tell_watchers(condition)
+                self._try_to_tell_watchers(condition)
 
-    def try_to_tell_watchers(self, condition: _Condition) -> None:
+    def _try_to_tell_watchers(self, condition: _Condition) -> None:
         """Tell the watchers of the outcome, if there is one, unless *condition* is locked."""
         # Checked before the lock is taken: a thread that takes it always tells them, so others may leave.
         if not self._is_untold():
@@ -361,37 +361,37 @@ class JobFuture(Future[JobResult[Value]]):
             if lock._is_owned():
                 lock.release()
 
-    def announce(self) -> None:
+    def _announce(self) -> None:
         """Tell all waiters of the outcome, in case a signal kept the thread that wrote it from doing so."""
-        with self._keeper.mutex:
-            self.ring()
-        self.tell_watchers()
+        with self._owner.mutex:
+            self._wake_waiters()
+        self._tell_watchers()
 
-    def ring(self) -> None:
+    def _wake_waiters(self) -> None:
         """Wake all who wait for the outcome, which is there; with the mutex held."""
-        if self.fittings is not None:
-            self.fittings.notify_all()
+        if self._attachments is not None:
+            self._attachments.notify_all()
 
-    def call_back(self) -> None:
+    def _call_back(self) -> None:
         """Run the done-callbacks, once; one that raises is logged and stops nothing."""
-        callbacks = self.fittings.callbacks if self.fittings is not None else None
+        callbacks = self._attachments.callbacks if self._attachments is not None else None
         while callbacks:
             self._call(partial(list.pop, callbacks, 0))
 
-    def disinherit(self, error: BaseException) -> None:
+    def _fail_after_fork(self, error: BaseException) -> None:
         """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
-        self.fittings = None
+        self._attachments = None
         if not self.done():
             self._own = error, None
-            self.stage = JobState.FAILED
+            self._stage = JobState.FAILED
 
     # -- what ``concurrent.futures`` and ``asyncio`` look at --
 
     def _get_state(self) -> str:
-        stage = self.stage  # once: it changes at any time
+        stage = self._stage  # once: it changes at any time
         if stage not in OVER:
             return RUNNING if stage is _RUNNING else PENDING
-        untold = self.fittings is not None and self.fittings.watched and not self.fittings.told
+        untold = self._attachments is not None and self._attachments.watched and not self._attachments.told
         if stage is _CANCELLED:
             return CANCELLED if untold else CANCELLED_AND_NOTIFIED
         return RUNNING if untold else FINISHED
@@ -423,9 +423,9 @@ class JobFuture(Future[JobResult[Value]]):
             failures.note_asked(self)
 
     def _get_condition(self) -> Any:
-        with nullcontext() if self.done() else self._keeper.mutex:
+        with nullcontext() if self.done() else self._owner.mutex:
             if not self.done():
-                self._fit().watched = True
+                self._attach().watched = True
         self._note_asked()
         return self._make_condition()
 
@@ -434,7 +434,7 @@ class JobFuture(Future[JobResult[Value]]):
         return condition
 
     def _get_waiters(self) -> Any:
-        if self._keeper.is_own_thread() and not self.done():
+        if self._owner.is_own_thread() and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for its jobs: it has to do them")
         return self._make_condition().waiters
 
@@ -449,40 +449,40 @@ class JobFuture(Future[JobResult[Value]]):
     _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
 
     def _is_untold(self) -> bool:
-        fittings = self.fittings
-        return fittings is not None and fittings.watched and not fittings.told and self.done()
+        attachments = self._attachments
+        return attachments is not None and attachments.watched and not attachments.told and self.done()
 
     def _tell(self, waiters: list[Any]) -> None:
-        fittings = self.fittings
-        if fittings is None or not self._is_untold():
+        attachments = self._attachments
+        if attachments is None or not self._is_untold():
             return
         if waiters:
             self._note_asked()
         for waiter in waiters:
-            if type(waiter) in _WAITERS:
-                self._tell_once(waiter, fittings)
-            elif waiter not in fittings.told_to:
+            if type(waiter) in _STANDARD_WAITERS:
+                self._tell_once(waiter, attachments)
+            elif waiter not in attachments.told_to:
                 if self.cancelled():
                     waiter.add_cancelled(self)
-                elif self.stage is _SUCCEEDED:
+                elif self._stage is _SUCCEEDED:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-                fittings.told_to.append(waiter)
-        fittings.told = True
+                attachments.told_to.append(waiter)
+        attachments.told = True
 
-    def _tell_once(self, waiter: Any, fittings: Fittings) -> None:
+    def _tell_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of the waiter do, but once, wherever an exception breaks this off."""
         counts = type(waiter) is _AllCompletedWaiter
-        if waiter not in fittings.told_to:
+        if waiter not in attachments.told_to:
             told, added = [waiter], [self]
             with getattr(waiter, "lock", None) or nullcontext():
                 # In one step: there is no call from here to the end of the block.
-                fittings.told_to += told
+                attachments.told_to += told
                 waiter.finished_futures += added
                 if counts:
                     waiter.num_pending_calls -= 1
-        failed = self.stage is not _SUCCEEDED and self.stage is not _CANCELLED
+        failed = self._stage is not _SUCCEEDED and self._stage is not _CANCELLED
         if not counts or not waiter.num_pending_calls or failed and waiter.stop_on_exception:
             waiter.event.set()  # even if told before, since an exception may have prevented just this
 
@@ -501,7 +501,7 @@ class Conclusion(NamedTuple):
     """Those of them that have watchers, which are still to be told."""
     failures: int
     """How many of those that are done have failed."""
-    bells: list[Bell]
+    waiters: list[Waiter]
     """Of those who waited, and have been rung for."""
     called: list[JobFuture[Any]]
     """Those of them that are done that have callbacks."""
@@ -522,33 +522,33 @@ def conclude(
         failures: gives the exceptions to the callers; None if there are none.
         failed: the stage of those whose outcome is an exception.
     """
-    done, watched, count, bells, called = [], [], 0, list[Bell](), []
+    done, watched, count, waiters, called = [], [], 0, list[Waiter](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
-        if broken and future.stage is _RUNNING and failures is not None:
+        if broken and future._stage is _RUNNING and failures is not None:
             failures.add(future, outcome)
-        # No call from the look at the fittings on, so that no finalizer comes in and leaves a callback that nobody sees.
-        if future.stage is not _RUNNING:
+        # No call from the look at the attachments on, so that no finalizer comes in and leaves a callback that nobody sees.
+        if future._stage is not _RUNNING:
             continue
-        fittings = future.fittings
+        attachments = future._attachments
         if broken:
             future._error = outcome
             future._failures = failures
-            future.stage = failed
+            future._stage = failed
             count += 1
         else:
             future._value = outcome
             future._service = service
-            future.stage = _SUCCEEDED
+            future._stage = _SUCCEEDED
         done.append(future)
-        if fittings is not None:
-            bells += fittings.copy()
-            if fittings.watched:
+        if attachments is not None:
+            waiters += attachments.copy()
+            if attachments.watched:
                 watched.append(future)
-            if fittings.callbacks:
+            if attachments.callbacks:
                 called.append(future)
-    for bell in bells:
-        bell.ring()
-    return Conclusion(done, watched, count, bells, called)
+    for waiter in waiters:
+        waiter.ring()
+    return Conclusion(done, watched, count, waiters, called)
 
 
 def _settle_attribute_layout() -> None:
@@ -558,7 +558,7 @@ def _settle_attribute_layout() -> None:
     """
     nobody: Any = None
     future = JobFuture[None](None, nobody)
-    future.submitted, future.epoch = NOW, 0
+    future.submitted, future._epoch = NOW, 0
     future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
     future._get_result()
 

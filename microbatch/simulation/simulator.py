@@ -168,9 +168,9 @@ class _Job:
 
     __slots__ = ("submitted", "key", "weight", "caller")
     job = None
-    expires = NEVER
-    epoch = 0
-    waiting = True
+    _expires = NEVER
+    _epoch = 0
+    _is_waiting = True
 
     def __init__(
         self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: Caller | None = None
@@ -184,7 +184,7 @@ class _Job:
 class _Source(Protocol):
     """Where jobs come from."""
 
-    alike: bool
+    uniform: bool
     left: int
     """How many jobs will come when others are done."""
 
@@ -198,7 +198,7 @@ class _Source(Protocol):
         """Note that callers have their results."""
 
     def whereabouts(self) -> tuple[int, float, float]:
-        """Return what `Collector.hear_of` wants to hear."""
+        """Return what `Collector.note_callers` wants to hear."""
 
 
 def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
@@ -213,7 +213,7 @@ def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[An
 class _OpenLoop:
     """Jobs that come whatever becomes of the others, from callers who don't wait."""
 
-    alike = False
+    uniform = False
     left = 0
 
     def __init__(self, arrivals: Iterable[float | Arrival], recalls: float) -> None:
@@ -255,7 +255,7 @@ class _OpenLoop:
 class _ClosedLoop:
     """Jobs of callers who wait for the results of those before."""
 
-    alike = True
+    uniform = True
 
     def __init__(self, group: callers, chance: random.Random, known: Callers) -> None:
         self._group = group
@@ -329,8 +329,10 @@ class _Simulation:
         collector, jobs, reports = self._collector, source.until(now), list[BatchReport]()
         while self._running and self._running[0][0] <= now:
             reports.append(self._settle(source, *heapq.heappop(self._running)))
-        collector.hear_of(*source.whereabouts())  # in the order of `Worker._advance`, which whose turn it is depends on
-        collector.add(jobs, source.alike)
+        collector.note_callers(
+            *source.whereabouts()
+        )  # in the order of `Worker._advance`, which whose turn it is depends on
+        collector.add(jobs, source.uniform)
         for report in reports:
             collector.finished(report.service_time)
             self._policy.observe(report)
