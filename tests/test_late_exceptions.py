@@ -152,6 +152,7 @@ def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 @pytest.mark.parametrize("thread, at", [("late", 0), ("late", 8), ("late", 40), ("late_0", 0), ("late_0", 3)])
 def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_either(thread: str, at: int) -> None:
     tried = 0
