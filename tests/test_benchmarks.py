@@ -25,6 +25,7 @@ from benchmarks.tables import Table, render, tables
 TINY: dict[str, list[dict[str, float]]] = {
     "gather": [{"jobs": 130, "threads": 1}, {"jobs": 130, "threads": 3}],
     "closed": [{"workers": 1, "threads": 4, "seconds": 0.01}, {"workers": 2, "threads": 4, "seconds": 0.01}],
+    "contention": [{"threads": 2, "jobs": 2, "spinning": 1, "rounds": 1, "seconds": 0.01}],
     "lone": [{"calls": 2}],
     "open": [{"load": 0.1, "seconds": 0.02}],
     "idle": [{"seconds": 0.01}],
@@ -101,6 +102,8 @@ def test_who_mixes_up_results_gives_no_figures() -> None:
     expected = {"failed": "AssertionError: somebody got the result of another job"}
     assert expected == measure(MEASUREMENTS["gather"], Reversing, {"jobs": 10, "threads": 1})
     assert expected == measure(MEASUREMENTS["open"], Reversing, {"load": 0.1, "seconds": 0.02})
+    contention = {"threads": 1, "jobs": 10, "spinning": 1, "rounds": 1, "seconds": 0.01}
+    assert expected == measure(MEASUREMENTS["contention"], Reversing, contention)
     assert expected == measure(MEASUREMENTS["memory"], Reversing, {"jobs": 10, "traced": 1})
 
 

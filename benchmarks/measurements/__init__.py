@@ -1,6 +1,7 @@
 """What is measured: one module for each question."""
 
 from benchmarks.measurements.closed import CLOSED
+from benchmarks.measurements.contention import CONTENTION
 from benchmarks.measurements.gather import GATHER
 from benchmarks.measurements.idle import IDLE
 from benchmarks.measurements.listeners import LISTENERS
@@ -13,5 +14,19 @@ from benchmarks.measurements.timer import TIMER
 
 MEASUREMENTS = {
     measurement.name: measurement
-    for measurement in (GATHER, CLOSED, LONE, OPEN, IDLE, TIMER, MEMORY, SHUTDOWN, JOBS, THREADS, KEYS, LISTENERS)
+    for measurement in (
+        GATHER,
+        CLOSED,
+        CONTENTION,
+        LONE,
+        OPEN,
+        IDLE,
+        TIMER,
+        MEMORY,
+        SHUTDOWN,
+        JOBS,
+        THREADS,
+        KEYS,
+        LISTENERS,
+    )
 }
