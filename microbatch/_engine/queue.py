@@ -259,7 +259,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Have all jobs accepted until now go, and return the number of their epoch."""
         with self.mutex:
             self._stir()
-            epoch = self.epoch  # after the call, since a handler that comes in there may wait, and others flush meanwhile
+            epoch = (
+                self.epoch
+            )  # after the call, since a handler that comes in there may wait, and others flush meanwhile
             self.epoch = epoch + 1
             self._stir()
             return epoch
