@@ -234,7 +234,7 @@ NO_DOORS = {
     "batched.options": "for Batcher, which looks at them",
     "*.window": "the batcher asks policies",
     "*.fits.weight": "the batcher asks policies",
-    "*.fact": "the batcher tells listeners",
+    "*.event": "the batcher tells listeners",
     "*.observe.report": "the batcher tells policies",
     "ManualClock.wait_until.*": "the batcher waits",
     "RecordingProcessor.__call__.jobs": "the batcher calls processors",
