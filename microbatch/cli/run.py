@@ -98,9 +98,8 @@ def process_lines(
     batcher: Batcher[Any, Any] = Batcher(
         processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
     )
-    with show_progress(
-        "lines", keep=True, wanted=not sink.isatty()
-    ) as progress:  # results on a terminal show the progress
+    # If the results go to a terminal, they show the progress themselves.
+    with show_progress("lines", keep=True, wanted=not sink.isatty()) as progress:
         writer = _Writer(sink, errors, ahead, progress)
         lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
         try:
