@@ -508,7 +508,7 @@ def test_what_the_page_shows_works(client: Client) -> None:
     [
         ({"policy": 3}, "policy must be"),
         ({"max_worker": 3}, "max_worker"),
-        ({"key": threading.Lock().acquire}, "processor, policy and options must be such that they can be pickled: "),
+        ({"key": threading.Lock().acquire}, "processor, policy and options must be picklable: "),
     ],
 )
 def test_bad_arguments_are_refused_here(arguments: Any, complaint: str) -> None:

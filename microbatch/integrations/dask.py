@@ -1,7 +1,7 @@
-"""One stream of batches for many processes, collected in a Dask cluster: the extra ``dask``.
+"""Shares one batcher between several processes, with a Dask cluster. Needs the extra ``dask``.
 
-Each process sees only a part of the jobs. `shared` is a processor that hands them on to a `Batcher` in the cluster, which is
-the same for all who say its name; so batches form across all of them::
+Each of several processes sees only a part of the jobs. `shared` returns a processor that sends them to one `Batcher` in
+the cluster. All processes that use the same name share that batcher, so its batches hold jobs of all of them::
 
     def connect():
         return Client("tcp://scheduler:8786")
@@ -9,8 +9,10 @@ the same for all who say its name; so batches form across all of them::
     inserts = Batcher(shared("inserts", insert_many, Size(500) | Natural(), client=connect))
     inserts.submit(row).result().value
 
-The batcher here only gathers what goes to the cluster in one message. To process in a cluster what is collected here is
-another thing, and needs nothing of this: ``Batcher(insert_many, executor=client.get_executor())``.
+The local batcher ``inserts`` only collects the jobs of one message to the cluster.
+
+If you only want to process batches in a cluster, and form them locally, you don't need this module. Use
+``Batcher(insert_many, executor=client.get_executor())``.
 """
 
 import asyncio
@@ -29,46 +31,52 @@ from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, Batch
 
 __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 
-# What Dask raises if a connection, a client or an actor is lost; a closed client lacks attributes.
+# What Dask raises if a connection, a client or an actor is lost. AttributeError comes from a closed client.
 _OF_DASK = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
-_OF_USERS = (Exception, SystemExit)  # one that goes through the loop of a worker ends it, for all
+# Exceptions of user code. One that reaches the event loop of a Dask worker would end the worker for all processes.
+_OF_USERS = (Exception, SystemExit)
 
 
 class CollectorLost(MicrobatchError, ConnectionError):
-    """The process that collected the jobs of all has died, or can't be reached: nobody knows whether these were done.
+    """The process with the shared batcher has died, or can't be reached.
 
-    Unless it says that nothing was sent.
+    The jobs may or may not have been processed, unless the message says that nothing was sent.
     """
 
 
 class SharedProcessor:
-    """Hands jobs on to a batcher in the cluster. Made by `shared`."""
+    """A processor that sends jobs to a batcher in a Dask cluster. Create it with `shared`."""
 
     def __init__(self, name: str, ingredients: bytes, connect: Callable[[], Client]) -> None:
         self._name = f"microbatch-{name}"
-        self._ingredients = ingredients  # of a collector
+        self._ingredients = ingredients  # the pickled arguments of a collector
         self._connect = connect
-        # Held while it connects and searches: once for all. By process, as one that is held at a fork is held in the child
-        # for ever; and by a thread as often as it likes, so that one whose client= comes back here gets a RecursionError.
+        # Held while a thread connects and looks for the actor, so that only one does. There is one mutex for each
+        # process, because a mutex that is held at a fork is held in the child forever. It is re-entrant, so that a
+        # *client* function that calls this processor gets a RecursionError and does not block forever.
         self._mutexes: dict[int, Any] = {}
-        self._process = 0  # which is connected
+        self._process = 0  # the process that `_client` belongs to
         self._client: Any = None
-        self._found: Any = None  # the actor, and its future
+        self._found: Any = None  # the actor and its future
 
     def __call__(self, jobs: list[Any]) -> list[Any]:
-        """Return one outcome for each job: a value, or an exception."""
+        """Send *jobs* to the shared batcher, wait, and return one outcome per job: a value or an exception.
+
+        Raises:
+            CollectorLost: The shared batcher can't be reached, or its process has died.
+        """
         messages = [_packed(job) for job in jobs]
         sent = [message for message in messages if isinstance(message, bytes)]
         received = iter(self._ask("run", sent)) if sent else iter(())
         return [_unpacked(next(received)) if isinstance(message, bytes) else message for message in messages]
 
     def stats(self) -> BatcherStats:
-        """Return what the batcher in the cluster has done, for all."""
+        """Return the counts of the shared batcher, for all processes together."""
         stats: BatcherStats = self._ask("stats")
         return stats
 
     def shutdown(self) -> None:
-        """Shut down the batcher in the cluster, for all, and return when all of its jobs are done. Its name is free then."""
+        """Shut down the shared batcher for all processes. Block until its jobs are done. Then free its name."""
         self._ask("shutdown")
         _waited_for(self._client, self._forgotten(self._client))
 
@@ -79,21 +87,21 @@ class SharedProcessor:
             raise CollectorLost(f"{self._name} can't be reached, so nothing was sent: {error}") from error
         try:
             return _waited_for(client, _answer_of(actor, future, method, *arguments))
-        except _OF_DASK as error:  # what the batcher raises is among the outcomes
-            self._found = None  # it may be alive all the same: that is asked when it is looked for
+        except _OF_DASK as error:  # exceptions of the batcher itself are among the outcomes
+            self._found = None  # the actor may still be alive; the next call looks for it again
             raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
 
     def _actor(self) -> Any:
-        """Return the client, the actor and its future, and look for one if there is none, or if it has died."""
+        """Return the client, the actor and its future. If there is no actor that is alive, find or create one."""
         with self._mutexes.setdefault(os.getpid(), threading.RLock()):
             client, found = self._client, self._found
             if self._process != os.getpid() or client.status == "closed":
                 client, found = self._connect(), None
                 if client.status == "closed":
-                    raise RuntimeError("client= gives a client that is closed")
+                    raise RuntimeError("client= must return an open client, got a closed one")
                 self._process, self._client, self._found = os.getpid(), client, None
             if found is None or found[1].status != "finished":
-                with client.as_current():  # which an actor takes for its own
+                with client.as_current():  # an actor uses the current client
                     self._found = found = _waited_for(client, self._looked_for(client))
             return client, *found
 
@@ -101,7 +109,7 @@ class SharedProcessor:
         async with self._alone(client):
             found = await self._published(client)
             if found is None:
-                # As bytes, so that the scheduler need not have the module of the processor.
+                # The arguments are bytes, so that the scheduler does not need the module of the processor.
                 future = client.submit(_Collector, self._ingredients, actor=True, pure=False)
                 found = await future, future
                 await Variable(self._name, client=client).set(future)
@@ -114,13 +122,14 @@ class SharedProcessor:
             async with lock:
                 yield
         finally:
-            if hasattr(lock, "refresh_callback"):  # it keeps the lock, and goes on, for as long as there is the client
+            if hasattr(lock, "refresh_callback"):  # otherwise it would renew the lock as long as the client exists
                 lock.refresh_callback.stop()
 
     async def _published(self, client: Client) -> Any:
-        """Return the actor that has the name, and its future, if it is alive and open."""
+        """Return the actor of this name and its future, or None if there is none that is alive and open."""
         try:
-            future = await Variable(self._name, client=client).get(timeout=0.1)  # at once, unless it was never set
+            # Returns at once, unless the variable was never set.
+            future = await Variable(self._name, client=client).get(timeout=0.1)
             if future is not None and future.status == "finished":
                 actor = await future
                 return (actor, future) if await _answer_of(actor, future, "is_open") else None
@@ -130,25 +139,26 @@ class SharedProcessor:
 
     async def _forgotten(self, client: Client) -> None:
         async with self._alone(client):
-            if await self._published(client) is None:  # and not another one, made since
+            if await self._published(client) is None:  # not if another actor has been created since
                 await Variable(self._name, client=client).set(None)
 
 
 class _Collector:
-    """The batcher in the cluster: a Dask actor."""
+    """The Dask actor that has the shared batcher."""
 
     def __init__(self, ingredients: bytes) -> None:
         processor, policy, options = loads(ingredients)
         self._batcher: Batcher[Any, Any] = Batcher(processor, policy, **options)
         self._open = True
-        # For room. One thread is as fast as many, and the loop's own stay free for a shutdown.
+        # Waits while the queue is full. One thread is as fast as several, and the default threads of the event loop
+        # stay free for a shutdown.
         self._waiting = ThreadPoolExecutor(1)
 
     async def run(self, messages: list[bytes]) -> list[bytes]:
-        """Do some jobs, and give back one outcome for each."""
+        """Process the pickled jobs, and return one pickled outcome per job."""
         loop = asyncio.get_running_loop()
         over, left = loop.create_future(), len(messages)
-        mutex = threading.Lock()  # guards left
+        mutex = threading.Lock()  # guards `left`
 
         def count(future: Any) -> None:
             nonlocal left
@@ -178,7 +188,7 @@ class _Collector:
         return self._batcher.stats()
 
     def is_open(self) -> bool:
-        """Return False from the moment on that it is being shut down."""
+        """Return whether the batcher has not been shut down yet."""
         return self._open
 
     async def shutdown(self) -> None:
@@ -195,33 +205,40 @@ def shared(
     client: Callable[[], Client],
     **options: Any,
 ) -> SharedProcessor:
-    """Return a processor that hands its jobs on to one `Batcher` in a Dask cluster, for all processes that say its name.
+    """Return a processor that sends its jobs to one `Batcher` in a Dask cluster, for all processes that use the same
+    name.
 
-    The first one to use it has that batcher made, on some worker of the cluster, with its arguments; who comes later gets
-    that one. *processor*, *policy* and *options* travel there, and jobs, results and exceptions to and fro, so all of them
-    must be such that they can be pickled; one that can't be fails alone. If the batcher's process dies, each caller that
-    waits for it gets `CollectorLost`, and the next jobs have another one made.
+    The first process that uses the name creates this batcher on a worker of the cluster, with its own arguments. The
+    other processes use that batcher, and their arguments have no effect.
+
+    *processor*, *policy*, *options*, jobs, results and exceptions are sent between processes, so they must be
+    picklable. A job whose pickling fails, or whose result can't be pickled, fails alone.
+
+    If the process of the shared batcher dies, each caller that waits for it gets `CollectorLost`. The next jobs create
+    a new batcher.
 
     Args:
-        name: what it is called in the cluster.
-        processor: as for `Batcher`; called there.
-        policy: as for `Batcher`.
-        client: gives the Dask client of this process; called once in each, so after a fork too, and again once it is closed.
-        options: the other arguments of `Batcher`.
+        name: The name of the shared batcher in the cluster.
+        processor: As for `Batcher`. It is called in the cluster.
+        policy: As for `Batcher`.
+        client: Returns the Dask client of this process. It is called once in each process, also after a fork, and again
+            if the client was closed.
+        options: The other arguments of `Batcher`.
 
     Raises:
-        TypeError: *processor*, *policy* or one of the *options* is not what it must be, or can't be pickled.
+        TypeError, ValueError: An argument of the batcher is invalid. `TypeError` is also raised if one can't be
+            pickled.
     """
-    Batcher(processor, policy, **options)  # which complains here, and not in the cluster
+    Batcher(processor, policy, **options)  # checks the arguments here, not only in the cluster
     try:
         ingredients = dumps((processor, policy, options))
     except Exception as error:
-        raise TypeError(f"processor, policy and options must be such that they can be pickled: {error}") from error
+        raise TypeError(f"processor, policy and options must be picklable: {error}") from error
     return SharedProcessor(name, ingredients, client)
 
 
 def _waited_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for Dask, which leaves some waiting for ever whose client is closed."""
+    """Wait for *reply*. Raise RuntimeError if the client is closed, because Dask may then never reply."""
     result = asyncio.run_coroutine_threadsafe(reply, client.loop.asyncio_loop)
     while not wait([result], timeout=1).done:
         if client.status == "closed":
@@ -230,7 +247,7 @@ def _waited_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _answer_of(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
-    """Call a method of an actor, which never answers if it is cancelled meanwhile."""
+    """Call a method of an actor. Raise RuntimeError if the actor is lost, because Dask may then never reply."""
     answer = asyncio.ensure_future(getattr(actor, method)(*arguments))
     while not (await asyncio.wait([answer], timeout=1))[0]:
         if future.status != "finished":
