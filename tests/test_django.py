@@ -91,7 +91,7 @@ def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
 
 @pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
 def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: dict[str, Any], only: str) -> None:
-    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"MICROBATCH has no 'row', only {only}"):
+    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', only {only}"):
         batchers["row"]
 
 
@@ -103,7 +103,7 @@ def test_without_the_setting_there_are_none() -> None:
 @pytest.mark.parametrize(
     "setting, complaint",
     [
-        ([1], "MICROBATCH must be a dict of dicts, by the names of batchers"),
+        ([1], "MICROBATCH must be a dict of dicts, with names of batchers as keys"),
         ({"rows": list}, "MICROBATCH['rows'] must be a dict with at least a 'PROCESSOR'"),
         ({"rows": {"POLICY": policy}}, "MICROBATCH['rows'] must be a dict with at least a 'PROCESSOR'"),
         ({"rows": {"PROCESSOR": "shop.no"}}, "MICROBATCH['rows']['PROCESSOR']: No module named 'shop'"),
@@ -115,10 +115,10 @@ def test_without_the_setting_there_are_none() -> None:
         ({"rows": {"PROCESSOR": double, "MAX_WORKERS": 0}}, "MICROBATCH['rows']['MAX_WORKERS'] must be"),
         ({"rows": {"PROCESSOR": double, "POLICY": 100}}, "MICROBATCH['rows']['POLICY'] must be"),
         ({"rows": {"PROCESSOR": double, "LISTENERS": [HERE + "double"]}}, "MICROBATCH['rows']['LISTENERS'] must be"),
-        ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no 'MAX_WORKER', only EXECUTOR, "),
+        ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no setting 'MAX_WORKER', only EXEC"),
         ({"rows": {"PROCESSOR": ".f.g"}}, "MICROBATCH['rows']['PROCESSOR']: "),
-        ({1: {"PROCESSOR": double}}, "MICROBATCH[1] must be MICROBATCH['1']: the name of a batcher is a text"),
-        ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no 'NAME', only EXECUTOR, "),
+        ({1: {"PROCESSOR": double}}, "MICROBATCH[1] must be MICROBATCH['1']: the name of a batcher must be a string"),
+        ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no setting 'NAME', only EXECUTOR, "),
     ],
 )
 def test_a_bad_setting_is_reported_by_its_name_before_anything_runs(setting: Any, complaint: str) -> None:

@@ -1,13 +1,13 @@
-"""Batchers of a Django project: the extra ``django``.
+"""Batchers that are configured in the settings of a Django project. Needs the extra ``django``.
 
-In the settings, each with a name and the arguments of `Batcher` in capitals::
+In the settings, give each batcher a name, and the arguments of `Batcher` in capitals::
 
     INSTALLED_APPS = [..., "microbatch.integrations.django.Microbatch"]
     MICROBATCH = {
         "inserts": {"PROCESSOR": "shop.batches.insert_many", "POLICY": Size(100) | Interval(0.005)},
     }
 
-and wherever there is a job::
+Then submit jobs anywhere in the project::
 
     from microbatch.integrations.django import batchers
 
@@ -38,13 +38,14 @@ _ARGUMENTS = {name.upper() for name in inspect.signature(Batcher).parameters} - 
 
 
 class Batchers(Mapping[str, "Batcher[Any, Any]"]):
-    """The batchers of the settings, by name. Each is made when it is first asked for, and is the same for all threads.
+    """A mapping from the names in ``settings.MICROBATCH`` to batchers.
 
-    Its processor is called as by `closing_old_connections`.
+    A batcher is created when its name is first looked up. All threads of the process share it. Its processor is wrapped
+    in `closing_old_connections`.
 
     Raises:
-        KeyError: there is none of that name in ``settings.MICROBATCH``.
-        ImproperlyConfigured: it can't be made as the settings say; ``manage.py check`` says so before.
+        KeyError: ``settings.MICROBATCH`` has no batcher of that name.
+        ImproperlyConfigured: The settings of the batcher are invalid. ``manage.py check`` reports this too.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,8 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         found = self._made.get(name)
         if found is None:
             made = _make(name)
-            # Of two that are made at once, one starts no thread and is dropped.
+            # If two threads get here at the same time, both use the first batcher. The other one has started no
+            # threads.
             found = self._made.setdefault(name, made)
         return found
 
@@ -65,14 +67,17 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         return len(_configured())
 
     def shutdown(self) -> None:
-        """Shut down all that were made, wait for them, and close their connections. Whoever asks for one gets a new one."""
+        """Shut down all batchers. Block until their jobs are done, and close the database connections of their threads.
+
+        The next lookup of a name creates a new batcher.
+        """
         made, self._made = self._made, {}
         for batcher in made.values():
             batcher.shutdown()
         _close_left()
 
     def flush(self) -> None:
-        """Wait until all jobs of all batchers are done, those too that other jobs have submitted."""
+        """Block until all jobs of all batchers are done, including jobs that are submitted by other jobs."""
         while any(
             stats.queued + stats.batched + stats.running for stats in [each.stats() for each in self._made.values()]
         ):
@@ -81,7 +86,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
 
 
 batchers = Batchers()
-"""All of ``settings.MICROBATCH``."""
+"""The batchers of ``settings.MICROBATCH``."""
 
 
 def _configured() -> Any:
@@ -91,19 +96,21 @@ def _configured() -> Any:
 def _make(name: str) -> "Batcher[Any, Any]":
     configured = _configured()
     if name not in configured:
-        raise KeyError(f"MICROBATCH has no {name!r}, only {', '.join(map(repr, configured)) or 'nothing at all'}")
+        raise KeyError(
+            f"MICROBATCH has no batcher {name!r}, only {', '.join(map(repr, configured)) or 'nothing at all'}"
+        )
     where = f"MICROBATCH[{name!r}]"
     if not isinstance(name, str):
-        raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher is a text")
+        raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher must be a string")
     if not isinstance(configured[name], Mapping) or "PROCESSOR" not in configured[name]:
         raise ImproperlyConfigured(f"{where} must be a dict with at least a 'PROCESSOR'")
     arguments: dict[str, Any] = {}
     for setting, value in configured[name].items():
         if setting not in _ARGUMENTS:
-            raise ImproperlyConfigured(f"{where} has no {setting!r}, only {', '.join(sorted(_ARGUMENTS))}")
+            raise ImproperlyConfigured(f"{where} has no setting {setting!r}, only {', '.join(sorted(_ARGUMENTS))}")
         try:
             arguments[setting.lower()] = _imported(value)
-        except Exception as error:  # whatever the module raises
+        except Exception as error:  # the import runs the module, which may raise anything
             raise ImproperlyConfigured(f"{where}[{setting!r}]: {error}") from error
     try:
         processor = closing_old_connections(arguments.pop("processor"))
@@ -114,20 +121,20 @@ def _make(name: str) -> "Batcher[Any, Any]":
 
 
 def _imported(value: Any) -> Any:
-    """Return what *value* is the dotted path of, or the value itself."""
+    """Return the object at the dotted path *value*, or *value* itself if it is not a string."""
     if isinstance(value, str):
         return import_string(value)
     return [_imported(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class Microbatch(AppConfig):
-    """Has ``manage.py`` look at the settings before it runs anything: an app for ``INSTALLED_APPS``."""
+    """A Django app that adds ``settings.MICROBATCH`` to the system checks. Add it to ``INSTALLED_APPS``."""
 
     name = "microbatch.integrations.django"
     label = "microbatch"
 
     def ready(self) -> None:
-        """Register the check, and have tests with other settings get other batchers."""
+        """Register the check. Also replace the batchers if a test overrides the settings."""
         checks.register(_check)
         setting_changed.connect(_forget)
 
@@ -135,7 +142,9 @@ class Microbatch(AppConfig):
 def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     configured = _configured()
     if not isinstance(configured, Mapping):
-        return [checks.Error("MICROBATCH must be a dict of dicts, by the names of batchers", id="microbatch.E001")]
+        return [
+            checks.Error("MICROBATCH must be a dict of dicts, with names of batchers as keys", id="microbatch.E001")
+        ]
     errors: list[checks.CheckMessage] = []
     for name in configured:
         try:
@@ -151,15 +160,18 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
 
 
 def closing_old_connections(processor: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
-    """Return *processor*, with Django's database connections looked after before and after each batch, as for a request.
+    """Return a processor that closes old database connections before and after each batch, as Django does for a
+    request.
 
-    A worker thread has connections of its own, and no request ends there. Those that had an error or are older than
-    ``CONN_MAX_AGE`` are closed: set that, or each batch opens a new one.
+    A worker thread has its own database connections, and Django only closes old ones around requests. This closes the
+    connections that had an error or are older than ``CONN_MAX_AGE``. The default of that setting is 0, with which each
+    batch opens a new connection. So set a higher value.
     """
     return within(processor, _connections)
 
 
-_mutex = threading.RLock()  # guards what follows, and is held by a batch that uses shared connections: one at a time
+# Guards the next two. A batch that uses shared connections holds it, so that such batches run one at a time.
+_mutex = threading.RLock()
 _shared: dict[str, Any] = {}
 _opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDictionary()
 
@@ -195,7 +207,7 @@ def _instead_of_own(shared: dict[str, Any]) -> Iterator[None]:
 
 
 def _close_left() -> None:
-    """Close the connections of threads that have ended, which no collection of garbage has come to yet."""
+    """Close the connections of threads that have ended. Otherwise they stay open until they are garbage-collected."""
     with _mutex:
         opened = list(_opened.items())
     for connection, thread in opened:
@@ -207,11 +219,13 @@ def _close_left() -> None:
 
 @contextmanager
 def sharing_connections() -> Iterator[None]:
-    """For tests: have batches run on the database connections of this thread, so inside the transaction of a ``TestCase``.
+    """Run batches on the database connections of the current thread, inside the transaction of a ``TestCase``.
 
-    Without it, a worker thread sees nothing of what a test has not committed, and what it commits outlives the test. At the
-    end it waits until all jobs of the batchers of the settings are done. While a batch runs, the test must not use the
-    database: let it wait for a result, or `Batcher.flush`. Batches run one at a time, so that one can't wait for another.
+    This context manager is for tests. Without it, a worker thread does not see what the test has not committed, and the
+    test can't roll back what the worker thread commits. At its end, it blocks until all jobs of `batchers` are done.
+
+    The test must not use the database while a batch runs. Wait for a result or call `Batcher.flush` first. Batches run
+    one at a time, so a batch must not wait for a job of another batch.
     """
     mine = {alias: connections[alias] for alias in connections}
     for connection in mine.values():
