@@ -1,4 +1,4 @@
-"""A batcher for each Flask application that wants one: the extra ``flask``.
+"""A Flask extension that gives each application its own batcher. Needs the extra ``flask``.
 
 >>> from flask import Flask, current_app, request
 >>> from microbatch import Natural, Size
@@ -35,16 +35,19 @@ Value = TypeVar("Value")
 
 
 class FlaskBatcher(Generic[Job, Value]):
-    """A `Batcher` in each application that it is initialised for. Its processor runs in that application's context.
+    """A Flask extension with one `Batcher` for each application. The processor runs in the context of the application.
 
-    So functions registered by ``teardown_appcontext``, which give database sessions back, are called after each batch. The
-    threads of a batcher, once started, keep its application alive: a test that makes one shuts its batcher down.
+    After each batch, Flask calls the functions that are registered with ``teardown_appcontext``, which usually return
+    database sessions to their pool.
+
+    Once a batcher has started its threads, these keep the application alive. So a test that creates an application
+    should shut down its batcher.
 
     Args:
-        processor: as for `Batcher`.
-        policy: as for `Batcher`.
-        app: to be initialised at once.
-        options: the other arguments of `Batcher`.
+        processor: As for `Batcher`.
+        policy: As for `Batcher`.
+        app: An application to initialise. None to call `init_app` later.
+        options: The other arguments of `Batcher`.
     """
 
     def __init__(
@@ -57,13 +60,13 @@ class FlaskBatcher(Generic[Job, Value]):
     ) -> None:
         self._processor: Callable[[Any], Any] = processor
         self._options: dict[str, Any] = {**options, "policy": policy}
-        # Which complains where it is written, and not when an application is made.
+        # Checks the arguments here, not only when an application is initialised.
         Batcher(self._processor, **self._options)
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask, **options: Any) -> None:
-        """Make a batcher for *app*, with *options* instead of those given before: ``policy=Size(1)`` in tests, say."""
+        """Create a batcher for *app*. The *options* override earlier ones, for example ``policy=Size(1)`` in a test."""
         processor = within(self._processor, app.app_context)
         app.extensions.setdefault("microbatch", {})[self] = Batcher(processor, **{**self._options, **options})
 
@@ -72,14 +75,16 @@ class FlaskBatcher(Generic[Job, Value]):
         """The batcher of the current application.
 
         Raises:
-            RuntimeError: there is no current application, or it was not initialised.
+            RuntimeError: There is no current application, or `init_app` was not called for it.
         """
         try:
             batcher: Batcher[Job, Value] = current_app.extensions["microbatch"][self]
         except KeyError:
-            raise RuntimeError(f"init_app() was not called for {current_app.name!r}") from None
+            raise RuntimeError(
+                f"init_app() was not called for {current_app.name!r}: call it when the application is created"
+            ) from None
         return batcher
 
     def submit(self, job: Job, **options: Any) -> "JobFuture[Value]":
-        """See `Batcher.submit`, of the batcher of the current application."""
+        """Submit a job to the batcher of the current application: see `Batcher.submit`."""
         return self.batcher.submit(job, **options)
