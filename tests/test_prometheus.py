@@ -197,7 +197,9 @@ def test_batchers_may_be_watched_while_somebody_scrapes(endpoint: Endpoint) -> N
 
 @pytest.mark.parametrize("other", [batched(Size(2))(lambda jobs: jobs), "rows"])
 def test_only_batchers_are_watched(other: Any, endpoint: Endpoint) -> None:
-    with pytest.raises(TypeError, match="batcher must be a Batcher, got .*; of a decorated function watch its batcher"):
+    with pytest.raises(
+        TypeError, match="batcher must be a Batcher, got .*: for a decorated function, pass its .batcher"
+    ):
         PrometheusListener(endpoint.registry).watch(other)
 
 

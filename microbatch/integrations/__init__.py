@@ -1,1 +1,1 @@
-"""What batchers do, in the tools that people watch: one file for each outside library, imported only when asked for."""
+"""Integrations with other libraries, in one module for each. `import microbatch` imports none of them."""

@@ -1,4 +1,4 @@
-"""A line of the standard library's `logging` for each batch.
+"""Logs one line for each batch with the standard library's `logging`.
 
 >>> import logging, sys
 >>> from microbatch import Batcher
@@ -22,16 +22,21 @@ __all__ = ["LoggingListener"]
 
 
 class LoggingListener(BatchListener):
-    """Logs each batch when it is finished: as an error if all of its jobs failed, as a warning if some did, or else as info.
+    """A listener that logs each batch when it is finished.
 
-    What the line says in words, the record has in attributes too, for formatters that write JSON: ``batcher``,
-    ``batch_id``, ``batch_size``, ``batch_weight``, ``trigger``, ``failed`` (jobs), ``queue_time`` (seconds, of the job that
-    waited longest), ``service_time`` and ``error``, the `repr` of what the first of those jobs failed with, or None. Of
-    jobs and keys, which may be secret, nothing is logged but what that says. The shutdown is one more line, with the
-    attribute ``stats``, a dict.
+    The level is ``INFO`` if all jobs succeeded, ``WARNING`` if some failed, and ``ERROR`` if all failed.
+
+    The log record also has the values of the line as attributes, for formatters that write JSON: ``batcher``,
+    ``batch_id``, ``batch_size``, ``batch_weight``, ``trigger``, ``failed`` (a number of jobs), ``queue_time`` (seconds,
+    of the job that waited longest), ``service_time`` (seconds) and ``error`` (the `repr` of the first exception of a
+    job, or None).
+
+    Jobs and keys are not logged, because they may be secret. But the text of an exception may contain them.
+
+    The shutdown is logged as one more line, whose record has the attribute ``stats``, a dict.
 
     Args:
-        logger: where to.
+        logger: The logger to use. The default is the logger ``microbatch.batches``.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -39,40 +44,40 @@ class LoggingListener(BatchListener):
             raise TypeError(f"logger must be a logging.Logger, got {logger!r}")
         self._logger = logging.getLogger("microbatch.batches") if logger is None else logger
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """Log a batch."""
-        batch = fact.batch
-        level = logging.INFO if not fact.failed else logging.WARNING if fact.failed < batch.size else logging.ERROR
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Log the batch."""
+        batch = event.batch
+        level = logging.INFO if not event.failed else logging.WARNING if event.failed < batch.size else logging.ERROR
         if not self._logger.isEnabledFor(level):
             return
         facts: dict[str, Any] = {
-            "batcher": fact.batcher,
+            "batcher": event.batcher,
             "batch_id": batch.id,
             "batch_size": batch.size,
             "batch_weight": batch.weight,
             "trigger": batch.trigger,
-            "failed": fact.failed,
-            "queue_time": fact.started - min(future.submitted for future in fact.futures),
-            "service_time": fact.service_time,
+            "failed": event.failed,
+            "queue_time": event.started - min(future.submitted for future in event.futures),
+            "service_time": event.service_time,
             "error": next(
-                (_shown(error) for future in fact.futures if (error := future.exception()) is not None), None
+                (_shown(error) for future in event.futures if (error := future.exception()) is not None), None
             ),
         }
         line = (
             "batch %(batch_id)d of %(batcher)s: "
-            + ("%(failed)d of %(batch_size)d jobs failed" if fact.failed else "%(batch_size)d jobs")
+            + ("%(failed)d of %(batch_size)d jobs failed" if event.failed else "%(batch_size)d jobs")
             + ", by %(trigger)s, waited %(queue_time).4f s, took %(service_time).4f s"
-            + (": %(error)s" if fact.failed else "")
+            + (": %(error)s" if event.failed else "")
         )
         self._logger.log(level, line, facts, extra=facts)
 
-    def shutdown(self, fact: BatcherShutDown) -> None:
-        """Log what has become of all jobs."""
-        stats = fact.stats
+    def shutdown(self, event: BatcherShutDown) -> None:
+        """Log the final counts of the batcher."""
+        stats = event.stats
         self._logger.info(
             "%s is shut down: %d jobs accepted, %d succeeded, %d failed, %d cancelled, %d expired, in %d batches",
             *(
-                fact.batcher,
+                event.batcher,
                 stats.accepted,
                 stats.succeeded,
                 stats.failed,
@@ -80,7 +85,7 @@ class LoggingListener(BatchListener):
                 stats.expired,
                 stats.batches,
             ),
-            extra={"batcher": fact.batcher, "stats": asdict(stats)},
+            extra={"batcher": event.batcher, "stats": asdict(stats)},
         )
 
 

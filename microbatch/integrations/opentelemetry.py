@@ -1,12 +1,12 @@
-"""What batchers do, as spans and metrics of OpenTelemetry: the extra ``opentelemetry``.
+"""Reports batches as OpenTelemetry spans and metrics. Needs the extra ``opentelemetry``.
 
 >>> from microbatch import Batcher
 >>> with Batcher(list, name="inserts", listeners=[OpenTelemetryListener()]) as batcher:
 ...     batcher.submit("row").result().value
 'row'
 
-The names are those of the semantic conventions for messaging, with a batcher as the destination. They take an SDK that is
-set up to go anywhere.
+The names follow the semantic conventions for messaging, with the batcher as the destination. To export the spans and
+metrics, configure an OpenTelemetry SDK.
 """
 
 from collections import Counter
@@ -20,22 +20,25 @@ from microbatch import BatchFinished, BatchListener, BatchStarted, JobFuture, __
 
 __all__ = ["OpenTelemetryListener"]
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # as the conventions advise
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # from the semantic conventions
 
 
 class OpenTelemetryListener(BatchListener):
-    """Makes a span for each batch, linked to the spans in which its jobs were submitted, and measures it.
+    """A listener that creates a span for each batch, and measures it.
 
-    The span ``process NAME`` is a trace of its own, since a batch has as many parents as jobs. It is the current span of
-    the processor, so that the spans of what that does are inside; with an executor of the caller's, it is current where
-    the batch is handed over, from where instrumented executors take it along. It is an error if a job failed, with the
-    first exception as its event. An SDK keeps 128 links of a span if it is not told otherwise.
+    The span ``process NAME`` starts a trace of its own, and is linked to the spans in which the jobs were submitted. It
+    has no parent, because the jobs of one batch come from many spans. An SDK keeps only 128 links per span by default.
 
-    The metrics are ``messaging.process.duration``, a histogram in seconds, and ``messaging.client.consumed.messages``.
+    The span is the current span while the processor runs, so the spans of its calls become children. With your own
+    *executor*, it is the current span where the batch is submitted to the executor, and an instrumented executor
+    propagates it. If a job failed, the status of the span is an error, and the first exception is recorded as an event.
+
+    The metrics are ``messaging.process.duration``, a histogram in seconds, and ``messaging.client.consumed.messages``,
+    a counter of jobs.
 
     Args:
-        tracer_provider: makes the spans; None for the global one.
-        meter_provider: makes the metrics; None for the global one.
+        tracer_provider: Creates the spans. None for the global provider.
+        meter_provider: Creates the metrics. None for the global provider.
     """
 
     wants_context = True
@@ -58,44 +61,45 @@ class OpenTelemetryListener(BatchListener):
             unit="{message}",
             description="Number of messages that were delivered to the application.",
         )
-        self._open: dict[int, trace.Span] = {}  # by the id of what is known of the batch
+        self._open: dict[int, trace.Span] = {}  # by the id() of the `BatchInfo`
 
-    def batch_started(self, fact: BatchStarted) -> None:
-        """Begin a span, and make it the current one."""
+    def batch_started(self, event: BatchStarted) -> None:
+        """Start a span, and make it the current one."""
         span = self._tracer.start_span(
-            f"process {fact.batcher}",
+            f"process {event.batcher}",
             Context(),
             trace.SpanKind.CONSUMER,
             {
-                **_attributes(fact.batcher),
+                **_attributes(event.batcher),
                 "messaging.operation.type": "process",
-                "messaging.batch.message_count": fact.batch.size,
-                "microbatch.batch.id": fact.batch.id,
-                "microbatch.batch.trigger": fact.batch.trigger,
+                "messaging.batch.message_count": event.batch.size,
+                "microbatch.batch.id": event.batch.id,
+                "microbatch.batch.trigger": event.batch.trigger,
             },
-            _links(fact.futures),
+            _links(event.futures),
         )
-        self._open[id(fact.batch)] = span
-        context.attach(trace.set_span_in_context(span, Context()))  # without what else the first to submit had there
+        self._open[id(event.batch)] = span
+        # In an empty context, because a worker thread may have inherited the context of the caller that started it.
+        context.attach(trace.set_span_in_context(span, Context()))
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """Measure a batch, and end its span."""
-        errors = [future.exception() for future in fact.futures]
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Measure the batch, and end its span."""
+        errors = [future.exception() for future in event.futures]
         first = next((error for error in errors if error is not None), None)
         for kind, count in Counter(map(_kind, errors)).items():
-            self._consumed.add(count, _attributes(fact.batcher, kind))
-        self._duration.record(fact.service_time, _attributes(fact.batcher, _kind(first)))
-        span = self._open.pop(id(fact.batch), None)
+            self._consumed.add(count, _attributes(event.batcher, kind))
+        self._duration.record(event.service_time, _attributes(event.batcher, _kind(first)))
+        span = self._open.pop(id(event.batch), None)
         if span is None:
-            return  # it could not be begun
-        if trace.get_current_span() is span:  # this may be another thread
+            return  # the span could not be started
+        if trace.get_current_span() is span:  # it is not, if this is another thread
             context.attach(Context())
         try:
             if first is not None:
                 span.set_attribute("error.type", _kind(first))
-                span.set_status(trace.StatusCode.ERROR, f"{fact.failed} of {fact.batch.size} jobs failed")
+                span.set_status(trace.StatusCode.ERROR, f"{event.failed} of {event.batch.size} jobs failed")
                 span.record_exception(first)
-        finally:  # an exception may refuse to say what it is
+        finally:  # recording an exception may raise another one
             span.end()
 
 
@@ -116,7 +120,7 @@ def _kind(error: BaseException | None) -> str:
 
 
 def _links(futures: Iterable[JobFuture[Any]]) -> list[trace.Link]:
-    """Return links to the spans that were current where the jobs were submitted, one to each."""
+    """Return one link to each span in which a job was submitted."""
     contexts = [future.context for future in futures]
     spans = [kept.run(trace.get_current_span).get_span_context() for kept in contexts if kept is not None]
     return [

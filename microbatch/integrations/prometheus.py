@@ -1,4 +1,4 @@
-"""What batchers do, as metrics of `prometheus_client`: the extra ``prometheus``.
+"""Reports batches as metrics of `prometheus_client`. Needs the extra ``prometheus``.
 
 >>> import prometheus_client
 >>> from microbatch import Batcher
@@ -33,39 +33,41 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
 class PrometheusListener(BatchListener, Collector):
-    """Measures each batch, and reads at each scrape the counts of those batchers that it watches.
+    """A listener that measures each batch. At each scrape, it also reads the counts of the batchers that it watches.
 
-    One is enough for all batchers: each metric has the label ``batcher``, its name, and those of one name are added up.
+    Use one listener for all batchers. Each metric has the label ``batcher``, the name of the batcher. The counts of
+    batchers with the same name are added up.
 
     ======================================  =========  =================================================================
     ``microbatch_jobs_accepted_total``      counter    jobs accepted
     ``microbatch_jobs_total``               counter    by ``outcome``: succeeded, failed, cancelled, expired
-    ``microbatch_jobs_waiting``             gauge      jobs that no worker has taken
-    ``microbatch_jobs_running``             gauge      jobs in the hands of a worker
-    ``microbatch_oldest_job_seconds``       gauge      for how long the oldest waiting job has waited: for readiness
+    ``microbatch_jobs_waiting``             gauge      jobs that have not been dispatched
+    ``microbatch_jobs_running``             gauge      jobs that a worker is processing
+    ``microbatch_oldest_job_seconds``       gauge      how long the oldest waiting job has waited, for readiness probes
     ``microbatch_batches_total``            counter    by ``trigger``
-    ``microbatch_batches_running``          gauge      batches in the hands of a worker
+    ``microbatch_batches_running``          gauge      batches that a worker is processing
     ``microbatch_batch_size_jobs``          histogram  jobs in a batch
-    ``microbatch_queue_seconds``            histogram  of each job, from its acceptance to the call of the processor
-    ``microbatch_service_seconds``          histogram  of each batch, from there to the last outcome
+    ``microbatch_queue_seconds``            histogram  time from the submission of a job to the call of the processor
+    ``microbatch_service_seconds``          histogram  time from that call to the last outcome of the batch
     ======================================  =========  =================================================================
 
-    In the multiprocess mode of `prometheus_client`, what is read at a scrape is not to be had: there are the histograms,
-    and the batches running.
+    In the multiprocess mode of `prometheus_client`, only the histograms and ``microbatch_batches_running`` are
+    available. The other metrics are read at the scrape, which is not possible in that mode.
 
     Args:
-        registry: where the metrics go.
-        buckets: of the histograms of seconds.
+        registry: The registry for the metrics.
+        buckets: The buckets of the two histograms of time, in seconds.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY, *, buckets: Sequence[float] = _SECONDS) -> None:
-        self._mutex = threading.RLock()  # guards both; re-entrant for the sake of a finalizer that shuts a batcher down
+        # Guards the next two. Re-entrant, because a finalizer may shut down a batcher in the same thread.
+        self._mutex = threading.RLock()
         self._watched: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
-        self._past: dict[str, BatcherStats] = {}  # of those that were shut down, so that no counter ever falls
+        self._past: dict[str, BatcherStats] = {}  # of batchers that were shut down, so that no counter decreases
         label = ["batcher"]
         self._running = Gauge(
             "microbatch_batches_running",
-            "Batches in the hands of a worker.",
+            "Batches that a worker is processing.",
             label,
             registry=None,
             multiprocess_mode="livesum",
@@ -73,14 +75,14 @@ class PrometheusListener(BatchListener, Collector):
         self._size = Histogram("microbatch_batch_size_jobs", "Jobs in a batch.", label, registry=None, buckets=_SIZES)
         self._queue = Histogram(
             "microbatch_queue_seconds",
-            "From the acceptance of a job to the call of the processor.",
+            "Seconds from the submission of a job to the call of the processor.",
             label,
             registry=None,
             buckets=buckets,
         )
         self._service = Histogram(
             "microbatch_service_seconds",
-            "From the call of the processor to the last outcome of a batch.",
+            "Seconds from the call of the processor to the last outcome of a batch.",
             label,
             registry=None,
             buckets=buckets,
@@ -89,38 +91,41 @@ class PrometheusListener(BatchListener, Collector):
         registry.register(self)
 
     def watch(self, batcher: AnyBatcher) -> AnyBatcher:
-        """Have the counts of *batcher*, to which it listens, read at each scrape, and return it. Keeps it not alive."""
+        """Read the counts of *batcher* at each scrape, and return *batcher*. Does not keep it alive.
+
+        This listener must also be in the *listeners* of the batcher.
+        """
         if not isinstance(batcher, Batcher):
-            raise TypeError(f"batcher must be a Batcher, got {batcher!r}; of a decorated function watch its batcher")
+            raise TypeError(f"batcher must be a Batcher, got {batcher!r}: for a decorated function, pass its .batcher")
         with self._mutex:
             self._watched.add(batcher)
         return batcher
 
-    def batch_started(self, fact: BatchStarted) -> None:
-        """Count a batch as running."""
-        self._running.labels(fact.batcher).inc()
+    def batch_started(self, event: BatchStarted) -> None:
+        """Count the batch as running."""
+        self._running.labels(event.batcher).inc()
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """Measure a batch and its jobs."""
-        self._running.labels(fact.batcher).dec()
-        self._size.labels(fact.batcher).observe(fact.batch.size)
-        self._service.labels(fact.batcher).observe(fact.service_time)
-        queue = self._queue.labels(fact.batcher)
-        for future in fact.futures:
-            queue.observe(fact.started - future.submitted)
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Measure the batch and its jobs."""
+        self._running.labels(event.batcher).dec()
+        self._size.labels(event.batcher).observe(event.batch.size)
+        self._service.labels(event.batcher).observe(event.service_time)
+        queue = self._queue.labels(event.batcher)
+        for future in event.futures:
+            queue.observe(event.started - future.submitted)
 
-    def shutdown(self, fact: BatcherShutDown) -> None:
-        """Keep the counts of a batcher that is about to go."""
+    def shutdown(self, event: BatcherShutDown) -> None:
+        """Keep the final counts of the batcher."""
         with self._mutex:
             watched = list(self._watched)
-        same = [batcher for batcher in watched if batcher.name == fact.batcher and batcher.stats() == fact.stats]
+        same = [batcher for batcher in watched if batcher.name == event.batcher and batcher.stats() == event.stats]
         with self._mutex:
             if same:
-                self._watched.discard(same[0])  # it, or one that counts as much
-            self._past[fact.batcher] = _sum(fact.stats, self._past.get(fact.batcher))
+                self._watched.discard(same[0])  # this batcher, or one with the same name and the same counts
+            self._past[event.batcher] = _sum(event.stats, self._past.get(event.batcher))
 
     def collect(self) -> Iterator[Any]:
-        """Give all metrics, for a scrape."""
+        """Return all metrics, for a scrape."""
         with self._mutex:
             watched, stats = list(self._watched), dict(self._past)
         for batcher in watched:
@@ -128,19 +133,23 @@ class PrometheusListener(BatchListener, Collector):
         return chain(*(metric.collect() for metric in self._measured), _read(stats))
 
     def describe(self) -> Iterable[Any]:
-        """Give all metrics by name, for the registry to notice those of another."""
+        """Return all metrics without values, so that the registry finds duplicate names."""
         return chain(*(metric.describe() for metric in self._measured), _read({}))
 
 
 def _read(stats: dict[str, BatcherStats]) -> Iterable[Any]:
-    accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs accepted.", labels=["batcher"])
-    outcomes = CounterMetricFamily("microbatch_jobs", "Jobs done.", labels=["batcher", "outcome"])
-    waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that no worker has taken.", labels=["batcher"])
-    running = GaugeMetricFamily("microbatch_jobs_running", "Jobs in the hands of a worker.", labels=["batcher"])
-    oldest = GaugeMetricFamily(
-        "microbatch_oldest_job_seconds", "For how long the oldest waiting job has waited.", labels=["batcher"]
+    accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs that were accepted.", labels=["batcher"])
+    outcomes = CounterMetricFamily(
+        "microbatch_jobs", "Jobs that are settled, by outcome.", labels=["batcher", "outcome"]
     )
-    batches = CounterMetricFamily("microbatch_batches", "Batches sent.", labels=["batcher", "trigger"])
+    waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that have not been dispatched.", labels=["batcher"])
+    running = GaugeMetricFamily("microbatch_jobs_running", "Jobs that a worker is processing.", labels=["batcher"])
+    oldest = GaugeMetricFamily(
+        "microbatch_oldest_job_seconds", "Seconds that the oldest waiting job has waited.", labels=["batcher"]
+    )
+    batches = CounterMetricFamily(
+        "microbatch_batches", "Batches that were dispatched, by trigger.", labels=["batcher", "trigger"]
+    )
     for name, found in stats.items():
         accepted.add_metric([name], found.accepted)
         for outcome in ("succeeded", "failed", "cancelled", "expired"):

@@ -1,4 +1,4 @@
-"""A progress bar of `tqdm` over the jobs of a batcher: the extra ``progress``.
+"""Shows the progress of the jobs of a batcher with `tqdm`. Needs the extra ``progress``.
 
 >>> import io
 >>> from microbatch import Batcher
@@ -22,7 +22,7 @@ __all__ = ["Bar", "TqdmListener"]
 
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A `tqdm` without a thread that looks after it, and which needs none: it draws whenever it moves, if time allows."""
+    """A `tqdm` without a monitor thread. It needs none, because every update may redraw it."""
 
     monitor_interval = 0
 
@@ -31,35 +31,37 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
 
 class TqdmListener(BatchListener):
-    """Moves a progress bar on by each job that is done, failed ones too; by those cancelled or expired at the shutdown.
+    """A listener that advances a progress bar by one for each job that succeeds or fails.
 
-    One is for one batcher, in the process that made it.
+    Jobs that were cancelled or that expired are counted at the shutdown. Use a new listener for each batcher. It only
+    works in the process that created it, not in a forked child.
 
     Args:
-        bar: a `tqdm`, of the console, a notebook or another; None for one of its own, which is closed at the shutdown.
-            Where it knows no total, that is how many jobs have been submitted until then.
+        bar: A `tqdm` of any kind, such as one for a notebook. None to create one, which is closed at the shutdown. If
+            the bar has no total, the number of jobs that have been submitted is used.
     """
 
     def __init__(self, bar: Any | None = None) -> None:
         self._own = bar is None
         self._bar = Bar(unit=" jobs") if bar is None else bar
         self._grows = self._bar.total is None
-        self._mutex = threading.RLock()  # guards the bar; re-entrant for the sake of a finalizer that submits
-        self._process = os.getpid()  # whose bar it is: a child may have been forked while the mutex was held
+        # Guards the bar. Re-entrant, because a finalizer may submit a job in the same thread.
+        self._mutex = threading.RLock()
+        self._process = os.getpid()  # a forked child must not use the mutex, which may have been held at the fork
 
-    def job_accepted(self, fact: JobAccepted) -> None:
-        """Count a job in the total."""
+    def job_accepted(self, event: JobAccepted) -> None:
+        """Add the job to the total."""
         if self._grows and self._process == os.getpid():
             with self._mutex:
                 self._bar.total = (self._bar.total or 0) + 1
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """Move on."""
-        self._update(fact.batch.size)
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Advance the bar by the jobs of the batch."""
+        self._update(event.batch.size)
 
-    def shutdown(self, fact: BatcherShutDown) -> None:
-        """Move on by the jobs that were in no batch, and close the bar if nobody else will."""
-        self._update(fact.stats.cancelled + fact.stats.expired)
+    def shutdown(self, event: BatcherShutDown) -> None:
+        """Advance the bar by the jobs that were in no batch. Close the bar if this listener created it."""
+        self._update(event.stats.cancelled + event.stats.expired)
         if self._own and self._process == os.getpid():
             self._bar.close()
 
