@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,34 @@ from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatcherShutDown, ListenerSet, notify
 from microbatch.policies.base import BatchingPolicy
 
-__all__ = ["Worker"]
+__all__ = ["Stage", "Worker"]
+
+
+class Stage(Enum):
+    """How far the life of the threads has come.
+
+    .. code-block:: text
+
+        NEW <--> STARTING --> OPENING --> RUNNING --> ENDED
+         ^                       |                      ^
+         +-----------------------+                      |
+         +----------------------------------------------+
+
+    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`, and
+    so does every batcher that is still at work when the interpreter can't wait for it any longer. `JobQueue.closed` says
+    whether the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
+    """
+
+    NEW = "new"
+    """No thread has been created, or none that counts."""
+    STARTING = "starting"
+    """The worker thread has been created. It may not run yet, and can be called off."""
+    OPENING = "opening"
+    """The worker thread runs, and starts the threads that run batches."""
+    RUNNING = "running"
+    """All threads run."""
+    ENDED = "ended"
+    """All jobs are settled, and all shutdown callbacks have been called."""
 
 
 class Worker:
@@ -71,14 +99,13 @@ class Worker:
         self._name = name
         self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
-        self._thread: threading.Thread | None = None
-        self.start_latch: StartLatch | None = None  # not None from the start of the threads on
+        self.stage = Stage.NEW
+        self._start_latch: StartLatch | None = None  # of the start that counts
+        self._thread: threading.Thread | None = None  # from `OPENING` on
         self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
         self._callbacks: list[Callable[[], object]] = []
         if listeners.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
             self._callbacks.append(partial(_tell_of_shutdown, listeners, name, self.ledger))
-        self.started = False  # whether the threads have been started, and may have ended
-        self._ended = False
 
     # -- called by any thread --
 
@@ -99,8 +126,8 @@ class Worker:
         enlist(self)
         mine = StartLatch()
         try:
-            start_latch = self._agree_on(mine)
-            if start_latch is mine:
+            latch = self._agree_on(mine)
+            if latch is mine:
                 _make_thread(partial(self._run, mine), self._name).start()
         except BaseException:  # a signal, maybe, and then the thread may well exist
             error = Rejected("the start of the batcher was broken off")
@@ -110,15 +137,16 @@ class Worker:
             raise
         # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
         # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
-        start_latch.wait(0 if self.queue.is_held() else None if start_latch is mine else 1)
+        latch.wait(0 if self.queue.is_held() else None if latch is mine else 1)
 
-    def _agree_on(self, start_latch: StartLatch) -> StartLatch:
-        """Return the start_latch that counts, which is this one if the caller is to start the threads."""
+    def _agree_on(self, latch: StartLatch) -> StartLatch:
+        """Return the latch that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
-            agreed = self.start_latch  # no call from here on, so that no handler comes in and starts them too
+            agreed = self._start_latch  # no call from here on, so that no handler comes in and starts them too
             if agreed is None:
-                agreed = self.start_latch = start_latch
+                agreed = self._start_latch = latch
+                self.stage = Stage.STARTING
             return agreed
 
     def _check_startable(self) -> None:
@@ -127,14 +155,14 @@ class Worker:
         if self._is_parents:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _call_off(self, start_latch: StartLatch | None, error: BaseException) -> bool:
+    def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
         """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
         with self.queue.mutex:
-            if self.start_latch is not start_latch or self._thread is not None or self.started:
+            if self._start_latch is not latch or self.stage not in (Stage.NEW, Stage.STARTING):
                 return False
-            self.start_latch = None
-        if start_latch is not None:
-            start_latch.settle(error)
+            self.stage, self._start_latch = Stage.NEW, None
+        if latch is not None:
+            latch.settle(error)
             self.queue.settled.notify_all()  # there is no thread to wait for
         return True
 
@@ -154,10 +182,10 @@ class Worker:
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no thread of its own to do so, unless another thread is ending it."""
-        if self._ended or not self.queue.closed or self.queue.is_own_thread():
+        if self.stage is Stage.ENDED or not self.queue.closed or self.queue.is_own_thread():
             return
         error = BatcherClosed("the batcher was shut down before its threads were started")
-        if not self._call_off(self.start_latch, error):
+        if not self._call_off(self._start_latch, error):
             return
         try:
             if self._ending.acquire(blocking=False):
@@ -177,7 +205,7 @@ class Worker:
             while True:
                 self._end_unstarted()  # there may be no thread to wait for, or none any more
                 with self.queue.mutex:
-                    ended, thread = self._ended, self._thread
+                    ended, thread = self.stage is Stage.ENDED, self._thread
                     if ended or (moment != NEVER and self._clock.now() >= moment):
                         break
                     self._clock.wait_until(waiter, moment)
@@ -213,7 +241,7 @@ class Worker:
         """Fail what is left because the interpreter goes down, have nobody wait for it, and log how many jobs it was."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
-            self._ended, self._thread = True, None
+            self.stage, self._thread = Stage.ENDED, None
             self.queue.settled.notify_all()
         self.queue.post(_do_nothing)  # so that threads that are not daemons notice, and end
         self.disown_threads()
@@ -222,7 +250,7 @@ class Worker:
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called after the last job is settled; at once if that is over."""
         with self.queue.mutex:
-            if not self._ended:
+            if self.stage is not Stage.ENDED:
                 self._callbacks.append(callback)
                 return
         _run_shutdown_callback(callback)
@@ -236,19 +264,21 @@ class Worker:
 
     # -- called by the worker thread --
 
-    def _run(self, start_latch: StartLatch) -> None:
+    def _run(self, latch: StartLatch) -> None:
         with self.queue.mutex:
-            if self.start_latch is not start_latch:
-                return
-            self._thread = threading.current_thread()
+            if self._start_latch is not latch:
+                return  # it was called off
+            self.stage, self._thread = Stage.OPENING, threading.current_thread()
         try:
             self._runner.open()
         except BaseException as error:
-            self._give_up_start(start_latch, error)
+            self._give_up_start(latch, error)
             return
         self.queue.inside.mine = True
-        self.started = True
-        start_latch.settle()
+        with self.queue.mutex:
+            if self.stage is Stage.OPENING:  # the interpreter has not ended meanwhile
+                self.stage = Stage.RUNNING
+        latch.settle()
         try:
             self._work()
         except BaseException as error:
@@ -284,21 +314,18 @@ class Worker:
         while not self._dispatcher.turn(self._runner.run):
             pass
 
-    def _give_up_start(self, start_latch: StartLatch, error: BaseException) -> None:
+    def _give_up_start(self, latch: StartLatch, error: BaseException) -> None:
         """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
         # In one step: a caller that submits a job from then on, or waits for the end, finds that no thread is at work.
         with self.queue.mutex:
             left = self._claim_all()  # of callers that did not wait for the threads to run
-            self.start_latch = self._thread = None
+            if self.stage is not Stage.ENDED:  # the interpreter may have ended meanwhile
+                self.stage, self._start_latch, self._thread = Stage.NEW, None, None
             self.queue.settled.notify_all()
-        start_latch.settle(error)
+        latch.settle(error)
         with self.queue.own_thread():
             fail_all(self.ledger, left, error)
         self._end_unstarted()  # if it was closed by a thread that left the rest to this one
-
-    # -- called by a thread of ours after an exception --
-
-    # -- called by the thread that leads --
 
     def _end(self) -> None:
         """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
@@ -310,11 +337,9 @@ class Worker:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self._ended = True  # in the same step: from now on a callback that is added is called at once
+            self.stage = Stage.ENDED  # in the same step: from now on a callback that is added is called at once
             self.queue.settled.notify_all()
             return None
-
-    # -- called by the threads that run batches --
 
 
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
