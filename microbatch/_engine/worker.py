@@ -60,10 +60,8 @@ class Stage(Enum):
 class Worker:
     """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
 
-    Callers' threads write to the `queue`, the thread that leads to the collector and the `ledger`, and the threads that
-    run batches to the `ledger`. The lead changes hands under the queue's mutex. That guards the decision to start, or to
-    shut down what was never started, too: with a lock of its own for that, a signal handler that shuts down could wait
-    for a thread that waits for the mutex.
+    The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. With a lock
+    of its own for that decision, a signal handler that shuts down could wait for a thread that waits for the mutex.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class Worker:
         forked: bool = False,
     ) -> None:
         self.mark = current_mark()
-        # Of a caller that comes back nobody knows for which key.
+        # Of a caller that will come back, it is not known with which key.
         self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
         self.ledger = Ledger(self.queue, name)
         self._dispatcher = Dispatcher(
@@ -102,9 +100,9 @@ class Worker:
         self.stage = Stage.NEW
         self._start_latch: StartLatch | None = None  # of the start that counts
         self._thread: threading.Thread | None = None  # from `OPENING` on
-        self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
+        self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
         self._callbacks: list[Callable[[], object]] = []
-        if listeners.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
+        if listeners.shutdown:  # as the first callback, so that they are notified once, whichever thread ends this
             self._callbacks.append(partial(_tell_of_shutdown, listeners, name, self.ledger))
 
     # -- called by any thread --
@@ -119,7 +117,7 @@ class Worker:
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
             ForkedError: the executor belongs to the parent process.
-            Rejected: a signal broke it off, in another thread.
+            Rejected: a signal interrupted the start in another thread.
             RuntimeError: the system gives no more threads; nothing is left running.
         """
         self._check_startable()
@@ -129,21 +127,22 @@ class Worker:
             latch = self._agree_on(mine)
             if latch is mine:
                 _make_thread(partial(self._run, mine), self._name).start()
-        except BaseException:  # a signal, maybe, and then the thread may well exist
+        except BaseException:  # if it is from a signal, the thread may exist
             error = Rejected("the start of the batcher was broken off")
             with self.queue.mutex:
                 left = self._claim_all() if self._call_off(mine, error) else []
             fail_all(self.ledger, left, error)
             raise
-        # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
-        # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
+        # Only the caller that starts the threads has to wait. Other callers must not wait long, because a finalizer may
+        # call this in the very thread that is being started. A call that interrupts the holder of the mutex must not
+        # wait at all, because that thread needs the mutex.
         latch.wait(0 if self.queue.is_held() else None if latch is mine else 1)
 
     def _agree_on(self, latch: StartLatch) -> StartLatch:
         """Return the latch that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
-            agreed = self._start_latch  # no call from here on, so that no handler comes in and starts them too
+            agreed = self._start_latch  # R5
             if agreed is None:
                 agreed = self._start_latch = latch
                 self.stage = Stage.STARTING
@@ -156,7 +155,7 @@ class Worker:
             raise ForkedError("the executor belongs to the parent process")
 
     def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
-        """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
+        """Call off the start, and raise *error* where it is awaited. Return False if the thread is at work already."""
         with self.queue.mutex:
             if self._start_latch is not latch or self.stage not in (Stage.NEW, Stage.STARTING):
                 return False
@@ -167,16 +166,16 @@ class Worker:
         return True
 
     def leave_to_parent(self) -> None:
-        """Fail, in a forked child, all jobs that the parent still has to do there. No thread of this worker lives here.
+        """Fail all jobs that the parent process still has to do, in a forked child.
 
-        Takes no lock: a thread that does not exist here may have held it.
+        Takes no lock, because a thread that does not exist here may have held it.
         """
         for future in self.ledger.inherited():
             future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
         self.queue.queue = deque()  # which a future that is kept here keeps
 
     def close(self) -> None:
-        """Accept no more jobs and make all that were accepted due. Does not wait."""
+        """Accept no more jobs, and make all accepted ones due. Does not wait."""
         self.queue.close()
         self._end_unstarted()
 
@@ -192,10 +191,10 @@ class Worker:
                 with self.queue.own_thread():
                     self.abandon(error)
                     self._end()
-        finally:  # asked of the lock itself, for a signal may come in just when it is taken
+        finally:  # R8
             if self._ending._is_owned():  # type: ignore[attr-defined]
                 self._ending.release()
-                self.queue.settled.notify_all()  # so that another thread takes over if this was broken off
+                self.queue.settled.notify_all()  # so that another thread takes over if this one was interrupted
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
@@ -203,7 +202,7 @@ class Worker:
         try:
             self.queue.settled[waiter] = None
             while True:
-                self._end_unstarted()  # there may be no thread to wait for, or none any more
+                self._end_unstarted()  # there may be no thread to wait for
                 with self.queue.mutex:
                     ended, thread = self.stage is Stage.ENDED, self._thread
                     if ended or (moment != NEVER and self._clock.now() >= moment):
@@ -212,7 +211,7 @@ class Worker:
         finally:
             self.queue.settled.pop(waiter, None)
         if ended and thread is not None and thread is not threading.current_thread():
-            thread.join()  # it has nothing left to do but to end
+            thread.join()  # it is about to end
         return ended
 
     def abandon(self, error: BaseException) -> int:
@@ -220,7 +219,7 @@ class Worker:
         return fail_all(self.ledger, self._claim_all(), error)
 
     def _claim_all(self) -> list[JobFuture[Any]]:
-        """Take every job that is not settled out of the worker thread's hands; in one step, if the mutex is held."""
+        """Claim every job that is not settled. This is one step if the mutex is held."""
         self.ledger.take_in()
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
@@ -230,7 +229,7 @@ class Worker:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
-        except Exception:  # of a clock that a user injected: the worker thread fails by it, and soon ends
+        except Exception:  # of a user's clock: the worker thread fails too, and soon ends
             return NEVER
 
     def disown_threads(self) -> None:
@@ -238,7 +237,7 @@ class Worker:
         self._runner.disown_threads()
 
     def give_up(self) -> None:
-        """Fail what is left because the interpreter goes down, have nobody wait for it, and log how many jobs it was."""
+        """Fail all jobs that are left because the interpreter ends, let no thread wait for them, and log their number."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
             self.stage, self._thread = Stage.ENDED, None
@@ -248,7 +247,7 @@ class Worker:
         report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called after the last job is settled; at once if that is over."""
+        """Have *callback* called after the last job is settled, or at once if the batcher has ended."""
         with self.queue.mutex:
             if self.stage is not Stage.ENDED:
                 self._callbacks.append(callback)
@@ -284,7 +283,7 @@ class Worker:
         except BaseException as error:
             report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
             self.queue.close()
-            self.ledger.recover()  # or what it has just taken out of the queue could be lost
+            self.ledger.recover()  # otherwise jobs that were just taken out of the queue could be lost
             self.abandon(error)
         try:
             self._end_for_certain()
@@ -310,25 +309,25 @@ class Worker:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
+            self.ledger.resign(NOW, 1)  # to look at once: an interrupted leader may have drained the queue already
         while not self._dispatcher.turn(self._runner.run):
             pass
 
     def _give_up_start(self, latch: StartLatch, error: BaseException) -> None:
-        """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
-        # In one step: a caller that submits a job from then on, or waits for the end, finds that no thread is at work.
+        """Fail the jobs that were accepted meanwhile, and leave the batcher as if it had never been started."""
+        # Under the mutex, so that a caller that submits a job or waits for the end finds no thread at work.
         with self.queue.mutex:
-            left = self._claim_all()  # of callers that did not wait for the threads to run
+            left = self._claim_all()  # from callers that did not wait for the start
             if self.stage is not Stage.ENDED:  # the interpreter may have ended meanwhile
                 self.stage, self._start_latch, self._thread = Stage.NEW, None, None
             self.queue.settled.notify_all()
         latch.settle(error)
         with self.queue.own_thread():
             fail_all(self.ledger, left, error)
-        self._end_unstarted()  # if it was closed by a thread that left the rest to this one
+        self._end_unstarted()  # a thread that closed it may have left that to this one
 
     def _end(self) -> None:
-        """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
+        """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
         while (callback := self._next_shutdown_callback()) is not None:
             _run_shutdown_callback(callback)
@@ -337,7 +336,7 @@ class Worker:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = Stage.ENDED  # in the same step: from now on a callback that is added is called at once
+            self.stage = Stage.ENDED  # under the same mutex: from now on, a callback that is added is called at once
             self.queue.settled.notify_all()
             return None
 
