@@ -10,13 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from types import FrameType, TracebackType
-from typing import (
-    Any,
-    Generic,
-    NoReturn,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypedDict, TypeVar, overload
 
 from microbatch._basics.arguments import (
     MOST_THREADS,
@@ -40,7 +34,10 @@ from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit_for
 from microbatch.results import BatcherStats, JobResult
 
-__all__ = ["BatchProcessor", "Batcher"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["BatchProcessor", "Batcher", "BatcherOptions"]
 
 _NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # as globals they are found in a fraction of the time
 
@@ -50,6 +47,20 @@ Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
 BatchProcessor = Callable[[list[Job]], Iterable[Value] | None]
 """Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
+
+
+class BatcherOptions(TypedDict, total=False):
+    """The keyword arguments of a `Batcher`, for functions that pass them on."""
+
+    key: Callable[[Any], Hashable] | None
+    weigh: Callable[[Any], float] | None
+    max_pending: int
+    max_workers: int
+    executor: Executor | None
+    listeners: Iterable[BatchListener]
+    name: str
+    exit_timeout: float | None
+    clock: Clock | None
 
 
 class Batcher(Generic[Job, Value]):
@@ -85,53 +96,36 @@ class Batcher(Generic[Job, Value]):
 
     @overload
     def __init__(
-        self: "Batcher[Job, None]",
-        processor: Callable[[list[Job]], None],
-        policy: BatchingPolicy[Any] = ...,
-        *,
-        key: Callable[[Job], Hashable] | None = ...,
-        weigh: Callable[[Job], float] | None = ...,
-        max_pending: int = ...,
-        max_workers: int = ...,
-        executor: Executor | None = ...,
-        listeners: Iterable[BatchListener] = ...,
-        name: str = ...,
-        exit_timeout: float | None = ...,
-        clock: Clock | None = ...,
-    ) -> None: ...
-
-    @overload
-    def __init__(
         self,
         processor: Callable[[list[Job]], Iterable[Value]],
-        policy: BatchingPolicy[Any] = ...,
+        policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         *,
-        key: Callable[[Job], Hashable] | None = ...,
-        weigh: Callable[[Job], float] | None = ...,
-        max_pending: int = ...,
-        max_workers: int = ...,
-        executor: Executor | None = ...,
-        listeners: Iterable[BatchListener] = ...,
-        name: str = ...,
-        exit_timeout: float | None = ...,
-        clock: Clock | None = ...,
+        key: Callable[[Job], Hashable] | None = None,
+        weigh: Callable[[Job], float] | None = None,
+        max_pending: int = 10_000,
+        max_workers: int = 1,
+        executor: Executor | None = None,
+        listeners: Iterable[BatchListener] = (),
+        name: str = "microbatch",
+        exit_timeout: float | None = None,
+        clock: Clock | None = None,
+    ) -> None: ...
+
+    # If the processor returns None, or exceptions in the place of values.
+    @overload
+    def __init__(
+        self: "Batcher[Job, None]",
+        processor: Callable[[list[Job]], None],
+        policy: BatchingPolicy[Any] = DEFAULT_POLICY,
+        **options: "Unpack[BatcherOptions]",
     ) -> None: ...
 
     @overload
     def __init__(
         self,
         processor: Callable[[list[Job]], Iterable[Value | BaseException]],
-        policy: BatchingPolicy[Any] = ...,
-        *,
-        key: Callable[[Job], Hashable] | None = ...,
-        weigh: Callable[[Job], float] | None = ...,
-        max_pending: int = ...,
-        max_workers: int = ...,
-        executor: Executor | None = ...,
-        listeners: Iterable[BatchListener] = ...,
-        name: str = ...,
-        exit_timeout: float | None = ...,
-        clock: Clock | None = ...,
+        policy: BatchingPolicy[Any] = DEFAULT_POLICY,
+        **options: "Unpack[BatcherOptions]",
     ) -> None: ...
 
     def __init__(
@@ -196,7 +190,7 @@ class Batcher(Generic[Job, Value]):
         *,
         environ: Mapping[str, str] = os.environ,
         prefix: str = "MICROBATCH_",
-        **options: Any,
+        **options: "Unpack[BatcherOptions]",
     ) -> "Batcher[Job, Value]":
         """Return a batcher whose policy is in the environment: see `microbatch.policy_from_env`.
 

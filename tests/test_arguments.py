@@ -460,7 +460,7 @@ def test_a_clock_that_is_false_is_still_the_clock() -> None:
 @pytest.mark.parametrize(
     "decorate, must_be",
     [
-        (lambda: batched(Size(2), max_workers="3")(echo), "max_workers must be an integer"),
+        (lambda: batched(Size(2), max_workers="3")(echo), "max_workers must be an integer"),  # type: ignore[arg-type]
         (lambda: batched(Size(2))(3), "processor must be callable"),  # type: ignore[call-overload]
         (lambda: batched(Size(2))(coroutine), "processor must be a plain function"),  # type: ignore[arg-type]
     ],
@@ -472,7 +472,7 @@ def test_a_wrong_argument_is_refused_when_decorating(decorate: Any, must_be: str
 
 def test_an_unknown_option_is_refused_when_decorating() -> None:
     with pytest.raises(TypeError, match="nonsense"):
-        batched(Size(2), nonsense=1)(echo)
+        batched(Size(2), nonsense=1)(echo)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("policy", [echo, Size, "x"])
