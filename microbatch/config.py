@@ -1,4 +1,4 @@
-"""A policy from the environment, for programs whose settings belong to where they run.
+"""Creates a policy from environment variables, so that you can tune a program where it is deployed.
 
 >>> policy_from_env({"MICROBATCH_BATCH_CAPACITY": "64", "MICROBATCH_BATCH_TIME_WINDOW": "5"})
 Size(64) | Interval(0.005)
@@ -22,28 +22,33 @@ __all__ = ["policy_from_env"]
 
 
 def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICROBATCH_") -> BatchingPolicy[Any]:
-    """Return the policy that the variables say; `DEFAULT_POLICY` if there are none. One that is empty counts as none.
+    """Return the policy that environment variables describe, or `DEFAULT_POLICY` if none of them is set.
+
+    A variable with an empty value counts as not set. All numbers are integers, and all times are in milliseconds:
 
     ======================  ==========================================================================================
     ``STRATEGY``            ``size``, ``interval``, ``size-or-interval``, ``natural``, ``fixed-window``, ``session``,
-                            ``weight``, ``adaptive``, or ``package.module:factory`` for a policy of your own. Without
-                            it, what the two next numbers say: both of them, or the one that is there.
-    ``BATCH_CAPACITY``      the most jobs in a batch, with any strategy but ``interval``
-    ``BATCH_TIME_WINDOW``   milliseconds: how long a batch waits for more jobs, at most; from one batch to the next, for
-                            ``fixed-window``; from the last job on, for ``session``
-    ``BATCH_WEIGHT``        the most weight in a batch, for ``weight``
-    ``BATCH_TARGET_TIME``   milliseconds in which a batch is to be done, for ``adaptive``
-    ``RATE_BATCHES``        at most so many batches, with any strategy,
-    ``RATE_TIME_WINDOW``    in any so many milliseconds
+                            ``weight``, ``adaptive``, or ``package.module:factory``, a function that returns your own
+                            policy. The default depends on which of the next two variables are set: ``size``,
+                            ``interval`` or ``size-or-interval``.
+    ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all strategies except ``interval`` and your own
+    ``BATCH_TIME_WINDOW``   for ``fixed-window``, the time from one batch to the next; for ``session``, the time after
+                            the newest job; for ``interval``, ``size-or-interval``, ``weight`` and ``adaptive``, the
+                            longest time that a batch waits for more jobs
+    ``BATCH_WEIGHT``        the maximum weight of a batch, for ``weight``
+    ``BATCH_TARGET_TIME``   the time that a batch may take, for ``adaptive``
+    ``RATE_BATCHES``        the maximum number of batches in any ``RATE_TIME_WINDOW``, for all strategies
+    ``RATE_TIME_WINDOW``    the time for ``RATE_BATCHES``
     ======================  ==========================================================================================
 
     Args:
-        environ: where they are looked up.
-        prefix: what their names begin with; may be empty.
+        environ: The variables.
+        prefix: The prefix of their names. It may be empty.
 
     Raises:
-        ValueError: one has a bad value, or a strategy lacks one; with its name, what it must be, and what came.
-        Exception: whatever the factory raises.
+        ValueError: A variable has an invalid value, or the strategy needs a variable that is not set. The message names
+            the variable, what it must be and its value.
+        Exception: Whatever exception the factory raises.
     """
     if not isinstance(environ, Mapping):
         raise TypeError(f"environ must be a mapping, got {shown(environ)}")
@@ -63,11 +68,11 @@ class _Settings:
         self._prefix = prefix
 
     def text(self, name: str) -> str:
-        """Return the value of a variable, empty where there is none."""
+        """Return the value of a variable without surrounding spaces, or an empty string if it is not set."""
         return self._environ.get(self._prefix + name, "").strip()
 
     def bad(self, name: str, must_be: str) -> ValueError:
-        """Return the error that names the variable, what it must be, and what came."""
+        """Return an error that names the variable, what it must be, and its value."""
         text = self._environ.get(self._prefix + name)
         return ValueError(f"{self._prefix}{name} must be {must_be}, got {'nothing' if text is None else repr(text)}")
 
@@ -91,7 +96,7 @@ class _Settings:
             raise self.bad("STRATEGY", "a strategy, or package.module:factory that can be imported") from error
         policy = factory()
         if not isinstance(policy, BatchingPolicy):
-            raise self.bad("STRATEGY", f"a function that returns a BatchingPolicy, not a {type(policy).__name__}")
+            raise self.bad("STRATEGY", f"a factory that returns a BatchingPolicy, not one that returns {shown(policy)}")
         return policy
 
 
@@ -115,7 +120,7 @@ def _interval(settings: _Settings) -> BatchingPolicy[Any]:
 
 
 def _bounded(policy: BatchingPolicy[Any], settings: _Settings) -> BatchingPolicy[Any]:
-    """Return the policy with a limit to the jobs, if one is set."""
+    """Return *policy*, with a maximum number of jobs if one is set."""
     return _size(settings) | policy if settings.text("BATCH_CAPACITY") else policy
 
 

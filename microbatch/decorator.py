@@ -1,4 +1,4 @@
-"""`batched`: a function of many jobs, called with one."""
+"""The decorator `batched`: write a function that takes a list of jobs, and call it with a single job."""
 
 import functools
 import inspect
@@ -25,38 +25,43 @@ Value = TypeVar("Value")
 
 
 class BatchedFunction(Generic[Job, Value]):
-    """What `batched` makes of a function: call it with a single job, from as many threads as you like.
+    """A function that was decorated with `batched`. Call it with a single job, from any thread.
 
     Attributes:
-        batcher: the `Batcher` behind it. `submit`, `map` and `shutdown` are its own.
+        batcher: The `Batcher` of the function. The methods `submit`, `map` and `shutdown` call those of the batcher.
     """
 
     def __init__(self, function: Callable[..., Any], make: Callable[..., Batcher[Job, Value]]) -> None:
         inner: Any = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
-        # First, so that no attribute of the function replaces ours; an object may have some that replace even methods.
+        # Called first, so that attributes of the function do not replace the attributes below. The attributes of
+        # another callable object are not copied at all, because they could replace even methods.
         functools.update_wrapper(self, inner, updated=("__dict__",) if isfunction(inner) else ())
         self.batcher = make(inner)
         self._of_class = isinstance(function, classmethod)
-        # As Python does: what is bound already, or can't be bound, is left as it is.
+        # As in Python, a callable that is bound already, or that can't be bound, stays as it is.
         can_bind = hasattr(type(function), "__get__") and not isinstance(function, _NOT_BOUND)
         self._binds = can_bind and _takes(inner, 2)
-        self._unbound = self._of_class or not _takes(inner, 1)  # so that it can't be called before it is bound
+        self._unbound = self._of_class or not _takes(inner, 1)  # it must be bound before it can be called
         if self._unbound and not self._binds:
             raise TypeError(f"function must take a list of jobs, or self and a list of jobs, got {shown(function)}")
         self._function = inner
         self._make = make
-        self._owner: object | None = None  # the instance, or the class, in what `__get__` returns
-        self._batchers: dict[int, Batcher[Job, Value]] = {}  # by the id of a living owner
+        self._owner: object | None = None  # in the result of `__get__`, the instance or the class
+        self._batchers: dict[int, Batcher[Job, Value]] = {}  # by the id of the owner, which is alive
 
     def __call__(self, job: Job, *others: NoReturn) -> Value:
-        """Submit *job*, wait for its result, and return its value. Raises what `submit` and the job raise."""
+        """Submit *job*, wait for its result, and return its value.
+
+        Raises:
+            Exception: Whatever exception `submit` raises or the job fails with.
+        """
         self._refuse_unbound()
         if others:
             raise TypeError(f"{_name(self._function)} takes a single job, got {1 + len(others)}")
         return self.submit(job).result().value
 
     def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
-        """See `Batcher.submit`."""
+        """Submit a job: see `Batcher.submit`."""
         self._refuse_unbound()
         future = self.batcher.submit(job, timeout=timeout, expires_in=expires_in)
         if self._owner is not None:
@@ -66,23 +71,23 @@ class BatchedFunction(Generic[Job, Value]):
     def map(
         self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
     ) -> Iterator[JobResult[Value]]:
-        """See `Batcher.map`."""
+        """Submit jobs and yield their results: see `Batcher.map`."""
         self._refuse_unbound()
         results = self.batcher.map(jobs, timeout=timeout, buffersize=buffersize)
         return results if self._owner is None else _keeping(self._owner, results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
-        """See `Batcher.shutdown`."""
+        """Shut down the batcher: see `Batcher.shutdown`."""
         return self.batcher.shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
 
     def __set_name__(self, owner: type, name: str) -> None:
-        # A mixin without attributes may have subclasses with weak references.
+        # A mixin that has no attributes is accepted, because its subclasses may allow weak references.
         holds_something = owner.__basicsize__ > object.__basicsize__
         if self._binds and not self._of_class and holds_something and not owner.__weakrefoffset__:
             raise _not_referable(owner)
 
     def __get__(self, instance: object | None, owner: type | None = None) -> "BatchedFunction[Job, Value]":
-        """Bind to an instance, as a method does, or to the class, as a class method does. Each has a batcher of its own."""
+        """Bind to an instance like a method, or to a class like a class method. Each owner has its own batcher."""
         if self._of_class:
             instance = type(instance) if owner is None else owner
         if instance is None or not self._binds:
@@ -92,7 +97,7 @@ class BatchedFunction(Generic[Job, Value]):
         return bound
 
     def _refuse_unbound(self) -> None:
-        # From Python 3.13 on, a `classmethod` around this does not bind it.
+        # Since Python 3.13, a `classmethod` around this object does not bind it.
         if self._unbound:
             name = _name(self._function)
             hint = "call it on an instance, or, for a class method, put @batched above @classmethod"
@@ -105,10 +110,11 @@ class BatchedFunction(Generic[Job, Value]):
                 reference = weakref.ref(instance)
             except TypeError:
                 raise _not_referable(type(instance)) from None
-            # The worker thread must not keep the instance: an unused one can then be collected, which shuts its
-            # batcher down. While it has jobs to do, their futures keep it: see `submit`.
+            # The worker thread must not keep the instance alive. So an unused instance can be garbage-collected, which
+            # shuts down its batcher. While it has pending jobs, their futures keep it alive: see `submit`.
             batcher = self._make(functools.partial(_call_method, self._function, reference))
-            batcher = self._batchers.setdefault(id(instance), batcher)  # of two threads, one gets its own in
+            # If two threads get here at the same time, both use the batcher of the first one.
+            batcher = self._batchers.setdefault(id(instance), batcher)
             weakref.finalize(instance, self._batchers.pop, id(instance), None).atexit = False
         return batcher
 
@@ -117,9 +123,9 @@ _NOT_BOUND = (staticmethod, MethodType, functools.partial)
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Return whether *function* can be called with *count* arguments, as far as its signature tells."""
+    """Return whether *function* accepts *count* positional arguments. If it has no signature, assume that it does."""
     try:
-        # A wrapped function may take other arguments than its wrapper.
+        # `function` itself is called, and the function that it wraps may have other parameters.
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return True
@@ -136,14 +142,14 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _not_referable(owner: type) -> TypeError:
     return TypeError(
-        f"{owner.__qualname__} can't have a batched method, since its instances can't be weakly referenced: add "
+        f"{owner.__qualname__} can't have a batched method, because its instances can't be weakly referenced: add "
         "'__weakref__' to its __slots__. In a dataclass with slots=True, add weakref_slot=True; before Python 3.11, "
         "inherit from a class whose __slots__ are ('__weakref__',)"
     )
 
 
 class Decorator(Protocol):
-    """What `batched` returns: takes a function, or a method, of a list of jobs."""
+    """The type of a decorator that `batched` returns. It takes a function or method that takes a list of jobs."""
 
     @overload
     def __call__(self, function: Callable[[list[Job]], None], /) -> BatchedFunction[Job, None]: ...
@@ -156,7 +162,9 @@ class Decorator(Protocol):
 
 
 def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: "Unpack[BatcherOptions]") -> Decorator:
-    """Make a function of many jobs callable with one, so that calls from many threads go together.
+    """Decorate a function that takes a list of jobs, so that you can call it with a single job.
+
+    Calls from several threads share batches.
 
     >>> from microbatch import Interval, Size
     >>> @batched(Size(100) | Interval(0.01))
@@ -167,16 +175,19 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: "Unpack[Bat
     >>> lengths.shutdown()
     True
 
-    On a method, each instance has its own batcher, so the class must allow weak references to its instances. On a class
-    method, each class has its own batcher; put ``@batched`` above ``@classmethod``. On a static method, the order of
-    the two decorators does not matter.
+    You can decorate methods too:
+
+    * For a method, each instance has its own batcher. The class must allow weak references to its instances.
+    * For a class method, each class has its own batcher. Put ``@batched`` above ``@classmethod``.
+    * For a static method, the order of the two decorators does not matter.
 
     Args:
-        policy: see `Batcher`.
-        options: all other arguments of `Batcher`.
+        policy: When a batch is dispatched, and how much it can hold. See `Batcher`.
+        options: All other arguments of `Batcher`.
 
     Raises:
-        TypeError, ValueError: as `Batcher` does, when the function is decorated.
+        TypeError, ValueError: An argument is invalid, or the function does not take a list of jobs. An invalid policy
+            is found at once, all other mistakes when the function is decorated.
     """
     check_policy("policy", policy, ": write @batched(Size(100)), or @batched() for the default policy")
 
@@ -191,7 +202,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: "Unpack[Bat
 
 def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]", jobs: list[Any]) -> Any:
     instance = reference()
-    if instance is None:  # only the batcher was kept
+    if instance is None:  # possible if the caller has kept only the batcher
         raise ReferenceError(f"the instance that the method {_name(function)} is bound to was garbage-collected")
     return function(instance, jobs)
 

@@ -1,18 +1,21 @@
-"""Everything that microbatch raises of its own accord.
+"""The exceptions that microbatch defines.
 
 ::
 
     MicrobatchError
-      Rejected                           nothing was accepted
-        BacklogFull    (queue.Full)        no room now
-        JobTooLarge    (ValueError)        could never fit
-        BatcherClosed  (RuntimeError)      after shutdown
-      JobExpired       (TimeoutError)      not sent in time
-      ForkedError      (RuntimeError)      belongs to the parent process
-      ResultCountError (ValueError)        a batch with too many or too few results
+      Rejected                           the job was not accepted
+        BacklogFull    (queue.Full)        the queue is full
+        JobTooLarge    (ValueError)        the job does not fit into any batch
+        BatcherClosed  (RuntimeError)      the batcher is shut down
+      JobExpired       (TimeoutError)      the job was not dispatched in time
+      ForkedError      (RuntimeError)      the job or executor belongs to the parent process
+      ResultCountError (ValueError)        the processor returned too many or too few results
 
-Each class keeps its evidence in attributes, and nothing else in ``args``, so that it can be copied and pickled.
+The standard exception in parentheses is a base class too, so an ``except`` clause can name either.
 """
+
+# Each class has the values of its message as attributes, and the same values in `args`. So exceptions can be copied and
+# pickled.
 
 import queue
 
@@ -29,18 +32,21 @@ __all__ = [
 
 
 class MicrobatchError(Exception):
-    """Base of every error of this library."""
+    """Base class of all exceptions that microbatch defines."""
 
 
 class Rejected(MicrobatchError):
-    """The job was not accepted: there is no future, and nothing will run."""
+    """Base class of the exceptions with which `Batcher.submit` rejects a job.
+
+    There is no future for a rejected job, and the job is never processed.
+    """
 
 
 class BacklogFull(Rejected, queue.Full):
-    """There was no room for the job in the time that the caller would wait.
+    """The queue was full, and no place in it became free within the *timeout* of `Batcher.submit`.
 
     Attributes:
-        max_pending: the bound that was reached, in jobs.
+        max_pending: The limit that was reached, as a number of waiting jobs.
     """
 
     def __init__(self, max_pending: int) -> None:
@@ -48,15 +54,15 @@ class BacklogFull(Rejected, queue.Full):
         self.max_pending = max_pending
 
     def __str__(self) -> str:
-        return f"no room: max_pending is {self.max_pending}, and as many jobs are waiting"
+        return f"the queue is full: max_pending is {self.max_pending}, and as many jobs are waiting"
 
 
 class JobTooLarge(Rejected, ValueError):
-    """The job alone is above a hard limit of the policy, so no batch could ever hold it.
+    """The job alone exceeds a hard limit of the policy, so it does not fit into any batch.
 
     Attributes:
-        weight: what the job weighs.
-        limit: the most that a batch may weigh, by the strictest policy that refuses the job; None if no limit is stated.
+        weight: The weight of the job.
+        limit: The lowest of the limits that the job exceeds, or None if the policy states no limit.
     """
 
     def __init__(self, weight: float, limit: float | None = None) -> None:
@@ -65,7 +71,7 @@ class JobTooLarge(Rejected, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        # Exact, or a weight just above the limit would look equal to it.
+        # Not rounded, because a weight just above the limit would then look equal to it.
         weight, limit = (str(number).removesuffix(".0") for number in (self.weight, self.limit))
         return f"a job of weight {weight} does not fit into any batch" + (
             "" if self.limit is None else f": the limit is {limit}"
@@ -73,14 +79,18 @@ class JobTooLarge(Rejected, ValueError):
 
 
 class BatcherClosed(Rejected, RuntimeError):
-    """The batcher was shut down before it could take, or finish, the job."""
+    """The batcher was shut down before it could accept the job, or before it could process it.
+
+    `Batcher.submit` raises it. It is also the exception of a future whose job was still pending when the threads of the
+    batcher ended, for example because the interpreter exited and *exit_timeout* ran out.
+    """
 
 
 class JobExpired(MicrobatchError, TimeoutError):
-    """The job's ``expires_in`` ran out before a worker took it: it was never processed.
+    """The job was not dispatched within its *expires_in* seconds, so it is never processed.
 
     Attributes:
-        expires_in: the seconds that the job was given.
+        expires_in: The time that the job was allowed to wait for a worker, in seconds.
     """
 
     def __init__(self, expires_in: float) -> None:
@@ -88,19 +98,24 @@ class JobExpired(MicrobatchError, TimeoutError):
         self.expires_in = expires_in
 
     def __str__(self) -> str:
-        return f"not sent within {self.expires_in:g} s"
+        return f"the job was not dispatched within {self.expires_in:g} s"
 
 
 class ForkedError(MicrobatchError, RuntimeError):
-    """The job or the executor belongs to the parent process of a fork."""
+    """The process was forked, and the job or the executor belongs to the parent process.
+
+    In a forked child, the futures of jobs that were pending at the fork fail with this exception, because the parent
+    processes these jobs. The child also gets it from `Batcher.submit` if the batcher has an *executor*, because that
+    works only in the parent.
+    """
 
 
 class ResultCountError(MicrobatchError, ValueError):
     """The processor did not return one result per job.
 
     Attributes:
-        expected: the number of jobs in the batch.
-        got: the number of results that came.
+        expected: The number of jobs in the batch.
+        got: The number of results that the processor returned.
     """
 
     def __init__(self, expected: int, got: int) -> None:

@@ -1,9 +1,9 @@
-"""Those who want to know what a batcher does: facts, told after they happened, to listeners who change nothing.
+"""Listeners, and the events that they receive from a batcher. A listener observes a batcher and can't change its work.
 
 >>> from microbatch import Batcher
 >>> class Sizes(BatchListener):
-...     def batch_finished(self, fact: BatchFinished) -> None:
-...         print(fact.batch.size, "jobs,", fact.failed, "failed")
+...     def batch_finished(self, event: BatchFinished) -> None:
+...         print(event.batch.size, "jobs,", event.failed, "failed")
 >>> with Batcher(list, listeners=[Sizes()]) as batcher:
 ...     future = batcher.submit("job")
 1 jobs, 0 failed
@@ -23,11 +23,11 @@ __all__ = ["ListenerSet", "BatchFinished", "BatchListener", "BatchStarted", "Bat
 
 @dataclass(frozen=True, slots=True)
 class JobAccepted:
-    """A job was accepted.
+    """The event of an accepted job.
 
     Attributes:
-        batcher: the name of the batcher.
-        future: the future of the job, which knows the job, its key, its weight and when it was submitted.
+        batcher: The name of the batcher.
+        future: The future of the job. It has the job, its key, its weight and the moment of its submission.
     """
 
     batcher: str
@@ -36,12 +36,12 @@ class JobAccepted:
 
 @dataclass(frozen=True, slots=True)
 class BatchStarted:
-    """A batch goes to a worker.
+    """The event of a batch that is about to be processed.
 
     Attributes:
-        batcher: the name of the batcher.
-        batch: what is known of the batch.
-        futures: those of its jobs, in order.
+        batcher: The name of the batcher.
+        batch: The batch.
+        futures: The futures of its jobs, in the order of the jobs.
     """
 
     batcher: str
@@ -51,15 +51,15 @@ class BatchStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchFinished:
-    """Every job of a batch has its outcome.
+    """The event of a batch whose jobs are all settled.
 
     Attributes:
-        batcher: the name of the batcher.
-        batch: what is known of the batch.
-        futures: those of its jobs, in order.
-        started: when the processor was called, on the batcher's clock.
-        service_time: seconds from then to the last outcome.
-        failed: how many of its jobs failed.
+        batcher: The name of the batcher.
+        batch: The batch.
+        futures: The futures of its jobs, in the order of the jobs.
+        started: The moment at which the processor was called, on the clock of the batcher.
+        service_time: Seconds from that call until the last job had its outcome.
+        failed: The number of jobs that failed.
     """
 
     batcher: str
@@ -72,11 +72,11 @@ class BatchFinished:
 
 @dataclass(frozen=True, slots=True)
 class BatcherShutDown:
-    """A batcher has settled its last job.
+    """The event of a batcher that was shut down and has settled its last job.
 
     Attributes:
-        batcher: the name of the batcher.
-        stats: all that it has done.
+        batcher: The name of the batcher.
+        stats: The final counts of the batcher.
     """
 
     batcher: str
@@ -84,48 +84,56 @@ class BatcherShutDown:
 
 
 class BatchListener:
-    """Is told what a batcher does. Subclass it, and define those methods that you want to be called.
+    """Base class of listeners. Subclass it, and define the methods for the events that you want to receive.
 
-    They are called without any lock, in the thread where the thing happens, which waits for them; so several may be called
-    at once. What they raise is logged, and changes nothing. One that refers to its batcher keeps it alive.
+    The batcher calls a method in the thread in which the event happens. No lock is held, so the method may submit jobs
+    and call `Batcher.stats`. But the thread waits until the method returns, so keep it fast. Several threads may call
+    the listener at the same time.
 
-    Jobs that are cancelled or expire, and those that a policy fails, are in no fact of a batch: `Batcher.stats` counts them.
+    An exception in a method is logged and changes nothing else. A listener that refers to its batcher keeps it alive.
+
+    Some jobs are in no batch event: jobs that are cancelled, jobs that expire, and jobs that fail because the policy
+    raises. Only `Batcher.stats` counts these outcomes.
 
     Attributes:
-        wants_context: whether each future shall keep the context that its job was submitted in, as `JobFuture.context`.
+        wants_context: Whether each future keeps the `contextvars` context of its submission, as `JobFuture.context`.
     """
 
     wants_context = False
 
-    def job_accepted(self, fact: JobAccepted) -> None:
-        """A job was accepted. In the thread that submits it, maybe after its batch has started or finished, or the shutdown."""
+    def job_accepted(self, event: JobAccepted) -> None:
+        """Receive the event of an accepted job, in the thread that submits it.
 
-    def batch_started(self, fact: BatchStarted) -> None:
-        """A batch is about to be processed. In the thread that will run it; with an executor of the caller's, before it is
-        handed over, in the thread that does that.
+        This may happen after the batch of the job has started or finished, and even after the shutdown.
         """
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """All jobs of a batch have their outcomes, and the next batch has yet to start there.
+    def batch_started(self, event: BatchStarted) -> None:
+        """Receive the event of a batch that is about to be processed, in the thread that will run it.
 
-        In the thread that ran it; with an executor of the caller's, in the one that calls back.
+        With your own *executor*, this happens in the thread that submits the batch to the executor.
         """
 
-    def shutdown(self, fact: BatcherShutDown) -> None:
-        """The last job is settled, and the shutdown callbacks are about to be called."""
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Receive the event of a batch whose jobs are all settled, in the thread that ran it, before its next batch.
+
+        With your own *executor*, this happens in the thread in which the executor reports the result.
+        """
+
+    def shutdown(self, event: BatcherShutDown) -> None:
+        """Receive the event of the shutdown, after the last job is settled and before the shutdown callbacks run."""
 
 
 _METHODS = ("job_accepted", "batch_started", "batch_finished", "shutdown")
 
 
 class ListenerSet:
-    """The listeners of one batcher. Each attribute but the first has those who want to hear of one kind of fact.
+    """The listeners of one batcher. For each event, the attribute of that name lists the methods to call.
 
     Attributes:
-        wants_context: whether one of them wants futures to keep the context of the submission.
+        wants_context: Whether any listener wants futures to keep the context of their submission.
 
     Raises:
-        TypeError: one of them has none of the methods, or an asynchronous one, which would never run.
+        TypeError: A listener has none of the methods, or has an asynchronous one, which would never run.
     """
 
     def __init__(self, listeners: Iterable[BatchListener]) -> None:
@@ -139,11 +147,11 @@ class ListenerSet:
         )
 
 
-def notify(methods: list[Callable[[Any], object]], fact: object) -> None:
-    """Call all of *methods* with *fact*. Never raises."""
+def notify(methods: list[Callable[[Any], object]], event: object) -> None:
+    """Call each of *methods* with *event*. Never raises: the exception of a method is logged."""
     for method in methods:
         try:
-            method(fact)
+            method(event)
         except BaseException:
             report("the %s() of a listener raised", getattr(method, "__name__", "method"))
 
@@ -156,9 +164,9 @@ def _all(listeners: Iterable[BatchListener]) -> list[BatchListener]:
 
 
 def _those_who_hear(listeners: list[BatchListener], name: str) -> list[Callable[[Any], object]]:
-    nobody = getattr(BatchListener, name)
+    ignored = getattr(BatchListener, name)  # the method of the base class, which does nothing
     methods = [getattr(listener, name, None) for listener in listeners]
-    heard = [method for method in methods if callable(method) and getattr(method, "__func__", None) is not nobody]
-    for method in heard:
+    defined = [method for method in methods if callable(method) and getattr(method, "__func__", None) is not ignored]
+    for method in defined:
         check_callable(f"the {name}() of a listener", method)
-    return heard
+    return defined

@@ -1,4 +1,4 @@
-"""Wrappers around a processor: callable to callable, to be composed in any order, and to be tried with a list.
+"""Wrappers for processors. Each takes a processor and returns one, so you can combine them, and try them with a list.
 
 >>> def insert(rows):
 ...     if "poison" in rows:
@@ -7,12 +7,15 @@
 >>> bisecting(insert)(["Ada", "poison", "Grace"])
 ['id of Ada', ValueError('a bad row'), 'id of Grace']
 
-Each returns one outcome per job, in order: its value, or the exception that it failed with. What a wrapped processor may
-return or raise is what one of a `Batcher` may: results in any iterable, None for all, exceptions in place of results. What
-is raised for all jobs of a batch, a wrapper raises too. If an iterable ends early, all jobs of that call fail with
-`ResultCountError`, since nothing tells which jobs the missing results belong to. `KeyboardInterrupt` and others that do
-not derive from `Exception` pass through. A wrapped processor can be pickled, for an executor of processes, if all that
-it was made of can.
+A wrapped processor returns one outcome per job, in order: its value, or the exception that it failed with. If all jobs
+of the batch fail with the same exception, it raises that exception.
+
+The processor that you pass in may return and raise the same as one of a `Batcher`: an iterable of results, None for all
+jobs, and exceptions in place of results. If an iterable ends early, all jobs of that call fail with `ResultCountError`,
+because nothing tells which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
+`KeyboardInterrupt`, pass through.
+
+For an executor with processes: a wrapped processor can be pickled if everything that you passed to the wrapper can.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -32,12 +35,12 @@ _Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
 class _Given(NamedTuple):
-    """What a processor gave for some jobs."""
+    """What one call of a processor returned or raised."""
 
     values: list[Any]
-    """Those of the first jobs; of all, if it raised nothing."""
+    """The results of the first jobs, or of all jobs if the processor raised nothing."""
     error: Exception | None
-    """What it raised for the others."""
+    """The exception that the processor raised for the other jobs."""
 
     def outcomes(self, count: int) -> list[Any]:
         """Return one outcome for each of *count* jobs."""
@@ -56,7 +59,7 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
                 raise ResultCountError(len(jobs), len(results))
             return _Given(results, None)
         values.extend(islice(results, len(jobs)))
-        if len(values) < len(jobs):  # nobody knows which jobs have no result, so none of the values can be trusted
+        if len(values) < len(jobs):  # any job may be the one without a result, so none of the values can be trusted
             return _Given([], ResultCountError(len(jobs), len(values)))
         exhaust(results, len(jobs), "a batch")
     except Exception as error:
@@ -65,11 +68,11 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
 
 
 def _is(outcome: Any, kinds: _Kinds) -> bool:
-    return issubclass(type(outcome), kinds)  # not `isinstance`, which asks the value, and values say what they like
+    return issubclass(type(outcome), kinds)  # not `isinstance`, which a value can deceive with a `__class__` of its own
 
 
 def _raise_for_all(outcomes: list[Any]) -> list[Any]:
-    """Return the outcomes, or raise what was raised for every one of the jobs."""
+    """Return the outcomes, or raise the exception if all jobs failed with the same one."""
     first: Any = outcomes[0] if outcomes else None
     if _is(first, Exception) and all(outcome is first for outcome in outcomes):
         raise first
@@ -79,10 +82,11 @@ def _raise_for_all(outcomes: list[Any]) -> list[Any]:
 def retrying(
     processor: Processor, *, stop: Any, wait: Any, retry: Any | None = None
 ) -> Callable[[list[Any]], list[Any]]:
-    """Return *processor*, called again with those jobs only that failed, as long as `tenacity` says so.
+    """Return a processor that calls *processor* again with only the jobs that failed, as long as `tenacity` allows.
 
-    A job may be processed more than once: a downstream that did it, and failed to say so, does it again. The thread that
-    runs the batch waits in between, so a shutdown waits too.
+    A job may be processed more than once: if the downstream has processed it but could not confirm that, it processes
+    it again. So make the downstream idempotent. The pauses block the thread that runs the batch, so `Batcher.shutdown`
+    waits for them too.
 
     >>> from tenacity import retry_if_exception_type, stop_after_attempt, wait_none
     >>> calls = []
@@ -95,23 +99,25 @@ def retrying(
     [['a', 'b', 'c'], ['b'], ['b']]
 
     Args:
-        processor: the one that fails now and then.
-        stop: when to give up, as ``tenacity.stop_after_attempt(5)``; what a job failed with last is then its outcome.
-        wait: for how long to wait before each attempt, as ``tenacity.wait_random_exponential(max=10)``.
-        retry: which failures to retry, as ``tenacity.retry_if_exception_type(ConnectionError)``; by default all but
-            `ResultCountError`, because a processor that miscounts would do so again. It is asked about each failed job,
-            as if after the first attempt. If it raises, the failed jobs fail with that exception.
+        processor: The processor to wrap.
+        stop: When to give up, such as ``tenacity.stop_after_attempt(5)``. The outcome of a job is then its last
+            exception.
+        wait: How long to wait before each further attempt, such as ``tenacity.wait_random_exponential(max=10)``.
+        retry: Which exceptions to retry, such as ``tenacity.retry_if_exception_type(ConnectionError)``. The default is
+            all except `ResultCountError`, because a processor that returns the wrong number of results would do so
+            again. The strategy is called for each failed job, always with the state of a first attempt. If it raises,
+            the failed jobs fail with that exception.
 
     Raises:
-        ImportError: ``tenacity`` is not installed, which is the extra ``retry``.
+        ImportError: ``tenacity`` is not installed. The extra ``retry`` installs it.
     """
     import tenacity
 
     again = tenacity.retry_if_not_exception_type(ResultCountError) if retry is None else retry
     for name, argument in (("processor", processor), ("stop", stop), ("wait", wait), ("retry", again)):
         check_callable(name, argument)
-        if name != "processor" and isinstance(argument, type):  # which can be called, and takes whatever comes
-            raise TypeError(f"{name} must be a strategy, got {shown(argument)}: make an instance")
+        if name != "processor" and isinstance(argument, type):  # a class is callable too, but is no strategy
+            raise TypeError(f"{name} must be a strategy of tenacity, got {shown(argument)}: pass an instance")
 
     return partial(_retried, processor, stop, wait, again)
 
@@ -124,7 +130,8 @@ def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[
     attempts = tenacity.Retrying(
         stop=stop,
         wait=wait,
-        retry=lambda state: bool(left) and _error_of(state) is outcomes[left[0]],  # and not what a strategy raised
+        # Retries the failures of jobs, but not an exception that a strategy raised.
+        retry=lambda state: bool(left) and _error_of(state) is outcomes[left[0]],
         retry_error_callback=lambda state: None,
     )
 
@@ -144,7 +151,7 @@ def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[
     try:
         if jobs:
             attempts(attempt)
-    except Exception as error:  # of one of the strategies
+    except Exception as error:  # raised by a strategy
         for place in left:
             outcomes[place] = error
     return _raise_for_all(outcomes)
@@ -162,17 +169,22 @@ def bisecting(
     unless: _Kinds = (OSError, ResultCountError),
     max_calls: int = 100,
 ) -> Callable[[list[Any]], list[Any]]:
-    """Return *processor*, called for either half of the jobs that share an exception, until those to blame stand alone.
+    """Return a processor that finds the bad jobs of a batch that fails, so that only these jobs fail.
 
-    A job may be processed more than once, if the processor did some before it raised: best where a call does all of its
-    jobs or none, as in a transaction. One bad job among *n* takes about 2 log2 *n* more calls.
+    If a call raises, it calls *processor* again with each half of the jobs that got the exception, and splits these
+    halves again, until each bad job is alone. A single bad job among *n* takes about 2 log2 *n* more calls.
+
+    A job may be processed more than once if a call processes some of its jobs before it raises. So use this with calls
+    that process either all of their jobs or none, as in a transaction, or with an idempotent downstream.
 
     Args:
-        processor: the one that raises for all because of one.
-        on: what to halve for.
-        unless: what never to halve for, since it would fail all the same: a downstream that can't be reached, a processor
-            that miscounts. Where a library has exceptions of its own for that, name them too.
-        max_calls: for one batch; jobs that are not told apart by then fail with what was raised for them together.
+        processor: The processor to wrap.
+        on: The classes of exceptions for which to split.
+        unless: The classes of exceptions for which never to split, because no single job causes them. The default is
+            for a downstream that can't be reached and for a wrong number of results. If your client library defines
+            exceptions for that, pass them too.
+        max_calls: The maximum number of calls for one batch. After that, jobs that are not separated yet all fail with
+            the exception that they share.
     """
     check_callable("processor", processor)
     max_calls = check_count("max_calls", max_calls)
@@ -205,7 +217,7 @@ def _taken_out(parts: list[list[int]]) -> Iterator[list[int]]:
 def deduplicating(
     processor: Processor, key: Callable[[Any], Hashable] | None = None
 ) -> Callable[[list[Any]], list[Any]]:
-    """Return *processor*, called with one of each kind of equal jobs; all of a kind get its outcome, the same object.
+    """Return a processor that calls *processor* without duplicates, and gives equal jobs the same outcome.
 
     >>> calls = []
     >>> deduplicating(lambda words: calls.append(words) or [word.upper() for word in words])(["b", "a", "b"])
@@ -214,8 +226,10 @@ def deduplicating(
     [['b', 'a']]
 
     Args:
-        processor: the one that need not do the same twice.
-        key: what makes jobs equal; by default they are compared themselves, and must be hashable.
+        processor: The processor to wrap. It gets the first of several equal jobs. All of them get the same result
+            object.
+        key: Returns a hashable value for a job. Jobs with equal values are equal. By default, the jobs themselves are
+            compared, and must be hashable.
     """
     check_callable("processor", processor)
     if key is not None:
@@ -237,10 +251,12 @@ def _deduplicated(processor: Processor, key: Callable[[Any], Hashable] | None, j
 def within(
     processor: Processor, context: Callable[[], "AbstractContextManager[Any]"]
 ) -> Callable[[list[Any]], list[Any]]:
-    """Return *processor*, called within a context of its own for each batch, and with a generator at its end in there.
+    """Return a processor that calls *processor* inside a new context for each batch, such as a transaction.
 
-    What is raised leaves through the context, and fails all jobs of the batch, since the context may undo what was done
-    for the first of them.
+    If the processor returns an iterable, all results are read before the context ends.
+
+    An exception that the processor raises passes through the context, and fails all jobs of the batch: also those that
+    have a result already, because the context may have rolled back their work.
 
     >>> import contextlib
     >>> @contextlib.contextmanager
@@ -254,8 +270,9 @@ def within(
     ['ADA', 'GRACE']
 
     Args:
-        processor: the one that needs it.
-        context: gives a new one for each batch: ``app.app_context`` in Flask, ``transaction.atomic`` in Django.
+        processor: The processor to wrap.
+        context: Returns a new context manager for each batch, such as ``app.app_context`` in Flask or
+            ``transaction.atomic`` in Django.
     """
     check_callable("processor", processor)
     check_callable("context", context)
@@ -266,12 +283,13 @@ def within(
 def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: list[Any]) -> list[Any]:
     if not jobs:
         return []
-    given = _Given([], RuntimeError("the processor was left by what is no Exception, and the context suppressed that"))
+    suppressed = "the context suppressed an exception of the processor that is not a subclass of Exception"
+    given = _Given([], RuntimeError(suppressed))
     with context():
         given = _call(processor, jobs)
         if given.error is not None:
             raise given.error
-    if given.error is not None:  # which the context suppressed
+    if given.error is not None:  # the context suppressed it
         raise given.error
     return given.values
 

@@ -1,4 +1,4 @@
-"""What becomes of a job: its states, its result, and its batch. Plain facts."""
+"""The states of a job, its result, and what is known of its batch and its batcher. These classes only hold data."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -12,40 +12,43 @@ Value = TypeVar("Value")
 
 
 class JobState(Enum):
-    """Where a job is. Jobs wait in the first two states, and end in one of the last four."""
+    """The state of a job.
+
+    A job waits for a worker in the first two states. It ends in one of the last four.
+    """
 
     QUEUED = "queued"
-    """Accepted."""
+    """The batcher has accepted the job, and the job is in no batch yet."""
     BATCHED = "batched"
-    """In an open batch, which has not gone yet."""
+    """The job is in an open batch, which has not been dispatched yet."""
     RUNNING = "running"
-    """A worker has it; it can no longer be cancelled."""
+    """The batch was dispatched. The job can no longer be cancelled."""
     SUCCEEDED = "succeeded"
-    """The processor gave a result for it."""
+    """The processor returned a result for the job."""
     FAILED = "failed"
-    """The processor gave an exception for it, or for its whole batch."""
+    """The processor returned an exception for the job, or raised one for the batch; or the policy raised one."""
     CANCELLED = "cancelled"
-    """Cancelled before a worker took it."""
+    """The job was cancelled before its batch was dispatched."""
     EXPIRED = "expired"
-    """Its ``expires_in`` ran out before a worker took it."""
+    """The job was not dispatched within its *expires_in* seconds."""
 
-    __hash__ = object.__hash__  # Enum's own is Python code
+    __hash__ = object.__hash__  # faster than Enum's own, which is written in Python
 
 
-WAITING = (JobState.BATCHED, JobState.QUEUED)  # in the order in which most are found
+WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent one first, because lookups stop at a match
 OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
 
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What is known of the batch that a job went in.
+    """The batch in which a job was processed.
 
     Attributes:
-        id: counts the batches of a batcher, from 1.
-        size: how many jobs it held.
-        weight: their weights, added up; the size where nothing weighs.
-        key: what their ``key`` is; None without a key function.
-        trigger: why it went: the policy's word, or ``"flush"`` or ``"shutdown"``.
+        id: The number of the batch. Each batcher counts its batches from 1.
+        size: The number of jobs in the batch.
+        weight: The sum of the weights of the jobs. Without a *weigh* function, each job weighs 1.
+        key: The common key of the jobs, or None without a *key* function.
+        trigger: Why the batch was dispatched: the `BatchingPolicy.reason` of the policy, ``"flush"`` or ``"shutdown"``.
     """
 
     id: int
@@ -57,20 +60,22 @@ class BatchInfo:
 
 @dataclass(frozen=True)
 class BatcherStats:
-    """What a batcher has done, all counted at one moment: ``accepted`` is the sum of the seven states.
+    """The counts of a batcher, all taken at the same moment.
+
+    So *accepted* is always the sum of the seven states, *queued* to *expired*.
 
     Attributes:
-        accepted: jobs that `Batcher.submit` took.
-        queued: jobs that wait and are in no batch yet.
-        batched: jobs in an open batch.
-        running: jobs that a worker has.
-        succeeded: jobs with a result.
-        failed: jobs that failed, alone or with their batch.
-        cancelled: jobs that were cancelled in time.
-        expired: jobs that no worker took in time.
-        batches: batches handed to a worker.
-        triggers: those batches, counted by what made them go.
-        oldest: seconds that the oldest waiting job has waited; 0 if none waits.
+        accepted: The number of jobs that `Batcher.submit` accepted.
+        queued: The number of jobs that are in no batch yet.
+        batched: The number of jobs in open batches.
+        running: The number of jobs that were dispatched and are not settled yet.
+        succeeded: The number of jobs with a result.
+        failed: The number of jobs that failed, alone or with their batch.
+        cancelled: The number of jobs that were cancelled before they were dispatched.
+        expired: The number of jobs that were not dispatched within their *expires_in* seconds.
+        batches: The number of batches that were dispatched.
+        triggers: The number of batches for each `BatchInfo.trigger`.
+        oldest: How many seconds the oldest waiting job has waited, or 0 if no job waits.
     """
 
     accepted: int = 0
@@ -87,19 +92,23 @@ class BatcherStats:
 
 
 class Service(NamedTuple):
-    """What the results that a processor gave together have in common."""
+    """What results that arrived together have in common: their batch, and when the processor ran."""
 
     batch: BatchInfo
     started: float
-    """When the processor was called."""
+    """The moment at which the processor was called, on the clock of the batcher."""
     time: float
-    """How many seconds later the results were there."""
+    """Seconds from that call until the results arrived."""
 
 
 class JobResult(Generic[Value]):
-    """The result of one job. It only holds the value: arithmetic, indexing and iteration raise `TypeError`."""
+    """The result of one job. The value that the processor returned is in `value`.
 
-    # Only three references, since many are made. Not a dataclass: web frameworks would serialize that to JSON.
+    A result is not the value itself, so arithmetic, ordering, indexing and iteration raise `TypeError`.
+    """
+
+    # Three references only, to save memory: there is one object per job. It is not a dataclass, because web frameworks
+    # would serialize one to JSON, and hide that `.value` is missing.
     __slots__ = ("_value", "_service", "_submitted")
     _value: Value
     _service: Service
@@ -114,22 +123,22 @@ class JobResult(Generic[Value]):
 
     @property
     def value(self) -> Value:
-        """What the processor returned for the job."""
+        """The value that the processor returned for the job."""
         return self._value
 
     @property
     def batch(self) -> BatchInfo:
-        """The batch that it went in."""
+        """The batch in which the job was processed."""
         return self._service.batch
 
     @property
     def queue_time(self) -> float:
-        """Seconds from its acceptance to the call of the processor."""
+        """Seconds from the submission of the job to the call of the processor."""
         return self._service.started - self._submitted
 
     @property
     def service_time(self) -> float:
-        """Seconds from the call of the processor until its value was there."""
+        """Seconds from the call of the processor until the value of the job arrived."""
         return self._service.time
 
     def __eq__(self, other: object) -> bool:
@@ -150,8 +159,8 @@ _fields: Callable[["JobResult[Any]"], tuple[Any, ...]] = attrgetter("value", "ba
 
 
 def make_result(value: Value, service: Service, submitted: float) -> JobResult[Value]:
-    """Return the result of a job that was submitted at a moment on the clock of *service*."""
-    result = object.__new__(JobResult)  # saves the call of a method written in Python
+    """Return the result of a job. *submitted* is a moment on the same clock as ``service.started``."""
+    result = object.__new__(JobResult)  # faster than `JobResult()`, which calls a method written in Python
     result._value = value
     result._service = service
     result._submitted = submitted
@@ -159,11 +168,11 @@ def make_result(value: Value, service: Service, submitted: float) -> JobResult[V
 
 
 def _refuse(self: object, *operands: object) -> NoReturn:
-    raise TypeError("a JobResult only holds the value: use its .value")
+    raise TypeError("a JobResult is not the value itself: use its .value")
 
 
 _BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
-# Set here, so that a type checker refuses them too.
+# Assigned here and not defined in the class, so that type checkers reject these operations too.
 for _name in [*_BINARY, *map("r{}".format, _BINARY), *"neg pos abs invert lt le gt ge".split()]:
     setattr(JobResult, f"__{_name}__", _refuse)
 for _name in "len iter reversed contains getitem setitem delitem".split():

@@ -1,4 +1,4 @@
-"""Doubles for deterministic tests of code that uses microbatch: a clock, an executor and a processor.
+"""A clock, an executor and a processor with which tests of code that uses a batcher are deterministic.
 
 >>> from microbatch import Batcher, Interval, Size
 >>> clock, processor = ManualClock(), RecordingProcessor()
@@ -30,27 +30,31 @@ Result = TypeVar("Result")
 class ManualClock:
     """A clock that stands still until `advance` is called: ``Batcher(..., clock=ManualClock())``.
 
-    It rules every wait of the batcher: intervals, ``expires_in``, and the timeouts of `Batcher.submit`,
-    `Batcher.flush` and `Batcher.shutdown`. ``Future.result(timeout)`` is not the batcher's and waits in real time.
-    A job that was submitted before `advance` was called sees the new time, even if the worker thread has not looked at
-    it yet, so that a test need not wait in between.
+    It controls every wait of the batcher: intervals, *expires_in*, and the timeouts of `Batcher.submit`,
+    `Batcher.flush` and `Batcher.shutdown`. It does not control ``result(timeout)`` of a future, which waits in real
+    time.
+
+    You can call `advance` right after `Batcher.submit`. The worker thread need not have seen the job yet.
 
     Args:
-        start: the moment at which the clock stands, in seconds.
+        start: The moment that the clock shows at first, in seconds.
     """
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = check_number("start", start, below=NEVER)
-        self._changed = threading.Condition()  # guards both; never held while another lock is taken
+        self._changed = threading.Condition()  # guards both attributes; never held while another lock is acquired
         self._sleepers: list[tuple[threading.Condition, float]] = []
 
     def now(self) -> float:
-        """Return the moment at which the clock stands."""
+        """Return the moment that the clock shows."""
         with self._changed:
             return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass at once, and wake the threads whose moment has come by then."""
+        """Move the clock forward by *seconds*, and wake the threads whose moment has come.
+
+        Does not wait until these threads have done anything.
+        """
         seconds = check_number("seconds", seconds, below=NEVER)
         with self._changed:
             self._now += seconds
@@ -63,12 +67,13 @@ class ManualClock:
         return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
-        """Wait, with *condition* held, until it is notified or the clock has been advanced to *moment*."""
+        """Wait until *condition* is notified or the clock is advanced to *moment*. The caller holds *condition*."""
         sleeper = (condition, moment)
         with self._changed:
             if moment <= self._now:
                 return
-            # From here on advance() finds this thread, and has to wait for the condition until it really sleeps.
+            # From here on, advance() finds this thread. It can't notify it too early, because this thread holds the
+            # condition until it sleeps.
             self._sleepers.append(sleeper)
             self._changed.notify_all()
         try:
@@ -78,31 +83,31 @@ class ManualClock:
                 self._sleepers.remove(sleeper)
 
     def wait_for_sleeper(self, moment: float, timeout: float = 10.0) -> None:
-        """Block until some thread waits for exactly *moment*: a batcher that has a timer set for it, say.
+        """Block until a thread waits for exactly *moment*, such as a batcher for the end of an interval.
 
         Args:
-            moment: on this clock.
-            timeout: in seconds of real time.
+            moment: A moment on this clock.
+            timeout: The longest time to block, in seconds of real time.
 
         Raises:
-            TimeoutError: no thread did in that time.
+            TimeoutError: No thread waited for *moment* in that time.
         """
         moment = check_number("moment", moment)
         check_number("timeout", timeout, below=threading.TIMEOUT_MAX)
         with self._changed:
             if not self._changed.wait_for(lambda: any(each == moment for _, each in self._sleepers), timeout):
                 moments = sorted(each for _, each in self._sleepers if each != NEVER)
-                raise TimeoutError(f"no thread waits for {moment}; awaited are {moments}")
+                raise TimeoutError(f"no thread waits for moment {moment}: threads wait for {moments}")
 
 
 class InlineExecutor(Executor):
-    """Runs each call at once, in the thread that submits it: ``Batcher(..., executor=InlineExecutor())``.
+    """An executor that runs each call in the thread that submits it: ``Batcher(..., executor=InlineExecutor())``.
 
-    In a batcher that is its worker thread, so that a batch has been processed before the next one is formed.
+    In a batcher, this is its worker thread. So each batch has been processed before the next one is formed.
     """
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
-        """Call *fn* and return a future that is done."""
+        """Call *fn*, and return a future that is done."""
         future: Future[Result] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -112,14 +117,14 @@ class InlineExecutor(Executor):
 
 
 class RecordingProcessor(Generic[Job]):
-    """A processor that remembers the batches it was called with, and can be made to block.
+    """A processor that records the batches that it was called with. `hold` makes it block.
 
     Attributes:
-        batches: the jobs of each call, in the order of the calls.
+        batches: The jobs of each call, in the order of the calls.
 
     Args:
-        function: gives the result of one job; by default the job itself. It may return an exception, which fails that
-            job, or raise one, which fails the batch.
+        function: Returns the result of one job. By default, the result is the job itself. If *function* returns an
+            exception, that job fails. If it raises one, the whole batch fails.
     """
 
     def __init__(self, function: Callable[[Job], Any] | None = None) -> None:
@@ -127,7 +132,7 @@ class RecordingProcessor(Generic[Job]):
             check_callable("function", function)
         self.batches: list[list[Job]] = []
         self._function = function
-        self._called = threading.Condition()  # guards batches
+        self._called = threading.Condition()  # guards `batches`
         self._open = threading.Event()
         self._open.set()
 
@@ -139,18 +144,22 @@ class RecordingProcessor(Generic[Job]):
         return list(jobs) if self._function is None else [self._function(job) for job in jobs]
 
     def hold(self) -> None:
-        """Make every call block, after it was recorded, until `release`."""
+        """Make each call block until `release` is called. The batch is recorded before."""
         self._open.clear()
 
     def release(self) -> None:
-        """Let the calls go on."""
+        """Let the blocked calls continue, and make later calls not block."""
         self._open.set()
 
     def wait_for_batches(self, count: int, timeout: float = 10.0) -> list[list[Job]]:
-        """Block until *count* batches have come, and return all of them.
+        """Block until the processor has been called with *count* batches, and return all recorded batches.
+
+        Args:
+            count: The number of batches to wait for.
+            timeout: The longest time to block, in seconds of real time.
 
         Raises:
-            TimeoutError: they did not come within *timeout* seconds of real time.
+            TimeoutError: There were fewer batches in that time.
         """
         check_count("count", count, 0)
         check_number("timeout", timeout, below=threading.TIMEOUT_MAX)

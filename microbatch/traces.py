@@ -1,4 +1,4 @@
-"""What a batcher did in production, recorded in JSON Lines, to try other policies on.
+"""Records the load of a batcher in production as JSON Lines, so that you can simulate other policies on it.
 
 >>> import io
 >>> from microbatch import Batcher, Natural, Size
@@ -27,36 +27,39 @@ from microbatch.simulation import Arrival
 __all__ = ["Trace", "TraceRecorder", "read_trace"]
 
 _ENDLESS = 1e15
-"""Numbers from here on are a mistake; sums of squares of smaller ones stay finite."""
+"""Numbers of at least this size are refused as a mistake. Sums of squares of smaller numbers stay finite."""
 
 
 class TraceRecorder(BatchListener):
-    """Writes a line of JSON for each batch: what it cost, and when each of its jobs was submitted.
+    """A listener that writes a line of JSON for each batch: how long it took, and when each of its jobs was submitted.
 
-    Of jobs and results nothing is written, and of a key only a digest. Jobs that no worker took leave no trace.
+    The trace does not contain jobs or results, and only a digest of each key. Jobs that were never dispatched are not
+    in the trace.
 
     Args:
-        file: open for writing text; written to in the workers' threads, a line at a time. Close it after the shutdown.
-            A forked child needs a recorder and a batcher of its own: what the file holds back then is written by both.
+        file: A file that is open for writing text. The threads of the workers write one line at a time. Close it after
+            the shutdown. Don't use it in a forked child: create a new file, recorder and batcher there. Otherwise, both
+            processes write the text that was in the buffer of the file at the fork.
     """
 
     def __init__(self, file: TextIO) -> None:
         if not callable(getattr(file, "write", None)):
             raise TypeError(f"file must be a file open for writing, got {shown(file)}")
         self._file = file
-        # Guards the file, in each process: in a forked child, a thread that does not exist there may hold the parent's.
+        # Guards the file, with one mutex for each process. At a fork, a thread that does not exist in the child may
+        # hold the mutex of the parent.
         self._mutexes: dict[int, threading.Lock] = {}
 
-    def batch_finished(self, fact: BatchFinished) -> None:
-        """Write the line of a batch."""
+    def batch_finished(self, event: BatchFinished) -> None:
+        """Write one line for the batch."""
         line: dict[str, Any] = {
-            "service_time": fact.service_time,
-            "trigger": fact.batch.trigger,
-            "submitted": [future.submitted for future in fact.futures],
+            "service_time": event.service_time,
+            "trigger": event.batch.trigger,
+            "submitted": [future.submitted for future in event.futures],
         }
-        if fact.batch.key is not None:
-            line["key"] = hashlib.blake2b(repr(fact.batch.key).encode(errors="replace"), digest_size=8).hexdigest()
-        weights = [future.weight for future in fact.futures]
+        if event.batch.key is not None:
+            line["key"] = hashlib.blake2b(repr(event.batch.key).encode(errors="replace"), digest_size=8).hexdigest()
+        weights = [future.weight for future in event.futures]
         if set(weights) != {1.0}:
             line["weights"] = weights
         text = json.dumps(line) + "\n"
@@ -66,11 +69,12 @@ class TraceRecorder(BatchListener):
 
 @dataclass(frozen=True)
 class Trace:
-    """A load as it was: what `microbatch.simulation.simulate` wants to know.
+    """A recorded load, as the arguments of `microbatch.simulation.simulate`.
 
     Attributes:
-        arrivals: when the jobs came, in order, the first at 0.
-        service_time: how many seconds a batch of so many jobs took, by the line of least squares through all of them.
+        arrivals: When the jobs were submitted, in order. The first one is at 0.
+        service_time: Returns how many seconds a batch of a given size takes. This is a line that was fitted to all
+            batches by least squares.
     """
 
     arrivals: tuple[Arrival, ...]
@@ -78,12 +82,15 @@ class Trace:
 
 
 def read_trace(lines: Iterable[str]) -> Trace:
-    """Return what a `TraceRecorder` has written, as an open file or in a list.
+    """Return the trace that a `TraceRecorder` has written.
 
-    A last line that was cut off, since the file was still being written, is left out.
+    If the last line is incomplete, because the file is still being written, it is ignored.
+
+    Args:
+        lines: The lines of the trace: an open file, or a list.
 
     Raises:
-        ValueError: a line is not of a trace, or there is none.
+        ValueError: A line was not written by a `TraceRecorder`, or the trace has no job.
     """
     if isinstance(lines, (str, bytes)) or not isinstance(lines, Iterable):
         raise TypeError(f"lines must be the lines of a trace, got {shown(lines)}")
@@ -100,7 +107,7 @@ def read_trace(lines: Iterable[str]) -> Trace:
             pairs = zip(moments, weights, strict=True)
             arrivals += [Arrival(moment, line.get("key"), weight) for moment, weight in pairs]
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise ValueError(f"line {number} must be one of a trace, got {shown(text)} ({error!r})") from None
+            raise ValueError(f"line {number} must be a line of a trace, got {shown(text)} ({error!r})") from None
     if not arrivals:
         raise ValueError("a trace must have at least one job")
     first = min(arrival.moment for arrival in arrivals)
@@ -118,14 +125,14 @@ def _without_half_a_line(lines: list[str]) -> list[str]:
 
 
 def _finite(moment: Any) -> float:
-    number = check_answer("submitted", moment)  # of a clock that starts anywhere, maybe below zero
+    number = check_answer("submitted", moment)  # may be negative, because the zero of a clock is arbitrary
     check_number("submitted", abs(number), below=_ENDLESS)
     return number
 
 
 def _line(batches: Sequence[tuple[int, float]]) -> Callable[[int], float]:
     sizes, times = zip(*batches)
-    fixed, each = statistics.median(times), 0.0  # where all are of one size, or the larger ones were faster
+    fixed, each = statistics.median(times), 0.0  # if all batches have the same size, or larger ones did not take longer
     if len(set(sizes)) > 1:
         slope, intercept = statistics.linear_regression(sizes, times)
         if slope > 0:

@@ -104,8 +104,8 @@ NO_CLOCK = wrong(
 NO_CLOCK += wrong(TypeError, r"clock must have now\(\) and wait_until\(\)", SimpleNamespace(now=1.5, wait_until=2))
 NO_LISTENERS = wrong(TypeError, "an iterable of BatchListeners", 3, True, NAN, BatchListener(), Shy())
 NO_LISTENERS += wrong(TypeError, "BatchListeners", [3], [None], "x", [BatchListener], (echo, echo), [Shy()])
-NO_TEXT = wrong(TypeError, "a string that is not empty", 3, True, b"x", Shy())
-NO_TEXT += wrong(ValueError, "a string that is not empty", "")
+NO_TEXT = wrong(TypeError, "a non-empty string", 3, True, b"x", Shy())
+NO_TEXT += wrong(ValueError, "a non-empty string", "")
 NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fraction(-1, 2))
 INFINITE = wrong(ValueError, "below inf", INF, HUGE)
 ZERO = wrong(ValueError, "above 0", 0, 0.0, Fraction(0))
@@ -234,7 +234,7 @@ NO_DOORS = {
     "batched.options": "for Batcher, which looks at them",
     "*.window": "the batcher asks policies",
     "*.fits.weight": "the batcher asks policies",
-    "*.fact": "the batcher tells listeners",
+    "*.event": "the batcher tells listeners",
     "*.observe.report": "the batcher tells policies",
     "ManualClock.wait_until.*": "the batcher waits",
     "RecordingProcessor.__call__.jobs": "the batcher calls processors",

@@ -135,7 +135,7 @@ def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
         processor.wait_for_batches(1)
         batcher.submit("a")
         batcher.submit("b")
-        with pytest.raises(BacklogFull, match="no room: max_pending is 2, and as many jobs are waiting") as caught:
+        with pytest.raises(BacklogFull, match="is full: max_pending is 2, and as many jobs are waiting") as caught:
             batcher.submit("c", timeout=0)
         assert 2 == caught.value.max_pending
         assert 3 == batcher.stats().accepted

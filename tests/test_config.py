@@ -117,7 +117,7 @@ def test_variables_say_the_policy(variables: dict[str, str], policy: str, prefix
         ),
         (
             {"STRATEGY": "tests.test_config:make_none"},
-            "X_STRATEGY must be a function that returns a BatchingPolicy, not a int",
+            "X_STRATEGY must be a factory that returns a BatchingPolicy, not one that returns 7, got",
         ),
     ],
     ids=str,

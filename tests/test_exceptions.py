@@ -449,7 +449,7 @@ def test_a_job_that_expires_and_that_nobody_asks_about_is_logged(
         clock.wait_for_sleeper(5)
         clock.advance(5)
         batcher.flush()
-    assert "1 job of 'microbatch' failed" in log.text and "not sent within 5 s" in log.text
+    assert "1 job of 'microbatch' failed" in log.text and "the job was not dispatched within 5 s" in log.text
 
 
 async def awaited(future: JobFuture[Any]) -> None:

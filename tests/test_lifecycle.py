@@ -347,7 +347,7 @@ def test_a_job_expires_at_its_moment_and_not_only_when_its_batch_goes(clock: Man
         clock.advance(5)
         error = doomed.exception(timeout=10)
         assert isinstance(error, JobExpired) and isinstance(error, TimeoutError)
-        assert (5.0, "not sent within 5 s") == (error.expires_in, str(error))
+        assert (5.0, "the job was not dispatched within 5 s") == (error.expires_in, str(error))
         assert (JobState.EXPIRED, False, False) == (doomed.state, doomed.cancelled(), doomed.cancel())
         assert 2 == [batcher.submit(job) for job in "ab"][0].result(timeout=10).batch.size
     assert [["a", "b"]] == processor.batches

@@ -607,7 +607,7 @@ def test_adaptive_falls_back_to_the_least_where_its_arithmetic_fails_and_says_so
     assert 39 <= limit(policy) <= 41
     learned(policy, (30, time))
     assert (2, "ERROR") == (limit(policy), caplog.records[0].levelname)
-    assert "can't make sense of a batch of 30 jobs" in caplog.text
+    assert "can't learn from a batch of 30 jobs" in caplog.text
     assert 4 == limit(learned(policy, (2, 0.01), (3, 0.01)))
 
 

@@ -109,7 +109,9 @@ def test_without_jobs_nothing_is_called(wrap: Any) -> None:
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert [1, 2] == wrap(lambda jobs: iter([1, 2, 3]))([1, 2])
-    assert ["the processor gave more than 2 results for a batch"] == [record.getMessage() for record in caplog.records]
+    assert ["the processor returned more than 2 results for a batch"] == [
+        record.getMessage() for record in caplog.records
+    ]
 
 
 def skipping(jobs: list[str]) -> Any:
@@ -219,7 +221,7 @@ def test_a_predicate_that_raises_fails_those_that_failed_and_has_nothing_done_ag
 
 @pytest.mark.parametrize("strategy", ["stop", "wait", "retry"])
 def test_a_class_is_no_strategy(strategy: str) -> None:
-    with pytest.raises(TypeError, match=f"{strategy} must be a strategy, got <class .*>: make an instance"):
+    with pytest.raises(TypeError, match=f"{strategy} must be a strategy of tenacity, got <class .*>: pass an instance"):
         twice(len, **{strategy: ConnectionError})
 
 
@@ -344,7 +346,7 @@ def test_a_context_that_suppresses_even_what_is_no_exception_leaves_an_error() -
     def processor(jobs: list[Any]) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(RuntimeError, match="the context suppressed that"):
+    with pytest.raises(RuntimeError, match="the context suppressed an exception of the processor"):
         within(processor, lambda: suppress(KeyboardInterrupt))([1])
 
 

@@ -69,10 +69,10 @@ def test_everything_public_is_documented(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "error, message",
     [
-        (errors.BacklogFull(3), "no room: max_pending is 3, and as many jobs are waiting"),
+        (errors.BacklogFull(3), "the queue is full: max_pending is 3, and as many jobs are waiting"),
         (errors.JobTooLarge(5.0, 4.0), "a job of weight 5 does not fit into any batch: the limit is 4"),
         (errors.JobTooLarge(5.0), "a job of weight 5 does not fit into any batch"),
-        (errors.JobExpired(0.5), "not sent within 0.5 s"),
+        (errors.JobExpired(0.5), "the job was not dispatched within 0.5 s"),
         (errors.ResultCountError(3, 2), "the processor must return one result per job: expected 3, got 2"),
         (errors.BatcherClosed("closed"), "closed"),
         (errors.ForkedError("forked"), "forked"),

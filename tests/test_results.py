@@ -415,7 +415,7 @@ def test_an_iterator_that_ends_early_fails_the_jobs_that_are_left() -> None:
 
 def test_a_surplus_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert [0, 1, 2] == values(run(lambda jobs: (number for number in range(99))))
-    assert ["the processor gave more than 3 results for batch 1"] == [record.message for record in caplog.records]
+    assert ["the processor returned more than 3 results for batch 1"] == [record.message for record in caplog.records]
 
 
 def test_an_endless_generator_is_asked_for_one_result_more_and_closed() -> None:
@@ -630,13 +630,13 @@ def row() -> sqlite3.Row:
         (Frame(), "iterates over columns"),
         (requests.Response(), "iterates over chunks of its body"),
         (httpx.Response(200, content=b"abc"), "iterates over chunks of its body"),
-        (asyncio.Future(loop=LOOP), "has to be waited for"),
-        (concurrent.futures.Future(), "has to be waited for"),
-        (3, "can't be iterated over"),
-        (object(), "can't be iterated over"),
-        (abs, "can't be iterated over"),
-        (mock.Mock(), "can't be iterated over"),
-        (Counted(), "can't be iterated over"),
+        (asyncio.Future(loop=LOOP), "must be waited for"),
+        (concurrent.futures.Future(), "must be waited for"),
+        (3, "is not iterable"),
+        (object(), "is not iterable"),
+        (abs, "is not iterable"),
+        (mock.Mock(), "is not iterable"),
+        (Counted(), "is not iterable"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -660,7 +660,7 @@ def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:
     async def processor(jobs: list[str]) -> list[str]:
         return jobs
 
-    assert "got coroutine, which has to be waited for" in str(errors(run(lambda jobs: processor(jobs)))[0])
+    assert "got coroutine, which must be waited for" in str(errors(run(lambda jobs: processor(jobs)))[0])
 
 
 def test_a_task_is_refused_and_goes_on() -> None:
@@ -669,7 +669,7 @@ def test_a_task_is_refused_and_goes_on() -> None:
 
     async def main() -> None:
         task = asyncio.ensure_future(work())
-        assert "got Task, which has to be waited for" in str(errors(run(lambda jobs: task))[0])
+        assert "got Task, which must be waited for" in str(errors(run(lambda jobs: task))[0])
         assert "done" == await task
 
     asyncio.run(main())
@@ -859,7 +859,7 @@ def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(cloc
 @pytest.mark.parametrize(
     "last, message, level",
     [
-        (str, "the processor gave more than 3 results for batch 1", logging.WARNING),
+        (str, "the processor returned more than 3 results for batch 1", logging.WARNING),
         (int, "the processor raised after its last result, in batch 1", logging.ERROR),
     ],
     ids=["a surplus", "an exception"],

@@ -47,7 +47,7 @@ def test_nobody_sleeps_for_a_moment_in_the_past(clock: ManualClock) -> None:
 def test_waiting_for_a_sleeper_who_does_not_come_says_who_sleeps(clock: ManualClock) -> None:
     woken = sleeper(clock, 9.0)
     clock.wait_for_sleeper(9.0)
-    with pytest.raises(TimeoutError, match=r"no thread waits for 8.0; awaited are \[9.0\]"):
+    with pytest.raises(TimeoutError, match=r"no thread waits for moment 8.0: threads wait for \[9.0\]"):
         clock.wait_for_sleeper(8.0, timeout=0)
     clock.advance(9)
     woken.result(timeout=10)

@@ -1,1 +1,1 @@
-"""What every other room may use: time, checks of arguments, the log, and waiting for another thread. Knows no job."""
+"""Helpers that all other modules may use: the clock, argument checks, logging, and waiting for another thread."""

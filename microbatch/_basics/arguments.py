@@ -1,4 +1,4 @@
-"""What an argument must be, said when it is not: ``name must be ..., got ...``."""
+"""Checks of arguments. Each error has the form ``name must be ..., got ...``."""
 
 import math
 import numbers
@@ -8,22 +8,22 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 MOST_THREADS = 10_000
-"""Who asks for more has mistaken something, and would take the machine down."""
+"""The maximum number of worker threads. A larger number is a mistake, and could bring the machine down."""
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxlong = _brief.maxother = 100
 
 
 def shown(value: Any) -> str:
-    """Return the repr of *value* for a message, cut where it is long. One that raises never replaces the message."""
+    """Return the repr of *value* for a message, shortened if it is long. Never raises, even if the repr does."""
     try:
         return _brief.repr(value)
-    except Exception:  # of an integer with too many digits, say
+    except Exception:  # for example, for an integer with too many digits
         return object.__repr__(value)
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Raise TypeError unless *value* can be called, and gives its answer when it is: a coroutine function does not."""
+    """Raise TypeError unless *value* is callable and not asynchronous."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {shown(value)}")
     for function in (value, getattr(value, "__call__", None)):
@@ -45,20 +45,20 @@ def check_clock(name: str, value: Any) -> None:
 
 
 def check_name(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless *value* is a string that is not empty."""
+    """Raise TypeError or ValueError unless *value* is a non-empty string."""
     if not isinstance(value, str) or not value:
         kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{name} must be a string that is not empty, got {shown(value)}")
+        raise kind(f"{name} must be a non-empty string, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise TypeError unless *value* is True or False: a number may be a timeout in the wrong place."""
+    """Raise TypeError unless *value* is True or False. A number is refused, because it may be a misplaced timeout."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
-    """Return *value* if it is an integer of at least *least* and at most *most*; a bool is none."""
+    """Return *value* if it is an integer from *least* to *most*. A bool is not an integer here."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     number = int(value)
@@ -70,7 +70,7 @@ def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -
 
 
 def check_number(name: str, value: Any, below: float | None = None) -> float:
-    """Return *value* as a float if it is a real number of at least 0 and, if that is given, below *below*; not NaN."""
+    """Return *value* as a float if it is a real number of at least 0, not NaN, and below *below* if that is given."""
     number = _float(name, value)
     if not number >= 0:
         raise ValueError(f"{name} must be at least 0, got {shown(value)}")
@@ -88,13 +88,13 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def check_timeout(name: str, value: float | None) -> float:
-    """Return *value* in seconds, infinite for None."""
+    """Return *value* as a float of seconds, or infinity for None."""
     return math.inf if value is None else check_number(name, value)
 
 
 def check_answer(name: str, value: Any) -> float:
-    """Return *value*, which a user's code gave, as a float if it is a real number; NaN is none."""
-    number = value if type(value) is float else _float(name, value)  # the former is quick: this is asked for each batch
+    """Return *value*, which code of the user returned, as a float if it is a real number and not NaN."""
+    number = value if type(value) is float else _float(name, value)  # a short cut, because this runs for each batch
     if number != number:
         raise TypeError(f"{name} must be a number, got nan")
     return number
@@ -106,5 +106,5 @@ def _float(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer that is too large for a float
         return math.inf if value > 0 else -math.inf

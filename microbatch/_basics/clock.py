@@ -1,7 +1,7 @@
-"""What time is. Nothing else in this package reads a clock or waits.
+"""The clock of the library. Batchers read the time and wait only through a `Clock`.
 
-Moments are float seconds of a monotonic clock that starts anywhere. ``NOW`` is before and ``NEVER`` after all of them,
-so that both can be compared with any moment and a policy may answer with either.
+A moment is a float: seconds on a monotonic clock whose zero is arbitrary. `NOW` is before all moments and `NEVER` is
+after all of them. So you can compare both with any moment, and a policy may return either.
 """
 
 import functools
@@ -15,19 +15,20 @@ NEVER = math.inf
 
 
 class Clock(Protocol):
-    """Tells the time, and waits. ``microbatch.testing.ManualClock`` is the other implementation."""
+    """Interface of clocks. `SystemClock` is the real one, and ``microbatch.testing.ManualClock`` is for tests."""
 
     def now(self) -> float:
-        """Return the present moment."""
+        """Return the current moment."""
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
-        """Wait, with *condition* held, until it is notified or *moment* has come; may return sooner."""
+        """Wait until *condition* is notified or *moment* has come. The caller holds *condition*. May return early."""
 
 
 def _true_time_module() -> object:
-    # A tool that freezes time (freezegun) replaces time.monotonic wherever a module refers to it, and so it would for
-    # an import inside the freeze. The worker thread would then wait in real time for a moment of frozen time, which
-    # never comes. The built-in module made once more holds the function that nobody has replaced.
+    # Tools that freeze time, such as freezegun, replace `time.monotonic` in every module that refers to it. If
+    # microbatch is imported while time is frozen, it would get the replacement too. A worker thread would then wait in
+    # real time for a moment of frozen time, which never comes. A second instance of the built-in module has the
+    # original function.
     spec = importlib.util.find_spec("time")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -38,7 +39,7 @@ def _true_time_module() -> object:
 class SystemClock:
     """The machine's monotonic clock."""
 
-    # An attribute of the class, not a global of the module: the tools that freeze time replace only the latter.
+    # An attribute of the class, because tools that freeze time replace the globals of modules.
     now = staticmethod(getattr(_true_time_module(), "monotonic"))
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
@@ -52,4 +53,4 @@ class SystemClock:
 
 
 let_others_run = functools.partial(getattr(_true_time_module(), "sleep"), 0)
-"""Let other threads have the interpreter, and return when it is this one's turn again."""
+"""Let other threads run. Returns when the interpreter runs this thread again."""

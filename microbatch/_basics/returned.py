@@ -1,4 +1,4 @@
-"""Taking apart what a processor gives back."""
+"""Turns the return value of a processor into one result per job, or refuses it."""
 
 import logging
 from collections import UserString
@@ -14,32 +14,33 @@ from microbatch._basics.log import report
 __all__ = ["exhaust", "results_of"]
 
 _ONE_VALUE = (str, UserString, bytes, bytearray, memoryview)
-_VIEWS = (KeysView, ItemsView)  # sets too, but in the order of their dict
+_VIEWS = (KeysView, ItemsView)  # subclasses of Set, but with the order of their dict
 
 
 def results_of(returned: Any) -> list[Any] | Iterator[Any]:
-    """Return the results: in a list if all of them are there at once, so that their number is known; else one by one.
+    """Return the results as a list if their number is known, or else as an iterator.
 
-    Whatever Python iterates over is accepted, since it gives one result per job in order: lists, tuples, arrays (along
-    their first axis), series, deques, ranges, views of a dict, generators, iterable classes of the user's own.
+    Most iterables are accepted, because they give one result per job, in order: lists, tuples, arrays (along their
+    first axis), series, deques, ranges, views of a dict, generators, and iterable classes that the user defines.
 
-    The following iterate over something other than results, so they are refused, and never taken apart:
+    The following are refused, because they are not iterable, or iterate over something other than results:
 
-    * Coroutines, futures and tasks, which have to be waited for.
-    * Text, bytes and zero-dimensional arrays, which are one value. Sets, which have no order.
-    * Mappings, classes with their methods, named tuples, rows, models, and objects whose items turn out to be their own
-      attributes, which hold values by name.
-    * Tables, which iterate over columns, and responses of HTTP clients, which iterate over chunks of bytes.
-    * Anything that yields more or fewer items than its length.
+    * coroutines, futures and tasks, which must be waited for
+    * strings, bytes and zero-dimensional arrays, which are a single value
+    * sets, which have no order
+    * objects that hold values by name: mappings and classes with the methods of a mapping, named tuples, rows, models,
+      and objects that iterate over their own attributes
+    * tables, which iterate over columns, and responses of HTTP clients, which iterate over chunks of bytes
+    * objects that yield more or fewer items than their length
 
-    Classes of other libraries are recognised by what they define, so that nothing is imported. Names are looked up in
-    the class, because objects may answer to any name.
+    Classes of other libraries are recognised by the names that they define, so no library has to be imported. Names are
+    looked up in the class, because some objects, such as mocks, have an attribute for any name.
 
     Raises:
-        TypeError: it is refused. The message says why, and what to return instead.
+        TypeError: The value is refused. The message says why, and what to return instead.
     """
     if type(returned) is list:
-        return list(returned)  # a copy, since the processor may still have the other
+        return list(returned)  # a copy, because the processor may still change its list
     flaw = _flaw(returned)
     if flaw is not None:
         raise _refusal(returned, flaw)
@@ -57,8 +58,8 @@ def results_of(returned: Any) -> list[Any] | Iterator[Any]:
 
 
 def exhaust(values: Iterator[Any], count: int, batch: str) -> None:
-    """Let *values*, which has given all results, come to its end, and log whatever else it does. Never raises."""
-    # Every job has its result, so all that is left to do with an error is to report it.
+    """Run *values*, which has yielded all results, to its end. Log what else it yields or raises. Never raises."""
+    # Every job has its result already, so an exception can only be logged.
     try:
         next(values)
     except StopIteration:
@@ -66,7 +67,7 @@ def exhaust(values: Iterator[Any], count: int, batch: str) -> None:
     except BaseException:
         report("the processor raised after its last result, in %s", batch)
         return
-    report("the processor gave more than %d results for %s", count, batch, level=logging.WARNING)
+    report("the processor returned more than %d results for %s", count, batch, level=logging.WARNING)
 
 
 def _refusal(returned: Any, flaw: str) -> TypeError:
@@ -79,12 +80,12 @@ _BY_NAME = f"which holds values by name: {_A_LIST}"
 
 
 def _flaw(returned: Any) -> str | None:
-    """Return why *returned* is refused, and what to return instead; None if it may be iterated over."""
+    """Return why *returned* is refused, and what to return instead; or None if it is accepted."""
     kind = type(returned)
     if isinstance(returned, Coroutine):
-        returned.close()  # or Python warns that it was never awaited
+        returned.close()  # otherwise Python warns that it was never awaited
     if isinstance(returned, Future) or isawaitable(returned):
-        return "which has to be waited for: return its result"
+        return "which must be waited for: return its result"
     if isinstance(returned, _ONE_VALUE) or _dimensions(returned) == 0:
         return f"which is one value: {_A_LIST}"
     if isinstance(returned, Set) and not isinstance(returned, _VIEWS):
@@ -96,13 +97,13 @@ def _flaw(returned: Any) -> str | None:
     if _defined(kind, "iter_lines") or _defined(kind, "getheader"):  # as in requests, httpx, botocore; in http.client
         return "which iterates over chunks of its body: return a list made from its content"
     if _defined(kind, "__iter__") is None and _defined(kind, "__getitem__") is None:
-        return f"which can't be iterated over: {_A_LIST}"
+        return f"which is not iterable: {_A_LIST}"
     return None
 
 
 def _defined(kind: type, name: str) -> Any:
-    """Return what a class, or one of its bases, defines under *name*; None if there is nothing."""
-    for base in kind.__mro__:  # a loop, which takes a third of the time of a generator: this is asked for each batch
+    """Return the attribute *name* that a class or one of its bases defines, or None."""
+    for base in kind.__mro__:  # a loop takes a third of the time of a generator, and this runs for each batch
         if name in base.__dict__:
             return base.__dict__[name]
     return None
@@ -118,7 +119,7 @@ def _is_table(kind: type) -> bool:
     columns = _defined(kind, "columns") or _defined(kind, "column_names")
     if columns is None or callable(columns):
         return False
-    # Results of queries may know their columns too, but iterate over rows.
+    # The result of a query may have columns too, but iterates over rows.
     return any(_defined(kind, name) is not None for name in ("dtypes", "schema", "shape", "num_rows"))
 
 
@@ -126,31 +127,32 @@ def _looks_like_a_mapping(returned: Any) -> bool:
     kind = type(returned)
     if _defined(kind, "keys") is None or _defined(kind, "__getitem__") is None:
         return False
-    return bool(_dimensions(returned) != 1)  # a series of pandas has both, and iterates over its values
+    return bool(_dimensions(returned) != 1)  # a series of pandas has both methods, but iterates over its values
 
 
 def _holds_fields(kind: type) -> bool:
     if issubclass(kind, tuple) and (_defined(kind, "_fields") or _defined(kind, "n_sequence_fields")):
-        return True  # made by `collections.namedtuple`, or the same in C
-    module = getattr(_defined(kind, "__iter__"), "__module__", None)  # a model may have an `__iter__` of its own
+        return True  # created by `collections.namedtuple`, or its equivalent in C
+    # A subclass that defines `__iter__` may iterate over anything, so it is not refused here.
+    module = getattr(_defined(kind, "__iter__"), "__module__", None)
     return _defined(kind, "_asdict") is not None or str(module).partition(".")[0] == "pydantic"
 
 
 def _length(returned: Any) -> int | None:
     try:
         return len(returned)
-    except Exception:  # it has none, or not yet: a progress bar around a generator, say
+    except Exception:  # it has no length, or none yet: for example, a progress bar around a generator
         return None
 
 
 def _without_fields(returned: Any, items: Iterator[Any]) -> Iterator[Any]:
-    """Yield *items*, once it is clear that they are not just the fields of *returned*, from the first to the last.
+    """Yield *items*, but only once it is certain that they are not just the fields of *returned*.
 
-    Fields are its public attributes, and what it keeps in a dict: their names, or pairs of name and value, or the
-    attributes' values.
+    Fields are the public attributes of *returned*, and the items of each dict that it has as an attribute. An object
+    may iterate over the names of its fields, over pairs of name and value, or over the values of its public attributes.
 
     Raises:
-        TypeError: they are.
+        TypeError: All items are the fields of *returned*, in order.
     """
     attributes = _attributes(returned)
     public = {name: value for name, value in attributes.items() if not name.startswith("_")}
@@ -175,7 +177,7 @@ _END = object()
 
 
 def _attributes(returned: Any) -> dict[str, Any]:
-    """Return the attributes of the object itself, and not of its class, by their names."""
+    """Return the attributes of the object by name, without those of its class."""
     found: dict[str, Any] = {}
     for base in reversed(type(returned).__mro__):
         slots = [name for name, member in vars(base).items() if isinstance(member, MemberDescriptorType)]
@@ -185,7 +187,7 @@ def _attributes(returned: Any) -> dict[str, Any]:
 
 
 def _same(expected: Any, item: Any) -> bool:
-    """Return whether an item is the expected name, value, or pair of both. The value is not asked."""
+    """Return whether an item is the expected name, value or pair. Values are compared by identity, not with ``==``."""
     if item is expected:
         return True
     if type(expected) is type(item) is tuple:

@@ -1,4 +1,4 @@
-"""Waiting for a word from another thread, in a way that a signal handler or finalizer can't spoil."""
+"""Ways to wait for another thread that stay correct if a signal handler or a finalizer interrupts them at any point."""
 
 import threading
 from typing import Any
@@ -7,53 +7,58 @@ __all__ = ["Waiter", "Waiters", "Flag", "StartLatch"]
 
 
 class Waiter(threading.Condition):
-    """A condition for one waiting thread, that remembers: a `notify` before the `wait` is not lost.
+    """A condition for one waiting thread. It remembers a `notify` that comes before the `wait`.
 
-    With an ordinary condition, what interrupts the waiting thread between its last look and its sleep (a finalizer that
-    submits a job, a signal handler that shuts down) would notify nobody.
+    A finalizer may submit a job, or a signal handler may shut down, just after the waiting thread has checked its
+    condition and just before it sleeps. They run in that thread, so the lock does not stop them, and an ordinary
+    condition would lose their `notify`.
 
     Args:
-        lock: re-entrant; `wait` gives up the whole of it.
+        lock: A re-entrant lock. `wait` releases it completely, even if the thread has acquired it several times.
     """
 
-    caller: Any = None  # whatever is to be known of who waits
+    caller: Any = None  # data about the thread that waits; the user of this class sets it
 
     def __init__(self, lock: Any) -> None:
-        # Not Condition's own, which makes much that a waiter has no use for.
+        # Does not call that of `Condition`, which creates objects that a waiter does not need.
         self._lock = lock
         self._rung = threading.Lock()
         self._rung.acquire()
 
     acquire = property(lambda self: self._lock.acquire)
     release = property(lambda self: self._lock.release)
-    __repr__ = object.__repr__  # Condition's own asks for what is not here
+    __repr__ = object.__repr__  # that of `Condition` uses attributes that do not exist here
 
     def silence(self) -> None:
-        """Forget that it was rung. Look for what it may have been rung for afterwards."""
+        """Forget earlier notifications. Check the condition after this call, not before it."""
         self._rung.acquire(blocking=False)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Release the lock, wait until it is rung or *timeout* seconds are over, and take the lock again."""
-        saved = 1, threading.get_ident()  # where a signal breaks this off before it is known
+        """Release the lock, wait for a notification or for *timeout* seconds, and acquire the lock again.
+
+        Returns:
+            Whether there was a notification.
+        """
+        saved = 1, threading.get_ident()  # used if a signal interrupts the next statement before it assigns
         try:
             saved = self._lock._release_save()
             rung = self.sleep(timeout)
         finally:
             try:
                 self._take_back(saved)
-            except BaseException:  # a signal: whoever called holds the lock, and will release it
+            except BaseException:  # a signal; acquire the lock all the same, because the caller will release it
                 self._take_back(saved)
                 raise
         return rung
 
     def hear(self, timeout: float | None = None) -> bool:
-        """Wait as `wait` does, but without the lock, so that those who are rung for do not queue for it."""
-        if self._lock._is_owned():  # by what this call interrupts
+        """Wait like `wait`, but do not acquire the lock afterwards, so that woken threads do not queue for it."""
+        if self._lock._is_owned():  # by the code that this call interrupts, as in a signal handler
             return self.wait(timeout)
         return self.sleep(timeout)
 
     def sleep(self, timeout: float | None = None) -> bool:
-        """Wait until it is rung or *timeout* seconds are over, whatever lock is held."""
+        """Wait for a notification or for *timeout* seconds, without touching the lock, and return whether one came."""
         return self._rung.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
 
     def _take_back(self, saved: Any) -> None:
@@ -61,48 +66,50 @@ class Waiter(threading.Condition):
             self._lock._acquire_restore(saved)
 
     def ring(self) -> bool:
-        """Ring it, and return whether it was silent."""
-        if not self._rung.locked():  # an exception takes longer
+        """Notify the waiting thread. Return False if it was notified before."""
+        if not self._rung.locked():  # faster than the exception below
             return False
         try:
             self._rung.release()
-        except RuntimeError:  # what came in between rang it
+        except RuntimeError:  # a signal handler or a finalizer has notified it since the check
             return False
         return True
 
     def notify(self, n: int = 1) -> None:
-        """Ring it."""
+        """Notify the waiting thread."""
         self.ring()
 
     def notify_all(self) -> None:
-        """Ring it: one thread waits."""
+        """Notify the waiting thread. There is only one."""
         self.ring()
 
 
 class Waiters(dict[Waiter, None]):
-    """For threads that wait for one thing: each enters a waiter of its own before it looks whether it has to wait.
+    """The waiters of several threads that wait for the same condition.
 
-    It takes it out in a ``finally`` of the statement that enters it, for a signal may break that off. A dict, since either
-    is then one step, and the waiters stay in the order in which they came.
+    A thread adds its waiter before it checks whether it has to wait. It adds it inside a ``try`` whose ``finally``
+    removes it, because a signal may interrupt the thread at any point.
+
+    This is a dict, because adding and removing an entry is then atomic, and the waiters stay in order.
     """
 
     def notify(self, n: int = 1) -> None:
-        """Ring the first *n* of those that have not been rung."""
+        """Notify the first *n* waiters that have not been notified yet."""
         for waiter in self.copy():
             if n < 1:
                 return
             n -= waiter.ring()
 
     def notify_all(self) -> None:
-        """Ring all."""
+        """Notify all waiters."""
         for waiter in self.copy():
             waiter.ring()
 
 
 class Flag:
-    """A `threading.Event` for one waiting thread, whose `set` never waits.
+    """Like `threading.Event`, but for one waiting thread, and with a `set` that never blocks.
 
-    A signal in `Event.wait` may leave the lock of the event taken, and `Event.set` then waits for ever.
+    If a signal interrupts `Event.wait`, the lock of the event may stay locked. `Event.set` would then block forever.
     """
 
     def __init__(self, is_set: bool) -> None:
@@ -110,28 +117,31 @@ class Flag:
         self._waiter = Waiter(None)
 
     def is_set(self) -> bool:
-        """Return whether it is set."""
+        """Return whether the flag is set."""
         return self._is_set
 
     def set(self) -> None:
-        """Set it, and wake the waiting thread."""
+        """Set the flag, and wake the waiting thread."""
         self._is_set = True
         self._waiter.ring()
 
     def clear(self) -> None:
-        """Reset it."""
+        """Reset the flag."""
         self._is_set = False
         self._waiter.silence()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set or *timeout* seconds are over, and return whether it is set."""
+        """Wait until the flag is set or *timeout* seconds have passed, and return whether it is set."""
         if not self._is_set:
             self._waiter.sleep(timeout)
         return self._is_set
 
 
 class StartLatch:
-    """Tells whether the threads run. Without a lock, so that a signal or its handler can come in anywhere."""
+    """Tells waiting threads that the worker threads have started, or why they could not start.
+
+    It uses no lock, so a signal handler may use it at any point.
+    """
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
@@ -139,15 +149,19 @@ class StartLatch:
         self._waiting = Waiters()
 
     def settle(self, error: BaseException | None = None) -> None:
-        """Say that they run, or why not. To be called once."""
+        """Record that the threads have started, or the *error* because of which they could not. Call this only once."""
         self._error = error
         self._settled = True
         self._waiting.notify_all()
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until they run, for *timeout* seconds at most, or raise why they don't."""
+        """Wait until the threads have started, for at most *timeout* seconds.
+
+        Raises:
+            BaseException: The *error* with which `settle` was called.
+        """
         waiter = Waiter(None)
-        self._waiting[waiter] = None  # before the look
+        self._waiting[waiter] = None  # before the check, so that no notification is missed
         if not self._settled:
             waiter.sleep(timeout)
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""A policy that learns how many jobs can be done in a given time."""
+"""A policy that learns how many jobs the processor can process in a given time."""
 
 import math
 from collections import deque
@@ -11,20 +11,15 @@ from microbatch.policies.base import GATES, BatchingPolicy, BatchReport, Window,
 __all__ = ["Adaptive"]
 
 
-_EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)  # one in five off the best, one in ten to either side
+# Of ten batches, one is larger than the best known size, and one is smaller.
+_EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)
 
 
 class Adaptive(BatchingPolicy[object]):
-    """A batch goes when it holds as many jobs as, by experience, can be done in *target* seconds, and never holds more.
+    """Dispatches a batch when it holds as many jobs as the processor can do in *target* seconds, by past batches.
 
-    It fits a line to the last batches, so much for the batch and so much for each job of it, and solves that for the
-    target: the cost model of ``BatchElements`` in Apache Beam. Until batches of different sizes have been seen, and where
-    a line explains nothing, it goes by the last batch alone: one step more if that was done in time, a quarter less if it
-    was not (additive increase, multiplicative decrease, as in Clipper, Crankshaw and others, NSDI 2017). A batch in ten is
-    made somewhat smaller or larger, so that it goes on learning. Batches with a failed job teach nothing, for they may
-    have ended early.
-
-    Alone it waits for as long as it takes; compose it with `Natural` or `Interval`:
+    It learns this number from past batches. The number is also the most jobs that a batch can hold. Alone, the policy
+    waits for that many jobs, however long it takes. Combine it with `Natural` or `Interval`:
 
     >>> from microbatch import BatchInfo, Natural
     >>> policy = Adaptive(target=0.1, warm_up=0) | Natural()
@@ -35,11 +30,22 @@ class Adaptive(BatchingPolicy[object]):
     >>> policy.room(Window(count=10))
     30
 
+    The policy assumes that a batch takes a fixed time, plus a time for each job. It fits that line to the last 50
+    batches by least squares, and solves it for *target*. This is the cost model of ``BatchElements`` in Apache Beam.
+
+    If all these batches had the same size, or if larger ones did not take longer, there is no such line. Then only the
+    last batch counts. If it took at most *target* seconds, the next one may hold one job more; otherwise, a quarter
+    less. This is additive increase, multiplicative decrease, as in Clipper (Crankshaw et al., NSDI 2017).
+
+    To keep learning, the policy makes one batch in ten a quarter larger and one a fifth smaller. It ignores batches
+    with a failed job, because these may have ended early.
+
     Args:
-        target: how many seconds a batch may take.
-        least: the fewest jobs that it ever holds a batch to.
-        most: the most.
-        warm_up: how many of the first batches teach nothing, for they find caches cold and connections closed.
+        target: How many seconds a batch may take.
+        least: The lowest value that the learned number of jobs may have. The first batches hold at most this many.
+        most: The highest value that the learned number of jobs may have.
+        warm_up: How many of the first batches to ignore. These may be slow because caches are cold and connections
+            closed.
     """
 
     def __init__(self, target: float, *, least: int = 1, most: int = 1_000, warm_up: int = 3) -> None:
@@ -48,10 +54,10 @@ class Adaptive(BatchingPolicy[object]):
         self.most = check_count("most", most, self.least)
         self.warm_up = check_count("warm_up", warm_up, 0)
         self._seen = 0
-        self._best = self.least  # how many jobs can be done in time, as far as it knows
-        self._size = self.least  # how many the open batch may hold
-        self._last: deque[tuple[int, float]] = deque(maxlen=50)  # sizes and times
-        self._alike = 0  # how many of the latest have the same size
+        self._best = self.least  # how many jobs can be processed in time, as far as it is known
+        self._size = self.least  # how many jobs the open batch may hold
+        self._last: deque[tuple[int, float]] = deque(maxlen=50)  # the size and the service time of each batch
+        self._alike = 0  # how many of the latest batches have the same size
         self._largest = 0
 
     def due(self, window: Window[object]) -> float:
@@ -71,7 +77,7 @@ class Adaptive(BatchingPolicy[object]):
         return max(1, self._size - window.count)
 
     def observe(self, report: BatchReport) -> None:
-        """Learn from a batch."""
+        """Learn from the size and the service time of a batch."""
         if report.failed:
             return
         self._seen += 1
@@ -84,24 +90,24 @@ class Adaptive(BatchingPolicy[object]):
             self._last.append((size, time))
             self._largest = size
             solution = None
-            if self._alike < len(self._last) or not math.isfinite(time):  # otherwise there is no line through them
+            if self._alike < len(self._last) or not math.isfinite(time):  # otherwise no line can be fitted
                 self._largest = max(self._last)[0]
                 solution = self._solved()
             self._best = self._within(solution or self._stepped(size, time))
             self._size = self._within(self._best * _EXPLORING[self._seen % len(_EXPLORING)])
         except (ArithmeticError, ValueError):
-            log("%r can't make sense of a batch of %d jobs in %g s", self, report.batch.size, report.service_time)
+            log("%r can't learn from a batch of %d jobs that took %g s", self, report.batch.size, report.service_time)
             self._last.clear()
             self._best = self._size = self.least
         self._learned += self._size != before
 
     def _within(self, size: float) -> int:
-        # No more than double of what was tried: a line is no guide to where nobody has been.
+        # At most twice the largest size that was tried, because the line may not hold far beyond it.
         most = min(self.most, 2 * self._largest)
         return max(self.least, int(min(size, most) + 1e-9))
 
     def _solved(self) -> float | None:
-        """Return how many jobs take as long as the target, by the line through the last batches; None if there is none."""
+        """Return how many jobs take *target* seconds by the line through the last batches; None if there is no line."""
         sizes, times = zip(*self._last)
         mean_size, mean_time = math.fsum(sizes) / len(sizes), math.fsum(times) / len(times)
         spread = math.fsum((size - mean_size) ** 2 for size in sizes)

@@ -1,4 +1,4 @@
-"""What every policy is: a pure decider, which sees a `Window` of the open batch. And how policies combine."""
+"""The base class of policies, the `Window` that a policy sees, and the combination of policies with ``|`` and ``&``."""
 
 import math
 from abc import ABC, abstractmethod
@@ -32,28 +32,31 @@ Job_co = TypeVar("Job_co", covariant=True)
 
 @dataclass(frozen=True)
 class Window(Generic[Job_co]):
-    """What a policy sees of one open batch and of the batcher around it.
+    """What a policy sees of one open batch, and of the batcher.
 
-    It holds for the one question it is asked with. All moments are of the batcher's monotonic clock, in seconds.
+    A window is valid only during the call that it is passed to. All moments are seconds on the monotonic clock of the
+    batcher.
 
     Attributes:
-        count: the jobs in the batch.
-        weight: their weights, added up.
-        opened: when the first of them was submitted.
-        newest: when the last of them was submitted.
-        jobs: the jobs themselves, read-only.
-        key: what their ``key`` is, None without a key function.
-        in_flight: how many batches the workers are running now.
-        workers: how many batches may run at once.
-        started: when the batcher started.
-        service_time: how many seconds the processor took for each of the last batches, the median; 0 before the first.
-        sent: the moments of the batcher's latest dispatches under all keys, oldest first.
-        full: a waiting job did not fit, so that nothing can join any more.
-        returning: how many callers have just got a result that they waited for, and are likely to submit the next job
-            soon; only for a policy that `BatchingPolicy.watches_callers`, and where jobs have no keys.
-        return_by: the moment until which that is likely of the last of them.
-        heard: when a caller who is not waiting for a result was last heard of, by submitting a job or by getting a result;
-            `NOW` if there is none; only for a policy that `BatchingPolicy.recalls` callers.
+        count: The number of jobs in the batch.
+        weight: The sum of their weights.
+        opened: The moment at which the first of them was submitted.
+        newest: The moment at which the last of them was submitted.
+        jobs: The jobs themselves. Don't change this sequence.
+        key: The common key of the jobs, or None without a *key* function.
+        in_flight: The number of batches that are running now.
+        workers: The number of batches that may run at the same time.
+        started: The moment at which the batcher started.
+        service_time: How many seconds the processor takes for a batch: the median of the last batches, or 0 before the
+            first one.
+        sent: The moments of the latest dispatches for all keys, the oldest first.
+        full: Whether a waiting job did not fit, so no more jobs can join.
+        returning: The number of callers that just got a result that they waited for, and are likely to submit their
+            next job soon. It is 0 unless the policy sets `BatchingPolicy.watches_callers`, and if jobs have keys.
+        return_by: The moment until which the last of these callers is expected.
+        heard: The moment of the latest activity of a caller that does not wait for a result now: it submitted a job, or
+            got a result. It is `NOW` if there is no such caller, or if the policy does not set
+            `BatchingPolicy.recalls`.
     """
 
     count: int = 0
@@ -75,12 +78,12 @@ class Window(Generic[Job_co]):
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """How one batch went, for a policy that learns.
+    """What a policy learns about a batch that has finished.
 
     Attributes:
-        batch: the batch.
-        service_time: seconds from the call of the processor to its last result.
-        failed: how many of its jobs failed.
+        batch: The batch.
+        service_time: Seconds from the call of the processor to its last result.
+        failed: The number of jobs that failed.
     """
 
     batch: BatchInfo
@@ -89,7 +92,7 @@ class BatchReport:
 
 
 class BatchingPolicy(ABC, Generic[Job_contra]):
-    """Decides when a batch goes. Subclass it, define `due`, and combine with ``|`` (either) and ``&`` (both).
+    """Base class of policies. Subclass it and define `due`. Combine policies with ``|`` (either) and ``&`` (both).
 
     >>> from microbatch import Size
     >>> class Urgent(BatchingPolicy[dict[str, bool]]):
@@ -98,11 +101,13 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     >>> (Urgent() | Size(2)).due(Window(count=1, jobs=[{"urgent": True}]))
     -inf
 
-    All methods are called from the batcher's own threads, one at a time; `fits` also from a thread in
-    `Batcher.submit`, with an empty window, where the batcher weighs its jobs, and `due` and `reason` from one in
-    `Batcher.explain`.
-    An exception from `due`, `fits`, `room`, `wants` or `reason` fails the jobs of that batch; so does a `due` or `room`
-    that is no number, and a `wants` that is no count.
+    The batcher calls all methods in its own threads, one at a time. There are two exceptions. If the batcher has a
+    *weigh* function, `Batcher.submit` calls `fits` with an empty window, in the thread of the caller. `Batcher.explain`
+    calls `due` and `reason`, in the thread of the caller too.
+
+    If `due`, `fits`, `room`, `wants` or `reason` raises an exception, the jobs of that batch fail with it. They also
+    fail if `due` or `room` returns something other than a number, or if `wants` does not return an integer of at least
+    0.
     """
 
     watches_flow: bool = True
@@ -119,64 +124,74 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     watches_callers: bool = False
-    """Whether `due` looks at `Window.returning`, which costs something for each job that is waited for."""
+    """Whether `due` looks at `Window.returning`. This costs a little time for each job that a caller waits for."""
 
     recalls: float = 0.0
-    """For how many seconds callers are remembered, for the sake of `Window.heard`, which costs something for each job."""
+    """How many seconds the batcher remembers the activity of a caller, for `Window.heard`.
 
-    _learned: int = 0  # how often a built-in policy has learned what may change its answers
+    If this is 0, `Window.heard` is not maintained. Otherwise, this costs a little time for each job.
+    """
+
+    _learned: int = 0  # how often a built-in policy has learned something that may change its answers
 
     history: int = 1_000
-    """How many moments `Window.sent` holds at most, the latest ones."""
+    """The maximum number of moments in `Window.sent`."""
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
-        """Return the moment from which the batch may go: `NOW`, `NEVER`, or any moment between.
+        """Return the moment from which the batch may be dispatched: `NOW`, `NEVER`, or any moment between.
 
-        It is asked again when a job has joined or left the batch, and then holds until the next such change.
-        A batch that is due goes as soon as a worker is free, and takes what still fits until then.
+        The batcher asks again when a job has joined or left the batch, and keeps the answer until the next such change.
+        See also `watches_flow`. A due batch is dispatched as soon as a worker is free. Until then it takes more jobs,
+        as long as they fit.
         """
 
     def fits(self, window: Window[Job_contra], weight: float) -> bool:
-        """Return whether one more job of this weight may join: the hard limit, held on every path.
+        """Return whether one more job of this weight may join the batch.
 
-        A job that does not fit an empty window fits nowhere, and is `JobTooLarge`: raised by `Batcher.submit` where the
-        batcher weighs its jobs, and otherwise what its future fails with. The error states the attribute ``limit``
-        of the policy, if there is one and it is a number below the weight of the job.
+        This is a hard limit: no batch ever holds a job for which the answer was False.
+
+        A job that does not fit into an empty window fits into no batch, and is rejected with `JobTooLarge`. If the
+        batcher has a *weigh* function, `Batcher.submit` raises it. Otherwise, the future of the job fails with it. The
+        message names the attribute ``limit`` of the policy, if there is one and it is a number below the weight of the
+        job.
         """
         return True
 
     def room(self, window: Window[Job_contra]) -> float:
-        """Return how many more jobs surely fit whatever they weigh; `fits` is then not asked for them.
+        """Return how many more jobs certainly fit, whatever their weights. `fits` is not called for that many jobs.
 
-        This only saves questions. By default all of them; none in a class that has a `fits` of its own.
+        This method only saves calls of `fits`. The default is `NEVER`, infinitely many. In a class that defines `fits`,
+        the default is 0.
         """
         return NEVER
 
     def earliest(self, window: Window[Job_contra]) -> float:
-        """Return the moment before which not even a flush makes the batch go. By default `NOW`."""
+        """Return the moment before which not even `Batcher.flush` dispatches the batch. The default is `NOW`."""
         return NOW
 
     def wants(self, window: Window[Job_contra]) -> int:
-        """Return how many more jobs must join before `due` can be sooner than it is now: asked again then, or when it is due.
+        """Return how many more jobs must join before `due` can return an earlier moment than it does now.
 
-        This only saves questions, and is only asked when `due` is near. By default 1: `due` is asked for each job.
+        The batcher does not call `due` again before that many jobs have joined or the batch is due. This method only
+        saves calls of `due`, and is only called when the batch is due soon. With the default, 1, `due` is called for
+        each job.
         """
         return 1
 
     def needs(self) -> int:
-        """Return how many jobs must be together before a batch can be due at all: 0 unless the policy counts jobs."""
+        """Return how many jobs a batch must hold before it can be due at all. The default is 0."""
         return 0
 
     def observe(self, report: BatchReport) -> None:
-        """Take note of how a batch went. An exception is logged and changes nothing."""
+        """Learn from a batch that has finished. An exception is logged and changes nothing else."""
 
     def reason(self, window: Window[Job_contra]) -> str:
-        """Return the word for why the batch goes, which becomes `BatchInfo.trigger`: the class's name in lower case."""
+        """Return why the batch is dispatched, for `BatchInfo.trigger`. The default is the class name in lower case."""
         return type(self).__name__.lower()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let no subclass inherit an answer that was given for what it overrides."""
+        """Reset a shortcut such as `room` in a subclass that overrides the method that it was written for."""
         super().__init_subclass__(**options)
         if _depth(cls, "fits") < _depth(cls, "room"):
             cls.room = _no_room  # type: ignore[method-assign]
@@ -194,22 +209,22 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         return Both(self, other)
 
     def __bool__(self) -> NoReturn:
-        """Raise TypeError: ``Size(10) or Interval(1)`` would silently be ``Size(10)``."""
+        """Raise TypeError, because ``Size(10) or Interval(1)`` would silently be ``Size(10)``."""
         raise TypeError("a policy has no truth value: combine policies with | and &, not with 'or' and 'and'")
 
 
 def _depth(cls: type, name: str) -> int:
-    # Not only the class itself: it may have the method from a mixin, which stands before the policy.
+    # Looks at all classes of the MRO, because a mixin that stands before the policy may define the method.
     return next(depth for depth, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
-    """Return 0: a `fits` of its own has to be asked for each job."""
+    """Return 0, because the class defines `fits`, which must be called for each job."""
     return 0.0
 
 
 def check_policy(name: str, value: Any, hint: str = "") -> None:
-    """Raise TypeError or ValueError unless *value* is a policy, and what it says of itself makes sense."""
+    """Raise TypeError or ValueError unless *value* is a policy whose attributes and `needs` are valid."""
     if not isinstance(value, BatchingPolicy):
         raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
     check_count("the needs() of a policy", value.needs(), 0)
@@ -220,17 +235,17 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
 
 
 def limit_for(policy: BatchingPolicy[Any], window: Window[Any], weight: float) -> float | None:
-    """Return the lowest limit that a part of *policy* states for refusing a job of this weight; None if none states one."""
+    """Return the lowest ``limit`` attribute of the parts of *policy* that refuse a job of this weight, or None."""
     if isinstance(policy, _Pair):
         limits = [limit_for(part, window, weight) for part in (policy.first, policy.second)]
         return min((limit for limit in limits if limit is not None), default=None)
     limit = getattr(policy, "limit", None)
-    # If the weight is within the limit, the policy refuses the job for another reason.
+    # If the weight does not exceed the limit, the policy refuses the job for another reason.
     stated = isinstance(limit, (int, float)) and limit < weight and not policy.fits(window, weight)
     return limit if stated else None
 
 
-# Not `min` and `max`, which pass over a NaN or not, as it comes: here it comes out, and the batcher refuses it.
+# Not `min` and `max`, which may drop a NaN, depending on the order. These return it, so that the batcher refuses it.
 
 
 def _least(first: float, second: float) -> float:
@@ -242,7 +257,7 @@ def _most(first: float, second: float) -> float:
 
 
 class _Pair(BatchingPolicy[Job]):
-    """Two policies as one: a job joins only where both let it."""
+    """A combination of two policies. A job must fit both."""
 
     def __init__(self, first: BatchingPolicy[Job], second: BatchingPolicy[Job]) -> None:
         for part in (first, second):
@@ -271,7 +286,7 @@ class _Pair(BatchingPolicy[Job]):
         return min(self.first.wants(window), self.second.wants(window))
 
     def observe(self, report: BatchReport) -> None:
-        """Hand the report to both, to the second even if the first raises."""
+        """Pass the report to both policies: to the second one even if the first one raises."""
         try:
             self.first.observe(report)
         finally:
@@ -279,7 +294,7 @@ class _Pair(BatchingPolicy[Job]):
 
 
 class Either(_Pair[Job]):
-    """What ``a | b`` makes: a batch goes when one of the two says so.
+    """The combination ``a | b``. Dispatches a batch when either policy would.
 
     >>> from microbatch import Interval, Size
     >>> Size(3) | Interval(0.5)
@@ -301,7 +316,7 @@ class Either(_Pair[Job]):
         return min(self.first.needs(), self.second.needs())
 
     def reason(self, window: Window[Job]) -> str:
-        """Answer with the one that is due first; with the left one of two that are due together."""
+        """Return the reason of the policy that is due first, or of the left one if both are due at the same moment."""
         left = self.first.due(window) <= self.second.due(window)
         return (self.first if left else self.second).reason(window)
 
@@ -310,7 +325,7 @@ class Either(_Pair[Job]):
 
 
 class Both(_Pair[Job]):
-    """What ``a & b`` makes: a batch goes when both of the two say so.
+    """The combination ``a & b``. Dispatches a batch when both policies would.
 
     >>> from microbatch import Interval, Size
     >>> (Size(3) | Interval(9)) & Interval(0.5)
@@ -332,44 +347,45 @@ class Both(_Pair[Job]):
         return max(self.first.needs(), self.second.needs())
 
     def reason(self, window: Window[Job]) -> str:
-        """Answer with both words, since both were needed."""
+        """Return both reasons, joined with ``&``."""
         return f"{self.first.reason(window)} & {self.second.reason(window)}"
 
     def __repr__(self) -> str:
-        # Parentheses only where they matter: both operators are associative.
+        # Only where they are needed, because both operators are associative.
         return " & ".join(
             f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
         )
 
 
 def learns(policy: BatchingPolicy[Any]) -> bool:
-    """Return whether *policy* takes note of how batches went."""
+    """Return whether *policy* learns from batches that have finished, that is, whether it defines `observe`."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         return learns(policy.first) or learns(policy.second)
     return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
 
 
 GATES: dict[type, int] = {}
-"""How many gates each of the built-in policies has.
+"""The number of gates of each built-in policy.
 
-A gate is a moment before which a policy lets no batch be dispatched, whatever is in it. It is the same for all keys,
-and depends only on the flow: which batches have started and ended, and when callers were last heard of. Apart from its
-gates, a built-in policy decides by what is in the batch and by what it has learned.
+A gate is a moment before which a policy lets no batch be dispatched, whatever its jobs. It is the same for all keys. It
+depends only on which batches have started and ended, and on `Window.heard`. Apart from its gates, a built-in policy
+decides by what is in the batch and by what it has learned.
 """
 
 
 def count_gates(policy: BatchingPolicy[Any]) -> int | None:
-    """Return how many gates *policy* has, or None if that is unknown, as for a user's own policy."""
+    """Return how many gates *policy* has, or None if that is unknown, as for a policy that a user wrote."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         first, second = count_gates(policy.first), count_gates(policy.second)
         return None if first is None or second is None else first + second
-    return GATES.get(type(policy))  # of exactly this type, since a subclass may decide otherwise
+    return GATES.get(type(policy))  # of exactly this type, because a subclass may decide differently
 
 
 def policy_repr(policy: BatchingPolicy[object], kind: type, arguments: str) -> str:
-    """Return code that creates a policy that decides as *policy* did when it was new.
+    """Return code that creates a policy like *policy*, without anything that it has learned.
 
-    A subclass of *kind* that has a constructor of its own may take other arguments, so nothing is claimed for it.
+    A subclass of *kind* that defines a constructor may take other arguments. For such a class, return the standard
+    repr.
     """
     own = type(policy)
     same = all(getattr(own, maker) is getattr(kind, maker) for maker in ("__init__", "__new__"))
@@ -377,5 +393,5 @@ def policy_repr(policy: BatchingPolicy[object], kind: type, arguments: str) -> s
 
 
 def exact(number: float) -> str:
-    """Return the shortest literal that is read as *number*: ``60``, ``0.005``, ``1e999`` for infinity."""
+    """Return the shortest literal that Python reads as *number*: ``60``, ``0.005``, or ``1e999`` for infinity."""
     return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero

@@ -1,4 +1,4 @@
-"""Policies that bound what is in a batch."""
+"""Policies that limit how many jobs, or how much weight, a batch may hold."""
 
 from microbatch._basics.arguments import check_count, check_positive
 from microbatch._basics.clock import NEVER, NOW
@@ -8,10 +8,11 @@ __all__ = ["Size", "Weight"]
 
 
 class Size(BatchingPolicy[object]):
-    """A batch goes when it holds *n* jobs, and never holds more.
+    """Dispatches a batch when it holds *n* jobs, the most that it can hold (the max batch size).
 
-    Alone, it waits for *n* jobs however long that takes, so a single caller that waits for its result waits for ever. Add
-    ``| Interval(seconds)`` to bound the wait, or ``| Natural()`` to dispatch as soon as a worker is free.
+    Alone, it waits for *n* jobs, however long that takes. A single caller that waits for each result before it submits
+    the next job would then wait forever. Add ``| Interval(seconds)`` to bound the wait, or ``| Natural()`` to dispatch
+    as soon as a worker is free.
 
     >>> [Size(3).due(Window(count=count)) for count in (2, 3)]
     [inf, -inf]
@@ -49,9 +50,12 @@ class Size(BatchingPolicy[object]):
 
 
 class Weight(BatchingPolicy[object]):
-    """A batch goes when its weight reaches *limit*, or when the next job would bring it above, and never weighs more.
+    """Dispatches a batch when its weight reaches *limit*, or when a waiting job no longer fits into it.
 
-    Without ``weigh`` every job weighs 1. A job that alone weighs more than *limit* is `JobTooLarge`.
+    A batch never weighs more than *limit*. The weight of a job comes from the *weigh* function of the batcher; without
+    one, every job weighs 1. A job that alone weighs more than *limit* fails with `JobTooLarge`.
+
+    Alone, it has no time limit: add ``| Interval(seconds)`` or ``| Natural()``, as for `Size`.
 
     >>> [Weight(10).due(Window(count=3, weight=weight, full=full)) for weight, full in ((9, False), (10, False), (9, True))]
     [inf, -inf, -inf]

@@ -1,4 +1,4 @@
-"""Policies that go by the load: by free workers, and by callers who wait."""
+"""Policies that decide by the load: by which workers are free, and by which callers wait for results."""
 
 import sys
 
@@ -10,18 +10,22 @@ __all__ = ["AllWaiting", "DEFAULT_POLICY", "Natural"]
 
 
 class Natural(BatchingPolicy[object]):
-    """A batch goes as soon as a worker is free, with all that has come by then: the slower the processor, the larger.
+    """Dispatches a batch as soon as a worker is free, except in the two cases below.
 
-    With several workers, starts are spaced by the service time over the workers, so that idle workers don't each take one
-    job; but not while all of them are idle, for the last batches may have taken much longer than others will:
+    While all workers are busy, jobs gather. So batches grow with the load, and with the service time of the processor.
+
+    First, with several workers, it spaces the dispatches, so that idle workers don't each take a batch of one job. The
+    distance is the service time divided by the number of workers. If all workers are idle, it does not wait, because
+    the next batch may take much less time than the last ones did:
 
     >>> [Natural().due(Window(opened=10.0, sent=[9.75], in_flight=1, service_time=2.0, workers=n)) for n in (1, 4, 8)]
     [10.0, 10.25, 10.0]
     >>> Natural().due(Window(opened=10.0, sent=[9.75], in_flight=0, service_time=2.0, workers=4))
     10.0
 
-    And where callers who just got their results are likely to come back at once, it does not leave them without a worker,
-    but waits, as long as that costs those who are here less than it saves those who are not:
+    Second, if only one worker is free, it waits for callers that just got a result and are likely to submit their next
+    job soon. Otherwise these callers would miss the batch, and would have to wait for a whole service time. The more
+    jobs are in the batch, the shorter is the wait, because all of them pay for it:
 
     >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, returning=1, return_by=11.0)) for n in (1, 4, 40)]
     [11.0, 10.5, 10.05]
@@ -33,8 +37,8 @@ class Natural(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         due = window.opened
         if window.full:
-            return due  # nobody can join
-        # In which a worker becomes free, when all are busy.
+            return due  # waiting longer is useless: no more jobs can join
+        # If all workers are busy, one of them becomes free every `pace` seconds on average.
         pace = window.service_time / min(window.workers, sys.maxsize)
         if window.workers > 1 and window.in_flight and window.sent:
             due = max(due, window.sent[-1] + pace)
@@ -52,12 +56,15 @@ class Natural(BatchingPolicy[object]):
 
 
 class AllWaiting(BatchingPolicy[object]):
-    """A batch goes as soon as every caller who could add a job to it waits for a result.
+    """Dispatches a batch as soon as every caller that was active in the last *recent* seconds waits for a result.
 
-    A lone script that calls ``submit().result()`` never waits for more jobs, callers in a loop go together as soon as the
-    last of them is back, and where somebody submits without waiting, a batch lingers until nobody who does not wait has
-    been heard of for *recent* seconds. Bound that with `Interval`. Whoever waits by ``concurrent.futures.wait``, by
-    ``as_completed``, by a callback or in asyncio counts as not waiting.
+    A caller is active when it submits a job or gets a result. While it waits in `JobFuture.result`, it can't add a job.
+    So a single script that calls ``submit().result()`` never waits for other jobs. Callers in a loop share a batch,
+    which is dispatched when the last of them has submitted its job.
+
+    A caller that submits jobs without waiting keeps the batch open until it was inactive for *recent* seconds. Add
+    ``| Interval(seconds)`` to bound that. The same holds for callers that wait with ``concurrent.futures.wait``,
+    ``as_completed``, a callback or asyncio, because the batcher does not notice that they wait.
 
     >>> from microbatch import NOW, Interval
     >>> policy = AllWaiting(recent=0.1) | Interval(0.005)
@@ -87,4 +94,8 @@ class AllWaiting(BatchingPolicy[object]):
 GATES.update({Natural: 1, AllWaiting: 1})
 
 DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Natural()
-"""Natural batching: a batch goes as soon as a worker is free, so a lone job never waits and batches grow with the load."""
+"""Dispatches a batch of at most 100 jobs as soon as a worker is free (natural batching).
+
+A single job does not wait for others, and batches grow with the load. `Natural` describes two cases in which a batch
+with fewer than 100 jobs waits a moment longer.
+"""

@@ -1,4 +1,4 @@
-"""Policies that go by the clock."""
+"""Policies that decide by the time: when jobs came, or when batches were dispatched."""
 
 import sys
 
@@ -10,9 +10,9 @@ __all__ = ["FixedWindow", "Interval", "Rate", "Session"]
 
 
 class Interval(BatchingPolicy[object]):
-    """A batch goes *seconds* after its first job was submitted; later jobs do not push that back.
+    """Dispatches a batch *seconds* after its first job was submitted (the linger time). Later jobs do not delay it.
 
-    ``Interval(0)`` sends as soon as a worker is free, with all that has come by then.
+    ``Interval(0)`` dispatches a batch as soon as a worker is free.
 
     >>> Interval(0.5).due(Window(count=2, opened=10.0, newest=10.4))
     10.5
@@ -36,7 +36,10 @@ class Interval(BatchingPolicy[object]):
 
 
 class FixedWindow(BatchingPolicy[object]):
-    """A batch goes at the next multiple of *seconds* since the batcher started: so many times a minute, like a clock.
+    """Dispatches a batch at the next multiple of *seconds* since the batcher started.
+
+    With ``FixedWindow(5)``, the batches are due 5, 10, 15 seconds after the start, and so on. If a job is submitted
+    exactly at such a moment, its batch is due at once.
 
     >>> [FixedWindow(5).due(Window(started=100.0, opened=opened)) for opened in (101.0, 104.5, 105.0, 105.1)]
     [105.0, 105.0, 105.0, 110.0]
@@ -60,7 +63,10 @@ class FixedWindow(BatchingPolicy[object]):
 
 
 class Session(BatchingPolicy[object]):
-    """A batch goes *gap* seconds after its newest job: when a burst is over. Each job pushes that back, so bound it.
+    """Dispatches a batch *gap* seconds after its newest job was submitted, that is, when a burst is over (debounce).
+
+    Each new job restarts the wait, so a steady stream of jobs can keep the batch open forever. Add
+    ``| Interval(seconds)`` or ``| Size(n)`` to bound it.
 
     >>> (Session(0.5) | Interval(3)).due(Window(count=7, opened=10.0, newest=12.0))
     12.5
@@ -86,12 +92,15 @@ class Session(BatchingPolicy[object]):
 
 
 class Rate(BatchingPolicy[object]):
-    """A batch goes not before fewer than *n* went in the last *per* seconds, under all keys together. Compose it with ``&``.
+    """Dispatches a batch as soon as fewer than *n* batches were dispatched in the last *per* seconds (a rate limit).
+
+    It counts the batches of all keys of the batcher together. Combine it with ``&``, because ``|`` would let the other
+    policy dispatch batches above the limit.
 
     >>> [Rate(2, per=60).due(Window(count=1, sent=sent)) for sent in ([], [30.0], [10.0, 30.0], [10.0, 30.0, 80.0])]
     [-inf, -inf, 70.0, 90.0]
 
-    A flush keeps to it, a shutdown does not.
+    `Batcher.flush` respects the limit. `Batcher.shutdown` does not.
     """
 
     def __init__(self, n: int, per: float) -> None:
