@@ -491,5 +491,5 @@ def _iterator(jobs: Any) -> Iterator[Any]:
 
 def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
-    if 0 < max_pending < policy.needs():
+    if 0 < max_pending < policy.hints.needs:
         raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {shown(policy)}")

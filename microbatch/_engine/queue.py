@@ -13,6 +13,7 @@ from microbatch._basics.waiting import Waiter, Waiters
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
 from microbatch.futures.job_future import JobFuture
+from microbatch.policies.base import CallerActivity
 from microbatch.results import WAITING, JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
@@ -27,12 +28,10 @@ class Drained(NamedTuple):
     flushed: int
     closed: bool
     expiring: bool  # there may be jobs that expire
-    returning: int  # see `Callers`
-    return_by: float
-    heard: float  # see `Callers.last_heard`
+    callers: CallerActivity
 
 
-NOTHING = Drained(deque(), {}, [], -1, False, False, 0, NOW, NOW)
+NOTHING = Drained(deque(), {}, [], -1, False, False, CallerActivity())
 """What a leader gets if nothing came in. Draining an empty queue would take longer."""
 
 
@@ -320,9 +319,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             epoch - 1,
             closed,
             expiring,
-            self.callers.returning,
-            self.callers.return_by,
-            self.callers.last_heard(),
+            self.callers.activity(),
         )
 
     def wake_all(self) -> None:

@@ -82,7 +82,7 @@ class Worker:
     ) -> None:
         self.mark = current_mark()
         # Of a caller that will come back, it is not known with which key.
-        self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
+        self.queue = JobQueue(clock, max_pending, policy.hints.watches_callers and not keyed, policy.hints.recalls)
         self.ledger = Ledger(self.queue, name)
         self._dispatcher = Dispatcher(
             self.ledger, policy, max_workers=max_workers, clock=clock, uniform=uniform, name=name
