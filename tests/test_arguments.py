@@ -171,7 +171,11 @@ DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("simulate.policy", NO_POLICY, [Size(1), Size(HUGE)]),
-    ("simulate.arrivals", wrong(TypeError, "moments, a function that gives them, or callers", *NEITHER), [[1], (0,)]),
+    (
+        "simulate.arrivals",
+        wrong(TypeError, "moments, a function that returns moments, or callers", *NEITHER),
+        [[1], (0,)],
+    ),
     ("simulate.service_time", NO_CALLABLE + NOT_PLAIN, [float]),
     ("simulate.max_workers", NO_INTEGER + BELOW_1, [1, 10_000]),
     ("poisson.rate", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),

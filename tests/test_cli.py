@@ -239,7 +239,7 @@ def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> No
     [
         ("same", '"\\ud800"', "UnicodeEncodeError: 'utf-8' codec can't encode"),
         ("same", "[" * 100_000, "not JSON: "),
-        ("mute", "1", "Mute: (its text can't be had: RuntimeError)"),
+        ("mute", "1", "Mute: (its text is not available: RuntimeError)"),
         ("nameless", "1", "KeyError\n"),
         ("coloured", "1", " [31mred!!!"),
     ],
@@ -806,7 +806,7 @@ def test_simulate_compares_policies_on_one_load(capsys: pytest.CaptureFixture[st
     ]
     assert 0 == main([*command, "--workers", "2", "--seed", "3"])
     head, four, eight = capsys.readouterr().out.splitlines()
-    assert "policy mean ms p50 ms p95 ms p99 ms batch calls busy went by" == " ".join(head.split())
+    assert "policy mean ms p50 ms p95 ms p99 ms batch calls busy triggers" == " ".join(head.split())
     assert four.startswith("Size(4) ") and four.endswith("size 16")
     assert eight.startswith("Size(8) | Interval(0.005) ") and "interval" in eight
 

@@ -115,7 +115,7 @@ def test_with_an_interval_shorter_than_a_call_callers_get_into_two_groups(interv
 
 
 def test_a_policy_that_would_hold_back_the_jobs_of_all_callers_for_ever_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^Size\(9\) would hold back the jobs of all callers for ever$"):
+    with pytest.raises(ValueError, match=r"^Size\(9\) would never dispatch the jobs that all callers wait for$"):
         simulate(Size(9), callers(8, jobs=80), second)
     assert {"size": 9, "shutdown": 1} == simulate(Size(8), callers(8, jobs=76), second).triggers
 
@@ -171,9 +171,9 @@ def test_what_a_policy_raises_ends_the_simulation() -> None:
     "arrivals, message",
     [
         ([], "arrivals must have at least one job"),
-        ([1.0, 0.5], r"arrivals must be in order, from 0 on, got 0\.5 after 1\.0"),
-        ([-1.0], r"arrivals must be in order, from 0 on, got -1\.0 after 0\.0"),
-        ([0.5, NEVER], r"arrivals must be in order, from 0 on, got inf after 0\.5"),
+        ([1.0, 0.5], r"arrivals must be in order and at least 0, got 0\.5 after 1\.0"),
+        ([-1.0], r"arrivals must be in order and at least 0, got -1\.0 after 0\.0"),
+        ([0.5, NEVER], r"arrivals must be in order and at least 0, got inf after 0\.5"),
         ([Arrival(0.0, weight=-1.0)], r"the weight of a job must be at least 0, got -1\.0"),
         ([Arrival(0.0, weight=NEVER)], "the weight of a job must be below inf, got inf"),
     ],

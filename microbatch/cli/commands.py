@@ -1,4 +1,4 @@
-"""The commands, their options, and what the shell sees of their end."""
+"""The commands, their options and their exit statuses."""
 
 import argparse
 import contextlib
@@ -35,15 +35,15 @@ _COMMON_POLICIES: Sequence[BatchingPolicy[Any]] = (
     Size(100) | Interval(0.005),
     Size(100) | Interval(0.05),
 )
-"""What `simulate` compares if no policy is named: the default, and the fixed wait of most systems, short and long."""
+"""What `simulate` compares if you name no policy: the default, and two fixed waits, because most systems use one."""
 
 
 class BadUsage(Exception):
-    """An option, a target or a file that can't be used."""
+    """An option, a target or a file is invalid."""
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal asks the program to end."""
+    """A signal tells the program to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -52,16 +52,20 @@ class _Signalled(KeyboardInterrupt):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, where argparse would print the usage first."""
+        """Report the error in one line. argparse would print the usage first."""
         raise BadUsage(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status.
+    """Run a command and return its exit status.
 
-    0 when all went well, 1 when a line or a job failed, 2 for a bad option, target or file.
+    The status is 0 if all went well, 1 if a line or a job failed, and 2 for an invalid option, target or file. After a
+    signal, it is 128 plus the number of the signal.
+
+    Args:
+        arguments: The arguments of the command line, without the name of the program. None for those of this process.
     """
-    if sys.stderr is None:  # closed by the shell; `print` would write to standard output in its place
+    if sys.stderr is None:  # closed by the shell; `print` would then write to standard output instead
         sys.stderr = open(os.devnull, "w")
     try:
         options, unknown = _parser().parse_known_args(arguments)
@@ -71,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        status = 0  # the reader of our output has gone, which is no error
+        status = 0  # the program that read the output has ended, which is not an error
     except (BadUsage, OSError) as error:
-        with contextlib.suppress(OSError):  # of a standard error that nobody reads any more
+        with contextlib.suppress(OSError):  # raised if no program reads standard error any more
             print(f"microbatch: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as interrupt:
@@ -89,7 +93,7 @@ def _refuse_closed_streams(options: argparse.Namespace) -> None:
 
 
 def _give_up_output() -> None:
-    """Drop what standard output and standard error can't take, or Python fails when it flushes them at exit."""
+    """Discard output that can't be written. Otherwise, Python would fail when it flushes the streams at exit."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             try:
@@ -100,10 +104,10 @@ def _give_up_output() -> None:
 
 @contextlib.contextmanager
 def _signals_raised(once: bool = False) -> Iterator[None]:
-    """Raise an exception on signals that ask the program to end, so that it cleans up. Ignored signals stay ignored.
+    """Raise an exception on signals that tell the program to end, so that it cleans up. Ignored signals stay ignored.
 
     Args:
-        once: ignore those after the first, which would only interrupt the cleanup.
+        once: Ignore further signals after the first one, because they would interrupt the cleanup.
     """
     raised = False
 
@@ -114,7 +118,7 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
             raise _Signalled(number)
 
     previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others can't set a handler
+    if threading.current_thread() is threading.main_thread():  # other threads can't set a handler
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         untouched = (signal.SIG_DFL, signal.default_int_handler)
         previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
@@ -127,6 +131,9 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_WORKERS = "batches that run at the same time (default: %(default)s)"
+
+
 def _parser() -> argparse.ArgumentParser:
     called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
     parser = _Parser(prog=called, description="Turn many single jobs into few batches.")
@@ -134,32 +141,42 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare")
-    demo.add_argument("--threads", type=_threads, default=32, metavar="N", help="callers at once (%(default)s)")
-    demo.add_argument("--jobs", type=_count, metavar="N", help="rows (as many as the disk takes in about 20 s)")
+    demo.add_argument(
+        "--threads", type=_threads, default=32, metavar="N", help="callers at the same time (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--jobs", type=_count, metavar="N", help="rows (default: as many as the disk takes in about 20 s)"
+    )
     _add_policy(demo)
     demo.set_defaults(command=_demo, parser=demo)
 
     run = commands.add_parser("run", help="process JSON Lines with a function of yours")
-    run.add_argument("target", metavar="MODULE:CALLABLE", help="takes a list of jobs, returns one result for each")
-    run.add_argument("file", nargs="?", default="-", metavar="FILE", help="one JSON value a line; - for standard input")
-    run.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
-    run.add_argument("-o", "--output", default="-", metavar="FILE", help="for the results, in the order of the input")
+    run.add_argument(
+        "target", metavar="MODULE:CALLABLE", help="a function that takes a list of jobs and returns one result per job"
+    )
+    run.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="one JSON value per line; - for standard input"
+    )
+    run.add_argument("--workers", type=_threads, default=1, metavar="N", help=_WORKERS)
+    run.add_argument(
+        "-o", "--output", default="-", metavar="FILE", help="the file for the results, in the order of the input"
+    )
     run.add_argument(
         "--errors",
         metavar="FILE",
-        help="for a JSON object per failed line: number, input and error (its result is null)",
+        help="a file for one JSON object per failed line: number, input and error (its result is null)",
     )
     run.add_argument(
         "--bisect",
         action="store_true",
-        help="split a batch that raises until only the lines that cause it fail; others may be processed again",
+        help="split a batch that raises until only the lines that cause the error fail; others may be processed again",
     )
     run.add_argument(
         "--retry",
         type=partial(_count, least=0),
         default=0,
         metavar="N",
-        help="retry a failed line up to N times, after random, growing pauses of at most 10 s (needs tenacity)",
+        help="retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)",
     )
     _add_policy(run)
     run.set_defaults(command=_run, parser=run)
@@ -169,41 +186,50 @@ def _parser() -> argparse.ArgumentParser:
         "policy",
         nargs="*",
         metavar="POLICY",
-        help="a Python expression: 'Size(64) | Interval(0.005)' (if there is none: the default and two common ones)",
+        help="a Python expression: 'Size(64) | Interval(0.005)' (default: the default policy and two common ones)",
     )
     simulation.add_argument(
         "--cost",
         type=_argument(parse_cost),
-        help="time for a batch and for each job in it: 5ms+20us (with --trace: as recorded there)",
+        help="the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded)",
     )
     load = simulation.add_mutually_exclusive_group(required=True)
+    load.add_argument("--rate", type=_argument(parse_rate), metavar="N", help="independent jobs per second: 100/s")
     load.add_argument(
-        "--rate", type=_argument(parse_rate), metavar="N", help="jobs per second that come independently: 100/s"
+        "--callers",
+        type=_count,
+        metavar="N",
+        help="callers that each wait for a result before they submit the next job",
     )
     load.add_argument(
-        "--callers", type=_count, metavar="N", help="callers who each wait for a result before the next job"
+        "--trace", type=_trace, metavar="FILE", help="a load that microbatch.traces.TraceRecorder recorded"
     )
-    load.add_argument("--trace", type=_trace, metavar="FILE", help="as in a file of microbatch.traces.TraceRecorder")
-    simulation.add_argument("--jobs", type=_count, default=20_000, metavar="N", help="jobs in all (%(default)s)")
-    simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help="batches at once (%(default)s)")
-    simulation.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)")
+    simulation.add_argument(
+        "--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)"
+    )
+    simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help=_WORKERS)
+    simulation.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the seed of the random numbers (default: %(default)s)"
+    )
     simulation.add_argument(
         "--plot",
         metavar="FILE",
-        help="draw latency and calls from a hundredth of the load up to all of it (needs matplotlib)",
+        help="draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)",
     )
     simulation.set_defaults(command=_simulate, parser=simulation)
     return parser
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=_count, default=100, metavar="N", help="most jobs in a batch (%(default)s)")
+    parser.add_argument(
+        "--size", type=_count, default=100, metavar="N", help="maximum jobs in a batch (default: %(default)s)"
+    )
     parser.add_argument(
         "--interval",
         type=_argument(parse_seconds),
         default=0.0,
         metavar="SECONDS",
-        help="longest wait for more jobs: 0.005 or 5ms (0: dispatch as soon as a worker is free)",
+        help="longest wait for more jobs: 0.005 or 5ms (default: 0, dispatch as soon as a worker is free)",
     )
 
 
@@ -225,7 +251,7 @@ def _refuse(options: argparse.Namespace, message: str) -> NoReturn:
 
 
 def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Return *parse* with its own error messages, which argparse would replace."""
+    """Return *parse*, but keep its error messages, which argparse would replace."""
 
     def parsed(text: str) -> _Parsed:
         try:
@@ -275,7 +301,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _check_plot(options: argparse.Namespace) -> None:
-    """Refuse a plot that can't be written before it is computed, which takes a minute."""
+    """Refuse a plot that can't be written. Computing it first would take a minute."""
     try:
         check_plot(options.plot)
     except ImportError:
@@ -302,7 +328,7 @@ def _demo(options: argparse.Namespace) -> int:
     with _signals_raised(once=True):
         try:
             same = run_demo(options.threads, _policy(options), options.jobs, partial(print, flush=True))
-        except sqlite3.Error as error:  # the disk is full, say
+        except sqlite3.Error as error:  # for example, the disk is full
             raise BadUsage(f"the demo's database: {error}") from None
     return 0 if same else 1
 
@@ -318,7 +344,7 @@ def _run(options: argparse.Namespace) -> int:
     interrupted = threading.Event()
     with _signals_raised(), contextlib.ExitStack() as stack:
         stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-        if "-" in (options.output, options.errors):  # where the output of the user's module must not get in between
+        if "-" in (options.output, options.errors):  # the output of the user's module must not mix with the results
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         processor = sturdy(
             _load(options), bisect=options.bisect, retries=options.retry, size=options.size, interrupted=interrupted
@@ -349,13 +375,16 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
     try:
         processor: Any = reduce(getattr, path.split("."), importlib.import_module(name))
         check_callable("processor", processor)
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # the import runs the user's module, which may raise anything
         _refuse(options, f"can't use {options.target}: {in_one_line(error)}{_place(error)}")
     return processor  # type: ignore[no-any-return]
 
 
 def _place(error: BaseException) -> str:
-    """Return where in the user's code an error was raised, or else in a library; nothing if that is unknown or in its text."""
+    """Return the last place in the user's code, or else in a library, that raised *error*.
+
+    Return an empty string if the place is unknown, or if the text of the error contains it.
+    """
     if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
         return ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.isfile(frame.filename)]
@@ -376,10 +405,11 @@ def _is_installed(file: str) -> bool:
 def _opened(
     options: argparse.Namespace, stdin: BinaryIO, stdout: BinaryIO, stack: contextlib.ExitStack
 ) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
-    """Return the input, the output and the file for errors. Overwrite existing files only if all can be opened."""
+    """Open the input, the output and the file for errors. Existing files are overwritten only if all can be opened."""
 
     def opened(path: str) -> BinaryIO:
-        # Only the raw file is closed. The lock of its buffer may be held by a write to a pipe that nobody reads.
+        # Only the raw file is closed. Closing the buffer could block on its lock, if a write to a pipe that no program
+        # reads holds that.
         return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
 
     try:
@@ -400,7 +430,7 @@ def _opened(
 
 
 def _identity(file: BinaryIO) -> tuple[int, int] | None:
-    """Return what identifies a file; None for a terminal, a pipe or a device, where nothing can be overwritten."""
+    """Return the identity of a file; None for a terminal, a pipe or a device, which can't be overwritten."""
     try:
         status = os.fstat(file.fileno())
     except OSError:

@@ -1,7 +1,7 @@
-"""``python -m microbatch demo``: real rows into a real database, one commit per job and then one commit per batch.
+"""``python -m microbatch demo``: inserts rows into a database with one commit per job, then with one commit per batch.
 
-The jobs are the function definitions in the source files of Python's standard library, as they lie on this machine.
-The downstream is an SQLite file whose commits are durable: each waits for the disk.
+The rows are the function definitions in the source files of Python's standard library. The downstream system is an
+SQLite file. Its commits are durable: each waits for the disk.
 """
 
 import ast
@@ -26,16 +26,16 @@ from microbatch.cli.progress import show_progress
 __all__ = ["run_demo"]
 
 Row = tuple[str, str, int, str]
-"""A function's name, its file, its line and its signature."""
+"""The name of a function, its file, its line and its signature."""
 
-_TRIALS = 20  # commits that are timed first, to know how many jobs can be done in good time
-_SECONDS = 20.0  # what one commit per job may take
+_TRIALS = 20  # commits that are timed first, to choose the number of jobs
+_SECONDS = 20.0  # about how long the run with one commit per job takes
 _FEWEST, _MOST = 2_000, 5_000  # jobs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One way of inserting: what it took, and what each caller waited, in seconds."""
+    """The measurements of one way to insert the rows. All times are in seconds."""
 
     title: str
     seconds: float
@@ -47,19 +47,19 @@ class Database:
     """An SQLite file. Each call of `insert` is one durable transaction."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()  # guards the connection: the callers are many
+        self._lock = threading.Lock()  # guards the connection, because many threads insert
         self._connection = sqlite3.connect(path, check_same_thread=False)
         self._connection.execute("PRAGMA synchronous = FULL")
         self.batch_sizes: list[int] = []
 
     def insert(self, table: str, rows: Sequence[Row]) -> None:
-        """Insert *rows*, and return when they are on the disk."""
+        """Insert *rows*. Block until they are on the disk."""
         with self._lock, self._connection:
             self._connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)
             self.batch_sizes.append(len(rows))
 
     def create(self, table: str) -> None:
-        """Make a table, and begin to count the calls of `insert` anew."""
+        """Create a table, and reset `batch_sizes`."""
         with self._lock, self._connection:
             self._connection.execute(f"CREATE TABLE {table} (name, file, line, signature)")
             self.batch_sizes = []
@@ -69,20 +69,21 @@ class Database:
         return sorted(self._connection.execute(f"SELECT name, file, line, signature FROM {table}"))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
 
 def run_demo(threads: int, policy: BatchingPolicy[object], jobs: int | None, echo: Callable[[str], object]) -> bool:
-    """Run the demo, report to *echo* line by line, and return whether both ways left the same rows.
+    """Run the demo, and return whether both tables have the same rows.
 
     Args:
-        threads: how many callers insert at once.
-        policy: when a batch goes.
-        jobs: how many rows to insert; None for as many as the disk takes in good time.
+        threads: The number of threads that insert at the same time.
+        policy: When a batch is dispatched.
+        jobs: The number of rows to insert, or None for as many as the disk takes in about 20 seconds.
+        echo: Called with each line of the report.
     """
     folder = Path(tempfile.gettempdir()) / f"microbatch-{secrets.token_hex(8)}"
-    try:  # whose end knows the name before there is a folder: a signal in between leaves nothing behind
+    try:  # before the folder is created, so that it is removed even if a signal comes at once
         folder.mkdir(mode=0o700)
         database = Database(folder / "demo.sqlite")
         try:
@@ -108,7 +109,7 @@ def run_demo(threads: int, policy: BatchingPolicy[object], jobs: int | None, ech
 
 
 def function_definitions() -> Iterator[Row]:
-    """Yield every function in the source files of the standard library, file by file."""
+    """Yield the function definitions in the source files of the standard library."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library).as_posix()
@@ -157,7 +158,7 @@ def _insert_batched(database: Database, rows: list[Row], threads: int, policy: B
 
 
 def _timed(title: str, call: Callable[[Row], object], rows: list[Row], threads: int) -> tuple[float, list[float]]:
-    """Make the call for every row, from many threads; return how long all took, and each."""
+    """Make the call for every row, from many threads. Return the total time, and the time of each call, in seconds."""
 
     def wait_for(row: Row) -> float:
         started = time.perf_counter()
@@ -174,7 +175,7 @@ def _timed(title: str, call: Callable[[Row], object], rows: list[Row], threads: 
                 progress.update()
             return time.perf_counter() - started, waits
     finally:
-        callers.shutdown(cancel_futures=True)  # a signal ends it before all rows are in
+        callers.shutdown(cancel_futures=True)  # if a signal comes, some rows are left
 
 
 def _report(one_by_one: Measured, batched: Measured) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Policies, costs, times and rates as text, as on a command line: parsed, never evaluated."""
+"""Parses policies, costs, times and rates from the command line, without evaluating them as Python code."""
 
 import ast
 import math
@@ -25,7 +25,9 @@ _SECONDS_OF = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_policy(text: str) -> BatchingPolicy[Any]:
-    """Return the policy that *text* describes as a Python expression. A bare name is that policy without arguments.
+    """Return the policy that *text* describes as a Python expression.
+
+    A policy without arguments needs no parentheses.
 
     >>> parse_policy("Size(64) | Interval(0.005) & Rate(5, per=60)")
     Size(64) | Interval(0.005) & Rate(5, per=60)
@@ -33,7 +35,7 @@ def parse_policy(text: str) -> BatchingPolicy[Any]:
     Natural()
 
     Raises:
-        ValueError: it is none; or of an argument, what is wrong with that.
+        ValueError: The text does not describe a policy, or an argument of the policy is invalid.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -68,13 +70,13 @@ def _no_policy(text: str) -> ValueError:
 
 
 def parse_cost(text: str) -> Callable[[int], float]:
-    """Return what a batch costs, in seconds, as a function of its size.
+    """Return a function that takes the size of a batch and returns how many seconds it takes.
 
     >>> parse_cost("5ms+20us")(100)
     0.007
 
     Raises:
-        ValueError: *text* is not a time for each batch, or that and one for each job.
+        ValueError: The text is neither a time for each batch, nor a time for each batch plus a time for each job.
     """
     found = re.fullmatch(rf"\s*{_TIME}\s*(?:\+\s*{_TIME}\s*)?", text)
     if found is None:
@@ -86,13 +88,13 @@ def parse_cost(text: str) -> Callable[[int], float]:
 
 
 def parse_seconds(text: str) -> float:
-    """Return the number of seconds in *text*: a bare number, or a time with its unit.
+    """Return the number of seconds in *text*, which is a number or a time with a unit.
 
     >>> parse_seconds("0.25"), parse_seconds("5 ms")
     (0.25, 0.005)
 
     Raises:
-        ValueError: it is neither, or negative.
+        ValueError: The text is neither of these, or the time is negative.
     """
     found = re.fullmatch(rf"\s*{_TIME}\s*", text)
     try:
@@ -105,13 +107,13 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_rate(text: str) -> float:
-    """Return the rate per second in *text*: a bare number, or a number per unit of time.
+    """Return the rate per second in *text*, which is a number or a number per unit of time.
 
     >>> parse_rate("100"), parse_rate("100/s"), parse_rate("90 / min")
     (100.0, 100.0, 1.5)
 
     Raises:
-        ValueError: it is neither, or not above 0.
+        ValueError: The text is neither of these, or the rate is not above 0.
     """
     number, slash, unit = text.partition("/")
     try:

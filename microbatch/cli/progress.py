@@ -1,4 +1,4 @@
-"""A line on a terminal that says how far a command has come. If standard error is no terminal, nothing is written."""
+"""Shows the progress of a command in one line, if standard error is a terminal. Otherwise, it writes nothing."""
 
 import contextlib
 import sys
@@ -11,27 +11,27 @@ __all__ = ["Progress", "show_progress"]
 
 
 class Progress(Protocol):
-    """Counts the steps that are done. A `tqdm` is one."""
+    """Interface of a progress display, such as a `tqdm`."""
 
     def update(self) -> object:
-        """One more is done."""
+        """Count one more step."""
 
     def clear(self) -> object:
-        """Take the line off the screen, so that other text can be printed. The next `update` may bring it back."""
+        """Remove the line, so that other text can be printed. The next `update` may print it again."""
 
 
 @contextlib.contextmanager
 def show_progress(
     unit: str, total: int | None = None, *, title: str = "", keep: bool = False, wanted: bool = True
 ) -> Iterator[Progress]:
-    """Show on standard error, if that is a terminal, how many steps are done.
+    """Show how many steps are done, if standard error is a terminal.
 
     Args:
-        unit: what a step is, in the plural.
-        total: how many steps there will be, if that is known.
-        title: what is being done.
-        keep: leave the last line on the screen.
-        wanted: show it at all.
+        unit: What one step is, in the plural, such as ``jobs``.
+        total: The total number of steps, or None if it is unknown.
+        title: A title for the line.
+        keep: Leave the line on the screen at the end.
+        wanted: Whether to show the line at all.
     """
     if not (wanted and sys.stderr.isatty()):
         yield _Silence()
@@ -55,7 +55,7 @@ class _Silence:
 
 
 class _Counter:
-    """Counts on one line of a terminal, a few times a second."""
+    """A progress display without `tqdm`. It updates the count about ten times per second."""
 
     def __init__(self, before: str, after: str, keep: bool) -> None:
         self._before, self._after, self._keep = before, after, keep

@@ -1,7 +1,8 @@
-"""``python -m microbatch run``: JSON Lines through a user's processor, in order and in bounded memory.
+"""``python -m microbatch run``: sends JSON Lines through a processor of the user, in order and with bounded memory.
 
-The main thread reads and submits, so that a signal ends the program at once; a second thread waits for the results in
-order and writes them, so that a result need not wait for the next line of input. Between them is a bounded queue.
+The main thread reads lines and submits them, so that a signal ends the program at once. A second thread waits for the
+results in order and writes them, so that a result does not wait for the next line of input. A bounded queue connects
+them.
 """
 
 import contextlib
@@ -18,30 +19,30 @@ from microbatch.processors import bisecting, retrying
 
 __all__ = ["in_one_line", "process_lines", "sturdy"]
 
-_BATCHES_AHEAD = 4  # per worker: read before the first of them is written
-_LONGEST_PAUSE = 10.0  # seconds between two attempts
+_BATCHES_AHEAD = 4  # per worker; so many batches may be read before the first one is written
+_LONGEST_PAUSE = 10.0  # between two attempts, in seconds
 _NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
-"""Errors that would hit both halves of a batch. Another `OSError` may be about one job, such as a missing file."""
+"""Errors that no single job causes, so a batch is not split. Another `OSError` may be, such as a missing file."""
 
 
 def sturdy(
     processor: Callable[[Any], Any], *, bisect: bool, retries: int, size: int, interrupted: threading.Event
 ) -> Callable[[Any], Any]:
-    """Return *processor*, called again for the jobs of a batch that fail.
+    """Return a processor that bisects and retries batches that fail, according to the options.
 
-    A batch is bisected before anything is retried, so that only the jobs that cause the error are retried, and wait.
+    A batch is bisected first. So only the jobs that cause the error are retried, and wait for the pauses.
 
     Args:
-        processor: the user's.
-        bisect: split a batch that raises until each job that causes the error is alone.
-        retries: how many more times to try the jobs that failed.
-        size: the most jobs in a batch.
-        interrupted: once it is set, nothing is retried.
+        processor: The processor of the user.
+        bisect: Split a batch that raises, until each job that causes the error is alone.
+        retries: How many times to retry the jobs that failed.
+        size: The maximum number of jobs in a batch.
+        interrupted: Once this is set, no job is retried.
 
     Raises:
         ImportError: *retries* is not 0, and `tenacity` is not installed.
     """
-    if bisect:  # to the end: that takes less than two calls for each job, even if all fail
+    if bisect:  # completely: this takes less than two calls per job, even if all jobs fail
         processor = bisecting(processor, unless=_NOT_THE_JOBS, max_calls=2 * size)
     if retries:
         import tenacity
@@ -50,7 +51,7 @@ def sturdy(
         pause = tenacity.wait_random_exponential(max=_LONGEST_PAUSE)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            """Wait here and not in `tenacity`, whose sleep no interrupt ends."""
+            """Wait here, because *interrupted* does not end the sleep of `tenacity`."""
             if not enough(state):
                 interrupted.wait(pause(state))
             return 0.0
@@ -70,26 +71,36 @@ def process_lines(
     errors: BinaryIO | None = None,
     interrupted: threading.Event | None = None,
 ) -> int:
-    """Write one JSON value to *sink* for every line of *source*, in order, and return how many lines failed.
+    """Process each line of *source*, write the results to *sink* in order, and return how many lines failed.
 
-    A line that is not JSON, or whose job failed, is ``null`` there. It is reported to standard error with its number, and
-    to *errors* as a JSON object. Blank lines are passed over. Holds only a few batches of *size* in memory.
+    If a line is not JSON, or its job fails, its result is ``null``. The line is then reported to standard error with
+    its number, and to *errors* as a JSON object. Blank lines are skipped. Only a few batches are in memory at any time.
 
-    An exception in the calling thread, such as `KeyboardInterrupt`, drops the jobs that no worker has taken. The
-    results of the jobs before them are still written. A second exception ends the wait for these.
+    If an exception such as `KeyboardInterrupt` is raised in the calling thread, the jobs that have not been dispatched
+    are dropped. The results of the jobs before them are still written. A second exception ends that wait.
 
     Args:
-        interrupted: set after such an exception, before the wait for the running batches.
+        processor: Called with the jobs of a batch.
+        policy: When a batch is dispatched.
+        source: The input, one JSON value per line.
+        sink: The output, one JSON value per line.
+        size: The maximum number of jobs in a batch.
+        workers: The number of batches that may run at the same time.
+        errors: The output for a JSON object per failed line.
+        interrupted: Set after the first exception in the calling thread, before the wait for the running batches.
 
     Raises:
-        OSError: *source* can't be read, or *sink* or *errors* can't be written, after the batches that run have ended.
+        OSError: *source* can't be read, or *sink* or *errors* can't be written. It is raised after the running batches
+            have finished.
     """
     ahead = _BATCHES_AHEAD * size * workers
-    # If a second Ctrl-C breaks off the wait for the batches that run, nothing shall wait for them again.
+    # With exit_timeout=0, a second Ctrl-C ends the program without another wait for the running batches.
     batcher: Batcher[Any, Any] = Batcher(
         processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
     )
-    with show_progress("lines", keep=True, wanted=not sink.isatty()) as progress:  # results on a terminal are progress
+    with show_progress(
+        "lines", keep=True, wanted=not sink.isatty()
+    ) as progress:  # results on a terminal show the progress
         writer = _Writer(sink, errors, ahead, progress)
         lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
         try:
@@ -112,13 +123,13 @@ def process_lines(
 
 
 class Entry(NamedTuple):
-    """A line of the input."""
+    """A line of the input, and its outcome."""
 
     number: int
     text: str
-    """The line if it is JSON, otherwise a JSON string that holds it."""
+    """The line if it is JSON, otherwise a JSON string that contains it."""
     outcome: JobFuture[Any] | ValueError
-    """Its job, or what is wrong with it."""
+    """The future of its job, or the error if the line is not JSON."""
 
 
 def _submit(batcher: Batcher[Any, Any], number: int, line: bytes) -> Entry:
@@ -137,11 +148,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class _Writer:
-    """The thread that writes results in the order of their lines."""
+    """Writes results in the order of their lines, in a thread of its own."""
 
     def __init__(self, sink: BinaryIO, errors: BinaryIO | None, ahead: int, progress: Progress) -> None:
         self.failed = 0
-        self.error: BaseException | None = None  # why nothing is written any more
+        self.error: BaseException | None = None  # the reason why nothing more is written
         self._stopped = False
         self._sink = sink
         self._errors = errors
@@ -152,13 +163,13 @@ class _Writer:
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Have the result of a line written. Blocks while the results lag behind."""
+        """Queue a line, so that its result will be written. Blocks while the queue is full."""
         self._entries.put(entry)
 
     def finish(self) -> None:
-        """Block until all is written. May be called again."""
+        """Block until all results are written. May be called again."""
         self._entries.put(None)
-        self._ended.wait()  # since before Python 3.13, a `join` that a signal broke off takes the thread for ended
+        self._ended.wait()  # before Python 3.13, an interrupted join() takes the thread for ended
         self._thread.join()
 
     def _run(self) -> None:
@@ -174,7 +185,7 @@ class _Writer:
             step(*arguments)
         except BaseException as error:
             self.error = error
-            self._stopped = True  # but entries are still taken, so that the reader is not left blocked
+            self._stopped = True  # entries are still removed, so that the main thread does not block in put()
 
     def _write(self, entry: Entry) -> None:
         try:
@@ -183,16 +194,16 @@ class _Writer:
             line = json.dumps(entry.outcome.result().value, ensure_ascii=False, allow_nan=False).encode()
         except BaseException as error:
             if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
-                self._stopped = True  # by an interrupt: the results end here, without a gap before
+                self._stopped = True  # by an interrupt; the results end here, without a gap
                 return
             self._report(entry, error)
             line = b"null"
         self._sink.write(line + b"\n")
-        if self._entries.empty():  # a reader may be waiting for these few results
+        if self._entries.empty():  # another program may be waiting for these results
             self._flush()
         try:
             self._progress.update()
-        except OSError:  # of a standard error that nobody reads any more
+        except OSError:  # no program reads standard error any more
             pass
 
     def _flush(self) -> None:
@@ -203,7 +214,7 @@ class _Writer:
     def _report(self, entry: Entry, error: BaseException) -> None:
         self.failed += 1
         text = in_one_line(error)
-        with contextlib.suppress(OSError):  # as above
+        with contextlib.suppress(OSError):  # as in `_write`
             self._progress.clear()
             print(f"line {entry.number}: {text}", file=sys.stderr)
         if self._errors is not None:
@@ -214,11 +225,11 @@ class _Writer:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what to say of an exception: its class, unless that is just `ValueError`, and the beginning of its text."""
+    """Return the class of *error* and the beginning of its text, in one line. The class `ValueError` is left out."""
     name = type(error).__name__
     try:
         text = str(error)
-    except BaseException as another:  # of a user's class
-        text = f"(its text can't be had: {type(another).__name__})"
+    except BaseException as another:  # raised by a class of the user
+        text = f"(its text is not available: {type(another).__name__})"
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())
     return text if type(error) is ValueError and text else f"{name}: {text}" if text else name

@@ -1,4 +1,4 @@
-"""``python -m microbatch simulate``: several policies on the same load, side by side."""
+"""``python -m microbatch simulate``: compares several policies under the same load."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +14,17 @@ from microbatch.simulation.simulator import Arrivals
 __all__ = ["Load", "compare", "load_of", "plot", "table"]
 
 Load = Callable[[float], Arrivals]
-"""Gives the arrivals of a share of a load: with 0.5, half as many jobs a second."""
+"""Returns the arrivals for a share of a load. For example, 0.5 means half as many jobs per second."""
 
 _LOADS = 13
-"""How many a plot shows, from a hundredth of the load up to all of it."""
+"""The number of loads in a plot, from a hundredth of the load up to all of it."""
 
 _TURN = 30e-6
-"""About how many seconds a thread of Python takes from one result to the next job, in which no other does so."""
+"""About how many seconds a Python thread takes from a result to its next job, while other threads wait for it."""
 
 
 def load_of(rate: float | None, count: int | None, trace: Sequence[Arrival], jobs: int) -> Load:
-    """Return the load of so many jobs that come at *rate*, or from *count* callers, or else as in *trace*."""
+    """Return a load of *jobs* jobs at *rate*, or from *count* callers, or otherwise the load of *trace*."""
     if rate:
         return lambda share: poisson(rate * share, jobs)
     if count:
@@ -40,7 +40,7 @@ _COLUMNS: dict[str, Callable[[SimulationReport], str]] = {
     "batch": lambda report: f"{report.jobs / report.batches:,.1f}",
     "calls": lambda report: f"{report.batches:,}",
     "busy": lambda report: f"{report.utilisation:.0%}",
-    "went by": lambda report: ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items())),
+    "triggers": lambda report: ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items())),
 }
 
 
@@ -52,7 +52,7 @@ def compare(
     max_workers: int,
     seed: int,
 ) -> Mapping[str, SimulationReport]:
-    """Return the report of each policy, by its repr."""
+    """Simulate each policy, and return the reports by the repr of the policy."""
     return {
         repr(policy): simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
         for policy in policies
@@ -68,13 +68,13 @@ def plot(
     max_workers: int,
     seed: int,
 ) -> None:
-    """Write a plot of the policies under a hundredth of the load, and then more and more, up to all of it."""
+    """Draw the results of the policies under several loads, from a hundredth of *load* up to all of it."""
     lines: dict[str, list[Point]] = {repr(policy): [] for policy in policies}
     with show_progress("simulations", _LOADS * len(policies), title="plot") as progress:
         for step in range(_LOADS):
             arrivals = load(10 ** (step / 6 - 2))
             for policy in policies:
-                with suppress(ValueError):  # it would hold back the jobs of so few callers for ever
+                with suppress(ValueError):  # the policy would never dispatch the jobs of so few callers
                     report = simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
                     lines[repr(policy)].append(_point(report))
                 progress.update()

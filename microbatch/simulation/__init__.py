@@ -1,4 +1,4 @@
-"""Try a policy on a load before production: the same policies, and the same collector, in virtual time.
+"""Simulates a policy under a load, in virtual time, before you use it in production.
 
 >>> from microbatch import Interval, Size
 >>> report = simulate(Size(3) | Interval(0.5), arrivals=[0.0, 0.1, 0.2, 5.0], service_time=lambda size: 1.0)
@@ -7,7 +7,8 @@
 >>> round(report.mean, 3), round(report.utilisation, 3)
 (1.2, 0.308)
 
-No thread runs and nothing sleeps, so that a simulated hour takes seconds, and the same arguments give the same report.
+The simulator uses the same collector as a real batcher, but no threads, and it never sleeps. So an hour of load takes
+seconds to simulate, and the same arguments always give the same report.
 """
 
 from microbatch.simulation.simulator import Arrival, Run, SimulationReport, callers, poisson, simulate

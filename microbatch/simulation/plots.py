@@ -1,4 +1,4 @@
-"""Draws what was simulated, with matplotlib. The same figures give the same file: no date and no path is in it."""
+"""Draws the results of simulations with matplotlib. The same results give the same file, without a date or a path."""
 
 import heapq
 import math
@@ -10,32 +10,32 @@ from typing import Any, NamedTuple
 __all__ = ["Point", "check_plot", "draw_loads", "draw_run"]
 
 _SLICE = 50
-"""How many jobs at least tell a load and a latency."""
+"""The minimum number of jobs in a slice of time, from which a load and a latency are computed."""
 
 _SHOWN = 150
-"""How many batches a timeline shows: more would be a black bar."""
+"""The maximum number of batches in a timeline. More would look like one black bar."""
 
 
 class Point(NamedTuple):
-    """What a policy makes of one load."""
+    """The results of a policy under one load."""
 
     load: float
-    """Jobs a second."""
+    """Jobs per second."""
     p50: float
-    """Half of the jobs took so many seconds, or less."""
+    """The median latency, in seconds."""
     p99: float
-    """99 % of them."""
+    """The 99th percentile of the latency, in seconds."""
     calls: float
-    """Of the processor, per 1,000 jobs."""
+    """Calls of the processor per 1,000 jobs."""
 
 
 def check_plot(path: str) -> None:
-    """Raise what drawing to that path would raise in the end.
+    """Check that a plot can be written to *path*, before it is computed.
 
     Raises:
-        ImportError: there is no matplotlib.
-        OSError: the file can't be written.
-        ValueError: matplotlib does not know the format.
+        ImportError: matplotlib is not installed.
+        OSError: The file can't be written.
+        ValueError: The extension of the file is not that of a format that matplotlib can write.
     """
     from matplotlib import backend_bases
 
@@ -52,12 +52,12 @@ def check_plot(path: str) -> None:
 
 
 def draw_run(path: Any, jobs: Sequence[tuple[float, float]], runs: Sequence[tuple[float, float, int, str]]) -> None:
-    """Write a plot of latency over load, and a timeline of batches.
+    """Draw the latency over the load, and a timeline of the batches.
 
     Args:
-        path: where to; what it ends with says in which format.
-        jobs: when each was submitted, and its latency.
-        runs: when each batch started and ended, its size and its trigger, in the order in which they started.
+        path: The file to write. Its extension determines the format.
+        jobs: For each job, when it was submitted, and its latency.
+        runs: For each batch, its start, its end, its size and its trigger, in the order of the starts.
     """
     with _figure(path, 2) as (over_load, timeline):
         _draw_latency(over_load, _points(sorted(jobs)))
@@ -66,7 +66,7 @@ def draw_run(path: Any, jobs: Sequence[tuple[float, float]], runs: Sequence[tupl
 
 
 def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
-    """Write a plot of latency, and of calls of the processor, over load: a curve for each policy."""
+    """Draw the latency, and the number of calls of the processor, over the load, with one curve per policy."""
     with _figure(path, 2) as (latency, calls):
         for number, (name, points) in enumerate(curves.items()):
             loads, colour = [point.load for point in points], f"C{number % 10}"
@@ -83,7 +83,11 @@ def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
 
 
 def _points(jobs: Sequence[tuple[float, float]]) -> list[Point]:
-    """Return the latencies in slices of time, by the load in each, least first; ten slices make one point."""
+    """Return the latencies over the load, the lowest load first.
+
+    The time is cut into slices with the same number of jobs. The slices are sorted by their load, and each group of ten
+    makes one point.
+    """
     size = max(_SLICE, len(jobs) // 200)
     slices = []
     for at in range(0, len(jobs) - size, size):
@@ -136,7 +140,7 @@ def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> 
 
 
 def _workers(runs: Sequence[tuple[float, float, int, str]]) -> Iterator[int]:
-    """Yield which worker each batch had, if each went to the first one that was free."""
+    """Yield the number of the worker of each batch, if each batch gets the free worker with the lowest number."""
     free, busy = list[int](), list[tuple[float, int]]()
     for started, ended, _, _ in runs:
         while busy and busy[0][0] <= started:
@@ -155,13 +159,13 @@ def _label(axes: Any, title: str, across: str, up: str) -> None:
 
 @contextmanager
 def _figure(path: Any, rows: int) -> Iterator[Any]:
-    """Give the axes of a figure, and write it."""
+    """Yield the axes of a new figure, and write the figure to *path* at the end."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 3 * rows), layout="constrained")
-        FigureCanvasAgg(figure)  # the others stand in for it where the format is another
+        FigureCanvasAgg(figure)  # a default; savefig() replaces it if the format needs another canvas
         yield figure.subplots(rows)
         figure.savefig(path, metadata={"Date": None, "Creator": None} if str(path).endswith(".svg") else None)

@@ -1,4 +1,4 @@
-"""Running the collector in virtual time."""
+"""The simulator: it runs the collector of a batcher in virtual time."""
 
 import copy
 import heapq
@@ -26,16 +26,16 @@ __all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate
 
 
 class Arrival(NamedTuple):
-    """A job that is submitted."""
+    """The submission of a job."""
 
     moment: float
-    """In seconds; none before that of the one before."""
+    """When the job is submitted, in seconds. It must not be before the moment of the previous arrival."""
     key: Hashable = None
     weight: float = 1.0
 
 
 class Run(NamedTuple):
-    """One batch in the hands of a worker."""
+    """The run of one batch by a worker. Moments are seconds."""
 
     started: float
     ended: float
@@ -45,15 +45,16 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class callers:
-    """A closed loop: some callers who each submit a job, wait for its result, think, and submit the next.
+    """A load by callers that each submit a job, wait for its result, think, and submit the next job (a closed loop).
 
-    They begin as if all of them had got a result at 0.
+    At the moment 0, all of them start as if they had just got a result.
 
     Attributes:
-        count: how many there are.
-        jobs: how many jobs they submit in all.
-        think: how many seconds pass from a result to the next job, on average, distributed exponentially.
-        turn: how many seconds a caller keeps the others from going on when it does; as threads of Python do.
+        count: The number of callers.
+        jobs: The number of jobs that all callers submit together.
+        think: The mean time from a result to the next job, in seconds. The times are distributed exponentially.
+        turn: Callers that get their results at the same moment continue one after another, *turn* seconds apart. Python
+            threads do this, because only one of them runs at a time.
     """
 
     count: int
@@ -72,7 +73,7 @@ Arrivals = Iterable[float | Arrival] | Callable[[random.Random], Iterable[float 
 
 
 def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]]:
-    """Return arrivals that know nothing of each other, *rate* a second on average, *jobs* in all."""
+    """Return *jobs* independent arrivals for `simulate`, at a mean *rate* per second (a Poisson process)."""
     rate, jobs = check_positive("rate", rate), check_count("jobs", jobs)
 
     def arrivals(chance: random.Random) -> Iterator[float]:
@@ -86,22 +87,27 @@ def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """What became of the jobs of a simulation. All times are seconds.
+    """The results of a simulation. All times are in seconds.
+
+    The latency of a job is the time from its submission to its result. It is the sum of its queue time and its service
+    time.
 
     Attributes:
-        jobs: how many were done.
-        batches: how many calls of the processor that took.
-        batch_sizes: of each, in the order in which they went.
-        mean: latency, from the submission of a job to its result, on average.
-        p50: half of the jobs had that latency, or less.
-        p95: 95 % of them.
-        p99: 99 % of them.
-        queue_time: from the submission to the call of the processor, on average.
-        service_time: from there to the result, on average over the jobs.
-        utilisation: the share of the time of all workers in which they worked, from the first job to the last result.
-        triggers: how many batches went for which reason.
-        runs: each batch in a worker's hands, in the order in which they went.
-        latencies: of each job, in the order in which they were done.
+        jobs: The number of jobs.
+        batches: The number of batches, that is, of calls of the processor.
+        batch_sizes: The number of jobs in each batch, in the order of dispatch.
+        mean: The mean latency.
+        p50: The median latency.
+        p95: The 95th percentile of the latency.
+        p99: The 99th percentile of the latency.
+        queue_time: The mean time from the submission of a job to the call of the processor.
+        service_time: The mean time from the call of the processor to the result of a job. The mean is over jobs, not
+            batches.
+        utilisation: The share of the time in which a worker was busy, as the mean over all workers, from the submission
+            of the first job to the last result.
+        triggers: The number of batches for each `BatchInfo.trigger`.
+        runs: The run of each batch, in the order of dispatch.
+        latencies: The latency of each job, in the order in which the jobs finished.
     """
 
     jobs: int
@@ -119,13 +125,13 @@ class SimulationReport:
     latencies: tuple[float, ...] = field(repr=False)
 
     def plot(self, path: "str | os.PathLike[str]") -> None:
-        """Write a plot of latency over load, and of a stretch of the batches in time, to a file.
+        """Draw the latency over the load, and a timeline of the batches in the middle of the simulation.
 
         Args:
-            path: where to; its ending says in which format, as ``.svg`` or ``.png``.
+            path: The file to write. Its extension determines the format, such as ``.svg`` or ``.png``.
 
         Raises:
-            ImportError: matplotlib is not installed, which is the extra ``plot``.
+            ImportError: matplotlib is not installed. The extra ``plot`` installs it.
         """
         ends = [run.ended for run in sorted(self.runs, key=lambda run: run.ended) for _ in range(run.size)]
         draw_run(path, [(end - latency, latency) for end, latency in zip(ends, self.latencies)], self.runs)
@@ -139,22 +145,23 @@ def simulate(
     max_workers: int = 1,
     seed: int = 0,
 ) -> SimulationReport:
-    """Run *policy* on a load, and report.
+    """Simulate *policy* under a load, and return a report.
 
-    At the end, what the policy would hold back for ever goes, as it would by ``shutdown()``. The policy is copied first,
-    so that one that learns begins anew each time.
+    If jobs are left at the end that the policy would never dispatch, they are dispatched as by `Batcher.shutdown`. The
+    policy is copied first, so a policy that learns starts from scratch each time.
 
     Args:
-        arrivals: when jobs come: the moments, or an `Arrival` for each, in order; or a function that gives them and is
-            handed a `random.Random`, as `poisson` makes one; or `callers`.
-        service_time: how many seconds the processor takes for a batch of so many jobs.
-        max_workers: how many batches run at once.
-        seed: of all that is random.
+        policy: The policy.
+        arrivals: When jobs are submitted: moments in seconds or `Arrival` objects, in order; a function that takes a
+            `random.Random` and returns these, such as the result of `poisson`; or `callers`.
+        service_time: A function that takes the size of a batch and returns how many seconds the processor takes for it.
+        max_workers: The number of batches that may run at the same time.
+        seed: The seed of the `random.Random`.
 
     Raises:
-        ValueError: there is no job, or they are not in order, or a time or a weight is negative or infinite; or every
-            caller waits for a job that the policy would hold back for ever.
-        Exception: whatever the policy or the function raises.
+        ValueError: There is no job, the arrivals are not in order, or a time or weight is negative or infinite. Or all
+            `callers` wait for jobs that the policy would never dispatch.
+        Exception: Whatever exception the policy or a function raises.
     """
     check_policy("policy", policy)
     check_callable("service_time", service_time)
@@ -164,7 +171,7 @@ def simulate(
 
 
 class _Job:
-    """What the collector needs of a job, and who submitted it."""
+    """The data of a job that the collector needs, and the caller that submitted it."""
 
     __slots__ = ("submitted", "key", "weight", "caller")
     job = None
@@ -182,20 +189,20 @@ class _Job:
 
 
 class _Source(Protocol):
-    """Where jobs come from."""
+    """Interface of the two kinds of load."""
 
     uniform: bool
     left: int
-    """How many jobs will come when others are done."""
+    """How many jobs will be submitted only after others are done."""
 
     def next_moment(self) -> float:
-        """Return when the next job comes; `NEVER` if none does before another is done."""
+        """Return when the next job is submitted, or `NEVER` if none will be submitted before another one is done."""
 
     def until(self, now: float) -> list[_Job]:
-        """Take out the jobs that have come, in order."""
+        """Remove and return the jobs that have been submitted by *now*, in order."""
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
-        """Note that callers have their results."""
+        """Note that the callers of *jobs* have their results."""
 
     def activity(self) -> CallerActivity:
         """Return what is known of the callers."""
@@ -206,12 +213,12 @@ def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[An
         return _ClosedLoop(arrivals, chance, Callers(policy.hints.watches_callers, policy.hints.recalls))
     moments = arrivals(chance) if callable(arrivals) else arrivals
     if not isinstance(moments, Iterable):
-        raise TypeError(f"arrivals must be moments, a function that gives them, or callers, got {shown(arrivals)}")
+        raise TypeError(f"arrivals must be moments, a function that returns moments, or callers, got {shown(arrivals)}")
     return _OpenLoop(moments, policy.hints.recalls)
 
 
 class _OpenLoop:
-    """Jobs that come whatever becomes of the others, from callers who don't wait."""
+    """Jobs whose submission does not depend on other jobs, from callers that don't wait for results."""
 
     uniform = False
     left = 0
@@ -230,7 +237,7 @@ class _OpenLoop:
             job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
             check_number("the weight of a job", job.weight, below=NEVER)
             if not last <= check_answer("an arrival", job.submitted) < NEVER:
-                raise ValueError(f"arrivals must be in order, from 0 on, got {job.submitted!r} after {last!r}")
+                raise ValueError(f"arrivals must be in order and at least 0, got {job.submitted!r} after {last!r}")
             self._next = job
 
     def next_moment(self) -> float:
@@ -246,14 +253,14 @@ class _OpenLoop:
         return jobs
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
-        """Nobody comes back."""
+        """Do nothing, because no caller waits."""
 
     def activity(self) -> CallerActivity:
         return CallerActivity(heard=self._heard)
 
 
 class _ClosedLoop:
-    """Jobs of callers who wait for the results of those before."""
+    """Jobs of callers that each wait for a result before they submit the next job."""
 
     uniform = True
 
@@ -296,7 +303,7 @@ class _ClosedLoop:
 
 
 class _Simulation:
-    """The collector, driven as the batcher drives it, by moments that nobody waits for."""
+    """Calls the collector as a batcher does, but in virtual time."""
 
     def __init__(self, policy: BatchingPolicy[Any], max_workers: int, service_time: Callable[[int], float]) -> None:
         self._policy = policy
@@ -304,12 +311,12 @@ class _Simulation:
         self._service_time = service_time
         self._running: list[tuple[float, int, BatchInfo, list[_Job]]] = []
         self._runs: list[Run] = []
-        self._first = NEVER  # when the first job came
+        self._first = NEVER  # when the first job was submitted
         self._queue_times: list[float] = []
         self._latencies: list[float] = []
 
     def run(self, source: _Source) -> None:
-        """Run until every job is done."""
+        """Simulate until every job is done."""
         now = 0.0
         while True:
             moment = self._running[0][0] if self._running else NEVER
@@ -319,7 +326,7 @@ class _Simulation:
                 if not self._collector:
                     return
                 if source.left:
-                    raise ValueError(f"{self._policy!r} would hold back the jobs of all callers for ever")
+                    raise ValueError(f"{self._policy!r} would never dispatch the jobs that all callers wait for")
                 self._collector.flush(0, closing=True)
             else:
                 now = max(now, moment)
@@ -329,7 +336,7 @@ class _Simulation:
         collector, jobs, reports = self._collector, source.until(now), list[BatchReport]()
         while self._running and self._running[0][0] <= now:
             reports.append(self._settle(source, *heapq.heappop(self._running)))
-        # In the order of `Dispatcher._advance`, since the order of these calls decides which batch is next.
+        # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
         collector.note_callers(source.activity())
         collector.add(jobs, source.uniform)
         for report in reports:
@@ -358,7 +365,7 @@ class _Simulation:
         return BatchReport(info, time, 0)
 
     def report(self) -> SimulationReport:
-        """Return what has become of all jobs."""
+        """Return the report on all jobs."""
         runs = self._runs
         if not runs:
             raise ValueError("arrivals must have at least one job")
