@@ -1,5 +1,6 @@
 """How Sphinx makes a site of these pages. The build asks no network."""
 
+import importlib
 import pkgutil
 import posixpath
 
@@ -10,6 +11,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
+from typing_extensions import Unpack
 
 import microbatch
 
@@ -72,6 +74,8 @@ def link_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    for module in ("batcher", "decorator"):  # they import it for type checkers only, and autodoc evaluates annotations
+        setattr(importlib.import_module(f"microbatch.{module}"), "Unpack", Unpack)
     ModuleAnalyzer.for_module("microbatch.batcher").analyze()
     ModuleAnalyzer.for_module("microbatch.batcher").overloads.clear()  # which say the same of all arguments but one
     app.connect("missing-reference", find_name)

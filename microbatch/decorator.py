@@ -6,21 +6,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from inspect import isfunction
 from types import MethodType
-from typing import (
-    Any,
-    Generic,
-    NoReturn,
-    Protocol,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
 
 from microbatch._basics.arguments import shown
-from microbatch.batcher import Batcher
+from microbatch.batcher import Batcher, BatcherOptions
 from microbatch.futures.job_future import JobFuture, Keep
 from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, check_policy
 from microbatch.results import JobResult
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["BatchedFunction", "batched"]
 
@@ -165,7 +161,7 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[[Any, list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
 
 
-def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: Any) -> Decorator:
+def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: "Unpack[BatcherOptions]") -> Decorator:
     """Decorate a function that takes a list of jobs, so that you can call it with a single job.
 
     Calls from several threads share batches.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microbatch import NOW, AllWaiting, Batcher, Interval, JobFuture, Natural, Size, Window
+from microbatch import NOW, AllWaiting, Batcher, CallerActivity, Interval, JobFuture, Natural, Size, Window
 from microbatch._basics.waiting import Waiter
 from microbatch.testing import ManualClock
 from tests.threads import in_thread
@@ -21,7 +21,7 @@ class Watching(Natural):
         self.expected: list[float] = []
 
     def due(self, window: Window[Any]) -> float:
-        self.expected += [window.return_by] * window.returning
+        self.expected += [window.callers.return_by] * window.callers.returning
         return NOW
 
 
@@ -98,7 +98,7 @@ def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock:
 
 def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
     window = Window[Any](count=1, opened=10.0, newest=10.0, sent=[9.75], in_flight=3, workers=4, service_time=2.0)
-    held = Window[Any](**{**vars(window), "returning": 1, "return_by": 11.0})
+    held = Window[Any](**{**vars(window), "callers": CallerActivity(1, 11.0)})
     assert [10.25, 10.5] == [Natural().due(each) for each in (window, held)]
     assert 10.0 == Natural().due(Window(**{**vars(held), "full": True}))
 

@@ -23,6 +23,8 @@ from microbatch import (
     BatchInfo,
     BatchingPolicy,
     BatchReport,
+    CallerActivity,
+    Hints,
     Interval,
     JobTooLarge,
     Natural,
@@ -336,7 +338,7 @@ def test_a_flush_changes_nothing_for_a_batch_that_is_due_no_later_by_itself(earl
         def due(self, window: Window[Any]) -> float:
             return 5.0
 
-        def earliest(self, window: Window[Any]) -> float:
+        def _earliest(self, window: Window[Any]) -> float:
             return earliest
 
     c = collector(Slow())
@@ -534,8 +536,8 @@ def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
         def fits(self, window: Window[Any], weight: float) -> bool:
             raise AssertionError
 
-        def room(self, window: Window[Any]) -> float:
-            return super().room(window)
+        def _room(self, window: Window[Any]) -> float:
+            return super()._room(window)
 
     c = collector(Roomy(5), workers=9)
     c.add(jobs("abcde"))
@@ -845,7 +847,7 @@ def test_a_policy_is_asked_again_only_after_something_changed(
     asked: list[str] = []
 
     class Asked(Size):
-        watches_flow = watching
+        hints = Hints(watches_flow=watching)
 
         def due(self, window: Window[Any]) -> float:
             asked.append("".join(window.jobs))
@@ -868,9 +870,9 @@ def test_room_is_asked_once_for_all_jobs_that_fit_and_then_fits_once(size: int) 
     asked: list[Any] = []
 
     class Roomy(Size):
-        def room(self, window: Window[Any]) -> float:
+        def _room(self, window: Window[Any]) -> float:
             asked.append(window.count)
-            return super().room(window)
+            return super()._room(window)
 
         def fits(self, window: Window[Any], weight: float) -> bool:
             asked.append("fits")
@@ -1255,8 +1257,10 @@ def test_each_lane_is_flushed_once_however_often_one_flushes() -> None:
 
 
 def test_what_others_say_of_themselves_puts_no_lane_in_doubt() -> None:
-    policy = Counted()
-    policy.watches_flow = False
+    class Steady(Counted):
+        hints = Hints(watches_flow=False)
+
+    policy = Steady()
     policy.moment = lambda window: NEVER  # type: ignore[method-assign]
     c = collector(policy, workers=4)
     c.add([Job("a", key=key) for key in range(100)])
@@ -1306,7 +1310,7 @@ def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str
                 epoch += 1
             elif what == "hear":
                 heard = chance.choice([NOW, now])
-            c.note_callers(0, NOW, heard)
+            c.note_callers(CallerActivity(heard=heard))
             take_all(c, now)
             if c.has_worker and c.next_moment() > now + 0.002 and c._lanes:  # none is still to be asked
                 due = [c._answer(lane, c._new_window(lane), now)[0] for lane in c._lanes.values()]
@@ -1410,7 +1414,7 @@ def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -
 class Quiet(Size):
     """Not even a flush sends it while another batch runs."""
 
-    def earliest(self, window: Window[Any]) -> float:
+    def _earliest(self, window: Window[Any]) -> float:
         return NOW if window.in_flight == 0 else NEVER
 
 

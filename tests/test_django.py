@@ -17,7 +17,7 @@ from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from microbatch import Batcher, Size
+from microbatch import Batcher, Hints, Size
 from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
 from microbatch.testing import RecordingProcessor
 
@@ -81,9 +81,10 @@ def test_all_threads_get_the_same() -> None:
 
 def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
     class Interrupting(Size):
-        def needs(self) -> int:
+        @property
+        def hints(self) -> Hints:
             batchers.shutdown()
-            return super().needs()
+            return super().hints
 
     with configured(POLICY=Interrupting(2)):
         assert batchers["rows"] is batchers["rows"]

@@ -71,7 +71,7 @@ def policy(bomb: Bomb, name: str) -> BatchingPolicy[Any]:
             self.touch("fits")
             return window.count < 2
 
-        def room(self, window: Window[Any]) -> float:
+        def _room(self, window: Window[Any]) -> float:
             self.touch("room")
             return 0
 

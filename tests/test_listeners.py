@@ -33,8 +33,8 @@ class Listening(BatchListener):
         self.facts: list[Any] = []
         self.threads: list[str] = []
 
-    def hear(self, fact: Any) -> None:
-        self.facts.append(fact)
+    def hear(self, event: Any) -> None:
+        self.facts.append(event)
         self.threads.append(threading.current_thread().name)
 
     job_accepted = batch_started = batch_finished = shutdown = hear
@@ -224,7 +224,7 @@ def test_without_a_listener_nothing_is_called_for_its_sake(listeners: list[Batch
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_listener_that_raises_is_logged_and_stops_nothing(error: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Raising(BatchListener):
-        def fail(self, fact: Any) -> None:
+        def fail(self, event: Any) -> None:
             raise error
 
         job_accepted = batch_started = batch_finished = shutdown = fail

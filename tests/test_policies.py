@@ -19,7 +19,9 @@ from microbatch import (
     BatchInfo,
     BatchingPolicy,
     BatchReport,
+    CallerActivity,
     FixedWindow,
+    Hints,
     Interval,
     JobTooLarge,
     Natural,
@@ -91,26 +93,26 @@ class Learning(BatchingPolicy[Any]):
         (Rate(2, 60), Window(count=1, sent=[1.0, 10.0, 20.0]), 70.0),
         (Size(3) & Rate(1, 60), Window(count=2, sent=[10.0]), NEVER),
         (Size(3) & Rate(1, 60), Window(count=3, sent=[10.0]), 70.0),
-        (AllWaiting(0.5), Window(count=1, opened=10.0, heard=10.25), 10.75),
+        (AllWaiting(0.5), Window(count=1, opened=10.0, callers=CallerActivity(heard=10.25)), 10.75),
         (AllWaiting(0.5), Window(count=1, opened=10.0), NOW),
-        (AllWaiting(), Window(count=1, opened=10.0, heard=10.0), 10.1),
-        (AllWaiting(0.5) | Interval(0.125), Window(count=1, opened=10.0, heard=10.0), 10.125),
+        (AllWaiting(), Window(count=1, opened=10.0, callers=CallerActivity(heard=10.0)), 10.1),
+        (AllWaiting(0.5) | Interval(0.125), Window(count=1, opened=10.0, callers=CallerActivity(heard=10.0)), 10.125),
         (Natural(), Window(count=1, opened=10.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.9], service_time=2.0), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4, in_flight=1), 10.25),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0, 9.75], service_time=2.0, workers=4), 10.0),
         (Natural(), Window(opened=10.0, sent=[9.75], service_time=2.0, workers=4, in_flight=1, full=True), 10.0),
         (Natural(), Window(count=1, opened=10.0, sent=[9.0], service_time=2.0, workers=4), 10.0),
-        (Natural(), Window(count=1, newest=10.0, service_time=2.0, returning=2, return_by=11.0), 11.0),
-        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=3, return_by=12.0), 11.5),
-        (Natural(), Window(count=4, newest=10.0, service_time=2.0, returning=2, return_by=9.5), 9.5),
+        (Natural(), Window(count=1, newest=10.0, service_time=2.0, callers=CallerActivity(2, 11.0)), 11.0),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, callers=CallerActivity(3, 12.0)), 11.5),
+        (Natural(), Window(count=4, newest=10.0, service_time=2.0, callers=CallerActivity(2, 9.5)), 9.5),
         (
             Natural(),
-            Window(newest=10.0, count=4, service_time=4.0, returning=1, return_by=19.0, workers=2, in_flight=1),
+            Window(newest=10.0, count=4, service_time=4.0, callers=CallerActivity(1, 19.0), workers=2, in_flight=1),
             10.5,
         ),
-        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=1, return_by=19.0, workers=2), 0.0),
-        (Natural(), Window(newest=10.0, count=4, service_time=4.0, returning=1, return_by=19.0, in_flight=1), 0.0),
+        (Natural(), Window(newest=10.0, count=4, service_time=4.0, callers=CallerActivity(1, 19.0), workers=2), 0.0),
+        (Natural(), Window(newest=10.0, count=4, service_time=4.0, callers=CallerActivity(1, 19.0), in_flight=1), 0.0),
         (Urgent() | Size(3), Window(count=1, jobs=["later"]), NEVER),
         (Urgent() | Size(3), Window(count=2, jobs=["later", "now"]), NOW),
     ],
@@ -157,7 +159,7 @@ def test_a_job_fits_where_every_part_lets_it(
     ],
 )
 def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], window: Window[Any], room: float) -> None:
-    assert room == policy.room(window)
+    assert room == policy._room(window)
 
 
 @pytest.mark.parametrize(
@@ -171,15 +173,15 @@ def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], windo
         (Urgent() | Interval(1), Window(count=1), 1),
         (Weight(9), Window(count=1), 1),
         (FixedWindow(1) | Session(1) | Rate(1, 1), Window(count=1), sys.maxsize),
-        (Natural(), Window(count=1, returning=64), 56),
-        (Natural(), Window(count=1, returning=7), 7),
+        (Natural(), Window(count=1, callers=CallerActivity(64)), 56),
+        (Natural(), Window(count=1, callers=CallerActivity(7)), 7),
         (Natural(), Window(count=1), 1),
     ],
 )
 def test_wants_counts_the_jobs_that_surely_make_no_difference(
     policy: BatchingPolicy[Any], window: Window[Any], wants: int
 ) -> None:
-    assert wants == policy.wants(window)
+    assert wants == policy._wants(window)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +250,15 @@ windows = st.builds(
     opened=moments,
     newest=moments,
     started=moments,
-    heard=moments,
+    callers=st.builds(CallerActivity, heard=moments),
     sent=st.lists(moments, max_size=3).map(sorted),
     full=st.booleans(),
 )
 
 
 def decisions(policy: BatchingPolicy[Any], window: Window[Any]) -> "tuple[Any, ...]":
-    joins = (policy.fits(window, 1.0), policy.room(window), policy.wants(window), policy.needs())
-    return policy.due(window), policy.earliest(window), policy.reason(window), joins
+    joins = (policy.fits(window, 1.0), policy._room(window), policy._wants(window), policy.hints.needs)
+    return policy.due(window), policy._earliest(window), policy.reason(window), joins
 
 
 @given(policy=compositions, window=windows)
@@ -363,7 +365,7 @@ def test_a_job_just_above_the_limit_does_not_look_equal_to_it(limit: float) -> N
     ],
 )
 def test_a_policy_that_counts_jobs_says_how_many_it_needs(policy: BatchingPolicy[Any], needs: int) -> None:
-    assert needs == policy.needs()
+    assert needs == policy.hints.needs
 
 
 @pytest.mark.parametrize(
@@ -373,14 +375,14 @@ def test_a_policy_that_counts_jobs_says_how_many_it_needs(policy: BatchingPolicy
 def test_a_policy_watches_the_flow_unless_every_part_says_that_it_does_not(
     policy: BatchingPolicy[Any], watches: bool
 ) -> None:
-    assert watches is policy.watches_flow
+    assert watches is policy.hints.watches_flow
 
 
 def test_what_is_earliest_is_so_for_both_or_for_either() -> None:
     window, rate, slow = Window[Any](count=9, sent=[10.0]), Rate(1, 60), Rate(1, 90)
-    assert (NOW, 70.0) == (Size(3).earliest(window), rate.earliest(window))
-    assert (70.0, 100.0) == ((Size(3) & rate).earliest(window), (rate & slow).earliest(window))
-    assert (NOW, 70.0) == ((Size(3) | rate).earliest(window), (slow | rate).earliest(window))
+    assert (NOW, 70.0) == (Size(3)._earliest(window), rate._earliest(window))
+    assert (70.0, 100.0) == ((Size(3) & rate)._earliest(window), (rate & slow)._earliest(window))
+    assert (NOW, 70.0) == ((Size(3) | rate)._earliest(window), (slow | rate)._earliest(window))
 
 
 def test_both_parts_observe_even_if_the_first_raises() -> None:
@@ -403,13 +405,13 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
     class Smaller(Size):
         """Overrides nothing."""
 
-    assert (0, False) == (Bytes(9).room(Window()), Bytes(9).watches_flow)
-    assert (9, True, 0) == (WhenIdle(9).room(Window()), WhenIdle(9).watches_flow, WhenIdle(9).needs())
-    assert (9, False, 9) == (Smaller(9).room(Window()), Smaller(9).watches_flow, Smaller(9).needs())
+    assert (0, False) == (Bytes(9)._room(Window()), Bytes(9).hints.watches_flow)
+    assert (9, True, 0) == (WhenIdle(9)._room(Window()), WhenIdle(9).hints.watches_flow, WhenIdle(9).hints.needs)
+    assert (9, False, 9) == (Smaller(9)._room(Window()), Smaller(9).hints.watches_flow, Smaller(9).hints.needs)
 
 
 def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
-    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, 0, NOW, NOW) == Window()
+    assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, CallerActivity(0, NOW, NOW)) == Window()
 
 
 @pytest.mark.parametrize(
@@ -450,14 +452,14 @@ def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
     class Watching(Learn, Size):
         """Has from the mixin what it learns."""
 
-    assert (0, False, 9) == (Limited(9).room(Window()), Limited(9).watches_flow, Limited(9).needs())
-    assert (9, True, 0) == (Answering(9).room(Window()), Answering(9).watches_flow, Answering(9).needs())
-    assert (9, True, 9) == (Watching(9).room(Window()), Watching(9).watches_flow, Watching(9).needs())
+    assert (0, False, 9) == (Limited(9)._room(Window()), Limited(9).hints.watches_flow, Limited(9).hints.needs)
+    assert (9, True, 0) == (Answering(9)._room(Window()), Answering(9).hints.watches_flow, Answering(9).hints.needs)
+    assert (9, True, 9) == (Watching(9)._room(Window()), Watching(9).hints.watches_flow, Watching(9).hints.needs)
 
 
 def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
     class Own(Size):
-        watches_flow = False
+        hints = Hints(watches_flow=False, needs=2)
 
         def due(self, window: Window[Any]) -> float:
             return NOW
@@ -465,11 +467,8 @@ def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
         def fits(self, window: Window[Any], weight: float) -> bool:
             return True
 
-        def room(self, window: Window[Any]) -> float:
+        def _room(self, window: Window[Any]) -> float:
             return 7
-
-        def needs(self) -> int:
-            return 2
 
         def observe(self, report: BatchReport) -> None:
             """Learns nothing."""
@@ -478,25 +477,22 @@ def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
         def observe(self, report: BatchReport) -> None:
             """May learn."""
 
-    assert (7, False, 2) == (Own(9).room(Window()), Own(9).watches_flow, Own(9).needs())
-    assert (9, True, 9) == (Listening(9).room(Window()), Listening(9).watches_flow, Listening(9).needs())
+    assert (7, False, 2) == (Own(9)._room(Window()), Own(9).hints.watches_flow, Own(9).hints.needs)
+    assert (9, True, 9) == (Listening(9)._room(Window()), Listening(9).hints.watches_flow, Listening(9).hints.needs)
 
 
 def test_a_subclass_may_give_another_answer_without_overriding_what_it_is_about() -> None:
     class Other(Size):
-        watches_flow = False
+        hints = Hints(watches_flow=False, needs=2)
 
-        def room(self, window: Window[Any]) -> float:
+        def _room(self, window: Window[Any]) -> float:
             return 7
 
-        def needs(self) -> int:
-            return 2
-
     class Quiet(Urgent):
-        watches_flow = False
+        hints = Hints(watches_flow=False)
 
-    assert (7, False, 2) == (Other(9).room(Window()), Other(9).watches_flow, Other(9).needs())
-    assert not Quiet().watches_flow
+    assert (7, False, 2) == (Other(9)._room(Window()), Other(9).hints.watches_flow, Other(9).hints.needs)
+    assert not Quiet().hints.watches_flow
 
 
 def test_what_is_kept_of_each_batch_has_no_dict_of_its_own() -> None:
@@ -524,7 +520,7 @@ def learned(policy: Adaptive, *batches: "tuple[int, float]", failed: int = 0) ->
 
 
 def limit(policy: Adaptive) -> float:
-    return policy.room(Window())
+    return policy._room(Window())
 
 
 def line(size: int) -> float:
@@ -535,8 +531,8 @@ def test_adaptive_begins_with_the_least_and_knows_its_border() -> None:
     policy = Adaptive(0.1, least=4)
     assert (NEVER, NOW) == (policy.due(Window(count=3)), policy.due(Window(count=4)))
     assert (True, False) == (policy.fits(Window(count=3), 1.0), policy.fits(Window(count=4), 1.0))
-    assert (4, 1, 1) == (limit(policy), policy.room(Window(count=3)), policy.wants(Window(count=4)))
-    assert [4, 3, 1] == [policy.wants(Window(count=count)) for count in (0, 1, 3)]
+    assert (4, 1, 1) == (limit(policy), policy._room(Window(count=3)), policy._wants(Window(count=4)))
+    assert [4, 3, 1] == [policy._wants(Window(count=count)) for count in (0, 1, 3)]
 
 
 def test_adaptive_lets_go_of_a_batch_that_has_become_too_large() -> None:

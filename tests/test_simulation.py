@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microbatch import NEVER, NOW, AllWaiting, BatchingPolicy, BatchReport, Interval, Natural, Size, Window
+from microbatch import NEVER, NOW, AllWaiting, BatchingPolicy, BatchReport, Hints, Interval, Natural, Size, Window
 from microbatch.simulation import Arrival, Run, SimulationReport, callers, poisson, simulate
 
 
@@ -75,7 +75,7 @@ def test_jobs_of_unequal_keys_share_no_batch_and_weights_count() -> None:
 
 def test_whose_turn_it_is_is_decided_as_in_a_batcher() -> None:
     class Keyed(BatchingPolicy[Any]):
-        recalls = 0.1
+        hints = Hints(recalls=0.1)
 
         def due(self, window: Window[Any]) -> float:
             return NOW if window.key == "first" else window.opened + 0.25
@@ -97,10 +97,10 @@ def test_callers_in_a_loop_travel_together() -> None:
 @pytest.mark.parametrize("watches", [False, True])
 def test_only_a_policy_that_watches_callers_sees_them_return(watches: bool) -> None:
     class Looking(BatchingPolicy[Any]):
-        watches_callers = watches
+        hints = Hints(watches_callers=watches)
 
         def due(self, window: Window[Any]) -> float:
-            seen.append(window.returning)
+            seen.append(window.callers.returning)
             return NOW
 
     seen: list[int] = []

@@ -210,9 +210,9 @@ class Biased(Size):
         self._refuse("due", window)
         return super().due(window)
 
-    def room(self, window: Any) -> float:
+    def _room(self, window: Any) -> float:
         self._refuse("room", window)
-        return super().room(window)
+        return super()._room(window)
 
     def reason(self, window: Any) -> str:
         self._refuse("reason", window)

@@ -136,7 +136,7 @@ class Dispatcher:
         """Do all that there is to do now; *notes* are called after those in the news."""
         collector = self._collector
         if news is not NOTHING:
-            collector.note_callers(news.returning, news.return_by, news.heard)
+            collector.note_callers(news.callers)
             collector.add(news.jobs, self._uniform and not news.expiring)
             if news.withdrawn:
                 self._strike_out(list(news.withdrawn))

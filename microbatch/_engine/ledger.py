@@ -1,4 +1,4 @@
-"""The books of one batcher: which accepted job is where, and which future is still to be settled."""
+"""The ledger of a batcher records the state of each accepted job, and which futures are not settled yet."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
@@ -20,9 +20,9 @@ _SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
 
 
 class Ledger:
-    """Has every accepted job in exactly one state, and every future that is still to be settled.
+    """Has every accepted job in exactly one state, and every future that is not settled yet.
 
-    Written by the worker thread and by the threads that run batches, never by a caller's, with the queue's mutex held.
+    Only the batcher's own threads write to it, with the queue's mutex held. Callers' threads never do.
     """
 
     def __init__(self, queue: JobQueue, name: str = "microbatch") -> None:
@@ -32,13 +32,12 @@ class Ledger:
         self._batches = 0
         self._triggers: Counter[str] = Counter()
         self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
-        self._epochs: Counter[int] = Counter()  # how many of those are of which
-        self._untold: dict[JobFuture[Any], None] = (
-            {}
-        )  # futures whose watchers are being told, or whose callbacks are run
+        self._epochs: Counter[int] = Counter()  # the number of these per epoch
+        # Futures whose watchers are being notified, or whose callbacks are being run.
+        self._untold: dict[JobFuture[Any], None] = {}
 
     def wait_for_news(self) -> Drained:
-        """Wait until there is news for the worker thread, or its moment has come, and lead."""
+        """Wait until there is something for the worker thread to do, take the lead, and take in all news."""
         with self.queue.mutex:
             self.queue.wait_for_lead()
             news = self.take_in()
@@ -50,14 +49,14 @@ class Ledger:
             self.queue.resign(moment, wanted)
 
     def lead(self) -> Drained | None:
-        """Take the lead and what news there is, unless there is a leader."""
+        """Take the lead and take in all news. Return None if there is a leader."""
         with self.queue.mutex:
             if not self.queue.lead():
                 return None
             return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NOTHING
 
     def take_in(self) -> Drained:
-        """Enter all news into the books, and return it."""
+        """Drain the queue into the ledger, and return what came in."""
         with self.queue.mutex:
             news = self.queue.drain()
             self._enter(news.jobs)
@@ -68,7 +67,7 @@ class Ledger:
         return news
 
     def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
-        """Enter jobs that are `JobQueue.taken`: they are counted in the step that ends this."""
+        """Enter jobs that are `JobQueue.taken`. The last step counts them."""
         self._unsettled.update(dict.fromkeys(jobs))
         for epoch, number in _epochs(jobs).items():
             self._epochs[epoch] += number
@@ -76,9 +75,9 @@ class Ledger:
         counts[_QUEUED], self.queue.taken = counts[_QUEUED] + total, none
 
     def recover(self) -> list[JobFuture[Any]]:
-        """Put the books right after an exception between any two statements, and return the jobs that still wait.
+        """Correct the ledger after an exception between any two statements, and return the jobs that still wait.
 
-        Any thread may call this, since the books change only with the mutex held.
+        Any thread may call this.
         """
         with self.queue.mutex:
             self.queue.find_withdrawn()
@@ -103,7 +102,7 @@ class Ledger:
         self.tell_again()
 
     def tell_again(self) -> None:
-        """Tell all waiters of outcomes that exist, in case an exception has kept a thread from doing so."""
+        """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
         with self.queue.mutex:
             over = self._over()
         for future in over:
@@ -118,12 +117,12 @@ class Ledger:
         return [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Note that these jobs, as far as they still wait, have joined an open batch."""
+        """Record that these jobs have joined an open batch. Jobs that wait no longer are passed over."""
         with self.queue.mutex:
             self._move(futures, (JobState.QUEUED,), JobState.BATCHED)
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> list[JobFuture[Any]]:
-        """Return those of the jobs that still wait, as running: from here on they can't be withdrawn."""
+        """Make those of the jobs that still wait running, and return them. They can't be cancelled any more."""
         with self.queue.mutex:
             live = self._move(futures, WAITING, JobState.RUNNING)
             self._count_held()
@@ -132,7 +131,7 @@ class Ledger:
             return live
 
     def claim_batch(self, futures: Iterable[JobFuture[Any]], trigger: str) -> tuple[list[JobFuture[Any]], int]:
-        """Do the same for a batch that goes to a worker, and return its number as well."""
+        """Do the same for a batch that is dispatched, and return its number as well."""
         with self.queue.mutex:
             live, number = self.claim(futures), 0
             if live:
@@ -148,13 +147,13 @@ class Ledger:
         service: Service | None = None,
         failed: JobState = JobState.FAILED,
     ) -> int:
-        """Give running jobs their outcomes, passing over those that have one; return how many became *failed*.
+        """Give running jobs their outcomes, pass over those that have one, and return how many became *failed*.
 
         The outcomes are values, which come from a *service*, or exceptions, which *failures* records.
 
-        The books are right and all futures readable at once. Then the callers in `flush` are woken and the
-        watchers are told, and only then are the callbacks run: a callback may use the batcher, and may wait for another
-        job of its own batch.
+        The ledger is correct and all futures are readable at the same moment. Then callers in `flush` are woken and
+        watchers are notified. The callbacks run last, because a callback may use the batcher, and may read the outcome
+        of another job of its batch.
         """
         try:
             with self.queue.mutex:
@@ -169,7 +168,7 @@ class Ledger:
             for future in conclusion.watched + conclusion.called:
                 self._untold.pop(future, None)
             return conclusion.failures
-        except BaseException:  # from outside
+        except BaseException:  # from outside: see `Runner.recover`
             try:
                 self._recover_and_tell()
             except BaseException:  # another one
@@ -190,8 +189,7 @@ class Ledger:
             self.queue.callers.release(callers, service.started + service.time, service.time)
         counts, done, bad = self._counts, len(conclusion.done), conclusion.failures
         good = done - bad
-        # In one step, so that no exception leaves half of it. And without a call, as wherever something is counted: a
-        # finalizer that comes in and waits gives up the mutex, and others count too.
+        # R4 and R5, as wherever something is counted.
         counts[_RUNNING], counts[_SUCCEEDED], counts[failed] = (
             counts[_RUNNING] - done,
             counts[_SUCCEEDED] + good,
@@ -200,7 +198,7 @@ class Ledger:
         return conclusion
 
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Strike out futures whose outcome can be read, and wake who waits for the last of an epoch."""
+        """Strike out futures whose outcome can be read, and wake the callers that wait for the last job of an epoch."""
         with self.queue.mutex:
             self._strike_out(futures)
 
@@ -214,7 +212,7 @@ class Ledger:
                 self.queue.settled.notify_all()
 
     def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
-        """Wait until every job of *epoch* and those before it is settled; False if *moment* comes first."""
+        """Wait until all jobs of *epoch* and of earlier ones are settled. Return False if *moment* comes first."""
         waiter = Waiter(self.queue.mutex)
         with self.queue.mutex:
             try:
@@ -235,10 +233,9 @@ class Ledger:
         return futures
 
     def inherited(self) -> list[JobFuture[Any]]:
-        """Return the futures that have no outcome yet, without the lock, in order of acceptance.
+        """Do the same without the lock, for a forked child, where no thread may ever release it.
 
-        For a forked child, where nobody may ever release it: at whatever statement the parent's threads were, each
-        future is in one of these three places.
+        At whatever statement the threads of the parent were, each future is in one of these three places.
         """
         return list(dict.fromkeys([*self._unsettled, *self.queue.taken, *self.queue.queue]))
 
@@ -260,11 +257,11 @@ class Ledger:
         return stats
 
     def _oldest(self) -> float:
-        parts = list(self._unsettled), list(self.queue.queue)  # copies, for a signal handler may come in and wait
+        parts = list(self._unsettled), list(self.queue.queue)  # R10
         return min(next((future.submitted for future in part if future._is_waiting), NEVER) for part in parts)
 
     def _oldest_epoch(self) -> float:
-        # The queue's jobs are younger than the others, and its first is the oldest of them.
+        # Jobs in the queue are younger than the others, and its first job is the oldest of them.
         if self._unsettled:
             return min(self._epochs, default=NEVER)
         return self.queue.queue[0]._epoch if self.queue.queue else NEVER
@@ -273,11 +270,11 @@ class Ledger:
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
     ) -> list[JobFuture[Any]]:
         """Move those of the futures that are in one of the stages *before*, and return them."""
-        self.queue.moving = True  # before the look: from here on no finalizer that comes in cancels any of them
+        self.queue.moving = True  # from here on, a finalizer can't cancel any of them
         live = [future for future in futures if future._stage in before]
         batched = 0 if JobState.BATCHED not in before else [future._stage for future in live].count(JobState.BATCHED)
         counts, queued = self._counts, len(live) - batched
-        total = len(live)  # not where it is counted, which is done in one step: see `_conclude`
+        total = len(live)  # R5
         if stage is _BATCHED:
             counts[_QUEUED], counts[_BATCHED] = counts[_QUEUED] - total, counts[_BATCHED] + total
         else:
@@ -296,7 +293,7 @@ class Ledger:
 
 
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
-    """Return how many of the futures are of which epoch."""
+    """Return the number of the futures per epoch."""
     epochs = [future._epoch for future in futures]
     if len(epochs) == 1:
         return {epochs[0]: 1}

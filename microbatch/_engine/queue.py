@@ -13,13 +13,14 @@ from microbatch._basics.waiting import Waiter, Waiters
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
 from microbatch.futures.job_future import JobFuture
+from microbatch.policies.base import CallerActivity
 from microbatch.results import WAITING, JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
 
 class Drained(NamedTuple):
-    """What has come since somebody last led."""
+    """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: deque[JobFuture[Any]]
     withdrawn: dict[JobFuture[Any], JobState]
@@ -27,45 +28,33 @@ class Drained(NamedTuple):
     flushed: int
     closed: bool
     expiring: bool  # there may be jobs that expire
-    returning: int  # see `Callers`
-    return_by: float
-    heard: float  # see `Callers.last_heard`
+    callers: CallerActivity
 
 
-NOTHING = Drained(deque(), {}, [], -1, False, False, 0, NOW, NOW)
-"""What a leader gets if nothing has come, which is quicker than taking an empty queue apart."""
+NOTHING = Drained(deque(), {}, [], -1, False, False, CallerActivity())
+"""What a leader gets if nothing came in. Draining an empty queue would take longer."""
 
 
 class _Inside(threading.local):
-    mine = False  # whether this is one of the batcher's own threads, which must not wait for it
+    mine = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
-    """A `queue.Queue` that is emptied at one go, can be closed, and bounds all jobs that no worker has taken yet.
+    """A `queue.Queue` that is emptied all at once, can be closed, and bounds the jobs that no worker has taken yet.
 
-    `mutex` guards every attribute here, those of the `Ledger`, and the `JobFuture._stage` of every job. It is held for a
-    few plain statements at a time, and nothing that a user injects is called under it.
-    What wakes whom:
+    What wakes which threads:
 
-    - `not_empty` wakes the worker thread, for all that `Drained` has.
+    - `not_empty` wakes the worker thread, for everything that `Drained` holds.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
-    - `settled` wakes callers in `flush` and `shutdown`: no future of some epoch is left, or the threads have ended.
+    - `settled` wakes callers in `flush` and `shutdown`: no job of some epoch is left, or the threads have ended.
 
-    Between any two statements of the main thread a signal handler can run, and raise (for Ctrl-C it does); between any
-    two of any thread, a finalizer. Either may use the batcher in its turn. So the mutex is re-entrant, and whatever a
-    caller's thread writes here takes effect in one step, after which the worker thread alone finishes the work. Waiters are
-    rung before that step, for a handler may raise after it; and once more after it, for a handler that came in before it
-    may have waited: that gives up the whole of a re-entrant lock, and who was woken has looked.
-
-    On CPython 3.13, an exception that comes in just where a loop repeats because of a condition skips the ``with`` and
-    ``try`` of its function (https://github.com/python/cpython/issues/130279). So such loops are in functions of their
-    own.
+    The rules for its lock are in ``__init__.py``.
     """
 
     def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
         super().__init__(max_pending)
         self.mutex = threading.RLock()  # type: ignore[assignment]
-        # Whether the calling thread holds the mutex: then this call interrupts another one, by a signal or so.
+        # Whether the calling thread holds the mutex: then this call comes from a handler or finalizer that interrupts it.
         self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
         self.not_empty: Waiter = Waiter(self.mutex)
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
@@ -76,21 +65,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._now = clock.now
         self._away, self._recalls = self.callers.away, recalls > 0
         self._limit = max_pending or sys.maxsize
-        self.epoch = 0  # each flush ends one, and waits for the jobs of it and those before
+        self.epoch = 0  # each flush ends one, and waits for its jobs and those of earlier epochs
         self.closed = False
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.inside = _Inside()
-        self.held = 0  # jobs that were taken out, and that no worker has: written by the ledger
-        self.taken: deque[JobFuture[Any]] = deque()  # out of the queue, and not in the ledger's books yet
-        self.moving = False  # the ledger is changing stages, which a cancellation that interrupts it must not
+        self.held = 0  # the number of jobs that were taken out and that no worker has: written by the ledger
+        self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
+        self.moving = False  # the ledger is changing stages: a cancellation that interrupts it must not change any
         self._withdrawn: dict[JobFuture[Any], JobState] = {}
         self._notes: list[Callable[[], None]] = []
         self._stirred = False  # there is news other than jobs
-        self.leader = 0  # the thread that leads, or 0: the worker thread while it is awake, or one that has run a batch
-        self._wanted = sys.maxsize  # how many jobs wake the worker thread: none while somebody leads
-        self._moment = NEVER  # when it is to wake up in any case
-        self._alarm = NOW  # until when it sleeps now, or before everything while it is awake
-        self._expiring = False  # there is a job with a moment of its own: set without a call, so news by itself
+        self.leader = 0  # the thread that leads, or 0
+        self._wanted = sys.maxsize  # how many jobs wake the worker thread; none do while a thread leads
+        self._moment = NEVER  # when it wakes up in any case
+        self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
+        self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
 
     def _qsize(self) -> int:
         return len(self.queue) + self.held - len(self._withdrawn)
@@ -100,7 +89,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     @property
     def blocked(self) -> int:
-        """How many callers wait for room. Not a counter, since a signal could keep a caller from decrementing it."""
+        """The number of callers that wait for room. Not a counter: a signal could keep a caller from decrementing it."""
         return len(self.not_full)
 
     def drained(self) -> bool:
@@ -141,7 +130,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             BacklogFull: there was no room in that time; in the batcher's own threads, there is none now.
             BatcherClosed: the queue is closed, or was while waiting.
         """
-        if self.is_held():  # by what this call interrupts
+        if self.is_held():  # R2
             with self.mutex:
                 self._accept(item, block, timeout, expires_in)
             return
@@ -151,18 +140,18 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                     self._acquire()
                 self._accept(item, block, timeout, expires_in)
             except BaseException:
-                if self.is_held():  # or a signal came in before it was
+                if self.is_held():  # R8
                     self.mutex.release()
                 raise
         except BaseException:
-            if self.is_held():  # since a second signal came in before the release
+            if self.is_held():  # a second signal came in before the release
                 self.mutex.release()
             raise
         self.mutex.release()
 
     def _acquire(self) -> None:
-        # A thread that blocks on the mutex is handed it before it has the interpreter, so all others have to wait. Once
-        # some wait, that never ends: each job then costs a switch of threads.
+        # A thread that blocks on the mutex gets it before it gets the GIL, so all other threads have to wait for both.
+        # Once some threads wait, that never ends, and each job costs a switch of threads.
         while not self.mutex.acquire(False):
             let_others_run()
 
@@ -175,11 +164,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if expires_in is not None:
             item.expires_in = expires_in
             item._expires = item.submitted + expires_in
-            self._expiring = True  # no call from here on either: who leads takes the word and the job together
+            self._expiring = True  # R5, until the job is appended: the leader has to find both or neither
         item._epoch = self.epoch
-        # Looked at last, for a signal handler that interrupts this may shut down, and have waited for the end of the
-        # worker thread. Between the look and the append there is no call and no jump, so that no handler comes in (on
-        # CPython 3.10 a jump lets one in).
+        # R5: a handler may shut the batcher down, and wait for the end of the worker thread. (The ``return`` stands
+        # inside the ``if``, since on CPython 3.10 a jump would let a handler in.)
         try:
             if not self.closed:
                 self.queue.append(item)  # from here on the job is accepted
@@ -199,7 +187,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._stir()
             self._wait_rung(waiter, deadline)
         except BaseException:
-            # Leaving without the place that this thread may just have been woken for: pass the word on.
+            # This thread leaves without the room that it may just have been woken for, so another one is woken.
             self.not_full.pop(waiter, None)
             self.not_full.notify()
             raise
@@ -233,7 +221,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         with self.mutex:
             if not self.moving and future._is_waiting:
                 self._tell_of_withdrawal()
-                if future._stage in WAITING:  # once more, and from here on without a call: see `put`
+                if future._stage in WAITING:  # once more: R5
                     self._withdrawn[future] = future._stage
                     future._stage = JobState.CANCELLED
                     future._wake_waiters()
@@ -244,30 +232,28 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._stir()
 
     def _stir(self) -> None:
-        """Say that there is news, before and after it is written: see above."""
+        """Say that there is something to drain. Called before it is written and after it (R6)."""
         self._stirred = True
         self.not_empty.ring()
 
     def post(self, note: Callable[[], None]) -> None:
-        """Have whoever leads next make this call, after it has taken in all jobs accepted until now."""
+        """Have the next leader make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
             self._stir()
             self._notes.append(note)
             self._stir()
 
     def flush(self) -> int:
-        """Have all jobs accepted until now go, and return the number of their epoch."""
+        """Make all jobs accepted until now due, and return the number of their epoch."""
         with self.mutex:
             self._stir()
-            epoch = (
-                self.epoch
-            )  # after the call, since a handler that comes in there may wait, and others flush meanwhile
-            self.epoch = epoch + 1
+            epoch = self.epoch
+            self.epoch = epoch + 1  # R5
             self._stir()
             return epoch
 
     def close(self) -> bool:
-        """Accept nothing more, have all that was accepted go, and return whether it was open."""
+        """Accept no more jobs, make all accepted ones due, and return whether the queue was open."""
         with self.mutex:
             was_open = not self.closed
             self._stir()
@@ -278,15 +264,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             return was_open
 
     def lead(self) -> bool:
-        """Become the one thread that drives the collector, if there is none, and return whether this is it.
+        """Become the leader if there is none, and return whether the calling thread is the leader now.
 
-        With `mutex` held, as for all that is here about the lead. Once the queue is closed, only the worker thread leads.
+        Call this and the next methods with `mutex` held. Once the queue is closed, only the worker thread leads.
         """
         me = threading.get_ident()
         free = not self.leader and not self.closed
         if free:
-            # No call since the look, nor in `wait_for_lead`: a finalizer that comes in and waits gives up the mutex.
-            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize
+            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize  # R5, as in `wait_for_lead`
         return free
 
     def is_leader(self) -> bool:
@@ -294,8 +279,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return self.leader == threading.get_ident()
 
     def resign(self, moment: float, wanted: int) -> None:
-        """Leave the lead to the worker thread, which takes it when *wanted* jobs or other news are there, or at *moment*."""
-        # Before the look, for the sake of a finalizer that comes in after it and submits.
+        """Leave the lead to the worker thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
+        # Written before the look, because a finalizer that comes in after the look may submit.
         self.leader, self._moment, self._wanted = 0, moment, wanted
         if self.has_news(wanted) or moment < self._alarm:
             self.not_empty.ring()
@@ -314,17 +299,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return self._stirred or self._expiring or len(self.queue) >= wanted
 
     def drain(self) -> Drained:
-        """Take all the news out; with `mutex` held. The jobs stay in `taken` as well: see `Ledger.inherited`.
+        """Take everything out, with `mutex` held. The jobs stay in `taken` too: see `Ledger.inherited`.
 
-        The jobs last: should a finalizer interrupt this, then a job that it submits and cancels is never found among the
-        withdrawn before it is found in the queue, nor a flush before the jobs that it is for.
+        The jobs are taken last. So if a finalizer interrupts this, a job that it submits and cancels is never found
+        among the withdrawn ones before it is found in the queue, nor is a flush found before the jobs that it is for.
         """
-        self._stirred = False  # first, so that what comes in from here on is found the next time
+        self._stirred = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
         withdrawn, self._withdrawn = self._withdrawn, {}
         notes, self._notes = self._notes, []
         empty: deque[JobFuture[Any]] = deque()
-        # No call from here on: a job that a finalizer submits is found with the word that it expires, or neither is.
+        # R5: the leader finds a job and the word that it expires, or neither.
         expiring, self._expiring = self._expiring, False
         self.taken, self.queue = self.queue, empty
         return Drained(
@@ -334,9 +319,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             epoch - 1,
             closed,
             expiring,
-            self.callers.returning,
-            self.callers.return_by,
-            self.callers.last_heard(),
+            self.callers.activity(),
         )
 
     def wake_all(self) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -26,16 +27,41 @@ from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatcherShutDown, ListenerSet, notify
 from microbatch.policies.base import BatchingPolicy
 
-__all__ = ["Worker"]
+__all__ = ["Stage", "Worker"]
+
+
+class Stage(Enum):
+    """How far the life of the threads has come.
+
+    .. code-block:: text
+
+        NEW <--> STARTING --> OPENING --> RUNNING --> ENDED
+         ^                       |                      ^
+         +-----------------------+                      |
+         +----------------------------------------------+
+
+    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`, and
+    so does every batcher that is still at work when the interpreter can't wait for it any longer. `JobQueue.closed` says
+    whether the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
+    """
+
+    NEW = "new"
+    """No thread has been created, or none that counts."""
+    STARTING = "starting"
+    """The worker thread has been created. It may not run yet, and can be called off."""
+    OPENING = "opening"
+    """The worker thread runs, and starts the threads that run batches."""
+    RUNNING = "running"
+    """All threads run."""
+    ENDED = "ended"
+    """All jobs are settled, and all shutdown callbacks have been called."""
 
 
 class Worker:
     """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
 
-    Callers' threads write to the `queue`, the thread that leads to the collector and the `ledger`, and the threads that
-    run batches to the `ledger`. The lead changes hands under the queue's mutex. That guards the decision to start, or to
-    shut down what was never started, too: with a lock of its own for that, a signal handler that shuts down could wait
-    for a thread that waits for the mutex.
+    The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. With a lock
+    of its own for that decision, a signal handler that shuts down could wait for a thread that waits for the mutex.
     """
 
     def __init__(
@@ -55,8 +81,8 @@ class Worker:
         forked: bool = False,
     ) -> None:
         self.mark = current_mark()
-        # Of a caller that comes back nobody knows for which key.
-        self.queue = JobQueue(clock, max_pending, policy.watches_callers and not keyed, policy.recalls)
+        # Of a caller that will come back, it is not known with which key.
+        self.queue = JobQueue(clock, max_pending, policy.hints.watches_callers and not keyed, policy.hints.recalls)
         self.ledger = Ledger(self.queue, name)
         self._dispatcher = Dispatcher(
             self.ledger, policy, max_workers=max_workers, clock=clock, uniform=uniform, name=name
@@ -71,14 +97,13 @@ class Worker:
         self._name = name
         self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
-        self._thread: threading.Thread | None = None
-        self.start_latch: StartLatch | None = None  # not None from the start of the threads on
-        self._ending = threading.RLock()  # held by the thread that ends what has no thread of its own
+        self.stage = Stage.NEW
+        self._start_latch: StartLatch | None = None  # of the start that counts
+        self._thread: threading.Thread | None = None  # from `OPENING` on
+        self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
         self._callbacks: list[Callable[[], object]] = []
-        if listeners.shutdown:  # as the first of those, so that it is told once, whoever ends this and however often
+        if listeners.shutdown:  # as the first callback, so that they are notified once, whichever thread ends this
             self._callbacks.append(partial(_tell_of_shutdown, listeners, name, self.ledger))
-        self.started = False  # whether the threads have been started, and may have ended
-        self._ended = False
 
     # -- called by any thread --
 
@@ -92,33 +117,35 @@ class Worker:
         Raises:
             BatcherClosed: it was shut down, or the interpreter is going down.
             ForkedError: the executor belongs to the parent process.
-            Rejected: a signal broke it off, in another thread.
+            Rejected: a signal interrupted the start in another thread.
             RuntimeError: the system gives no more threads; nothing is left running.
         """
         self._check_startable()
         enlist(self)
         mine = StartLatch()
         try:
-            start_latch = self._agree_on(mine)
-            if start_latch is mine:
+            latch = self._agree_on(mine)
+            if latch is mine:
                 _make_thread(partial(self._run, mine), self._name).start()
-        except BaseException:  # a signal, maybe, and then the thread may well exist
+        except BaseException:  # if it is from a signal, the thread may exist
             error = Rejected("the start of the batcher was broken off")
             with self.queue.mutex:
                 left = self._claim_all() if self._call_off(mine, error) else []
             fail_all(self.ledger, left, error)
             raise
-        # Others than the launcher need not wait, and must not for long: a finalizer may call from the very thread that is
-        # being started. Who interrupts a holder of the mutex, which that thread needs, must not wait at all.
-        start_latch.wait(0 if self.queue.is_held() else None if start_latch is mine else 1)
+        # Only the caller that starts the threads has to wait. Other callers must not wait long, because a finalizer may
+        # call this in the very thread that is being started. A call that interrupts the holder of the mutex must not
+        # wait at all, because that thread needs the mutex.
+        latch.wait(0 if self.queue.is_held() else None if latch is mine else 1)
 
-    def _agree_on(self, start_latch: StartLatch) -> StartLatch:
-        """Return the start_latch that counts, which is this one if the caller is to start the threads."""
+    def _agree_on(self, latch: StartLatch) -> StartLatch:
+        """Return the latch that counts, which is this one if the caller is to start the threads."""
         with self.queue.mutex:
             self._check_startable()
-            agreed = self.start_latch  # no call from here on, so that no handler comes in and starts them too
+            agreed = self._start_latch  # R5
             if agreed is None:
-                agreed = self.start_latch = start_latch
+                agreed = self._start_latch = latch
+                self.stage = Stage.STARTING
             return agreed
 
     def _check_startable(self) -> None:
@@ -127,47 +154,47 @@ class Worker:
         if self._is_parents:
             raise ForkedError("the executor belongs to the parent process")
 
-    def _call_off(self, start_latch: StartLatch | None, error: BaseException) -> bool:
-        """Have the thread find that it is not wanted, and raise *error* where it is awaited; False if it is at work."""
+    def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
+        """Call off the start, and raise *error* where it is awaited. Return False if the thread is at work already."""
         with self.queue.mutex:
-            if self.start_latch is not start_latch or self._thread is not None or self.started:
+            if self._start_latch is not latch or self.stage not in (Stage.NEW, Stage.STARTING):
                 return False
-            self.start_latch = None
-        if start_latch is not None:
-            start_latch.settle(error)
+            self.stage, self._start_latch = Stage.NEW, None
+        if latch is not None:
+            latch.settle(error)
             self.queue.settled.notify_all()  # there is no thread to wait for
         return True
 
     def leave_to_parent(self) -> None:
-        """Fail, in a forked child, all jobs that the parent still has to do there. No thread of this worker lives here.
+        """Fail all jobs that the parent process still has to do, in a forked child.
 
-        Takes no lock: a thread that does not exist here may have held it.
+        Takes no lock, because a thread that does not exist here may have held it.
         """
         for future in self.ledger.inherited():
             future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
         self.queue.queue = deque()  # which a future that is kept here keeps
 
     def close(self) -> None:
-        """Accept no more jobs and make all that were accepted due. Does not wait."""
+        """Accept no more jobs, and make all accepted ones due. Does not wait."""
         self.queue.close()
         self._end_unstarted()
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no thread of its own to do so, unless another thread is ending it."""
-        if self._ended or not self.queue.closed or self.queue.is_own_thread():
+        if self.stage is Stage.ENDED or not self.queue.closed or self.queue.is_own_thread():
             return
         error = BatcherClosed("the batcher was shut down before its threads were started")
-        if not self._call_off(self.start_latch, error):
+        if not self._call_off(self._start_latch, error):
             return
         try:
             if self._ending.acquire(blocking=False):
                 with self.queue.own_thread():
                     self.abandon(error)
                     self._end()
-        finally:  # asked of the lock itself, for a signal may come in just when it is taken
+        finally:  # R8
             if self._ending._is_owned():  # type: ignore[attr-defined]
                 self._ending.release()
-                self.queue.settled.notify_all()  # so that another thread takes over if this was broken off
+                self.queue.settled.notify_all()  # so that another thread takes over if this one was interrupted
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
@@ -175,16 +202,16 @@ class Worker:
         try:
             self.queue.settled[waiter] = None
             while True:
-                self._end_unstarted()  # there may be no thread to wait for, or none any more
+                self._end_unstarted()  # there may be no thread to wait for
                 with self.queue.mutex:
-                    ended, thread = self._ended, self._thread
+                    ended, thread = self.stage is Stage.ENDED, self._thread
                     if ended or (moment != NEVER and self._clock.now() >= moment):
                         break
                     self._clock.wait_until(waiter, moment)
         finally:
             self.queue.settled.pop(waiter, None)
         if ended and thread is not None and thread is not threading.current_thread():
-            thread.join()  # it has nothing left to do but to end
+            thread.join()  # it is about to end
         return ended
 
     def abandon(self, error: BaseException) -> int:
@@ -192,7 +219,7 @@ class Worker:
         return fail_all(self.ledger, self._claim_all(), error)
 
     def _claim_all(self) -> list[JobFuture[Any]]:
-        """Take every job that is not settled out of the worker thread's hands; in one step, if the mutex is held."""
+        """Claim every job that is not settled. This is one step if the mutex is held."""
         self.ledger.take_in()
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
@@ -202,7 +229,7 @@ class Worker:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
-        except Exception:  # of a clock that a user injected: the worker thread fails by it, and soon ends
+        except Exception:  # of a user's clock: the worker thread fails too, and soon ends
             return NEVER
 
     def disown_threads(self) -> None:
@@ -210,19 +237,19 @@ class Worker:
         self._runner.disown_threads()
 
     def give_up(self) -> None:
-        """Fail what is left because the interpreter goes down, have nobody wait for it, and log how many jobs it was."""
+        """Fail all jobs that are left because the interpreter ends, let no thread wait for them, and log their number."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
-            self._ended, self._thread = True, None
+            self.stage, self._thread = Stage.ENDED, None
             self.queue.settled.notify_all()
         self.queue.post(_do_nothing)  # so that threads that are not daemons notice, and end
         self.disown_threads()
         report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called after the last job is settled; at once if that is over."""
+        """Have *callback* called after the last job is settled, or at once if the batcher has ended."""
         with self.queue.mutex:
-            if not self._ended:
+            if self.stage is not Stage.ENDED:
                 self._callbacks.append(callback)
                 return
         _run_shutdown_callback(callback)
@@ -236,25 +263,27 @@ class Worker:
 
     # -- called by the worker thread --
 
-    def _run(self, start_latch: StartLatch) -> None:
+    def _run(self, latch: StartLatch) -> None:
         with self.queue.mutex:
-            if self.start_latch is not start_latch:
-                return
-            self._thread = threading.current_thread()
+            if self._start_latch is not latch:
+                return  # it was called off
+            self.stage, self._thread = Stage.OPENING, threading.current_thread()
         try:
             self._runner.open()
         except BaseException as error:
-            self._give_up_start(start_latch, error)
+            self._give_up_start(latch, error)
             return
         self.queue.inside.mine = True
-        self.started = True
-        start_latch.settle()
+        with self.queue.mutex:
+            if self.stage is Stage.OPENING:  # the interpreter has not ended meanwhile
+                self.stage = Stage.RUNNING
+        latch.settle()
         try:
             self._work()
         except BaseException as error:
             report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
             self.queue.close()
-            self.ledger.recover()  # or what it has just taken out of the queue could be lost
+            self.ledger.recover()  # otherwise jobs that were just taken out of the queue could be lost
             self.abandon(error)
         try:
             self._end_for_certain()
@@ -280,28 +309,25 @@ class Worker:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.ledger.resign(NOW, 1)  # to look at once: a shutdown may have taken the news of it
+            self.ledger.resign(NOW, 1)  # to look at once: an interrupted leader may have drained the queue already
         while not self._dispatcher.turn(self._runner.run):
             pass
 
-    def _give_up_start(self, start_latch: StartLatch, error: BaseException) -> None:
-        """Fail the jobs that were accepted meanwhile, and leave the batcher as if this thread had never been started."""
-        # In one step: a caller that submits a job from then on, or waits for the end, finds that no thread is at work.
+    def _give_up_start(self, latch: StartLatch, error: BaseException) -> None:
+        """Fail the jobs that were accepted meanwhile, and leave the batcher as if it had never been started."""
+        # Under the mutex, so that a caller that submits a job or waits for the end finds no thread at work.
         with self.queue.mutex:
-            left = self._claim_all()  # of callers that did not wait for the threads to run
-            self.start_latch = self._thread = None
+            left = self._claim_all()  # from callers that did not wait for the start
+            if self.stage is not Stage.ENDED:  # the interpreter may have ended meanwhile
+                self.stage, self._start_latch, self._thread = Stage.NEW, None, None
             self.queue.settled.notify_all()
-        start_latch.settle(error)
+        latch.settle(error)
         with self.queue.own_thread():
             fail_all(self.ledger, left, error)
-        self._end_unstarted()  # if it was closed by a thread that left the rest to this one
-
-    # -- called by a thread of ours after an exception --
-
-    # -- called by the thread that leads --
+        self._end_unstarted()  # a thread that closed it may have left that to this one
 
     def _end(self) -> None:
-        """Let the threads of the pool end, and call the shutdown callbacks. Can be called again after an exception."""
+        """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
         while (callback := self._next_shutdown_callback()) is not None:
             _run_shutdown_callback(callback)
@@ -310,11 +336,9 @@ class Worker:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self._ended = True  # in the same step: from now on a callback that is added is called at once
+            self.stage = Stage.ENDED  # under the same mutex: from now on, a callback that is added is called at once
             self.queue.settled.notify_all()
             return None
-
-    # -- called by the threads that run batches --
 
 
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from microbatch._basics.clock import NEVER, NOW
+from microbatch.policies.base import CallerActivity
 
 __all__ = ["Caller", "Callers"]
 
@@ -86,7 +87,11 @@ class Callers:
             return ident
         return 0
 
-    def last_heard(self) -> float:
+    def activity(self) -> CallerActivity:
+        """Return what a policy is shown of the callers."""
+        return CallerActivity(self.returning, self.return_by, self._last_heard())
+
+    def _last_heard(self) -> float:
         """Return when a caller who does not wait was last heard of; `NOW` if there is none."""
         return next(reversed(self._at_large.copy().values()), NOW)
 

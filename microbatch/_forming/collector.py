@@ -19,7 +19,7 @@ from microbatch._basics.arguments import check_answer, check_count, shown
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
-from microbatch.policies.base import BatchingPolicy, Window, count_gates, learns, limit_for
+from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learns, limit_for
 
 __all__ = ["Batch", "Collector"]
 
@@ -78,7 +78,7 @@ class Collector(Generic[AnyEntry]):
        start or an end, the policy is asked only about the first lane in that line, and the answer holds for all of
        them.
     2. Doubt. A user's policy may answer anything after a start or an end, so older answers are in doubt, unless the
-       policy says otherwise (`BatchingPolicy.watches_flow`). When a worker is free, the policy is asked again about the
+       policy says otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again about the
        lane with the oldest answer, so that busy keys can't starve it, and about the first of the lanes that are due. If
        that batch is no longer due, the policy is asked about the next one, and then about all others, the oldest answer
        first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up.
@@ -97,18 +97,20 @@ class Collector(Generic[AnyEntry]):
         self._doubts = 0  # how often answers were put in doubt
         self._learned = 0  # how often a built-in policy has
         self._learns = learns(policy) and self._gates is not None
-        self._doubts_flow = bool(policy.watches_flow) and self._gates != 0
-        self._doubts_heard = policy.recalls > 0
+        self._doubts_flow = policy.hints.watches_flow and self._gates != 0
+        self._doubts_heard = policy.hints.recalls > 0
         self._doubts_any = self._learns or self._doubts_flow or self._doubts_heard
         self._steady = self._gates == 0 and not self._learns  # whatever starts or ends
         self._questions = _SAVED  # how many lanes may be asked again
         self._resume = NEVER  # when more may be
         self._service_times: deque[float] = deque(maxlen=9)
-        self._sent: deque[float] = deque(maxlen=min(policy.history, sys.maxsize))
+        self._sent: deque[float] = deque(maxlen=min(policy.hints.history, sys.maxsize))
         # The built-in policies look at no jobs and keep no windows, so they can be shown the same ones again.
         self._shared = self._gates is not None
         self._real = Window[Any](workers=workers, started=started, sent=self._sent)
-        self._shut = Window[Any](workers=workers, started=started, sent=_Endless(), in_flight=1, heard=NEVER)
+        self._shut = Window[Any](
+            workers=workers, started=started, sent=_Endless(), in_flight=1, callers=CallerActivity(heard=NEVER)
+        )
         self._open = Window[Any](workers=workers, started=started)
         self._flow = vars(self._real)  # what windows show besides the batch
         self._flushed = -1
@@ -117,7 +119,7 @@ class Collector(Generic[AnyEntry]):
         self._aged: deque[Lane[AnyEntry]] = deque()  # the first of these, but for some that are gone
         self._unflushed: list[Lane[AnyEntry]] = []  # those of them that no flush was for, but for some that are gone
         self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the one with the oldest answer first
-        self._roomy = getattr(policy.room, "__func__", None) is BatchingPolicy.room
+        self._roomy = getattr(policy._room, "__func__", None) is BatchingPolicy._room
         self._most: float | None = None  # how many jobs an empty batch has room for
         self._changed: deque[Lane[AnyEntry]] = deque()
         self._turns = count(1)
@@ -211,12 +213,10 @@ class Collector(Generic[AnyEntry]):
                 if not (lane.ready or lane.gone):  # a lane that is due already is due by its policy
                     self._change(lane)
 
-    def note_callers(self, returning: int, return_by: float, heard: float) -> None:
-        """Note who is likely to submit soon: see `Window.returning` and `Window.heard`."""
-        flow = self._flow
-        flow["returning"], flow["return_by"] = returning, return_by
-        if heard != flow["heard"]:
-            flow["heard"] = heard
+    def note_callers(self, activity: CallerActivity) -> None:
+        """Note what is known of the callers."""
+        before, self._flow["callers"] = self._flow["callers"], activity
+        if activity.heard != before.heard:
             self._note_change(self._doubts_heard)
 
     def started(self, now: float) -> None:
@@ -448,7 +448,7 @@ class Collector(Generic[AnyEntry]):
     def _room(self, lane: Lane[AnyEntry], joining: AnyEntry) -> float:
         if not lane.open and self._most is not None:
             return self._most
-        room = check_answer("the room() of a policy", self.policy.room(self._window(lane, joining)))
+        room = check_answer("the _room() of a policy", self.policy._room(self._window(lane, joining)))
         if not lane.open and self._shared:  # the built-in policies answer uniform for all empty batches
             self._most = room
         return room
@@ -495,7 +495,7 @@ class Collector(Generic[AnyEntry]):
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
             near = lane.uniform and now < lane.due < now + _SHORT
-            lane.wanted = check_count("the wants() of a policy", self.policy.wants(window)) if near else 1
+            lane.wanted = check_count("the _wants() of a policy", self.policy._wants(window)) if near else 1
         self._line_up(lane, now)
         if not lane.ready:
             if due != lane.due < NEVER:
@@ -533,7 +533,7 @@ class Collector(Generic[AnyEntry]):
         if due > now and self._closing:
             return NOW, "shutdown"
         if due > now and self._is_flushed(lane):
-            earliest = check_answer("the earliest() of a policy", self.policy.earliest(window))
+            earliest = check_answer("the _earliest() of a policy", self.policy._earliest(window))
             if earliest < due:
                 return earliest, "flush"
         return due, None
@@ -553,7 +553,7 @@ class Collector(Generic[AnyEntry]):
         if free == NEVER and lane.full:
             return NOW, NOW
         if self._is_flushed(lane):
-            due, free = min(due, policy.earliest(shut)), min(free, policy.earliest(open))
+            due, free = min(due, policy._earliest(shut)), min(free, policy._earliest(open))
         return due, free
 
     def _send(self, lane: Lane[AnyEntry], now: float) -> Batch[AnyEntry]:

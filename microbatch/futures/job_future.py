@@ -1,27 +1,27 @@
-"""The future of one job. The only file that knows the insides of `concurrent.futures.Future`.
+"""The future of one job. Only this file knows the internals of `concurrent.futures.Future`.
 
-A `Future` makes a condition, two lists and a lock for whoever may come to wait, and few ever do: those are three quarters
-of all that a job costs. `JobFuture` makes each of them when it is asked for, and is settled with its whole batch at a
-time. Rules of this file:
+A `Future` creates a condition, two lists and a lock for threads that may wait for it. Few jobs need these, and they take
+three quarters of the time that a job costs. A `JobFuture` creates each of them when it is first needed, and all futures
+of a batch are settled together. The rules of ``_engine/__init__.py`` hold, and these:
 
-1. `JobFuture._stage` says where the job is, and with it whether there is an outcome: `_state`, which the standard library
-   reads, is computed from it. The outcome is written first and the stage last, both with the mutex of the batcher held.
-   Who moves a job out of the waiting stages has won: cancellation, expiry and hand-over can race, and one wins.
-2. Who finds no outcome and wants to wait for it, hangs up a waiter or leaves a callback with the mutex held; who settles
-   rings the waiters with the mutex held. So whoever looks without the mutex, and sees an outcome, needs nothing else: it
-   never changes again. (Attributes are read and written in order, also by a Python without the GIL.)
-3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition`, and hold it for as long as the states of all
-   their futures must not change. Such a future is *watched* from then on. To them it is not done until its watchers have
-   been told, and each is told once, with its `_condition` held. A thread that settles or cancels never waits for that: a
-   signal may have interrupted the holder, or have left the lock taken for ever. If the lock is taken, the thread that
-   holds it tells the watchers when it releases it. One of the two threads always does: the first writes the outcome and
-   then tries the lock, and the second releases the lock and then looks for the outcome. If a caller cancels, the worker
-   thread tells the watchers, since a signal could keep the caller from releasing the lock.
-4. Callbacks are run without any lock, in the thread that settles or cancels.
-5. In a forked child the mutex may be held by a thread that does not exist there. Nothing needs it once there is an outcome.
-   The same is true of a `_condition`, so each process has its own.
-6. An exception is kept as the processor raised it, which takes the same time for each job. Callers get their own when
-   they ask: see ``exceptions.py``.
+F1. `JobFuture._stage` says where the job is, and so whether it has an outcome. `_state`, which the standard library
+    reads, is computed from it. The outcome is written first and the stage last, with the mutex held. Cancellation, expiry
+    and dispatch may race: the one that moves the job out of the waiting stages wins.
+F2. A thread that finds no outcome registers a waiter or a callback with the mutex held, and the thread that settles the
+    future wakes the waiters with the mutex held. A thread that finds an outcome needs no lock, because an outcome never
+    changes. (Attributes are read and written in order, even by a Python without the GIL.)
+F3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition` of a future, and hold it while the states of
+    their futures must not change. From then on, the future is *watched*. To its watchers it is not done until they have
+    been notified, with its `_condition` held. Each of them is notified once. If the lock of the condition is taken, the
+    thread that holds it notifies the watchers when it releases it (R11). One of the two threads always does: the first
+    writes the outcome and then tries the lock, and the second releases the lock and then looks for the outcome. If a
+    caller cancels, the worker thread notifies the watchers, because a signal could keep the caller from releasing the
+    lock.
+F4. Callbacks run without any lock, in the thread that settles or cancels.
+F5. In a forked child, a thread that does not exist there may hold the mutex. Nothing needs the mutex once there is an
+    outcome. The same is true of a `_condition`, so each process has its own.
+F6. A future keeps the exception that the processor raised. Callers get their own copy when they ask for it: see
+    ``exceptions.py``.
 """
 
 import os
@@ -60,30 +60,30 @@ _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class FutureOwner(Protocol):
-    """Knows where each of a batcher's jobs is, and decides races between cancellation, expiry and hand-over."""
+    """The batcher's side of a future: decides races between cancellation, expiry and dispatch."""
 
     mutex: Any
 
     def know_caller(self) -> Any:
-        """Return what is known of the calling thread, which waits for a result; with the mutex held."""
+        """Return what is known of the calling thread, which waits for a result. Call this with the mutex held."""
 
     def explain(self, future: "JobFuture[Any]") -> str:
         """Return why the job has no outcome yet."""
 
     def withdraw(self, future: "JobFuture[Any]") -> None:
-        """Move *future* to the stage `CANCELLED` if it still waits, and have it announced in the worker thread."""
+        """Cancel the job if it still waits, and have the worker thread notify the watchers of its future."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
 
 
 class Attachments(Waiters):
-    """What a future needs when somebody waits for it, watches it or wants to be called back. Guarded by the mutex.
+    """What threads have attached to a future: waiters, watchers and callbacks. Guarded by the mutex.
 
     Attributes:
-        watched: see the rules.
-        told: whether those who watch have been told of the outcome.
-        told_to: which of them have.
+        watched: see F3.
+        told: whether all watchers have been notified of the outcome.
+        told_to: the watchers that have been notified.
     """
 
     watched = False
@@ -91,7 +91,7 @@ class Attachments(Waiters):
 
     def __init__(self) -> None:
         self.told_to: list[Any] = []
-        self.callbacks: list[Callable[[Any], object]] = []  # to append to in one step: a finalizer may do so as well
+        self.callbacks: list[Callable[[Any], object]] = []  # R4: a finalizer may append, too
 
 
 class Keep:
@@ -105,7 +105,7 @@ class Keep:
 
 
 class _Watchers(list[Any]):
-    """The objects through which `wait` and `as_completed` are told of an outcome. A signal in either of them harms none."""
+    """The objects through which `wait` and `as_completed` are notified. A signal in one of these harms no other thread."""
 
     def append(self, waiter: Any) -> None:
         """Add one, before its thread begins to wait."""
@@ -115,10 +115,10 @@ class _Watchers(list[Any]):
 
 
 class _Condition:
-    """What `wait` and `as_completed` lock while they look at a future, or change its list of waiters.
+    """What `wait` and `as_completed` lock while they look at a future, or change its list of watchers.
 
     Attributes:
-        waiters: the objects through which they are told of the outcome.
+        waiters: the objects through which they are notified of the outcome. The standard library calls them waiters.
     """
 
     def __init__(self, future: "JobFuture[Any]") -> None:
@@ -128,7 +128,7 @@ class _Condition:
         self._future = weakref.ref(future)
 
     def release(self) -> None:
-        """Release the lock, and tell the watchers if the future was settled meanwhile."""
+        """Release the lock, and notify the watchers if the future was settled meanwhile."""
         try:
             self.lock.release()
         finally:  # after a signal too
@@ -136,7 +136,7 @@ class _Condition:
             if future is not None:
                 future._try_to_tell_watchers(self)
 
-    # In one step, so that a signal can't leave the lock taken.
+    # In one step, so that a signal can't leave the lock acquired.
     __enter__ = property(lambda self: self.lock.__enter__)
 
     def __exit__(self, *exception: object) -> None:
@@ -273,21 +273,21 @@ class JobFuture(Future[JobResult[Value]]):
         if self._stage not in OVER:
             with self._owner.mutex:
                 attachments = self._attach()
-                if self._stage not in OVER:  # no call since: a finalizer that comes in and waits gives up the mutex
+                if self._stage not in OVER:  # R5
                     attachments.callbacks.append(fn)
                     return
         self._call(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
-        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        """Raise InvalidStateError: only its batcher settles this future."""
         raise InvalidStateError("the future of a job is settled by its batcher")
 
     def set_result(self, result: object) -> NoReturn:
-        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        """Raise InvalidStateError: only its batcher settles this future."""
         self.set_running_or_notify_cancel()
 
     def set_exception(self, exception: object) -> NoReturn:
-        """Raise InvalidStateError: the batcher says what becomes of its jobs."""
+        """Raise InvalidStateError: only its batcher settles this future."""
         self.set_running_or_notify_cancel()
 
     def __reduce__(self) -> NoReturn:
@@ -313,7 +313,7 @@ class JobFuture(Future[JobResult[Value]]):
     def _attach(self) -> Attachments:
         if self._attachments is None:
             attachments = Attachments()
-            if self._attachments is None:  # no finalizer came in and had some made
+            if self._attachments is None:  # still: a finalizer may have created them
                 self._attachments = attachments
         return self._attachments
 
@@ -335,51 +335,51 @@ class JobFuture(Future[JobResult[Value]]):
     # -- for the batcher --
 
     def _tell_watchers(self) -> None:
-        """Tell the watchers of the outcome, or leave that to the thread that looks at this future now."""
+        """Notify the watchers of the outcome, or leave that to the thread that looks at this future now (F3)."""
         if self._attachments is not None and self._attachments.watched:
             condition = self._make_condition()
-            if not condition.lock._is_owned():  # by what this call interrupts
+            if not condition.lock._is_owned():  # by the code that this call interrupts
                 self._try_to_tell_watchers(condition)
 
     def _try_to_tell_watchers(self, condition: _Condition) -> None:
-        """Tell the watchers of the outcome, if there is one, unless *condition* is locked."""
-        # Checked before the lock is taken: a thread that takes it always tells them, so others may leave.
+        """Notify the watchers of the outcome, if there is one, unless *condition* is locked."""
+        # Checked before the lock is acquired: a thread that acquires it always notifies them, so others may leave.
         if not self._is_untold():
             return
         lock = condition.lock
-        if lock._is_owned():  # still, after a signal kept an earlier call from its release
+        if lock._is_owned():  # still, since a signal kept an earlier call from its release
             self._tell(condition.waiters)
             return
         try:
             try:
                 if lock.acquire(False):
                     self._tell(condition.waiters)
-            finally:  # asked of the lock itself, since an exception may come in just when it is taken
+            finally:  # R8
                 if lock._is_owned():
                     lock.release()
-        finally:  # or one just before it is released
+        finally:  # an exception may come in just before the release, too
             if lock._is_owned():
                 lock.release()
 
     def _announce(self) -> None:
-        """Tell all waiters of the outcome, in case a signal kept the thread that wrote it from doing so."""
+        """Wake all waiters and notify all watchers, in case an exception kept the thread that wrote the outcome from it."""
         with self._owner.mutex:
             self._wake_waiters()
         self._tell_watchers()
 
     def _wake_waiters(self) -> None:
-        """Wake all who wait for the outcome, which is there; with the mutex held."""
+        """Wake all threads that wait for the outcome, which exists. Call this with the mutex held."""
         if self._attachments is not None:
             self._attachments.notify_all()
 
     def _call_back(self) -> None:
-        """Run the done-callbacks, once; one that raises is logged and stops nothing."""
+        """Run the done-callbacks, each once. What one raises is logged, and the others run nevertheless."""
         callbacks = self._attachments.callbacks if self._attachments is not None else None
         while callbacks:
             self._call(partial(list.pop, callbacks, 0))
 
     def _fail_after_fork(self, error: BaseException) -> None:
-        """Fail in a forked child, unless there is an outcome. The callbacks are the parent's, and are not run here."""
+        """Fail in a forked child, unless there is an outcome. The callbacks belong to the parent, and are not run."""
         self._attachments = None
         if not self.done():
             self._own = error, None
@@ -402,7 +402,7 @@ class JobFuture(Future[JobResult[Value]]):
         if result is None and self._service is not None:
             made = make_result(self._value, self._service, self.submitted)
             if _HAS_GIL:
-                # On one line and without a call, so that no thread, signal or finalizer comes between look and store.
+                # On one line and without a call (R5), so that no other thread comes between the look and the store either.
                 self._own_result = result = made if self._own_result is None else self._own_result
             else:
                 result = vars(self).setdefault("_own_result", made)
@@ -477,7 +477,7 @@ class JobFuture(Future[JobResult[Value]]):
         if waiter not in attachments.told_to:
             told, added = [waiter], [self]
             with getattr(waiter, "lock", None) or nullcontext():
-                # In one step: there is no call from here to the end of the block.
+                # In one step (R4): there is no call from here to the end of the block.
                 attachments.told_to += told
                 waiter.finished_futures += added
                 if counts:
@@ -526,7 +526,7 @@ def conclude(
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         if broken and future._stage is _RUNNING and failures is not None:
             failures.add(future, outcome)
-        # No call from the look at the attachments on, so that no finalizer comes in and leaves a callback that nobody sees.
+        # R5 from the look at the attachments on, or a callback that a finalizer adds could be missed.
         if future._stage is not _RUNNING:
             continue
         attachments = future._attachments

@@ -18,7 +18,7 @@ True
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch.policies.adaptive import Adaptive
-from microbatch.policies.base import BatchingPolicy, BatchReport, Window
+from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
 from microbatch.policies.limits import Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
 from microbatch.policies.timing import FixedWindow, Interval, Rate, Session
@@ -28,8 +28,10 @@ __all__ = [
     "AllWaiting",
     "BatchReport",
     "BatchingPolicy",
+    "CallerActivity",
     "DEFAULT_POLICY",
     "FixedWindow",
+    "Hints",
     "Interval",
     "NEVER",
     "NOW",

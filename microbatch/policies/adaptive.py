@@ -27,7 +27,7 @@ class Adaptive(BatchingPolicy[object]):
     ...     policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), service_time=0.02 + 0.002 * size, failed=0))
     >>> policy
     Adaptive(0.1, least=1, most=1000, warm_up=0) | Natural()
-    >>> policy.room(Window(count=10))
+    >>> policy._room(Window(count=10))
     30
 
     The policy assumes that a batch takes a fixed time, plus a time for each job. It fits that line to the last 50
@@ -68,12 +68,12 @@ class Adaptive(BatchingPolicy[object]):
         """See `BatchingPolicy.fits`."""
         return window.count < self._size
 
-    def room(self, window: Window[object]) -> float:
-        """See `BatchingPolicy.room`."""
+    def _room(self, window: Window[object]) -> float:
+        """See `BatchingPolicy._room`."""
         return self._size - window.count
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return max(1, self._size - window.count)
 
     def observe(self, report: BatchReport) -> None:

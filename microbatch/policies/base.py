@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from microbatch._basics.arguments import check_count, check_flag, check_number, shown
 from microbatch._basics.clock import NEVER, NOW
@@ -15,7 +15,9 @@ __all__ = [
     "BatchReport",
     "BatchingPolicy",
     "Both",
+    "CallerActivity",
     "Either",
+    "Hints",
     "Window",
     "check_policy",
     "count_gates",
@@ -28,6 +30,52 @@ __all__ = [
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
 Job_co = TypeVar("Job_co", covariant=True)
+
+
+class CallerActivity(NamedTuple):
+    """What is known of the callers of a batcher."""
+
+    returning: int = 0
+    """The number of callers that just got a result that they waited for, and are likely to submit their next job soon.
+
+    It is 0 unless the policy sets `Hints.watches_callers`, and if jobs have keys."""
+
+    return_by: float = NOW
+    """The moment until which the last of these callers is expected."""
+
+    heard: float = NOW
+    """The moment of the latest activity of a caller that does not wait for a result now: it submitted a job, or got a
+    result.
+
+    It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a policy promises of its answers, which saves work, and what it needs to know. The defaults are safe.
+
+    Attributes:
+        watches_flow: Whether the answers of the policy may change when a batch starts or ends. They may if `due` looks
+            at `Window.in_flight`, `Window.sent` or `Window.service_time`, or if `observe` learns.
+
+            After each start and each end of a batch, the policy is asked again when a worker is free: about the batch
+            whose turn it is, about the one with the oldest answer, and if neither is due, about others until one is. It
+            can be asked about up to 64 open batches at once. If there are more, it is asked about some of them later, a
+            few every millisecond, so a batch that has become due may wait a little. If the answers can't change, set
+            this to False: the policy is then not asked again.
+        watches_callers: Whether `due` looks at `CallerActivity.returning`. This costs a little time for each job that a
+            caller waits for.
+        recalls: How many seconds the batcher remembers the activity of a caller, for `CallerActivity.heard`. If it is
+            not 0, this costs a little time for each job.
+        history: The maximum number of moments in `Window.sent`.
+        needs: How many jobs a batch must hold before it can be due at all.
+    """
+
+    watches_flow: bool = True
+    watches_callers: bool = False
+    recalls: float = 0.0
+    history: int = 1_000
+    needs: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,12 +99,7 @@ class Window(Generic[Job_co]):
             first one.
         sent: The moments of the latest dispatches for all keys, the oldest first.
         full: Whether a waiting job did not fit, so no more jobs can join.
-        returning: The number of callers that just got a result that they waited for, and are likely to submit their
-            next job soon. It is 0 unless the policy sets `BatchingPolicy.watches_callers`, and if jobs have keys.
-        return_by: The moment until which the last of these callers is expected.
-        heard: The moment of the latest activity of a caller that does not wait for a result now: it submitted a job, or
-            got a result. It is `NOW` if there is no such caller, or if the policy does not set
-            `BatchingPolicy.recalls`.
+        callers: What is known of the callers. Only for a policy whose `hints` ask for it.
     """
 
     count: int = 0
@@ -71,9 +114,7 @@ class Window(Generic[Job_co]):
     service_time: float = 0.0
     sent: Sequence[float] = ()
     full: bool = False
-    returning: int = 0
-    return_by: float = NOW
-    heard: float = NOW
+    callers: CallerActivity = CallerActivity()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +146,27 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     *weigh* function, `Batcher.submit` calls `fits` with an empty window, in the thread of the caller. `Batcher.explain`
     calls `due` and `reason`, in the thread of the caller too.
 
-    If `due`, `fits`, `room`, `wants` or `reason` raises an exception, the jobs of that batch fail with it. They also
-    fail if `due` or `room` returns something other than a number, or if `wants` does not return an integer of at least
-    0.
-    """
-
-    watches_flow: bool = True
-    """Whether the answers of the policy may change when a batch starts or ends.
-
-    They may if `due` or `earliest` looks at `Window.in_flight`, `Window.sent` or `Window.service_time`, or if `observe`
-    learns. True is the safe answer.
-
-    After each start and each end of a batch, the policy is asked again when a worker is free: about the batch whose
-    turn it is, about the one with the oldest answer, and if neither is due, about others until one is. It can be asked
-    about up to 64 open batches at once. If there are more, it is asked about some of them later, a few every
-    millisecond, so a batch that has become due may wait a little. If the answers can't change, set this to False: the
-    policy is then not asked again.
-    """
-
-    watches_callers: bool = False
-    """Whether `due` looks at `Window.returning`. This costs a little time for each job that a caller waits for."""
-
-    recalls: float = 0.0
-    """How many seconds the batcher remembers the activity of a caller, for `Window.heard`.
-
-    If this is 0, `Window.heard` is not maintained. Otherwise, this costs a little time for each job.
+    If `due`, `fits` or `reason` raises an exception, the jobs of that batch fail with it. They also fail if `due` returns
+    something other than a number.
     """
 
     _learned: int = 0  # how often a built-in policy has learned something that may change its answers
 
-    history: int = 1_000
-    """The maximum number of moments in `Window.sent`."""
+    @property
+    def hints(self) -> Hints:
+        """What the policy promises and needs. Define it in a subclass, as a property or as an attribute of the class.
+
+        A subclass that overrides `due` or `observe` of another policy, and does not define `hints`, inherits what that
+        policy needs, and nothing that it promises.
+        """
+        return _SAFE
 
     @abstractmethod
     def due(self, window: Window[Job_contra]) -> float:
         """Return the moment from which the batch may be dispatched: `NOW`, `NEVER`, or any moment between.
 
         The batcher asks again when a job has joined or left the batch, and keeps the answer until the next such change.
-        See also `watches_flow`. A due batch is dispatched as soon as a worker is free. Until then it takes more jobs,
+        See also `Hints.watches_flow`. A due batch is dispatched as soon as a worker is free. Until then it takes more jobs,
         as long as they fit.
         """
 
@@ -158,31 +182,6 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """
         return True
 
-    def room(self, window: Window[Job_contra]) -> float:
-        """Return how many more jobs certainly fit, whatever their weights. `fits` is not called for that many jobs.
-
-        This method only saves calls of `fits`. The default is `NEVER`, infinitely many. In a class that defines `fits`,
-        the default is 0.
-        """
-        return NEVER
-
-    def earliest(self, window: Window[Job_contra]) -> float:
-        """Return the moment before which not even `Batcher.flush` dispatches the batch. The default is `NOW`."""
-        return NOW
-
-    def wants(self, window: Window[Job_contra]) -> int:
-        """Return how many more jobs must join before `due` can return an earlier moment than it does now.
-
-        The batcher does not call `due` again before that many jobs have joined or the batch is due. This method only
-        saves calls of `due`, and is only called when the batch is due soon. With the default, 1, `due` is called for
-        each job.
-        """
-        return 1
-
-    def needs(self) -> int:
-        """Return how many jobs a batch must hold before it can be due at all. The default is 0."""
-        return 0
-
     def observe(self, report: BatchReport) -> None:
         """Learn from a batch that has finished. An exception is logged and changes nothing else."""
 
@@ -190,17 +189,38 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return why the batch is dispatched, for `BatchInfo.trigger`. The default is the class name in lower case."""
         return type(self).__name__.lower()
 
+    # -- for the built-in policies --
+
+    def _room(self, window: Window[Job_contra]) -> float:
+        """Return how many more jobs certainly fit, whatever their weights. `fits` is not called for that many jobs."""
+        return NEVER
+
+    def _earliest(self, window: Window[Job_contra]) -> float:
+        """Return the moment before which not even `Batcher.flush` dispatches the batch."""
+        return NOW
+
+    def _wants(self, window: Window[Job_contra]) -> int:
+        """Return how many more jobs must join before `due` can return an earlier moment than it does now.
+
+        The batcher does not call `due` again before that many jobs have joined or the batch is due. Only called when
+        the batch is due soon.
+        """
+        return 1
+
     def __init_subclass__(cls, **options: Any) -> None:
-        """Reset a shortcut such as `room` in a subclass that overrides the method that it was written for."""
+        """Reset what was written for a method that a subclass overrides."""
         super().__init_subclass__(**options)
-        if _depth(cls, "fits") < _depth(cls, "room"):
-            cls.room = _no_room  # type: ignore[method-assign]
-        if _depth(cls, "due") < _depth(cls, "needs"):
-            cls.needs = BatchingPolicy.needs  # type: ignore[method-assign]
-        if _depth(cls, "due") < _depth(cls, "wants"):
-            cls.wants = BatchingPolicy.wants  # type: ignore[method-assign]
-        if min(_depth(cls, name) for name in ("due", "earliest", "observe")) < _depth(cls, "watches_flow"):
-            cls.watches_flow = True
+        depth = {
+            name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room", "_wants")
+        }
+        if depth["fits"] < depth["_room"]:
+            cls._room = _no_room  # type: ignore[method-assign]
+        if depth["due"] < depth["_wants"]:
+            cls._wants = BatchingPolicy._wants  # type: ignore[method-assign]
+        if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:
+            # What the policy promised was about the methods of another class. What it needs to know stays.
+            promises = {"watches_flow": True} | ({"needs": 0} if depth["due"] < depth["hints"] else {})
+            cls.hints = _changed(cls.hints, promises)  # type: ignore[method-assign]
 
     def __or__(self: "BatchingPolicy[Job]", other: "BatchingPolicy[Job]") -> "BatchingPolicy[Job]":
         return Either(self, other)
@@ -218,6 +238,17 @@ def _depth(cls: type, name: str) -> int:
     return next(depth for depth, base in enumerate(cls.__mro__) if name in vars(base))
 
 
+_SAFE = Hints()
+
+
+def _changed(inherited: Any, changes: dict[str, Any]) -> Any:
+    def hints(self: BatchingPolicy[Any]) -> Hints:
+        known: Hints = inherited.__get__(self) if isinstance(inherited, property) else inherited
+        return replace(known, **changes)
+
+    return property(hints)
+
+
 def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
     """Return 0, because the class defines `fits`, which must be called for each job."""
     return 0.0
@@ -227,11 +258,14 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
     """Raise TypeError or ValueError unless *value* is a policy whose attributes and `needs` are valid."""
     if not isinstance(value, BatchingPolicy):
         raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
-    check_count("the needs() of a policy", value.needs(), 0)
+    hints: Any = value.hints
+    if not isinstance(hints, Hints):
+        raise TypeError(f"the hints of a policy must be Hints, got {shown(hints)}")
+    check_count("the needs of a policy", hints.needs, 0)
     for name in ("watches_flow", "watches_callers"):
-        check_flag(f"the {name} of a policy", getattr(value, name))
-    check_number("the recalls of a policy", value.recalls)
-    check_count("the history of a policy", value.history)
+        check_flag(f"the {name} of a policy", getattr(hints, name))
+    check_number("the recalls of a policy", hints.recalls)
+    check_count("the history of a policy", hints.history)
 
 
 def limit_for(policy: BatchingPolicy[Any], window: Window[Any], weight: float) -> float | None:
@@ -264,10 +298,16 @@ class _Pair(BatchingPolicy[Job]):
             check_policy("a part of a policy", part)
         self.first = first
         self.second = second
-        self.watches_flow = first.watches_flow or second.watches_flow
-        self.watches_callers = first.watches_callers or second.watches_callers
-        self.recalls = max(first.recalls, second.recalls)
-        self.history = max(first.history, second.history)
+
+    def _joint(self, needs: Callable[[int, int], int]) -> Hints:
+        first, second = self.first.hints, self.second.hints
+        return Hints(
+            watches_flow=first.watches_flow or second.watches_flow,
+            watches_callers=first.watches_callers or second.watches_callers,
+            recalls=max(first.recalls, second.recalls),
+            history=max(first.history, second.history),
+            needs=needs(first.needs, second.needs),
+        )
 
     @property
     def _learned(self) -> int:  # type: ignore[override]
@@ -277,13 +317,13 @@ class _Pair(BatchingPolicy[Job]):
         """See `BatchingPolicy.fits`."""
         return self.first.fits(window, weight) and self.second.fits(window, weight)
 
-    def room(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.room`."""
-        return _least(self.first.room(window), self.second.room(window))
+    def _room(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy._room`."""
+        return _least(self.first._room(window), self.second._room(window))
 
-    def wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy.wants`."""
-        return min(self.first.wants(window), self.second.wants(window))
+    def _wants(self, window: Window[Job]) -> int:
+        """See `BatchingPolicy._wants`."""
+        return min(self.first._wants(window), self.second._wants(window))
 
     def observe(self, report: BatchReport) -> None:
         """Pass the report to both policies: to the second one even if the first one raises."""
@@ -305,15 +345,18 @@ class Either(_Pair[Job]):
         """See `BatchingPolicy.due`."""
         return _least(self.first.due(window), self.second.due(window))
 
-    wants = _Pair.wants  # which holds for this `due` too
+    def _wants(self, window: Window[Job]) -> int:
+        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
+        return super()._wants(window)
 
-    def earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.earliest`."""
-        return _least(self.first.earliest(window), self.second.earliest(window))
+    def _earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy._earliest`."""
+        return _least(self.first._earliest(window), self.second._earliest(window))
 
-    def needs(self) -> int:
-        """See `BatchingPolicy.needs`."""
-        return min(self.first.needs(), self.second.needs())
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
+        return self._joint(min)
 
     def reason(self, window: Window[Job]) -> str:
         """Return the reason of the policy that is due first, or of the left one if both are due at the same moment."""
@@ -336,15 +379,18 @@ class Both(_Pair[Job]):
         """See `BatchingPolicy.due`."""
         return _most(self.first.due(window), self.second.due(window))
 
-    wants = _Pair.wants  # which holds for this `due` too
+    def _wants(self, window: Window[Job]) -> int:
+        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
+        return super()._wants(window)
 
-    def earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.earliest`."""
-        return _most(self.first.earliest(window), self.second.earliest(window))
+    def _earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy._earliest`."""
+        return _most(self.first._earliest(window), self.second._earliest(window))
 
-    def needs(self) -> int:
-        """See `BatchingPolicy.needs`."""
-        return max(self.first.needs(), self.second.needs())
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
+        return self._joint(max)
 
     def reason(self, window: Window[Job]) -> str:
         """Return both reasons, joined with ``&``."""
@@ -368,7 +414,7 @@ GATES: dict[type, int] = {}
 """The number of gates of each built-in policy.
 
 A gate is a moment before which a policy lets no batch be dispatched, whatever its jobs. It is the same for all keys. It
-depends only on which batches have started and ended, and on `Window.heard`. Apart from its gates, a built-in policy
+depends only on which batches have started and ended, and on `CallerActivity.heard`. Apart from its gates, a built-in policy
 decides by what is in the batch and by what it has learned.
 """
 

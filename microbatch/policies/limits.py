@@ -2,7 +2,7 @@
 
 from microbatch._basics.arguments import check_count, check_positive
 from microbatch._basics.clock import NEVER, NOW
-from microbatch.policies.base import GATES, BatchingPolicy, Window, exact, policy_repr
+from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
 
 __all__ = ["Size", "Weight"]
 
@@ -20,10 +20,13 @@ class Size(BatchingPolicy[object]):
     [True, False]
     """
 
-    watches_flow = False
-
     def __init__(self, n: int) -> None:
-        self.n = check_count("n", n)
+        self.n: int = check_count("n", n)
+
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
+        return Hints(watches_flow=False, needs=self.n)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -33,17 +36,13 @@ class Size(BatchingPolicy[object]):
         """See `BatchingPolicy.fits`."""
         return window.count < self.n
 
-    def room(self, window: Window[object]) -> float:
-        """See `BatchingPolicy.room`."""
+    def _room(self, window: Window[object]) -> float:
+        """See `BatchingPolicy._room`."""
         return self.n - window.count
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return max(1, self.n - window.count)
-
-    def needs(self) -> int:
-        """See `BatchingPolicy.needs`."""
-        return self.n
 
     def __repr__(self) -> str:
         return policy_repr(self, Size, str(self.n))
@@ -63,7 +62,7 @@ class Weight(BatchingPolicy[object]):
     [True, False]
     """
 
-    watches_flow = False
+    hints = Hints(watches_flow=False)
 
     def __init__(self, limit: float) -> None:
         self.limit = check_positive("limit", limit)

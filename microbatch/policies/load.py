@@ -3,7 +3,7 @@
 import sys
 
 from microbatch._basics.arguments import check_positive
-from microbatch.policies.base import GATES, BatchingPolicy, Window, exact, policy_repr
+from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
 from microbatch.policies.limits import Size
 
 __all__ = ["AllWaiting", "DEFAULT_POLICY", "Natural"]
@@ -27,11 +27,13 @@ class Natural(BatchingPolicy[object]):
     job soon. Otherwise these callers would miss the batch, and would have to wait for a whole service time. The more
     jobs are in the batch, the shorter is the wait, because all of them pay for it:
 
-    >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, returning=1, return_by=11.0)) for n in (1, 4, 40)]
+    >>> from microbatch import CallerActivity
+    >>> soon = CallerActivity(returning=1, return_by=11.0)
+    >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, callers=soon)) for n in (1, 4, 40)]
     [11.0, 10.5, 10.05]
     """
 
-    watches_callers = True
+    hints = Hints(watches_callers=True)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -42,14 +44,14 @@ class Natural(BatchingPolicy[object]):
         pace = window.service_time / min(window.workers, sys.maxsize)
         if window.workers > 1 and window.in_flight and window.sent:
             due = max(due, window.sent[-1] + pace)
-        if window.returning and window.in_flight == window.workers - 1:
-            patience = pace * window.returning / window.count
-            due = max(due, min(window.newest + patience, window.return_by))
+        if window.callers.returning and window.in_flight == window.workers - 1:
+            patience = pace * window.callers.returning / window.count
+            due = max(due, min(window.newest + patience, window.callers.return_by))
         return due
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
-        return max(1, window.returning - window.returning // 8)
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
+        return max(1, window.callers.returning - window.callers.returning // 8)
 
     def __repr__(self) -> str:
         return policy_repr(self, Natural, "")
@@ -66,25 +68,28 @@ class AllWaiting(BatchingPolicy[object]):
     ``| Interval(seconds)`` to bound that. The same holds for callers that wait with ``concurrent.futures.wait``,
     ``as_completed``, a callback or asyncio, because the batcher does not notice that they wait.
 
-    >>> from microbatch import NOW, Interval
+    >>> from microbatch import CallerActivity, Interval
     >>> policy = AllWaiting(recent=0.1) | Interval(0.005)
-    >>> policy.due(Window(count=1, opened=10.0, heard=10.0))
+    >>> policy.due(Window(count=1, opened=10.0, callers=CallerActivity(heard=10.0)))
     10.005
-    >>> policy.due(Window(count=1, opened=10.0, heard=NOW))
+    >>> policy.due(Window(count=1, opened=10.0))
     -inf
     """
 
-    watches_flow = False
-
     def __init__(self, recent: float = 0.1) -> None:
-        self.recent = self.recalls = check_positive("recent", recent)
+        self.recent: float = check_positive("recent", recent)
+
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
+        return Hints(watches_flow=False, recalls=self.recent)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
-        return window.heard + self.recent
+        return window.callers.heard + self.recent
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return sys.maxsize
 
     def __repr__(self) -> str:

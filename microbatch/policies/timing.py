@@ -4,7 +4,7 @@ import sys
 
 from microbatch._basics.arguments import check_count, check_number, check_positive
 from microbatch._basics.clock import NOW
-from microbatch.policies.base import GATES, BatchingPolicy, Window, exact, policy_repr
+from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
 
 __all__ = ["FixedWindow", "Interval", "Rate", "Session"]
 
@@ -18,7 +18,7 @@ class Interval(BatchingPolicy[object]):
     10.5
     """
 
-    watches_flow = False
+    hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
         self.seconds = check_number("seconds", seconds)
@@ -27,8 +27,8 @@ class Interval(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + self.seconds
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return sys.maxsize
 
     def __repr__(self) -> str:
@@ -45,7 +45,7 @@ class FixedWindow(BatchingPolicy[object]):
     [105.0, 105.0, 105.0, 110.0]
     """
 
-    watches_flow = False
+    hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
         self.seconds = check_positive("seconds", seconds)
@@ -54,8 +54,8 @@ class FixedWindow(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + (window.started - window.opened) % self.seconds
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return sys.maxsize
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Session(BatchingPolicy[object]):
     13.0
     """
 
-    watches_flow = False
+    hints = Hints(watches_flow=False)
 
     def __init__(self, gap: float) -> None:
         self.gap = check_number("gap", gap)
@@ -83,8 +83,8 @@ class Session(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.newest + self.gap
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return sys.maxsize
 
     def __repr__(self) -> str:
@@ -106,18 +106,22 @@ class Rate(BatchingPolicy[object]):
     def __init__(self, n: int, per: float) -> None:
         self.n = check_count("n", n)
         self.per = check_positive("per", per)
-        self.history = max(self.n, BatchingPolicy.history)
+
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
+        return Hints(history=max(self.n, Hints.history))
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
-        return self.earliest(window)
+        return self._earliest(window)
 
-    def earliest(self, window: Window[object]) -> float:
-        """See `BatchingPolicy.earliest`."""
+    def _earliest(self, window: Window[object]) -> float:
+        """See `BatchingPolicy._earliest`."""
         return NOW if len(window.sent) < self.n else window.sent[-self.n] + self.per
 
-    def wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy.wants`."""
+    def _wants(self, window: Window[object]) -> int:
+        """See `BatchingPolicy._wants`."""
         return sys.maxsize
 
     def __repr__(self) -> str:

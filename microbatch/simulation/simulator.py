@@ -18,7 +18,7 @@ from microbatch._basics.arguments import check_answer, check_callable, check_cou
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._forming.callers import Caller, Callers
 from microbatch._forming.collector import Batch, Collector
-from microbatch.policies.base import BatchingPolicy, BatchReport, check_policy
+from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, check_policy
 from microbatch.results import BatchInfo
 from microbatch.simulation.plots import draw_run
 
@@ -204,17 +204,17 @@ class _Source(Protocol):
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
         """Note that the callers of *jobs* have their results."""
 
-    def whereabouts(self) -> tuple[int, float, float]:
-        """Return the arguments for `Collector.note_callers`."""
+    def activity(self) -> CallerActivity:
+        """Return what is known of the callers."""
 
 
 def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
     if isinstance(arrivals, callers):
-        return _ClosedLoop(arrivals, chance, Callers(policy.watches_callers, policy.recalls))
+        return _ClosedLoop(arrivals, chance, Callers(policy.hints.watches_callers, policy.hints.recalls))
     moments = arrivals(chance) if callable(arrivals) else arrivals
     if not isinstance(moments, Iterable):
         raise TypeError(f"arrivals must be moments, a function that returns moments, or callers, got {shown(arrivals)}")
-    return _OpenLoop(moments, policy.recalls)
+    return _OpenLoop(moments, policy.hints.recalls)
 
 
 class _OpenLoop:
@@ -255,8 +255,8 @@ class _OpenLoop:
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
         """Do nothing, because no caller waits."""
 
-    def whereabouts(self) -> tuple[int, float, float]:
-        return 0, NOW, self._heard
+    def activity(self) -> CallerActivity:
+        return CallerActivity(heard=self._heard)
 
 
 class _ClosedLoop:
@@ -298,8 +298,8 @@ class _ClosedLoop:
             moment = now + thought + position * self._group.turn
             heapq.heappush(self._coming, (moment, caller.ident, caller))
 
-    def whereabouts(self) -> tuple[int, float, float]:
-        return self._known.returning, self._known.return_by, self._known.last_heard()
+    def activity(self) -> CallerActivity:
+        return self._known.activity()
 
 
 class _Simulation:
@@ -337,7 +337,7 @@ class _Simulation:
         while self._running and self._running[0][0] <= now:
             reports.append(self._settle(source, *heapq.heappop(self._running)))
         # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
-        collector.note_callers(*source.whereabouts())
+        collector.note_callers(source.activity())
         collector.add(jobs, source.uniform)
         for report in reports:
             collector.finished(report.service_time)

@@ -126,6 +126,13 @@ decorated("a", "b")  # type: ignore[arg-type]
 decorated(1)  # type: ignore[arg-type]
 batched(lengths)  # type: ignore[arg-type]
 
+# A misspelled option.
+Batcher(lengths, max_worker=4)  # type: ignore[call-overload]
+Batcher(insert, max_worker=4)  # type: ignore[call-overload]
+batched(Size(3), max_worker=4)  # type: ignore[call-arg]
+batched(Size(3), max_workers="4")  # type: ignore[arg-type]
+Batcher.from_env(lengths, max_worker=4)  # type: ignore[call-arg]
+
 # The doubles.
 recorder: RecordingProcessor[str] = RecordingProcessor(len)
 assert_type(recorder.batches, list[list[str]])
