@@ -36,9 +36,10 @@ class MicrobatchError(Exception):
 
 
 class Rejected(MicrobatchError):
-    """Base class of the exceptions with which `Batcher.submit` rejects a job.
+    """Base class of the exceptions for jobs that the batcher does not accept.
 
-    There is no future for a rejected job, and the job is never processed.
+    `Batcher.submit` raises them. There is then no future, and the job is never processed. In a few cases, a future
+    fails with one of them instead: see `JobTooLarge` and `BatcherClosed`.
     """
 
 
@@ -60,6 +61,8 @@ class BacklogFull(Rejected, queue.Full):
 class JobTooLarge(Rejected, ValueError):
     """The job alone exceeds a hard limit of the policy, so it does not fit into any batch.
 
+    If the batcher has a *weigh* function, `Batcher.submit` raises it. Otherwise, the future of the job fails with it.
+
     Attributes:
         weight: The weight of the job.
         limit: The lowest of the limits that the job exceeds, or None if the policy states no limit.
@@ -79,9 +82,9 @@ class JobTooLarge(Rejected, ValueError):
 
 
 class BatcherClosed(Rejected, RuntimeError):
-    """The batcher was shut down before it could accept the job, or before it could process it.
+    """The batcher was shut down before it could accept the job, or before the job was done.
 
-    `Batcher.submit` raises it. It is also the exception of a future whose job was still pending when the threads of the
+    `Batcher.submit` raises it after a shutdown. A future fails with it if its job was not done when the threads of the
     batcher ended, for example because the interpreter exited and *exit_timeout* ran out.
     """
 
