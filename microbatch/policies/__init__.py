@@ -1,11 +1,11 @@
 """Policies decide when the open batch is dispatched, and whether one more job may join it.
 
-A policy is a function of a `Window`, which describes the open batch. It answers with the moment at which the batch is
-due. The batcher dispatches a due batch as soon as a worker is free. Until then the batch stays open and takes more
-jobs, up to the hard limits of the policy.
+A policy is a function of a `Window`, which describes the open batch. It returns the moment at which the batch is due.
+The batcher dispatches a due batch as soon as a worker is free. Until then the batch stays open and takes more jobs, up
+to the hard limits of the policy.
 
 A policy reads no clock, takes no lock and never sleeps. So you can test it without a batcher, and simulate it in
-virtual time. Only one thread at a time calls it.
+virtual time.
 
 >>> policy = Size(3) | Interval(0.5)
 >>> policy.due(Window(count=2, opened=10.0))

@@ -16,9 +16,9 @@ _EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)
 
 
 class Adaptive(BatchingPolicy[object]):
-    """Dispatches a batch when it holds as many jobs as the processor can do in *target* seconds, by past batches.
+    """Dispatches a batch when it holds as many jobs as the processor can do in *target* seconds.
 
-    It learns this number from past batches. The number is also the most jobs that a batch can hold. Alone, the policy
+    It learns this number from past batches. No batch holds more jobs than that. Alone, the policy
     waits for that many jobs, however long it takes. Combine it with `Natural` or `Interval`:
 
     >>> from microbatch import BatchInfo, Natural
@@ -27,8 +27,8 @@ class Adaptive(BatchingPolicy[object]):
     ...     policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), service_time=0.02 + 0.002 * size, failed=0))
     >>> policy
     Adaptive(0.1, least=1, most=1000, warm_up=0) | Natural()
-    >>> policy._room(Window(count=10))
-    30
+    >>> [policy.fits(Window(count=count), weight=1.0) for count in (39, 40)]
+    [True, False]
 
     The policy assumes that a batch takes a fixed time, plus a time for each job. It fits that line to the last 50
     batches by least squares, and solves it for *target*. This is the cost model of ``BatchElements`` in Apache Beam.

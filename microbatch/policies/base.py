@@ -38,21 +38,22 @@ class CallerActivity(NamedTuple):
     returning: int = 0
     """The number of callers that just got a result that they waited for, and are likely to submit their next job soon.
 
-    It is 0 unless the policy sets `Hints.watches_callers`, and if jobs have keys."""
+    It is 0 if jobs have keys, or if the policy does not set `Hints.watches_callers`.
+    """
 
     return_by: float = NOW
     """The moment until which the last of these callers is expected."""
 
     heard: float = NOW
-    """The moment of the latest activity of a caller that does not wait for a result now: it submitted a job, or got a
-    result.
+    """The latest moment at which a caller that does not wait for a result now submitted a job or got a result.
 
-    It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`."""
+    It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`.
+    """
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a policy promises of its answers, which saves work, and what it needs to know. The defaults are safe.
+    """What a policy promises about its answers, to save work, and what it needs to know. The defaults are safe.
 
     Attributes:
         watches_flow: Whether the answers of the policy may change when a batch starts or ends. They may if `due` looks
@@ -146,8 +147,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     *weigh* function, `Batcher.submit` calls `fits` with an empty window, in the thread of the caller. `Batcher.explain`
     calls `due` and `reason`, in the thread of the caller too.
 
-    If `due`, `fits` or `reason` raises an exception, the jobs of that batch fail with it. They also fail if `due` returns
-    something other than a number.
+    If `due`, `fits` or `reason` raises an exception, the jobs of that batch fail with it. They also fail if `due`
+    returns something other than a number.
     """
 
     _learned: int = 0  # how often a built-in policy has learned something that may change its answers
@@ -156,8 +157,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def hints(self) -> Hints:
         """What the policy promises and needs. Define it in a subclass, as a property or as an attribute of the class.
 
-        A subclass that overrides `due` or `observe` of another policy, and does not define `hints`, inherits what that
-        policy needs, and nothing that it promises.
+        If you subclass another policy, override its `due` or `observe`, and don't define `hints`, your class inherits
+        what that policy needs to know, but none of its promises.
         """
         return _SAFE
 
@@ -166,8 +167,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the moment from which the batch may be dispatched: `NOW`, `NEVER`, or any moment between.
 
         The batcher asks again when a job has joined or left the batch, and keeps the answer until the next such change.
-        See also `Hints.watches_flow`. A due batch is dispatched as soon as a worker is free. Until then it takes more jobs,
-        as long as they fit.
+        See also `Hints.watches_flow`. A due batch is dispatched as soon as a worker is free. Until then it takes more
+        jobs, as long as they fit.
         """
 
     def fits(self, window: Window[Job_contra], weight: float) -> bool:
@@ -255,7 +256,7 @@ def _no_room(self: BatchingPolicy[Any], window: Window[Any]) -> float:
 
 
 def check_policy(name: str, value: Any, hint: str = "") -> None:
-    """Raise TypeError or ValueError unless *value* is a policy whose attributes and `needs` are valid."""
+    """Raise TypeError or ValueError unless *value* is a policy with valid `hints`."""
     if not isinstance(value, BatchingPolicy):
         raise TypeError(f"{name} must be a BatchingPolicy, got {shown(value)}{hint}")
     hints: Any = value.hints
@@ -414,8 +415,8 @@ GATES: dict[type, int] = {}
 """The number of gates of each built-in policy.
 
 A gate is a moment before which a policy lets no batch be dispatched, whatever its jobs. It is the same for all keys. It
-depends only on which batches have started and ended, and on `CallerActivity.heard`. Apart from its gates, a built-in policy
-decides by what is in the batch and by what it has learned.
+depends only on which batches have started and ended, and on `CallerActivity.heard`. Apart from its gates, a built-in
+policy decides by what is in the batch and by what it has learned.
 """
 
 

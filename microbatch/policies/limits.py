@@ -52,7 +52,7 @@ class Weight(BatchingPolicy[object]):
     """Dispatches a batch when its weight reaches *limit*, or when a waiting job no longer fits into it.
 
     A batch never weighs more than *limit*. The weight of a job comes from the *weigh* function of the batcher; without
-    one, every job weighs 1. A job that alone weighs more than *limit* fails with `JobTooLarge`.
+    one, every job weighs 1. A job that alone weighs more than *limit* is rejected with `JobTooLarge`.
 
     Alone, it has no time limit: add ``| Interval(seconds)`` or ``| Natural()``, as for `Size`.
 

@@ -14,9 +14,9 @@ class Natural(BatchingPolicy[object]):
 
     While all workers are busy, jobs gather. So batches grow with the load, and with the service time of the processor.
 
-    First, with several workers, it spaces the dispatches, so that idle workers don't each take a batch of one job. The
-    distance is the service time divided by the number of workers. If all workers are idle, it does not wait, because
-    the next batch may take much less time than the last ones did:
+    First, with several workers, it spaces the dispatches, so that idle workers don't each take a batch of one job. Two
+    dispatches are at least the service time divided by the number of workers apart. If all workers are idle, it does
+    not wait, because the next batch may take much less time than the last ones did:
 
     >>> [Natural().due(Window(opened=10.0, sent=[9.75], in_flight=1, service_time=2.0, workers=n)) for n in (1, 4, 8)]
     [10.0, 10.25, 10.0]
@@ -31,6 +31,8 @@ class Natural(BatchingPolicy[object]):
     >>> soon = CallerActivity(returning=1, return_by=11.0)
     >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, callers=soon)) for n in (1, 4, 40)]
     [11.0, 10.5, 10.05]
+
+    In both cases, it stops waiting when a waiting job no longer fits into the batch.
     """
 
     hints = Hints(watches_callers=True)
@@ -64,7 +66,7 @@ class AllWaiting(BatchingPolicy[object]):
     So a single script that calls ``submit().result()`` never waits for other jobs. Callers in a loop share a batch,
     which is dispatched when the last of them has submitted its job.
 
-    A caller that submits jobs without waiting keeps the batch open until it was inactive for *recent* seconds. Add
+    A caller that submits jobs without waiting keeps the batch open until it has been inactive for *recent* seconds. Add
     ``| Interval(seconds)`` to bound that. The same holds for callers that wait with ``concurrent.futures.wait``,
     ``as_completed``, a callback or asyncio, because the batcher does not notice that they wait.
 
