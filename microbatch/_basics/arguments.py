@@ -94,7 +94,7 @@ def check_timeout(name: str, value: float | None) -> float:
 
 def check_answer(name: str, value: Any) -> float:
     """Return *value*, which code of the user returned, as a float if it is a real number and not NaN."""
-    number = value if type(value) is float else _float(name, value)  # a short cut, because this runs for each batch
+    number = value if type(value) is float else _float(name, value)  # a shortcut, because this runs for each batch
     if number != number:
         raise TypeError(f"{name} must be a number, got nan")
     return number

@@ -52,7 +52,7 @@ class Waiter(threading.Condition):
         return rung
 
     def hear(self, timeout: float | None = None) -> bool:
-        """Wait like `wait`, but do not acquire the lock afterwards, so that woken threads do not queue for it."""
+        """Wait like `wait`, but without holding the lock before or after, so that woken threads do not queue for it."""
         if self._lock._is_owned():  # by the code that this call interrupts, as in a signal handler
             return self.wait(timeout)
         return self.sleep(timeout)
