@@ -31,7 +31,8 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
                             ``weight``, ``adaptive``, or ``package.module:factory``, a function that returns your own
                             policy. The default depends on which of the next two variables are set: ``size``,
                             ``interval`` or ``size-or-interval``.
-    ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all strategies except ``interval`` and your own
+    ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all strategies except ``interval`` and your own.
+                            ``natural`` has a default of 100, and ``adaptive`` one of 1,000.
     ``BATCH_TIME_WINDOW``   for ``fixed-window``, the time from one batch to the next; for ``session``, the time after
                             the newest job; for ``interval``, ``size-or-interval``, ``weight`` and ``adaptive``, the
                             longest time that a batch waits for more jobs
