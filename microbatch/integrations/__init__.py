@@ -1,1 +1,1 @@
-"""Integrations with other libraries, in one module for each. `import microbatch` imports none of them."""
+"""Integrations with other libraries, in one module for each. ``import microbatch`` imports none of them."""

@@ -205,8 +205,7 @@ def shared(
     client: Callable[[], Client],
     **options: Any,
 ) -> SharedProcessor:
-    """Return a processor that sends its jobs to one `Batcher` in a Dask cluster, for all processes that use the same
-    name.
+    """Return a processor that sends its jobs to a `Batcher` in a Dask cluster, which processes share by its name.
 
     The first process that uses the name creates this batcher on a worker of the cluster, with its own arguments. The
     other processes use that batcher, and their arguments have no effect.

@@ -160,12 +160,11 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
 
 
 def closing_old_connections(processor: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
-    """Return a processor that closes old database connections before and after each batch, as Django does for a
-    request.
+    """Return a processor that closes old database connections around each batch, as Django does around each request.
 
-    A worker thread has its own database connections, and Django only closes old ones around requests. This closes the
-    connections that had an error or are older than ``CONN_MAX_AGE``. The default of that setting is 0, with which each
-    batch opens a new connection. So set a higher value.
+    A worker thread has its own database connections, and Django closes old ones only around requests. The returned
+    processor closes connections that had an error or are older than ``CONN_MAX_AGE``. The default of that setting is 0,
+    with which each batch opens a new connection. So set a higher value.
     """
     return within(processor, _connections)
 

@@ -92,7 +92,7 @@ class OpenTelemetryListener(BatchListener):
         span = self._open.pop(id(event.batch), None)
         if span is None:
             return  # the span could not be started
-        if trace.get_current_span() is span:  # it is not, if this is another thread
+        if trace.get_current_span() is span:  # false if this is not the thread that started it
             context.attach(Context())
         try:
             if first is not None:

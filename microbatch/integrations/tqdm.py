@@ -38,7 +38,7 @@ class TqdmListener(BatchListener):
 
     Args:
         bar: A `tqdm` of any kind, such as one for a notebook. None to create one, which is closed at the shutdown. If
-            the bar has no total, the number of jobs that have been submitted is used.
+            the bar has no total, the listener sets it to the number of jobs submitted so far.
     """
 
     def __init__(self, bar: Any | None = None) -> None:
