@@ -1,4 +1,4 @@
-"""Listeners, and the events that they receive from a batcher. A listener observes a batcher and can't change its work.
+"""Listeners, and the events that they receive from a batcher.
 
 >>> from microbatch import Batcher
 >>> class Sizes(BatchListener):
@@ -88,7 +88,7 @@ class BatchListener:
 
     The batcher calls a method in the thread in which the event happens. No lock is held, so the method may submit jobs
     and call `Batcher.stats`. But the thread waits until the method returns, so keep it fast. Several threads may call
-    the listener at the same time.
+    the same listener at the same time.
 
     An exception in a method is logged and changes nothing else. A listener that refers to its batcher keeps it alive.
 

@@ -15,7 +15,8 @@ jobs, and exceptions in place of results. If an iterable ends early, all jobs of
 because nothing tells which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
 `KeyboardInterrupt`, pass through.
 
-For an executor with processes: a wrapped processor can be pickled if everything that you passed to the wrapper can.
+A wrapped processor can be pickled, for an executor with processes, if everything that you passed to the wrapper can be
+pickled.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -226,7 +227,7 @@ def deduplicating(
     [['b', 'a']]
 
     Args:
-        processor: The processor to wrap. It gets the first of several equal jobs. All of them get the same result
+        processor: The processor to wrap. It gets only the first of several equal jobs. All of them share its result
             object.
         key: Returns a hashable value for a job. Jobs with equal values are equal. By default, the jobs themselves are
             compared, and must be hashable.

@@ -92,7 +92,7 @@ class BatcherStats:
 
 
 class Service(NamedTuple):
-    """What results that arrived together have in common: their batch, and when the processor ran."""
+    """The data that results share if they arrived together: their batch, and when the processor ran."""
 
     batch: BatchInfo
     started: float
@@ -108,7 +108,7 @@ class JobResult(Generic[Value]):
     """
 
     # Three references only, to save memory: there is one object per job. It is not a dataclass, because web frameworks
-    # would serialize one to JSON, and hide that `.value` is missing.
+    # would serialize one to JSON without an error if `.value` is forgotten.
     __slots__ = ("_value", "_service", "_submitted")
     _value: Value
     _service: Service

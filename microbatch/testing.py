@@ -1,4 +1,4 @@
-"""A clock, an executor and a processor with which tests of code that uses a batcher are deterministic.
+"""A clock, an executor and a processor for deterministic tests of code that uses a batcher.
 
 >>> from microbatch import Batcher, Interval, Size
 >>> clock, processor = ManualClock(), RecordingProcessor()

@@ -22,7 +22,7 @@ __all__ = ["in_one_line", "process_lines", "sturdy"]
 _BATCHES_AHEAD = 4  # per worker; so many batches may be read before the first one is written
 _LONGEST_PAUSE = 10.0  # between two attempts, in seconds
 _NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
-"""Errors that no single job causes, so a batch is not split. Another `OSError` may be, such as a missing file."""
+"""Errors that no single job causes, so a batch is not split. Another `OSError` may be about one job."""
 
 
 def sturdy(
@@ -30,7 +30,7 @@ def sturdy(
 ) -> Callable[[Any], Any]:
     """Return a processor that bisects and retries batches that fail, according to the options.
 
-    A batch is bisected first. So only the jobs that cause the error are retried, and wait for the pauses.
+    A batch is bisected first. So only the jobs that cause the error are retried and wait for the pauses.
 
     Args:
         processor: The processor of the user.

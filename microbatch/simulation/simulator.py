@@ -105,7 +105,7 @@ class SimulationReport:
             batches.
         utilisation: The share of the time in which a worker was busy, as the mean over all workers, from the submission
             of the first job to the last result.
-        triggers: The number of batches for each `BatchInfo.trigger`.
+        triggers: The number of batches for each `microbatch.BatchInfo.trigger`.
         runs: The run of each batch, in the order of dispatch.
         latencies: The latency of each job, in the order in which the jobs finished.
     """
@@ -151,7 +151,7 @@ def simulate(
     policy is copied first, so a policy that learns starts from scratch each time.
 
     Args:
-        policy: The policy.
+        policy: The policy to simulate.
         arrivals: When jobs are submitted: moments in seconds or `Arrival` objects, in order; a function that takes a
             `random.Random` and returns these, such as the result of `poisson`; or `callers`.
         service_time: A function that takes the size of a batch and returns how many seconds the processor takes for it.
