@@ -80,7 +80,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
                 batcher.flush()
 
 
-batchers = Batchers()
+batchers: Batchers = Batchers()
 """All of ``settings.MICROBATCH``."""
 
 

@@ -33,7 +33,7 @@ class Natural(BatchingPolicy[object]):
     [11.0, 10.5, 10.05]
     """
 
-    hints = Hints(watches_callers=True)
+    hints: Hints = Hints(watches_callers=True)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
