@@ -44,8 +44,7 @@ class CallerActivity(NamedTuple):
     """The moment until which the last of these callers is expected."""
 
     heard: float = NOW
-    """The moment of the latest activity of a caller that does not wait for a result now: it submitted a job, or got a
-    result.
+    """The moment at which a caller that does not wait for a result now last submitted a job or got a result.
 
     It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`."""
 
