@@ -97,7 +97,7 @@ class Batcher(Generic[Job, Value]):
     @overload
     def __init__(
         self,
-        processor: Callable[[list[Job]], Iterable[Value]],
+        processor: Callable[[list[Job]], Iterable[Value | BaseException]],
         policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         *,
         key: Callable[[Job], Hashable] | None = None,
@@ -111,7 +111,7 @@ class Batcher(Generic[Job, Value]):
         clock: Clock | None = None,
     ) -> None: ...
 
-    # If the processor returns None, or exceptions in the place of values.
+    # If the processor returns None.
     @overload
     def __init__(
         self: "Batcher[Job, None]",
@@ -120,10 +120,11 @@ class Batcher(Generic[Job, Value]):
         **options: "Unpack[BatcherOptions]",
     ) -> None: ...
 
+    # If only that is known of it.
     @overload
     def __init__(
         self,
-        processor: Callable[[list[Job]], Iterable[Value | BaseException]],
+        processor: BatchProcessor[Job, Value],
         policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         **options: "Unpack[BatcherOptions]",
     ) -> None: ...

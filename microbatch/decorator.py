@@ -36,7 +36,7 @@ class BatchedFunction(Generic[Job, Value]):
         # Called first, so that attributes of the function do not replace the attributes below. The attributes of
         # another callable object are not copied at all, because they could replace even methods.
         functools.update_wrapper(self, inner, updated=("__dict__",) if isfunction(inner) else ())
-        self.batcher = make(inner)
+        self.batcher: Batcher[Job, Value] = make(inner)
         self._of_class = isinstance(function, classmethod)
         # As in Python, a callable that is bound already, or that can't be bound, stays as it is.
         can_bind = hasattr(type(function), "__get__") and not isinstance(function, _NOT_BOUND)

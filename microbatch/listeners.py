@@ -123,6 +123,7 @@ class BatchListener:
         """Receive the event of the shutdown, after the last job is settled and before the shutdown callbacks run."""
 
 
+_Methods = list[Callable[[Any], object]]
 _METHODS = ("job_accepted", "batch_started", "batch_finished", "shutdown")
 
 
@@ -141,13 +142,14 @@ class ListenerSet:
         for listener in listeners:
             if isinstance(listener, type) or not any(callable(getattr(listener, name, None)) for name in _METHODS):
                 raise TypeError(f"listeners must be BatchListeners, got {shown(listener)}")
-        self.wants_context = any(getattr(listener, "wants_context", False) for listener in listeners)
-        self.job_accepted, self.batch_started, self.batch_finished, self.shutdown = (
-            _those_who_hear(listeners, name) for name in _METHODS
-        )
+        self.wants_context: bool = any(getattr(listener, "wants_context", False) for listener in listeners)
+        self.job_accepted: _Methods = _those_who_hear(listeners, "job_accepted")
+        self.batch_started: _Methods = _those_who_hear(listeners, "batch_started")
+        self.batch_finished: _Methods = _those_who_hear(listeners, "batch_finished")
+        self.shutdown: _Methods = _those_who_hear(listeners, "shutdown")
 
 
-def notify(methods: list[Callable[[Any], object]], event: object) -> None:
+def notify(methods: _Methods, event: object) -> None:
     """Call each of *methods* with *event*. Never raises: the exception of a method is logged."""
     for method in methods:
         try:

@@ -19,11 +19,11 @@ A wrapped processor can be pickled, for an executor with processes, if everythin
 pickled.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 from microbatch._basics.arguments import check_callable, check_count, shown
 from microbatch._basics.returned import exhaust, results_of
@@ -31,7 +31,12 @@ from microbatch.errors import ResultCountError
 
 __all__ = ["bisecting", "deduplicating", "retrying", "within"]
 
+Job = TypeVar("Job")
+Value = TypeVar("Value")
+
 Processor = Callable[[list[Any]], Any]
+_Giving = Callable[[list[Job]], Iterable[Value | BaseException]]
+_Doing = Callable[[list[Job]], None]
 _Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -78,6 +83,18 @@ def _raise_for_all(outcomes: list[Any]) -> list[Any]:
     if _is(first, Exception) and all(outcome is first for outcome in outcomes):
         raise first
     return outcomes
+
+
+@overload
+def retrying(
+    processor: _Giving[Job, Value], *, stop: Any, wait: Any, retry: Any | None = None
+) -> Callable[[list[Job]], list[Value]]: ...
+
+
+@overload
+def retrying(
+    processor: _Doing[Job], *, stop: Any, wait: Any, retry: Any | None = None
+) -> Callable[[list[Job]], list[None]]: ...
 
 
 def retrying(
@@ -163,6 +180,26 @@ def _error_of(attempt: Any) -> BaseException | None:
     return error
 
 
+@overload
+def bisecting(
+    processor: _Giving[Job, Value],
+    *,
+    on: _Kinds = Exception,
+    unless: _Kinds = (OSError, ResultCountError),
+    max_calls: int = 100,
+) -> Callable[[list[Job]], list[Value]]: ...
+
+
+@overload
+def bisecting(
+    processor: _Doing[Job],
+    *,
+    on: _Kinds = Exception,
+    unless: _Kinds = (OSError, ResultCountError),
+    max_calls: int = 100,
+) -> Callable[[list[Job]], list[None]]: ...
+
+
 def bisecting(
     processor: Processor,
     *,
@@ -215,6 +252,18 @@ def _taken_out(parts: list[list[int]]) -> Iterator[list[int]]:
         yield parts.pop(0)
 
 
+@overload
+def deduplicating(
+    processor: _Giving[Job, Value], key: Callable[[Job], Hashable] | None = None
+) -> Callable[[list[Job]], list[Value]]: ...
+
+
+@overload
+def deduplicating(
+    processor: _Doing[Job], key: Callable[[Job], Hashable] | None = None
+) -> Callable[[list[Job]], list[None]]: ...
+
+
 def deduplicating(
     processor: Processor, key: Callable[[Any], Hashable] | None = None
 ) -> Callable[[list[Any]], list[Any]]:
@@ -247,6 +296,18 @@ def _deduplicated(processor: Processor, key: Callable[[Any], Hashable] | None, j
     given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
     outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
     return _raise_for_all([outcome_of[kind] for kind in kinds])
+
+
+@overload
+def within(
+    processor: _Giving[Job, Value], context: Callable[[], "AbstractContextManager[Any]"]
+) -> Callable[[list[Job]], list[Value]]: ...
+
+
+@overload
+def within(
+    processor: _Doing[Job], context: Callable[[], "AbstractContextManager[Any]"]
+) -> Callable[[list[Job]], list[None]]: ...
 
 
 def within(

@@ -32,7 +32,7 @@ class JobState(Enum):
     EXPIRED = "expired"
     """The job was not dispatched within its *expires_in* seconds."""
 
-    __hash__ = object.__hash__  # faster than Enum's own, which is written in Python
+    __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]  # faster than Enum's own, which is written in Python
 
 
 WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent one first, because lookups stop at a match

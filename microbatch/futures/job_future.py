@@ -155,7 +155,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     # Here, so that what few jobs need takes neither time nor memory in each.
     key: Hashable = None
-    weight = 1.0
+    weight: float = 1.0
     expires_in = NEVER
     _expires = NEVER
     _epoch: int

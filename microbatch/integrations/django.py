@@ -85,7 +85,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
                 batcher.flush()
 
 
-batchers = Batchers()
+batchers: Batchers = Batchers()
 """The batchers of ``settings.MICROBATCH``."""
 
 

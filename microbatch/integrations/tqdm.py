@@ -12,7 +12,7 @@
 
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,7 +21,13 @@ from microbatch import BatcherShutDown, BatchFinished, BatchListener, JobAccepte
 __all__ = ["Bar", "TqdmListener"]
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    _Tqdm = tqdm[Any]
+else:  # the class can't be subscripted at run time
+    _Tqdm = tqdm
+
+
+class Bar(_Tqdm):
     """A `tqdm` without a monitor thread. It needs none, because every update may redraw it."""
 
     monitor_interval = 0

@@ -49,10 +49,10 @@ class Adaptive(BatchingPolicy[object]):
     """
 
     def __init__(self, target: float, *, least: int = 1, most: int = 1_000, warm_up: int = 3) -> None:
-        self.target = check_positive("target", target)
-        self.least = check_count("least", least)
-        self.most = check_count("most", most, self.least)
-        self.warm_up = check_count("warm_up", warm_up, 0)
+        self.target: float = check_positive("target", target)
+        self.least: int = check_count("least", least)
+        self.most: int = check_count("most", most, self.least)
+        self.warm_up: int = check_count("warm_up", warm_up, 0)
         self._seen = 0
         self._best = self.least  # how many jobs can be processed in time, as far as it is known
         self._size = self.least  # how many jobs the open batch may hold

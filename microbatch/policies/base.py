@@ -45,7 +45,7 @@ class CallerActivity(NamedTuple):
     """The moment until which the last of these callers is expected."""
 
     heard: float = NOW
-    """The latest moment at which a caller that does not wait for a result now submitted a job or got a result.
+    """The moment at which a caller that does not wait for a result now last submitted a job or got a result.
 
     It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`.
     """

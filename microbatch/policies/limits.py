@@ -62,10 +62,10 @@ class Weight(BatchingPolicy[object]):
     [True, False]
     """
 
-    hints = Hints(watches_flow=False)
+    hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, limit: float) -> None:
-        self.limit = check_positive("limit", limit)
+        self.limit: float = check_positive("limit", limit)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""

@@ -35,7 +35,7 @@ class Natural(BatchingPolicy[object]):
     In both cases, it stops waiting when a waiting job no longer fits into the batch.
     """
 
-    hints = Hints(watches_callers=True)
+    hints: Hints = Hints(watches_callers=True)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""

@@ -18,10 +18,10 @@ class Interval(BatchingPolicy[object]):
     10.5
     """
 
-    hints = Hints(watches_flow=False)
+    hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = check_number("seconds", seconds)
+        self.seconds: float = check_number("seconds", seconds)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -45,10 +45,10 @@ class FixedWindow(BatchingPolicy[object]):
     [105.0, 105.0, 105.0, 110.0]
     """
 
-    hints = Hints(watches_flow=False)
+    hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = check_positive("seconds", seconds)
+        self.seconds: float = check_positive("seconds", seconds)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -74,10 +74,10 @@ class Session(BatchingPolicy[object]):
     13.0
     """
 
-    hints = Hints(watches_flow=False)
+    hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, gap: float) -> None:
-        self.gap = check_number("gap", gap)
+        self.gap: float = check_number("gap", gap)
 
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
@@ -104,8 +104,8 @@ class Rate(BatchingPolicy[object]):
     """
 
     def __init__(self, n: int, per: float) -> None:
-        self.n = check_count("n", n)
-        self.per = check_positive("per", per)
+        self.n: int = check_count("n", n)
+        self.per: float = check_positive("per", per)
 
     @property
     def hints(self) -> Hints:

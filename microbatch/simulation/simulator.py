@@ -105,7 +105,7 @@ class SimulationReport:
             batches.
         utilisation: The share of the time in which a worker was busy, as the mean over all workers, from the submission
             of the first job to the last result.
-        triggers: The number of batches for each `microbatch.BatchInfo.trigger`.
+        triggers: The number of batches for each ``BatchInfo.trigger``.
         runs: The run of each batch, in the order of dispatch.
         latencies: The latency of each job, in the order in which the jobs finished.
     """

@@ -1,14 +1,16 @@
-"""Read by ``mypy --strict`` and never run: what the types promise. Each ``type: ignore`` is an error that must be one."""
+"""Read by ``mypy --strict`` and by pyright, and never run: what the types promise. Each ``type: ignore`` is an error that must be one."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any
 
 from microbatch import (
     BatchedFunction,
     Batcher,
     BatchingPolicy,
+    BatchProcessor,
     Interval,
     JobFuture,
     JobResult,
@@ -17,6 +19,7 @@ from microbatch import (
     Window,
     batched,
 )
+from microbatch.processors import bisecting, deduplicating, retrying, within
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
 if sys.version_info >= (3, 11):
@@ -67,9 +70,20 @@ with Batcher(lengths) as entered:
     assert_type(entered, Batcher[str, int])
 future: "Future[JobResult[int]]" = batcher.submit("a")
 
-# A processor that gives exceptions in slots, where the value is said.
-partial: Batcher[str, int] = Batcher(partly)
-assert_type(partial.submit("a").result().value, int)
+# A processor that gives exceptions in slots.
+partial = Batcher(partly)
+assert_type(partial, Batcher[str, int])  # pyright: ignore[reportAssertTypeFailure]
+declared: Batcher[str, int] = Batcher(partly)
+
+# Wrapped processors, and those of which only the public type is known.
+assert_type(Batcher(bisecting(lengths)), Batcher[str, int])
+assert_type(Batcher(retrying(insert, stop=None, wait=None)), Batcher[str, None])
+assert_type(Batcher(deduplicating(within(lengths, nullcontext), key=len)), Batcher[str, int])
+
+
+def passing_on(processor: BatchProcessor[str, int]) -> Batcher[str, int]:
+    return Batcher(processor)
+
 
 # Policies.
 assert_type(Batcher(lengths, Urgent() | Size(3)), Batcher[str, int])
