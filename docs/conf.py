@@ -17,7 +17,10 @@ import microbatch
 
 project = "microbatch"
 release = microbatch.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # which are not copied, nor is output
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"microbatch {release}"
