@@ -1,4 +1,4 @@
-"""`Batcher`: what users hold. It checks what it is given, and leaves the work to the worker."""
+"""The public class `Batcher`. It checks arguments, and leaves the work to `Worker`."""
 
 import functools
 import os
@@ -46,11 +46,11 @@ Value = TypeVar("Value")
 Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
 BatchProcessor = Callable[[list[Job]], Iterable[Value] | None]
-"""Takes the jobs of a batch and returns one value per job, in order; or None, where there is nothing to return."""
+"""A function that takes the jobs of a batch and returns one value per job, in order, or None if there are no values."""
 
 
 class BatcherOptions(TypedDict, total=False):
-    """The keyword arguments of a `Batcher`, for functions that pass them on."""
+    """The keyword arguments of `Batcher`. Use it to annotate a function that passes them on."""
 
     key: Callable[[Any], Hashable] | None
     weigh: Callable[[Any], float] | None
@@ -64,34 +64,40 @@ class BatcherOptions(TypedDict, total=False):
 
 
 class Batcher(Generic[Job, Value]):
-    """Turns many single jobs into few batches, and gives each caller the result of its own job.
+    """A queue that collects single jobs into batches, and gives each caller the result of its own job.
 
     >>> with Batcher(lambda words: [word.upper() for word in words]) as batcher:
     ...     batcher.submit("ada").result().value
     'ADA'
 
-    All methods may be called from any thread. Threads are started by the first `submit`. All times are in seconds.
+    You may call all methods from any thread. The first `submit` starts the threads of the batcher. All times are in
+    seconds.
 
     Args:
-        processor: called with a list of jobs, in a worker thread; returns one value per job in order, as any iterable
-            (each job is settled as its value is yielded), or None for all. A value that is an exception fails that job
-            alone; an exception raised fails all jobs of the batch that have no result yet.
-        policy: when a batch goes, and what fits into it.
-        key: gives the hashable key of a job; jobs of unequal keys never share a batch. Keys are compared by `hash`
-            and ``==``, as in a dict: ``1`` and ``True`` are the same key.
-        weigh: gives the weight of a job, a number of at least 0, for policies that look at weights.
-        max_pending: how many jobs may be accepted and not yet in a worker's hands; 0 for no bound.
-        max_workers: how many batches may run at once. With 1, they run one after another, in order. Each takes a thread,
-            so without an *executor* at most 10,000.
-        executor: runs the processor instead of a thread pool of the batcher's own; never shut down by the batcher.
-        listeners: are told what happens: see `microbatch.listeners`.
-        name: what it is called in facts and logs, and what the threads are named after.
-        exit_timeout: how many seconds the end of the interpreter may wait for jobs to be done; None for as long as it
-            takes. Jobs that are left then fail with `BatcherClosed`.
-        clock: tells the time, for tests: see `microbatch.testing.ManualClock`.
+        processor: A function that takes a list of jobs and returns one value per job, in order. A worker thread calls
+            it for each batch. It may return any iterable, and each job is settled when its value is yielded. If it
+            returns None, the value of each job is None. If a value is an exception, that job fails with it. If the
+            processor raises an exception, all jobs of the batch that have no outcome yet fail with it.
+        policy: Decides when a batch is dispatched, and which jobs fit into it.
+        key: A function that returns the key of a job, which must be hashable. Jobs whose keys differ never share a
+            batch. Keys are compared by `hash` and ``==``, as in a dict, so ``1`` and ``True`` are the same key.
+        weigh: A function that returns the weight of a job: a number of at least 0. Use it with a policy that limits
+            weights. Without it, each job weighs 1.
+        max_pending: The maximum number of jobs that wait for a worker. While that many jobs wait, `submit` blocks. This
+            puts back-pressure on the callers. 0 means no limit.
+        max_workers: The maximum number of batches that run at the same time. With 1, batches run one after another, in
+            the order in which they are dispatched. Without an *executor*, each worker is a thread, and the maximum is
+            10,000.
+        executor: Runs the processor instead of the batcher's own thread pool. The batcher never shuts it down.
+        listeners: Objects that receive events from the batcher: see `microbatch.listeners`.
+        name: The name of the batcher in events, logs and the names of its threads.
+        exit_timeout: The maximum number of seconds that the interpreter waits at exit for pending jobs. None means no
+            limit. Jobs that are not settled by then fail with `BatcherClosed`.
+        clock: Replaces the system clock in tests: see `microbatch.testing.ManualClock`.
 
     Raises:
-        TypeError, ValueError: an argument is not what it must be, or the arguments can't work together.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or the policy waits for more jobs than *max_pending* allows.
     """
 
     @overload
@@ -111,7 +117,7 @@ class Batcher(Generic[Job, Value]):
         clock: Clock | None = None,
     ) -> None: ...
 
-    # If the processor returns None.
+    # For a processor that returns None.
     @overload
     def __init__(
         self: "Batcher[Job, None]",
@@ -120,7 +126,7 @@ class Batcher(Generic[Job, Value]):
         **options: "Unpack[BatcherOptions]",
     ) -> None: ...
 
-    # If only that is known of it.
+    # For a processor that is annotated as a `BatchProcessor`, so it may return values or None.
     @overload
     def __init__(
         self,
@@ -193,35 +199,39 @@ class Batcher(Generic[Job, Value]):
         prefix: str = "MICROBATCH_",
         **options: "Unpack[BatcherOptions]",
     ) -> "Batcher[Job, Value]":
-        """Return a batcher whose policy is in the environment: see `microbatch.policy_from_env`.
+        """Return a batcher with the policy that environment variables describe: see `microbatch.policy_from_env`.
 
         Args:
-            processor: as for `Batcher`.
-            environ: where the variables are looked up.
-            prefix: what their names begin with.
-            options: the other arguments of `Batcher`.
+            processor: See `Batcher`.
+            environ: The mapping that holds the variables.
+            prefix: The common beginning of their names.
+            options: The keyword arguments of `Batcher`.
         """
-        make: Any = cls  # whose overloads say what a processor may return
+        make: Any = cls  # untyped, because the overloads of `__init__` depend on what the processor returns
         batcher: Batcher[Job, Value] = make(processor, policy_from_env(environ, prefix), **options)
         return batcher
 
     def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
-        """Accept a job, and return the future of its `JobResult`.
+        """Queue a job, and return the future of its `JobResult`.
 
-        Blocks while *max_pending* jobs wait; but never in the batcher's own threads (in the processor, in a
-        done-callback), where that could not end.
+        Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker. In the batcher's own
+        threads, for example in the processor or in a done-callback, blocking could cause a deadlock. There, it raises
+        `BacklogFull` at once if the queue is full.
+
+        If this method raises one of the exceptions below, there is no future, and the job is never processed.
 
         Args:
-            job: anything.
-            timeout: how long to wait for room; None for as long as it takes, 0 for not at all.
-            expires_in: how long the job may wait for a worker, from its acceptance on. If that runs out, it fails with
-                `JobExpired` at that moment, and is never processed.
+            job: Any object.
+            timeout: How many seconds to block while the queue is full. None means no limit, and 0 means not to block.
+            expires_in: How many seconds the job may wait for a worker after it was accepted. If no worker has taken it
+                by then, it fails with `JobExpired` and is never processed. None means no limit.
 
         Raises:
-            BacklogFull: there was no room in time.
-            BatcherClosed: the batcher is shut down.
-            JobTooLarge: the job weighs more than the policy lets into any batch.
-            Exception: whatever ``key`` or ``weigh`` raised. In each of these cases nothing was accepted.
+            BacklogFull: The queue was still full after *timeout* seconds.
+            BatcherClosed: The batcher is shut down.
+            JobTooLarge: The batcher has a *weigh* function, and the job is too heavy for any batch of the policy.
+            ForkedError: This process is a forked child, and the *executor* belongs to its parent.
+            Exception: Whatever *key* or *weigh* raises.
         """
         if timeout is not None:
             timeout = check_number("timeout", timeout)
@@ -236,53 +246,59 @@ class Batcher(Generic[Job, Value]):
         if worker.stage is not _RUNNING:
             self._start(worker)
         worker.queue.put(future, True, timeout, expires_in)
-        if worker.stage is _NEW:  # their start, for which this call did not wait, has failed
+        if worker.stage is _NEW:  # another thread's start, which this call did not wait for, has failed
             self._start(worker)
         if self._told_of_jobs:
-            fact = JobAccepted(self._name, future)
-            if worker.queue.is_held():  # by what this call interrupts: listeners are called without a lock
-                worker.queue.post(functools.partial(notify, self._told_of_jobs, fact))
+            event = JobAccepted(self._name, future)
+            if worker.queue.is_held():  # by the code that this call interrupts: R3
+                worker.queue.post(functools.partial(notify, self._told_of_jobs, event))
             else:
-                notify(self._told_of_jobs, fact)
+                notify(self._told_of_jobs, event)
         return future
 
     def map(
         self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
     ) -> Iterator[JobResult[Value]]:
-        """Submit *jobs* one after another and yield their results in the same order.
+        """Submit *jobs* one after another, and yield their results in the same order.
 
-        Works ahead by at most *buffersize* jobs, so that *jobs* may be endless. Before it blocks, it makes what waits
-        due, so that a last batch never waits for jobs that will not come. If a job fails, its exception is raised in
-        its place. When the iterator is closed early, jobs that no worker has taken are cancelled.
+        At most *buffersize* jobs are submitted ahead of the results, so *jobs* may be endless. Before the iterator
+        blocks on a result, it flushes the batcher, so the last batch never waits for jobs that will not come. If a job
+        fails, the iterator raises its exception and ends. When the iterator ends early, it cancels the jobs that no
+        worker has taken.
 
-        The first result comes when *buffersize* jobs have been submitted or *jobs* has ended. Where *jobs* is slow, such as
-        a stream of messages, choose a small *buffersize*, or submit the jobs yourself and use ``as_completed``.
+        The first result arrives when *buffersize* jobs have been submitted or *jobs* has ended. If *jobs* is slow, such
+        as a stream of messages, choose a small *buffersize*, or submit the jobs yourself and use ``as_completed``.
 
         Args:
-            jobs: submitted as the results are asked for.
-            timeout: seconds from this call until the last result; None for no limit.
-            buffersize: how many jobs may be submitted and not yet yielded; None for 1,000.
+            jobs: The jobs. They are submitted while you iterate over the results.
+            timeout: The maximum number of seconds from this call to the last result. None means no limit.
+            buffersize: The maximum number of jobs that are submitted and whose results are not yielded yet. None means
+                1,000.
 
         Raises:
-            TimeoutError: a result is not there in time (`concurrent.futures.TimeoutError` on Python 3.10).
-            RuntimeError: in one of the batcher's own threads, where that could not end.
+            TimeoutError: A result was not available in time (`concurrent.futures.TimeoutError` on Python 3.10).
+            BacklogFull: The queue was full until the *timeout* ran out.
+            RuntimeError: One of the batcher's own threads calls this, and waiting there could cause a deadlock.
         """
         size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
         deadline = self._deadline(True, timeout)
         return self._map(_iterator(jobs), deadline, size)
 
     def flush(self, wait: bool = True, *, timeout: float | None = None) -> bool:
-        """Make every job accepted before this call due now.
+        """Make all jobs that were accepted before this call due now.
+
+        A due batch is still dispatched only when a worker is free. A policy that limits the rate of batches, such as
+        `Rate`, can delay it too.
 
         Args:
-            wait: block until those jobs, and not later ones, are settled.
-            timeout: how many seconds to wait at most.
+            wait: Whether to block until these jobs are settled. Later jobs are not waited for.
+            timeout: The maximum number of seconds to block. None means no limit.
 
         Returns:
             False if *timeout* ran out, otherwise True.
 
         Raises:
-            RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
+            RuntimeError: *wait* is true in one of the batcher's own threads, where waiting could cause a deadlock.
         """
         deadline = self._deadline(wait, timeout)
         worker = self._worker
@@ -290,24 +306,30 @@ class Batcher(Generic[Job, Value]):
         return not wait or worker.ledger.wait_settled(epoch, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
-        """Accept no more jobs, and make all that were accepted due now. May be called again.
+        """Accept no more jobs, run the pending ones, and stop the threads: a graceful shutdown.
+
+        All pending jobs become due now, even if the policy limits the rate of batches. You may call this several times.
 
         Args:
-            wait: block until every job is settled, the shutdown callbacks have run and the threads are gone.
-            cancel_futures: cancel the jobs that no worker has taken yet.
-            timeout: how many seconds to wait at most; what is left goes on in the background.
+            wait: Whether to block until all jobs are settled, the shutdown callbacks have returned and the threads have
+                ended.
+            cancel_futures: Whether to cancel the jobs that no worker has taken yet.
+            timeout: The maximum number of seconds to block. None means no limit. After that time, the shutdown
+                continues in the background.
 
         Returns:
             False if *timeout* ran out, otherwise True.
 
         Raises:
-            RuntimeError: with *wait*, in one of the batcher's own threads, where that could not end.
+            RuntimeError: *wait* is true in one of the batcher's own threads, where waiting could cause a deadlock.
         """
         deadline = self._deadline(wait, timeout)
         check_flag("cancel_futures", cancel_futures)
         worker = self._worker
         worker.close()
-        if worker.finalizer is not None:  # which would keep what the processor refers to, and that may be this batcher
+        # The finalizer refers to the worker, and so to the processor, which may refer to this batcher. It is not needed
+        # any more, and would keep all of them alive.
+        if worker.finalizer is not None:
             worker.finalizer.detach()
         if cancel_futures:
             for future in worker.ledger.unsettled():
@@ -315,14 +337,18 @@ class Batcher(Generic[Job, Value]):
         return not wait or worker.wait_ended(deadline)
 
     def stats(self) -> BatcherStats:
-        """Return what the batcher has done until now. Never blocks."""
+        """Return the number of jobs in each state and the number of batches, all from the same moment.
+
+        Does not wait for any job or batch.
+        """
         return self._worker.ledger.stats()
 
     def explain(self) -> str:
-        """Return in a few lines what the batcher does now: what is open, when it is due, by which policy, what it waits for.
+        """Describe in a few lines what the batcher is doing: its open batches, when they are due, and why they wait.
 
-        For people, who may print it where something seems to hang: it waits for no other thread. What moves while it
-        looks may be seen where it was or where it goes. It asks the policy, in the calling thread.
+        The text is meant for people. Print it when a program seems to hang: this method does not wait for jobs or
+        batches. If a job moves in the meantime, the text may show it in its old place or in its new one. The method
+        calls `BatchingPolicy.due` and `BatchingPolicy.reason` in the calling thread.
         """
         worker, stats = self._worker, self.stats()
         triggers = ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(stats.triggers.items()))
@@ -337,17 +363,18 @@ class Batcher(Generic[Job, Value]):
         )
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called once, without arguments, after the last job is settled; at once if that is over.
+        """Call *callback* once, without arguments, when the batcher has been shut down and its last job is settled.
 
-        The callbacks run in the order in which they were added, in the worker thread (if no job was ever submitted, in
-        the thread that shuts down). An exception in one is logged.
+        If that has happened already, the callback is called at once. Callbacks run in the order in which they were
+        added, in the worker thread. If no job was ever submitted, they run in the thread that shuts down. An exception
+        in a callback is logged.
         """
         check_callable("callback", callback)
         self._worker.add_shutdown_callback(callback)
 
     @property
     def name(self) -> str:
-        """What the batcher, and its threads, are called."""
+        """The name of the batcher. The names of its threads begin with it."""
         return self._name
 
     def __enter__(self: Self) -> Self:
@@ -356,7 +383,7 @@ class Batcher(Generic[Job, Value]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Shut down and wait, after an exception in the block too."""
+        """Shut down and wait, even if the block raised an exception."""
         self.shutdown()
 
     def __repr__(self) -> str:
@@ -375,28 +402,27 @@ class Batcher(Generic[Job, Value]):
     def _start(self, worker: Worker) -> None:
         try:
             worker.start()
-        finally:  # after a signal too: the threads may run all the same
+        finally:  # in case of a signal too, because the threads may run in spite of it
             with worker.queue.mutex:
                 if worker.stage is not _NEW and worker.finalizer is None and not worker.queue.closed:
                     worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
                     worker.finalizer.atexit = False  # the worker has an exit hook of its own
 
     def _successor_in_child(self, parents: Worker) -> Worker:
-        """Return the worker that replaces, in a forked child, the one that stayed in the parent.
+        """Return the worker of a forked child, which replaces the worker of the parent process.
 
-        It is made when the batcher is first used here. This takes no lock of the parent's worker, since a thread that
-        does not exist here may have held it.
+        The child creates it when it first uses the batcher. This takes no lock of the parent's worker, because a thread
+        that does not exist in the child may have held it at the fork.
         """
         if parents.finalizer is not None:
             parents.finalizer.detach()
-        if parents.queue.closed:  # listeners hear of its shutdown in the parent, not here too
+        if parents.queue.closed:  # listeners receive the event of its shutdown in the parent, and not here again
             worker = self._make_worker(forked=True, listeners=ListenerSet(()))
             worker.close()
         else:
             worker = self._make_worker(forked=True)
-        successor: Worker = vars(parents).setdefault(
-            "successor", worker
-        )  # in one step: another thread may come here too
+        # In one step, because another thread may do the same.
+        successor: Worker = vars(parents).setdefault("successor", worker)
         return successor
 
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
@@ -411,14 +437,14 @@ class Batcher(Generic[Job, Value]):
         finally:
             for future in ahead:
                 future.cancel()
-                future.add_done_callback(_ask)  # for it is known that nobody else will
+                # No caller will ever ask for this outcome. Without a callback, a failure would be logged.
+                future.add_done_callback(_ask)
 
     def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
-            if (
-                ahead[0]._is_waiting and ahead[0]._epoch == self._worker.queue.epoch
-            ):  # once for all jobs that are ahead now
+            # A flush ends the epoch of all jobs that are submitted now, so it happens once for all of them.
+            if ahead[0]._is_waiting and ahead[0]._epoch == self._worker.queue.epoch:
                 self.flush(wait=False)
         result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
@@ -434,7 +460,7 @@ class Batcher(Generic[Job, Value]):
                 future.key = self._hashable(self._key(future.job))
             if self._weigh is not None:
                 future.weight = self._weight(self._weigh(future.job))
-        except StopIteration as error:  # which would end an iteration of the caller: see PEP 479
+        except StopIteration as error:  # it would silently end a generator of the caller: see PEP 479
             raise RuntimeError("key or weigh raised StopIteration") from error
         if self._wants_context:
             future._keep_context()
@@ -466,17 +492,23 @@ class Batcher(Generic[Job, Value]):
 
 def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
     if worker.queue.closed or not worker.mark[0]:
-        return  # it was shut down, or is the parent's to drain
-    worker.close()  # first, since a warning may be an error
-    warnings.warn(f"batcher {name!r}, made at {origin}, was never shut down", ResourceWarning)
+        return  # it was shut down, or the parent process drains it
+    worker.close()  # before the warning, because a filter may turn the warning into an exception
+    warnings.warn(
+        f"batcher {name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
+        ResourceWarning,
+    )
 
 
 def _ask(future: JobFuture[Any]) -> None:
-    """Do nothing, as a done-callback: a future that has one counts as asked for its outcome."""
+    """Do nothing. A future that has a done-callback counts as asked for its outcome."""
 
 
 def _origin() -> str:
-    """Return the place that the call came from, outside this package and, for ``Batcher[str, int](...)``, `typing`."""
+    """Return the file and line of the nearest caller outside this package.
+
+    Skips `typing` too, which makes the call for ``Batcher[str, int](...)``.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and f'{frame.f_globals.get("__name__")}.'.startswith(("microbatch.", "typing.")):
         frame = frame.f_back
@@ -493,4 +525,6 @@ def _iterator(jobs: Any) -> Iterator[Any]:
 def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.hints.needs:
-        raise ValueError(f"policy must be able to send within max_pending={max_pending}, got {shown(policy)}")
+        raise ValueError(
+            f"policy must be able to dispatch a batch of max_pending={max_pending} jobs or fewer, got {shown(policy)}"
+        )

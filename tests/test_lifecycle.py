@@ -514,7 +514,7 @@ def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor
 def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: Any) -> None:
     batcher = kind(echo, Size(100), name="dropped")
     future = batcher.submit(1)
-    with pytest.warns(ResourceWarning, match=r"batcher 'dropped', made at .*test_lifecycle\.py:\d+, was never shut"):
+    with pytest.warns(ResourceWarning, match=r"batcher 'dropped', created at .*test_lifecycle\.py:\d+, was never shut"):
         del batcher
         gc.collect()
     assert "shutdown" == future.result(timeout=10).batch.trigger

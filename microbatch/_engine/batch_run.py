@@ -1,4 +1,4 @@
-"""From what a processor gives back to one outcome per job."""
+"""One run of the processor, from the jobs of a batch to one outcome per job."""
 
 import threading
 from collections.abc import Iterator
@@ -15,14 +15,15 @@ __all__ = ["BatchRun", "fail", "fail_all"]
 
 
 class BatchRun:
-    """One batch in a worker's hands. Settles each of its futures once, whatever comes back.
+    """A batch that was dispatched. Settles each of its futures once, even if the processor raises or returns nonsense.
 
     Attributes:
-        info: what is known of the batch.
-        futures: those of its jobs, in order.
-        jobs: the jobs, in order, in a list that the processor may do with as it likes.
-        started: when the processor was called.
-        failed: how many of the jobs have failed until now.
+        info: The number, size, weight, key and trigger of the batch.
+        futures: The futures of its jobs, in order. Empty after `forget`.
+        jobs: The jobs, in order. The processor gets this list, and may change it.
+        sent: Whether the batch was passed to a worker thread or to the user's executor.
+        started: The moment at which the processor was called.
+        failed: The number of jobs that have failed so far.
     """
 
     def __init__(self, ledger: Ledger, futures: list[JobFuture[Any]], info: BatchInfo) -> None:
@@ -32,23 +33,24 @@ class BatchRun:
         self._ledger = ledger
         self._clock = ledger.queue.clock
         self.futures = futures
-        self._failures: Failures | None = None  # from the first on
-        self._owner: dict[str, tuple[int]] = {}  # the thread that has it, as the only item of a tuple
-        self.sent = False  # whether the caller's executor has it
+        self._failures: Failures | None = None  # created when the first job fails
+        self._owner: dict[str, tuple[int]] = {}  # the ident of the owner, in a tuple: see `claim`
+        self.sent = False
         self.started = self._clock.now()
 
     def claim(self) -> bool:
-        """Make this the calling thread's, and return whether it was nobody's."""
+        """Make the calling thread the owner of this batch. Return False if it has an owner already."""
+        # One step. The tuple is a new object, so its identity shows whether this call has set it.
         mine = (threading.get_ident(),)
-        return self._owner.setdefault("thread", mine) is mine  # in one step
+        return self._owner.setdefault("thread", mine) is mine
 
     @property
     def owner(self) -> int:
-        """The thread that has claimed it, or 0."""
+        """The ident of the thread that has claimed this batch, or 0."""
         return self._owner.get("thread", (0,))[0]
 
     def start(self) -> None:
-        """Note that the processor is called now."""
+        """Record that the processor is called now."""
         self.started = self._clock.now()
 
     @property
@@ -57,7 +59,10 @@ class BatchRun:
         return self._clock.now() - self.started
 
     def complete(self, returned: Any) -> None:
-        """Settle all futures from what the processor returned. Runs the iterator that it may be. Never raises."""
+        """Settle all futures with the values that the processor returned. Never raises.
+
+        If *returned* is an iterator, this runs it, and settles each future when its value arrives.
+        """
         try:
             if returned is None:
                 self._settle(self.futures, [None] * len(self.futures))
@@ -73,9 +78,10 @@ class BatchRun:
         self.failed += self._ledger.settle(self.futures, [error] * len(self.futures), self._all_failures())
 
     def forget(self) -> list[JobFuture[Any]]:
-        """Drop all references, and return the futures, if it had any.
+        """Drop the references to the futures, jobs and failures. Return the futures: none if they were dropped before.
 
-        An exception's traceback may lead here, and from here to the future that holds it.
+        Otherwise there could be a reference cycle: a future refers to its exception, the traceback of the exception to
+        a frame that refers to this object, and this object to the future.
         """
         futures, self.futures, self.jobs = self.futures, [], []
         self._failures = None
@@ -87,7 +93,8 @@ class BatchRun:
         self._settle(self.futures, values)
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
-        # No variable holds a future, since the traceback of an exception that is raised here refers to this frame.
+        # No variable refers to a future, because the traceback of an exception that comes from here refers to this
+        # frame.
         for position in range(len(self.futures)):
             try:
                 value = next(values)
@@ -108,12 +115,12 @@ class BatchRun:
 
 
 def fail(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
-    """Fail those of the jobs that are running, each with an exception of its own, and return how many those are."""
+    """Fail those of the jobs that are running, and return their number. Each caller gets its own copy of *error*."""
     return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.name), ledger.queue))
 
 
 def fail_all(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
-    """Do the same, and have all waiters of all of them told of the outcomes, in case an exception prevented that."""
+    """Do the same, and notify the waiters of all jobs that have an outcome, in case an exception prevented that."""
     failed = fail(ledger, futures, error)
     over = [future for future in futures if future.done()]
     for future in over:

@@ -1,7 +1,7 @@
-"""Leading: forming batches from the jobs in the queue, and dispatching those that are due.
+"""The work of the leader: forming batches from the jobs in the queue, and dispatching those that are due.
 
-One thread at a time leads: the worker thread, which sleeps until there is something to do, or a thread that has just run
-a batch.
+One thread at a time leads. It is the worker thread, which sleeps until there is something to do, or a thread that has
+just run a batch.
 """
 
 import weakref
@@ -25,15 +25,17 @@ from microbatch.results import BatchInfo, JobState
 __all__ = ["Dispatcher"]
 
 RunBatch = Callable[[BatchRun], None]
-"""Runs a batch in another thread, and returns at once."""
+"""A function that passes a batch to another thread to run it, and returns at once."""
 
 
 class Dispatcher:
-    """Drives the collector, for the thread that leads.
+    """Drives the collector for the leader.
 
     Attributes:
-        running: the batches in flight, with those that a thread is handling.
-        interruptions: how many exceptions came in from outside since a leader last did all that there was to do.
+        ledger: The ledger of the batcher.
+        queue: The queue of the batcher.
+        running: The batches that were dispatched and are not finished yet.
+        interruptions: The number of exceptions from outside since a leader last finished all its work.
     """
 
     def __init__(
@@ -66,14 +68,14 @@ class Dispatcher:
         return self._collector.describe(self._clock.now())
 
     def explain_job(self, future: JobFuture[Any]) -> str:
-        """Say why a job has no outcome yet. Any thread may ask, and waits for no other."""
+        """Return why a job has no outcome yet. Takes no lock, so any thread may call this."""
         batch = self._collector.describe_batch(future.key, self._clock.now()) if future._is_waiting else ""
         return f"the job is still {future._stage.value}" + (f"; {batch}" if batch else "")
 
     # -- called by the thread that leads, or is about to --
 
     def turn(self, run: RunBatch) -> bool:
-        """Wait until there is something to do, do all of it, and return whether there never will be more."""
+        """Wait for work, take the lead, and do the work. Return True if the batcher is closed and all work is done."""
         self._advance(self.ledger.wait_for_news(), run)
         self.interruptions = 0
         over = not self._collector and not self._collector.in_flight and self.queue.drained()
@@ -82,10 +84,11 @@ class Dispatcher:
         return over
 
     def lead(self, run: RunBatch, note: Callable[[], None]) -> None:
-        """Have *note* called by the leader; if there is none, by this very thread, which then finds its own next batch.
+        """Make the leader call *note*. If there is no leader, become the leader, call it, and do all the work.
 
-        That is the Leader/Followers pattern of Schmidt and others, Pattern-Oriented Software Architecture 2: no word to
-        another thread, and no sleep, while there is work.
+        So a worker thread that has run a batch finds its next batch itself. As long as there is work, no thread has to
+        sleep or to be woken. This is the Leader/Followers pattern (Schmidt et al., Pattern-Oriented Software
+        Architecture, volume 2).
         """
         news = self.ledger.lead()
         if news is None:
@@ -93,13 +96,17 @@ class Dispatcher:
             return
         self._advance(news, run, note)
         self.interruptions = 0
-        if news.closed:  # by a finalizer, since this thread took the lead: the end is up to the worker thread
+        if news.closed:  # a finalizer has closed the queue since this thread took the lead; the worker thread ends it
             self.ledger.resign(NOW, 1)
         else:
             self._resign()
 
     def recover(self, error: BaseException) -> None:
-        """Form all batches again, since an interrupted leader may have left them half formed, and leave the lead."""
+        """Replace the collector after *error* interrupted the leader, and leave the lead.
+
+        The interrupted collector may be in any state. So all waiting jobs are added to a new one. Jobs that were
+        claimed, but whose batch was not passed to a worker, fail with *error*.
+        """
         waiting = self.ledger.recover()
         for batch_run in list(self.running):
             if not batch_run.futures or not batch_run.sent:
@@ -116,9 +123,9 @@ class Dispatcher:
         self.ledger.resign(NOW, 1)
 
     def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
-        """Note that a batch is over, and that a worker is free. *time* is the service time, if it is known."""
+        """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
         if self.running.pop(batch_run, self) is self:
-            return  # after an exception this may be called twice
+            return  # after an exception from outside, this may be called twice
         self._collector.finished(time)
         try:
             if time is not None and self._learns:
@@ -126,14 +133,14 @@ class Dispatcher:
         except BaseException:
             report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
-    # -- the steps of it --
+    # -- the steps of these methods --
 
     def _resign(self) -> None:
         """Leave the lead until the collector has something to do."""
         self.ledger.resign(self._collector.next_moment(), self._collector.wanted())
 
     def _advance(self, news: Drained, run: RunBatch, *notes: Callable[[], None]) -> None:
-        """Do all that there is to do now; *notes* are called after those in the news."""
+        """Do all work that there is now. Call *notes* after the notes in *news*."""
         collector = self._collector
         if news is not NOTHING:
             collector.note_callers(news.callers)
@@ -143,7 +150,7 @@ class Dispatcher:
             collector.flush(news.flushed, closing=news.closed)
         for note in chain(news.notes, notes):
             note()
-        # Again if something has become due meanwhile, before another thread has to be woken for it.
+        # Repeated if something has become due in the meantime, because otherwise another thread would have to be woken.
         while self._dispatch(self._clock.now(), run) and collector.has_worker:
             if collector.next_moment() > self._clock.now():
                 break
@@ -152,7 +159,7 @@ class Dispatcher:
             collector.joined.clear()
 
     def _dispatch(self, now: float, run: RunBatch) -> bool:
-        """Send all batches that are due, and return whether there were any."""
+        """Dispatch all batches that are due, and return whether there were any."""
         if expired := self._collector.expire(now):
             self._expire(expired)
         any_taken = False

@@ -1,4 +1,4 @@
-"""What happens to a process: its end, and forks. Which workers live here, and what becomes of them then."""
+"""The workers of this process, and what happens to them when the interpreter exits and when the process is forked."""
 
 import mmap
 import os
@@ -14,42 +14,46 @@ __all__ = ["current_mark", "enlist", "check_for_fork"]
 
 
 class Member(Protocol):
-    """What is to be known of a worker here."""
+    """The part of a `Worker` that this module uses."""
 
     def exit_deadline(self) -> float:
-        """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
+        """Return the moment until which the exit of the interpreter may wait, if the wait begins now. Never raises."""
 
     def close(self) -> None:
-        """Accept no more jobs, and make all that were accepted due. Does not wait."""
+        """Accept no more jobs, and make all accepted jobs due. Does not wait."""
 
     def wait_ended(self, moment: float) -> bool:
-        """Wait until every job is settled; False if *moment* comes first."""
+        """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
 
     def give_up(self) -> None:
-        """Fail what is left, and have nobody wait for it."""
+        """Fail all jobs that are left, and let no thread wait for them."""
 
     def disown_threads(self) -> None:
-        """Have the interpreter end without waiting for threads."""
+        """Let the interpreter exit without waiting for the threads of the worker."""
 
     def leave_to_parent(self) -> None:
-        """Fail, in a forked child, what the parent has to do."""
+        """Fail, in a forked child, all jobs that the parent process still has to do."""
 
 
-# -- the end --
+# -- exit --
 
-_registry = threading.RLock()  # guards the next three; re-entrant, since a finalizer may interrupt its holder
+_registry = threading.RLock()  # guards the next three; re-entrant, because a finalizer may interrupt its holder
 _living: "weakref.WeakSet[Member]" = weakref.WeakSet()
 _exiting = False
-_hook: Any = None  # what ``threading`` made of our exit hook when it was last registered
+_hook: Any = None  # the entry in the hooks of ``threading`` that the last registration of `_at_exit` added
 
 
 def enlist(worker: Member) -> None:
-    """Have the interpreter wait for this worker when it ends.
+    """Make the interpreter wait for this worker when it exits.
 
-    An ``atexit`` function would come too late: `concurrent.futures` has closed every pool by then. Its own hook, and
-    this one, are called by ``threading`` before that, the last registered first; and each module of pools registers its
-    hook when it is imported, which for that of the process pools may be late. So ours is registered once more where it
-    is not the last, and runs while the pools still take work.
+    An ``atexit`` function would run too late, because `concurrent.futures` has closed all pools by then. It does that
+    in exit hooks of ``threading``, which run earlier. The hook of this module is one of these too. The hook that was
+    registered last runs first, and this one must run while the pools still accept work. But ``concurrent.futures``
+    registers the hook for process pools when that module is imported, which may be late. So this function registers the
+    hook of this module again if it is not the last one.
+
+    Raises:
+        BatcherClosed: The interpreter is exiting.
     """
     global _hook
     check_for_fork()
@@ -60,16 +64,16 @@ def enlist(worker: Member) -> None:
                 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
                 _hook = hooks[-1]
         except RuntimeError:
-            raise BatcherClosed("the interpreter is going down") from None
+            raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
         if _exiting:
-            raise BatcherClosed("the interpreter is going down")
+            raise BatcherClosed("the interpreter is exiting, so no batcher can start")
         _living.add(worker)
 
 
 def _at_exit() -> None:
     try:
         _end_all()
-    except BaseException:  # Ctrl-C: leave now, and say what that costs
+    except BaseException:  # for example Ctrl-C: exit now, and log how many jobs are lost
         for worker in list(_living):
             if not worker.wait_ended(NOW):
                 worker.give_up()
@@ -94,7 +98,7 @@ def _end_all() -> None:
 
 
 class _Process:
-    """Stands for the mark where there is none that a fork wipes."""
+    """A replacement for the memory page in `_make_mark` on systems that can't wipe a page at a fork."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -104,15 +108,15 @@ class _Process:
 
 
 def _make_mark() -> Any:
-    """Return an object whose first item is true in this process, and false in every child of it.
+    """Return an object whose first item is true in this process, and false in its forked children.
 
-    Where possible, reading it takes no system call, unlike ``os.getpid``. It is not a function, since every submit
-    reads it.
+    On Linux, reading the item takes no system call, unlike `os.getpid`. It is an item and not a function call, because
+    `Batcher.submit` reads it for each job.
     """
     if sys.platform == "linux":
         try:
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            page.madvise(18)  # MADV_WIPEONFORK: a child finds nothing but zeros
+            page.madvise(18)  # MADV_WIPEONFORK: in a child, the page contains only zeros
             page[0] = 1
             return page
         except (OSError, ValueError):
@@ -121,21 +125,24 @@ def _make_mark() -> Any:
 
 
 _mark = _make_mark()
-_renewing = threading.RLock()  # lets one thread of a child do what no hook has done
+_renewing = threading.RLock()  # if the fork hook did not run in a child, only one thread does its work
 
 
 def current_mark() -> Any:
-    """Return an object whose first item is true in this process, and false in every child that is forked from now on.
+    """Return an object whose first item is true in this process, and false in children that are forked from now on.
 
-    Whatever is kept with a mark belongs to the process that made it. So a child can replace it on its first
-    use there, and whatever the child never uses costs it nothing.
+    An object that stores the mark belongs to this process. A child notices that when it first uses the object, and then
+    replaces it. Objects that the child never uses cost it nothing.
     """
     check_for_fork()
     return _mark
 
 
 def check_for_fork() -> None:
-    """Do what our hook does after a fork, if this process is a child and that was not called: by uWSGI it is not."""
+    """Do the work of the fork hook, if this process is a forked child and the hook did not run.
+
+    The hook does not run if C code forks without telling Python, as uWSGI does by default.
+    """
     if not _mark[0]:
         with _renewing:
             if not _mark[0]:
@@ -146,7 +153,7 @@ def _leave_all_to_parent() -> None:
     global _registry, _living, _mark
     _registry = threading.RLock()  # a thread that does not exist here may have held the old one
     workers, _living = list(_living), weakref.WeakSet()
-    for worker in workers:  # those too whose batchers are gone
+    for worker in workers:  # including the workers whose batchers were deleted
         worker.disown_threads()
         worker.leave_to_parent()
     _mark = _make_mark()

@@ -1,4 +1,4 @@
-"""Running batches: the threads that call the processor, and what becomes of a batch when it is over."""
+"""The threads that run batches: they call the processor, settle the jobs, and report the end of each batch."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ from microbatch.results import BatchInfo, JobState
 __all__ = ["ExecutorRunner", "PoolRunner", "Runner"]
 
 _MOST_INTERRUPTIONS = 3
-"""How many exceptions may come in from outside in a row, with nothing done between them."""
+"""The maximum number of exceptions from outside in a row. With more, the cause must be in this library."""
 
 
 class Runner(ABC):
-    """Runs batches, and tells the dispatcher when one is over."""
+    """Runs batches, and notifies the dispatcher when a batch is over."""
 
     def __init__(
         self, dispatcher: Dispatcher, processor: Callable[[list[Any]], Any], listeners: ListenerSet, name: str
@@ -38,28 +38,31 @@ class Runner(ABC):
         self._name = name
 
     def open(self) -> None:
-        """Start all threads that it needs."""
+        """Start the threads that run batches, if the runner has threads of its own."""
 
     def close(self) -> None:
-        """Let these threads end, and wait for that. Can be called again after an exception."""
+        """Stop these threads, and wait until they have ended. Can be called again after an exception."""
 
     def disown_threads(self) -> None:
-        """Have the interpreter end without waiting for these threads."""
+        """Let the interpreter exit without waiting for these threads."""
 
     @abstractmethod
     def run(self, batch_run: BatchRun) -> None:
-        """Have a batch run in another thread. Called by the thread that leads."""
+        """Pass a batch to another thread to run it. Called by the leader."""
 
     @abstractmethod
     def _run_again(self, batch_run: BatchRun) -> None:
-        """Do so once more, since an exception may have kept a batch from the thread that was to run it."""
+        """Pass a batch on once more, because an exception may have prevented it the first time."""
 
     @abstractmethod
     def _pass_on(self, note: Callable[[], None]) -> None:
-        """Have *note* called by the thread that leads."""
+        """Make the leader call *note*."""
 
     def survive(self, act: Callable[[], None]) -> bool:
-        """Call *act*, recover if an exception interrupts it, even if another interrupts that; return whether none did."""
+        """Call *act*, and recover if an exception interrupts it. Return whether there was no exception.
+
+        A second exception may interrupt the recovery, which then starts again.
+        """
         try:
             try:
                 act()
@@ -71,13 +74,17 @@ class Runner(ABC):
         return False
 
     def recover(self, error: BaseException) -> None:
-        """Put right what an exception has interrupted in the calling thread.
+        """Restore a correct state after an exception from outside interrupted the calling thread.
 
-        Exceptions from users' code don't get here: they are handled where that code is called. But a library that
-        enforces a timeout may raise one in this thread from outside, too late, between any two of our statements. The
-        jobs that the thread was handling fail, and everything else goes on. Any half-done state is put right from what
-        changes in one step: `Ledger.inherited` has each job that is not settled, `Dispatcher.running` each batch, and
-        `JobQueue.leader` says who leads.
+        Exceptions from users' code do not get here, because they are handled where that code is called. But a library
+        that limits the time of a call may raise an exception in this thread too late, between any two statements of
+        this package. The jobs that the thread was handling fail. All other jobs are processed as usual.
+
+        The state is restored from data that changes in one step: `Ledger.inherited` has all jobs that are not settled,
+        `Dispatcher.running` has all batches, and `JobQueue.leader` is the thread that leads.
+
+        Raises:
+            BaseException: *error*, if there were more than `_MOST_INTERRUPTIONS` exceptions in a row.
         """
         report(
             "an exception from outside interrupted a thread of %s; the jobs it was handling fail",
@@ -85,12 +92,12 @@ class Runner(ABC):
             error=error,
         )
         self._dispatcher.interruptions += 1
-        if self._dispatcher.interruptions > _MOST_INTERRUPTIONS:  # so it comes from inside
+        if self._dispatcher.interruptions > _MOST_INTERRUPTIONS:
             raise error
         for batch_run in list(self._dispatcher.running):
             if batch_run.owner == threading.get_ident():
                 fail_all(self._ledger, batch_run.futures, error)
-                batch_run.forget()  # only now, since another exception may interrupt this
+                batch_run.forget()  # last, because another exception may come in before, and then they are still needed
             elif not batch_run.owner:
                 self._run_again(batch_run)
         if self._queue.is_leader():
@@ -108,23 +115,24 @@ class Runner(ABC):
     def _report(self, batch_run: BatchRun) -> None:
         futures = batch_run.forget()
         if not futures:
-            return  # an executor that calls back twice
+            return  # reported already: the executor has called back twice
         time = None
         try:
             time = batch_run.service_time
             if self._listeners.batch_finished:
                 self._tell_of_end(batch_run.info, time, batch_run.started, futures)
-        except BaseException:  # of a clock that a user injected: the worker is free all the same
+        except BaseException:  # from a user's clock; the worker is free all the same
             report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
         self._pass_on(partial(self._dispatcher.finish, batch_run, time))
 
     def _tell_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
-        failed = [future._stage for future in futures].count(JobState.FAILED)  # by whomever: not only by the processor
+        # Not `BatchRun.failed`, because not only the processor makes jobs fail.
+        failed = [future._stage for future in futures].count(JobState.FAILED)
         notify(self._listeners.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
 
 class PoolRunner(Runner):
-    """Runs batches on a thread pool of its own."""
+    """Runs batches in its own thread pool."""
 
     def __init__(
         self,
@@ -140,7 +148,7 @@ class PoolRunner(Runner):
         self._inbox = _Inbox()
 
     def open(self) -> None:
-        """Start all threads of a pool of our own. They are daemons if the thread that starts them is one."""
+        """Start all threads of the pool. They are daemons if the calling thread is one."""
         self._pool, self._inbox = ThreadPoolExecutor(self._workers, self._name), _Inbox()
         try:
             for _ in range(self._workers):
@@ -169,7 +177,7 @@ class PoolRunner(Runner):
         self._inbox.put(batch_run)
 
     def _run_again(self, batch_run: BatchRun) -> None:
-        self.run(batch_run)  # the thread may have taken it out, or not; that it is there twice does no harm
+        self.run(batch_run)  # it may be in the inbox twice then, but only one thread can claim it
 
     def _pass_on(self, note: Callable[[], None]) -> None:
         self._dispatcher.lead(self.run, note)
@@ -178,14 +186,14 @@ class PoolRunner(Runner):
         pool.submit(self._serve_all, inbox).add_done_callback(partial(self._go_on, pool, inbox))
 
     def _go_on(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
-        """Have the calling thread resume its work after an exception ended it, wherever that came in."""
+        """Restore a correct state and run `_serve_all` again, if an exception has ended it at any point."""
         error = done.exception()
         del done
         if error is None:
             return
         try:
             self.recover(error)
-        except BaseException as fatal:  # for the worker thread to fail by
+        except BaseException as fatal:  # too many interruptions; the worker thread fails with this exception too
             self._queue.post(partial(_fail_by, fatal))
             if self._queue.is_leader():
                 self._ledger.resign(NOW, 1)
@@ -194,9 +202,10 @@ class PoolRunner(Runner):
                 self._employ(pool, inbox)
 
     def _serve_all(self, inbox: "_Inbox") -> None:
-        """Process what comes into the inbox until it is closed; in a thread of our own pool.
+        """Run the batches in the inbox until it is closed. Called in the threads of the pool.
 
-        One call per thread and not per batch, since the futures of a pool cost as much as a batch of ours.
+        The pool runs this once per thread. If it ran one call per batch, the pool's future for that call would double
+        the cost of the batch.
         """
         self._queue.inside.mine = True
         while not inbox.closed:
@@ -206,10 +215,10 @@ class PoolRunner(Runner):
         while (batch_run := inbox.get()) is not None:
             if batch_run.claim():
                 self._serve(batch_run)
-            del batch_run  # keep nothing alive while idle
+            del batch_run  # an idle thread must not keep the batch alive
 
     def _serve(self, batch_run: BatchRun) -> None:
-        """Process one batch."""
+        """Run one batch."""
         try:
             self._begin(batch_run)
             batch_run.complete(self._processor(batch_run.jobs))
@@ -219,7 +228,7 @@ class PoolRunner(Runner):
 
 
 class ExecutorRunner(Runner):
-    """Runs batches on an executor of the caller's, and never shuts it down."""
+    """Runs batches in an executor of the user, and never shuts it down."""
 
     def __init__(
         self,
@@ -239,18 +248,18 @@ class ExecutorRunner(Runner):
             sent = send(self._executor, self._processor, batch_run.jobs)
             sent.add_done_callback(partial(self._receive, batch_run))
             batch_run.sent = True
-        except BaseException as error:  # the executor is broken, or was shut down, or can't send this
+        except BaseException as error:  # the executor is broken, was shut down, or refuses the jobs
             batch_run.fail(self._named(error, batch_run))
             self._report(batch_run)
 
     def _run_again(self, batch_run: BatchRun) -> None:
-        pass  # since it can't be known whether the executor has it
+        pass  # the executor may have the batch already, and would then process it twice
 
     def _pass_on(self, note: Callable[[], None]) -> None:
         self._queue.post(note)
 
     def _receive(self, batch_run: BatchRun, done: "Future[Any]") -> None:
-        """Take what the caller's executor gives back, in whatever thread it calls from."""
+        """Settle the jobs of a batch when the executor has finished it. The executor calls this in any thread."""
         try:
             with self._queue.own_thread():
                 try:
@@ -263,19 +272,19 @@ class ExecutorRunner(Runner):
             batch_run.forget()
             self._queue.post(partial(self._dispatcher.finish, batch_run))
         finally:
-            del done  # which holds the exception whose traceback leads here
+            del done  # it refers to an exception whose traceback refers to this frame
 
     def _named(self, error: BaseException, batch_run: BatchRun) -> BaseException:
         if isinstance(self._executor, ThreadPoolExecutor):
-            return error  # as nothing was sent
+            return error  # threads do not pickle anything
         return name_unsendable(error, self._processor, batch_run.jobs)
 
 
 class _Inbox(SimpleQueue[BatchRun | None]):
-    """Batches for the threads of a pool, and at the end a None for each thread.
+    """The batches for the threads of a pool. At the end, it gets one None for each thread.
 
     Attributes:
-        closed: whether the end has come, for a thread that lost its None to an exception.
+        closed: Whether the end has come. A thread that was interrupted after it took its None sees it here.
     """
 
     closed = False

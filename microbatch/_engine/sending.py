@@ -1,4 +1,4 @@
-"""Sending a batch to an executor of the caller's, and saying what could not be sent."""
+"""Sending a batch to an executor of the user, and finding out which object could not be pickled."""
 
 import pickle
 from collections.abc import Iterator
@@ -9,18 +9,19 @@ __all__ = ["name_unsendable", "send"]
 
 
 def send(executor: Executor, processor: Any, jobs: list[Any]) -> "Future[Any]":
-    """Have *executor* call the processor with the jobs, which are all that goes there."""
+    """Submit the processor and the jobs to *executor*, and return the executor's future. Nothing else is sent."""
     if any(base.__module__.partition(".")[0] == "distributed" for base in type(executor).__mro__):
-        # Dask would take equal batches for one, and process that once.
+        # By default, Dask would process equal batches only once.
         return executor.submit(processor, jobs, pure=False)
     return executor.submit(processor, jobs)
 
 
 def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> BaseException:
-    """Return an error that names what can't be pickled, if an executor raised *error* for that, or else *error*.
+    """Return an error that names the processor or job that can't be pickled, or *error* if that is not the cause.
 
-    It did if pickling that once more fails in the same way, whatever the executor has made of it. Executors pickle a batch as
-    a whole, and say neither which job it was nor, with objects written in C, more than their type. Never raises.
+    Executors pickle a batch as a whole. Their errors do not say which job can't be pickled. For objects written in C,
+    they name only the type. So this pickles the processor and each job again. If pickling one of them raises the same
+    exception as *error* or one of its causes, that one is named. Never raises.
     """
     try:
         known = [(type(each), str(each)) for each in _chain(error)]
@@ -32,7 +33,7 @@ def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> Ba
                     named = pickle.PicklingError(f"{what} can't be sent to another process: {reason}")
                     named.__cause__ = error
                     return named
-    except BaseException:  # whatever the classes of users do when they are pickled, or asked for their text
+    except BaseException:  # users' classes may raise any exception when they are pickled or converted to text
         pass
     return error
 
@@ -40,13 +41,13 @@ def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> Ba
 def _parts(processor: Any, jobs: list[Any]) -> Iterator[tuple[str, Any]]:
     yield f"the processor {processor!r}", processor
     for number, job in enumerate(jobs, 1):
-        # Its type only, for all callers of the batch read this.
+        # Only its type, because all callers of the batch get this message.
         yield f"job {number} of {len(jobs)} in the batch, of type {type(job).__qualname__},", job
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     each: Any = error
-    for _ in range(100):  # as a cycle would have no end
+    for _ in range(100):  # a limit, because the chain may be a cycle
         if each is None:
             return
         yield each

@@ -1,7 +1,8 @@
-"""Who is about to come back: callers that wait for each result, and then soon submit the next job.
+"""Callers that wait for each result and then submit their next job soon. Policies may wait for their next jobs.
 
-A batch that goes as soon as there is a job and a free worker leaves without the callers of the batch before, who are just
-being woken: they travel in two groups of half the size from then on. So a policy may want to know whom to wait for.
+Suppose a batch is dispatched as soon as there is a job and a free worker. The callers of the previous batch are just
+being woken then, so their next jobs miss that batch. From then on, the callers form two groups, and each batch has half
+the size. To prevent this, a policy needs to know how many callers are about to submit a job.
 """
 
 import threading
@@ -13,7 +14,10 @@ from microbatch.policies.base import CallerActivity
 __all__ = ["Caller", "Callers"]
 
 _SOON = 0.02
-"""How many seconds callers may take to come back in any case: a hundred threads are woken in less, and nobody notices."""
+"""The number of seconds that a caller may take to come back even if a quarter of the service time is less.
+
+A hundred threads are woken in less time, and a delay of this length is not noticed.
+"""
 
 
 class Caller:
@@ -23,8 +27,8 @@ class Caller:
 
     def __init__(self, ident: int) -> None:
         self.ident = ident
-        self.return_deadline = NOW  # until when it has to submit the next job, for us to expect it the time after
-        self.returns = False  # whether it did so the last time
+        self.return_deadline = NOW  # it must submit its next job by then to be expected after the result of that job
+        self.returns = False  # whether it met the last deadline
 
 
 class _Mine(threading.local):
@@ -32,19 +36,22 @@ class _Mine(threading.local):
 
 
 class Callers:
-    """The threads that wait for results. Guarded by the mutex of the queue.
+    """The threads that wait for results. Guarded by the mutex of the queue (R1).
 
-    A caller is expected back for a quarter of the time that the processor took for its result, if the last time it
-    submitted the next job as soon: not for longer, since whoever is held back for it then waits that much longer, and maybe
-    in vain. Threads that wait for one result, for one job after another, or for jobs of others, are never waited for twice.
+    After a result, a caller is expected to submit its next job within a quarter of the service time of that result, or
+    within `_SOON` if that is longer, but not longer than the service time itself. It is expected only if it met this
+    deadline the last time. The deadline is short because the jobs of other callers wait for the expected job, which may
+    never come. A thread that is late once is not expected after its next result.
 
-    For a policy that recalls them, it also knows when callers who do not wait were last heard of.
+    If the policy sets `Hints.recalls`, this object also knows when a caller that does not wait for a result now last
+    submitted a job or got a result.
 
     Attributes:
-        away: those who got their results lately and have not come back yet, by thread, in the order in which they got them.
-        returning: how many of those returned the last time, and so are expected back.
-        return_by: until when the last of them is.
-        all_waited: counts how often the last of the callers who were heard of has begun to wait.
+        away: The callers that got a result and have not submitted a job since, by thread, in order of their results.
+        returning: The number of these that met their last deadline, and so are expected.
+        return_by: The moment until which the last of them is expected.
+        recalls: The value of `Hints.recalls`, in seconds.
+        all_waited: How often the last remembered caller that was not waiting for a result began to wait for one.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:
@@ -52,25 +59,27 @@ class Callers:
         self.returning = 0
         self.return_by = NOW
         self._expects = watched
-        self.watched = watched or recalls > 0  # otherwise none of this is needed
-        self.recalls = recalls  # for how many seconds to remember who may submit
+        self.watched = watched or recalls > 0  # otherwise the policy needs none of this
+        self.recalls = recalls
         self.all_waited = 0
-        self._at_large: dict[int, float] = {}  # when those who do not wait were last heard of, the latest last
+        # By thread, for callers that do not wait now: when each last submitted a job or got a result, the latest last.
+        self._at_large: dict[int, float] = {}
         self._mine = _Mine()
 
     def wait(self) -> Caller:
-        """Note that the calling thread waits for a result, and return what is known of it."""
+        """Record that the calling thread waits for a result, and return its `Caller`."""
         caller = self._mine.caller
         if caller is None:
             caller = self._mine.caller = Caller(threading.get_ident())
         if self.away:
-            self._give_up(caller.ident)  # it waits for a job that it had before, or for one of another thread
+            # It waits for another result without submitting a job first, so it is not a caller that returns.
+            self._give_up(caller.ident)
         if self.recalls:
             self.begin_to_wait(caller.ident)
         return caller
 
     def begin_to_wait(self, ident: int) -> None:
-        """Note that a thread waits for a result."""
+        """Record, for `Hints.recalls`, that a thread waits for a result."""
         heard = self._at_large.pop(ident, None)
         if heard is not None and not self._at_large:
             self.all_waited += 1
@@ -82,22 +91,28 @@ class Callers:
             self._at_large.pop(longest, None)
 
     def _longest_at_large(self) -> int:
-        # Not by `next`: a handler that comes in before that call, and waits, lets it raise.
+        # Not `next`: if a handler interrupts before that call and waits, the dict may change, and `next` raises (R5).
         for ident in self._at_large:
             return ident
         return 0
 
     def activity(self) -> CallerActivity:
-        """Return what a policy is shown of the callers."""
+        """Return what `Window.callers` shows to a policy."""
         return CallerActivity(self.returning, self.return_by, self._last_heard())
 
     def _last_heard(self) -> float:
-        """Return when a caller who does not wait was last heard of; `NOW` if there is none."""
+        """Return the moment for `CallerActivity.heard`."""
         return next(reversed(self._at_large.copy().values()), NOW)
 
     def release(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
-        """Note that these callers, as far as they are known, get their results, after a time that the processor took."""
-        for ident, late in self.away.copy().items():  # a finalizer that comes in and waits lets others come back
+        """Record that callers get their results. None stands for a thread that is not watched.
+
+        Args:
+            callers: The callers of one batch.
+            now: The moment at which they get their results.
+            service_time: How many seconds the processor took for these results.
+        """
+        for ident, late in self.away.copy().items():  # R5, R10: if a finalizer waits, other callers may come back
             if late.return_deadline < now:
                 self._give_up(ident)
         soon = now + min(service_time, max(service_time / 4, _SOON))
@@ -112,7 +127,7 @@ class Callers:
             self.returning = [caller.returns for caller in self.away.copy().values()].count(True)
 
     def come_back(self, ident: int, now: float) -> None:
-        """Note that a thread submits a job."""
+        """Record that a thread submits a job."""
         caller = self.away.pop(ident, None)
         if caller is not None:
             self.returning -= caller.returns

@@ -1,11 +1,11 @@
-"""The state machine that forms batches: jobs and moments in, batches out.
+"""The state machine that forms batches. It takes jobs and moments, and returns batches.
 
-It knows no thread, no lock and no clock, and is driven by one thread. Per key there is a `Lane`: the open batch, and
-behind it the jobs that wait because they do not fit any more. Keys without jobs cost nothing.
+It uses no thread, lock or clock, and only one thread at a time may call it. Each key has a `Lane`: an open batch, and a
+backlog of jobs that do not fit into that. A key without jobs costs nothing.
 
-The policy is asked about a lane only after something changed for it, and its answer is kept: as a timer while it lies
-ahead, and then in a line of lanes that wait for a free worker, first come first served, so that a busy key can't starve
-the others.
+The collector asks the policy about a lane only when something has changed for that lane, and keeps the answer. If the
+batch is due later, the lane gets a timer. If the batch is due now, the lane joins a line of lanes that wait for a free
+worker. The line is first come, first served, so a busy key can't starve the others.
 """
 
 import sys
@@ -24,17 +24,20 @@ from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, cou
 __all__ = ["Batch", "Collector"]
 
 _SHORT = 0.01
-"""How long jobs may wait, in seconds, before they are told that they are in a batch, if that saves work."""
+"""If a batch is due within this many seconds, the collector may put off joining more jobs, which saves work.
+
+In that time, the state of these jobs is still `JobState.QUEUED`.
+"""
 
 _EARNED, _SAVED = 2, 64
-"""How many questions about lanes each start and each end of a batch pays for, and how many are saved up at most."""
+"""The number of lanes that may be asked about again for each start or end of a batch, and the maximum saved up."""
 
 _PAUSE = 0.001
-"""After this many seconds without a start or an end of a batch, `_SAVED` more questions may be asked."""
+"""After this many seconds without a start or an end of a batch, `_SAVED` more lanes may be asked about."""
 
 
 class _Endless(Sequence[float]):
-    """Starts of batches without end, all at `NEVER`: a policy that looks at them lets no other batch be dispatched."""
+    """Any number of dispatches, all at `NEVER`. A policy with a rate limit that sees them holds every batch back."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -45,7 +48,7 @@ class _Endless(Sequence[float]):
 
 @dataclass(slots=True)
 class Batch(Generic[AnyEntry]):
-    """A batch that is to go now, or, with *error*, to fail because the policy raised."""
+    """A batch to dispatch now. If *error* is set, the policy raised it, and the jobs have to fail with it instead."""
 
     key: Hashable
     trigger: str
@@ -59,68 +62,77 @@ def _jobs(count: int) -> str:
 
 
 def _is_awaited(lane: Lane[Any], moment: float) -> bool:
-    """Return whether a lane still has to join a line at this moment."""
+    """Return whether the timer of a lane for this moment is valid: the lane still has to join a line at that moment."""
     return not lane.ready and (moment == lane.due or moment == lane.free and not lane.gated)
 
 
 class Collector(Generic[AnyEntry]):
-    """Forms batches as the policy says. Not thread-safe, and free of side effects but for what the policy does.
+    """Forms batches by the rules of a policy. Not thread-safe. Has no side effects except those of the policy.
 
-    Call `add`, `drop`, `flush`, `started` and `finished` as things happen; then `expire` and `take` with the
-    present moment until they give nothing; then there is nothing to do before `next_moment`.
+    Call `add`, `drop`, `flush`, `note_callers`, `started` and `finished` when these things happen. Then call `expire`,
+    and call `take` with the current moment until it returns None. After that, there is nothing to do before
+    `next_moment`.
 
-    The start or the end of a batch can change what the policy would answer for any lane, and there may be a million lanes.
+    The start or the end of a batch can change the answer of the policy for any lane, and there may be a million lanes.
     Two rules keep the cost of a batch independent of their number:
 
-    1. One gate. If the built-in policies hold batches back because others run, they hold back the batches of all keys
-       until the same moment. So when a lane changes, the policy is asked twice: when is its batch due with this gate
-       open, and when with the gate shut? Between these two moments, the lane waits in the line at the gate. After a
-       start or an end, the policy is asked only about the first lane in that line, and the answer holds for all of
-       them.
-    2. Doubt. A user's policy may answer anything after a start or an end, so older answers are in doubt, unless the
-       policy says otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again about the
-       lane with the oldest answer, so that busy keys can't starve it, and about the first of the lanes that are due. If
-       that batch is no longer due, the policy is asked about the next one, and then about all others, the oldest answer
-       first, until one is due. Each start and each end pays for `_EARNED` questions, and up to `_SAVED` are saved up.
-       When these are spent, `_SAVED` more are asked each time that nothing has started or ended for `_PAUSE` seconds,
-       until no answer is in doubt. So an answer that has changed is always found, but not always at once.
+    1. One gate. If a built-in policy holds batches back because of other batches, it holds back the batches of all keys
+       until the same moment. The text calls this the gate: it is shut until that moment, and then open. When a lane
+       changes, the policy is asked twice: when is its batch due with the gate open, and when with the gate shut?
+       Between these two moments, the lane waits in the line at the gate. After a start or an end, the policy is asked
+       only about the first lane in that line, and the answer holds for all of them.
+    2. Doubt. A user's policy may give any answer after a start or an end, so older answers are in doubt, unless the
+       policy promises otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again about the lane
+       with the oldest answer, so that busy keys can't starve it, and about the first lane in the line for a worker. If
+       that batch is no longer due, the policy is asked about the next lane in the line, and then about all others, the
+       oldest answer first, until a batch is due. Each start and each end allows `_EARNED` more of these questions, and
+       up to `_SAVED` are saved up. When they are used up, `_SAVED` more are allowed whenever nothing has started or
+       ended for `_PAUSE` seconds, until no answer is in doubt. So a changed answer is always found, but not always at
+       once.
+
+    Attributes:
+        policy: The policy.
+        workers: The maximum number of batches that run at the same time.
+        in_flight: The number of batches that run now.
+        joined: The entries that joined an open batch. The caller of this class reads and clears the list.
     """
 
     def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
         self.policy = policy
         self.workers = workers
         self.in_flight = 0
-        self.joined: list[AnyEntry] = []  # entries that joined an open batch; for the caller to read and to clear
+        self.joined: list[AnyEntry] = []
         self._gates = count_gates(policy)
-        self._has_gate = False  # there is one gate, and has been more than one lane
-        self._shut_until = NOW  # the gate, as far as is known
-        self._doubts = 0  # how often answers were put in doubt
-        self._learned = 0  # how often a built-in policy has
+        self._has_gate = False  # rule 1 applies: there is one gate, and there was more than one lane at some time
+        self._shut_until = NOW  # the moment until which the gate is known to be shut
+        self._doubts = 0  # how often answers were put in doubt: a lane with a lower `asked` is in doubt
+        self._learned = 0  # the last known `BatchingPolicy._learned`
         self._learns = learns(policy) and self._gates is not None
         self._doubts_flow = policy.hints.watches_flow and self._gates != 0
         self._doubts_heard = policy.hints.recalls > 0
         self._doubts_any = self._learns or self._doubts_flow or self._doubts_heard
-        self._steady = self._gates == 0 and not self._learns  # whatever starts or ends
-        self._questions = _SAVED  # how many lanes may be asked again
-        self._resume = NEVER  # when more may be
+        self._steady = self._gates == 0 and not self._learns  # a start or an end can't change any answer
+        self._questions = _SAVED  # how many lanes may be asked about again
+        self._resume = NEVER  # the moment at which more of them may be
         self._service_times: deque[float] = deque(maxlen=9)
         self._sent: deque[float] = deque(maxlen=min(policy.hints.history, sys.maxsize))
-        # The built-in policies look at no jobs and keep no windows, so they can be shown the same ones again.
+        # The built-in policies don't look at jobs and don't keep windows, so the same `Window` objects can be reused.
         self._shared = self._gates is not None
+        # The real state, and two imaginary ones: one in which every gate is shut, and one in which it is open.
         self._real = Window[Any](workers=workers, started=started, sent=self._sent)
         self._shut = Window[Any](
             workers=workers, started=started, sent=_Endless(), in_flight=1, callers=CallerActivity(heard=NEVER)
         )
         self._open = Window[Any](workers=workers, started=started)
-        self._flow = vars(self._real)  # what windows show besides the batch
+        self._flow = vars(self._real)  # the attributes of windows that do not depend on the batch
         self._flushed = -1
         self._closing = False
         self._lanes: dict[Hashable, Lane[AnyEntry]] = {}  # in the order in which their batches were opened
-        self._aged: deque[Lane[AnyEntry]] = deque()  # the first of these, but for some that are gone
-        self._unflushed: list[Lane[AnyEntry]] = []  # those of them that no flush was for, but for some that are gone
-        self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the one with the oldest answer first
-        self._roomy = getattr(policy._room, "__func__", None) is BatchingPolicy._room
-        self._most: float | None = None  # how many jobs an empty batch has room for
+        self._aged: deque[Lane[AnyEntry]] = deque()  # the oldest of these, and some lanes that are gone
+        self._unflushed: list[Lane[AnyEntry]] = []  # lanes that no flush has made due, and some that are gone
+        self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the lane with the oldest answer is first
+        self._roomy = getattr(policy._room, "__func__", None) is BatchingPolicy._room  # any number of jobs fits
+        self._most: float | None = None  # how many jobs fit into an empty batch, if that is known
         self._changed: deque[Lane[AnyEntry]] = deque()
         self._turns = count(1)
         self._ready: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.ready)  # the line for a worker, by turn
@@ -139,7 +151,7 @@ class Collector(Generic[AnyEntry]):
         return collector
 
     def __bool__(self) -> bool:
-        """Return whether any job waits here."""
+        """Return whether the collector holds any job."""
         return bool(self._lanes or self._broken)
 
     @property
@@ -148,9 +160,11 @@ class Collector(Generic[AnyEntry]):
         return self.in_flight < self.workers
 
     def add(self, entries: Sequence[AnyEntry], uniform: bool = False) -> None:
-        """Take in jobs, the oldest first, none older than those that came before.
+        """Add jobs to their lanes.
 
-        With *uniform*, all have no key, the weight 1 and no moment at which they expire, and are not looked at.
+        Args:
+            entries: The jobs, the oldest first. None of them may be older than a job of an earlier call.
+            uniform: Whether all of them have no key, weigh 1 and never expire. This saves a look at each of them.
         """
         if uniform and entries:
             self._lane(None, uniform).backlog.extend(entries)
@@ -164,7 +178,7 @@ class Collector(Generic[AnyEntry]):
                 self._expiries.push(entry._expires, entry)
 
     def _lane(self, key: Hashable, uniform: bool) -> Lane[AnyEntry]:
-        """Return the lane that jobs are added to."""
+        """Return the lane of a key, which is about to get more jobs. Create it if there is none."""
         place = safe(key)
         lane = self._lanes.get(place)
         if lane is None:
@@ -176,7 +190,7 @@ class Collector(Generic[AnyEntry]):
         return lane
 
     def _put_up_gate(self) -> None:
-        """Use the gate from now on: see rule 1. A single lane needs none."""
+        """Apply rule 1 from now on. It is not needed as long as there is only one lane."""
         self._has_gate = True
         self._doubts_flow = self._doubts_heard = False
         self._doubts_any = self._learns
@@ -184,24 +198,27 @@ class Collector(Generic[AnyEntry]):
         self._change_all()
 
     def drop(self, entries: Iterable[AnyEntry]) -> None:
-        """Forget jobs that are not `Entry._is_waiting` any more. Those that went already are passed over."""
+        """Remove jobs that are not `Entry._is_waiting` any more. Jobs whose batch was taken already are ignored."""
         for entry in entries:
             lane = self._lanes.get(safe(entry.key))
             if lane is not None:
                 lane.thinned = True
                 lane.dead += 1
-                lane.full = False  # there may be room again, or the one that did not fit may be gone
+                lane.full = False  # more jobs may fit now, or the job that did not fit was removed
                 self._change(lane)
 
     def expire(self, now: float) -> list[AnyEntry]:
-        """Return jobs whose time to wait has run out. The caller decides, and calls `drop` for them."""
+        """Return the jobs that expire now. The caller may let them expire, and then calls `drop` for them."""
         expired = []
         while (entry := self._expiries.pop(now)) is not None:
             expired.append(entry)
         return expired
 
     def flush(self, epoch: int, closing: bool = False) -> None:
-        """Make all jobs of *epoch* and of those before it due now; with *closing*, every job, those to come included."""
+        """Make all jobs of *epoch* and of earlier epochs due, as soon as `BatchingPolicy._earliest` allows it.
+
+        With *closing*, make all jobs due now, including all that are added later.
+        """
         if closing and not self._closing:
             self._closing = True
             self._change_all()
@@ -210,35 +227,35 @@ class Collector(Generic[AnyEntry]):
             lanes, self._unflushed = self._unflushed, []
             for lane in lanes:
                 lane.unflushed = False
-                if not (lane.ready or lane.gone):  # a lane that is due already is due by its policy
+                if not (lane.ready or lane.gone):  # if the batch is due already, its trigger is that of the policy
                     self._change(lane)
 
     def note_callers(self, activity: CallerActivity) -> None:
-        """Note what is known of the callers."""
+        """Record the activity of the callers, for `Window.callers`."""
         before, self._flow["callers"] = self._flow["callers"], activity
         if activity.heard != before.heard:
             self._note_change(self._doubts_heard)
 
     def started(self, now: float) -> None:
-        """Note that a batch went to a worker."""
+        """Record that a batch was dispatched."""
         self._flow["in_flight"] = self.in_flight = self.in_flight + 1
         self._sent.append(now)
         if not self._steady:
             self._note_change(self._doubts_flow)
 
     def finished(self, service_time: float | None = None) -> None:
-        """Note that a worker is free again, and how long the batch took, if that is known."""
+        """Record that a batch is over, so a worker is free. *service_time* is in seconds, or None if unknown."""
         self._flow["in_flight"] = self.in_flight = self.in_flight - 1
         if self._steady:
             return
         if service_time is not None:
             self._service_times.append(service_time)
-            # The median, so that one very slow batch does not count.
+            # The median, so that a single very slow batch has no effect.
             self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
         self._note_change(self._doubts_flow)
 
     def _note_change(self, doubtful: bool) -> None:
-        """Note that the gate may be open or shut now, and, if *doubtful*, that the policy may answer differently."""
+        """Record that the gate may have opened or shut, and, if *doubtful*, that all answers are in doubt (rule 2)."""
         self._shut_until = NOW
         if self._doubts_any:
             if self._questions < _SAVED:
@@ -247,13 +264,15 @@ class Collector(Generic[AnyEntry]):
             self._doubts += doubtful
 
     def take(self, now: float, pressed: bool = False) -> Batch[AnyEntry] | None:
-        """Return the next batch that is due, if a worker is free for it. The caller then calls `started`.
+        """Return the next batch that is due, or None if there is none or no worker is free.
 
-        With *pressed* (a caller waits for room), if nothing is due, the batch of the oldest lane is dispatched as by a
-        flush: a policy that waits for more jobs waits in vain, since none can be accepted.
+        Call `started` when the batch has been dispatched.
+
+        With *pressed*, a caller waits because the queue is full. If no batch is due then, the oldest batch is flushed.
+        A policy would wait for more jobs in vain, because none can be accepted.
         """
         if self._changed:
-            self._look_at_timers(now)  # first, since their moments came before the jobs did
+            self._look_at_timers(now)  # first, because their moments were before the changes
             self._review(now)
         if self._broken:
             return self._broken.popleft()
@@ -272,18 +291,20 @@ class Collector(Generic[AnyEntry]):
         return None
 
     def _look_at_timers(self, now: float) -> None:
+        """Put the lanes whose timers have run out into the lines."""
         while (lane := self._timers.pop(now)) is not None:
             self._line_up(lane, now)
 
     def _next(self, now: float) -> Lane[AnyEntry] | None:
-        """Return the lane whose turn it is, of those that are due now for certain."""
+        """Return the lane that is next, once its batch is certainly due now. Ask the policy about lanes in doubt."""
         if self._learns and self._learned != self.policy._learned:
             self._learned = self.policy._learned
             self._doubts += 1
             self._most = None
         if now >= self._resume:
             self._questions, self._resume = _SAVED, NEVER
-        if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:  # so no key starves
+        # One question for the oldest answer each time, so that busy keys can't starve that lane.
+        if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:
             self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
             if lane.ready and lane.asked == self._doubts:
@@ -299,7 +320,7 @@ class Collector(Generic[AnyEntry]):
         return None
 
     def _candidate(self, now: float) -> Lane[AnyEntry] | None:
-        """Return the lane whose turn it is if it is due, be it that it has to be asked."""
+        """Return the lane that is next, or None. If its answer is in doubt, the policy has to be asked first."""
         ready = self._ready.first()
         if self._has_gate and self._shut_until <= now:
             gated = self._gated.first()
@@ -308,13 +329,13 @@ class Collector(Generic[AnyEntry]):
         return self._longest_in_doubt() if ready is None else ready
 
     def _longest_in_doubt(self) -> Lane[AnyEntry] | None:
-        """Return the lane with the oldest answer, if that is in doubt."""
+        """Return the lane with the oldest answer if that answer is in doubt, or None."""
         for lane in self._asked:
             return lane if lane.asked != self._doubts else None
         return None
 
     def _is_let_through(self, lane: Lane[AnyEntry], now: float) -> bool:
-        """Return whether the gate is open, which this lane at its head is asked for all of them."""
+        """Ask about the first lane in the line at the gate, and return whether the gate is open."""
         try:
             due, lane.forced = self._answer(lane, self._window(lane), now)
         except BaseException as error:
@@ -328,7 +349,7 @@ class Collector(Generic[AnyEntry]):
         self._questions -= 1
         try:
             if lane.full and (self._learns or not self._shared):
-                lane.full = False  # there may be room by now
+                lane.full = False  # the policy may allow more jobs now
                 self._fill(lane)
             self._ask(lane, now)
         except BaseException as error:
@@ -341,20 +362,21 @@ class Collector(Generic[AnyEntry]):
                 if not self._aged[0].gone:
                     return self._aged[0]
                 self._aged.popleft()
-            # So each is copied once, into a dict without holes too, which are looked through each time.
+            # Copies each lane to `_aged` only once. The dict is copied too, because iteration over a dict that has lost
+            # many entries passes over all of their slots again each time.
             self._lanes = self._lanes.copy()
             self._aged.extend(self._lanes.values())
         return None
 
     def next_moment(self) -> float:
-        """Return when to call `expire` and `take` again if nothing else happens; `NEVER` if that is for ever."""
-        if not self._lanes:  # idle: void alarms must not keep jobs alive
+        """Return the moment at which to call `expire` and `take` again if nothing else happens, or `NEVER`."""
+        if not self._lanes:  # the batcher is idle, and invalid alarms must not keep jobs alive
             for alarms in (self._timers, self._ready, self._gated):
                 alarms.clear()
             self._expiries.clear()
             self._aged.clear()
             self._unflushed.clear()
-            self._lanes.clear()  # which frees the memory of the lanes that it had
+            self._lanes.clear()  # an empty dict may still have the memory of its former entries; this frees it
         moment = self._expiries.next_moment()
         if self.in_flight >= self.workers:
             return moment
@@ -362,22 +384,23 @@ class Collector(Generic[AnyEntry]):
         return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
     def wanted(self) -> int:
-        """Return how many jobs must come before it makes sense to call `take` again, if nothing else happens."""
+        """Return how many jobs must arrive before it is useful to call `take` again, if nothing else happens."""
         if self.in_flight >= self.workers:
             return sys.maxsize
         lane = self._lanes.get(None) if len(self._lanes) == 1 else None
         return 1 if lane is None else lane.wanted
 
     def describe(self, now: float) -> list[str]:
-        """Say what each open batch holds, when it is due and what it waits for. Any thread may ask, at any moment.
+        """Describe each open batch: its jobs, when it is due, and what it waits for.
 
-        So what moves meanwhile may be seen where it was or where it goes. Nothing is changed, but the policy is asked.
+        Any thread may call this at any time, without a lock. If a job moves in the meantime, the text may show it in
+        its old or its new place. This changes nothing in the collector, but calls methods of the policy.
         """
         lanes = list(self._lanes.values())
         return [self._described(lane, now) for lane in lanes if lane.open]
 
     def describe_batch(self, key: Hashable, now: float) -> str:
-        """Say the same of the open batch of one key; nothing if there is none."""
+        """Describe the open batch of one key like `describe`. Return an empty string if there is none."""
         lane = self._lanes.get(safe(key))
         return self._described(lane, now) if lane is not None and lane.open else ""
 
@@ -389,11 +412,11 @@ class Collector(Generic[AnyEntry]):
     def _due(self, lane: Lane[AnyEntry], now: float) -> str:
         due, forced = lane.due, lane.forced
         try:
-            window = self._new_window(lane)  # since the others are the leader's
+            window = self._new_window(lane)  # the other windows belong to the leader, which may be using them
             if self._has_gate:
                 due, forced = self._answer(lane, window, now)
             by = forced or str(self.policy.reason(window))
-        except Exception:  # of a user's policy, or of a batch that has just gone
+        except Exception:  # from a user's policy, or because the batch was taken in the meantime
             by = "its policy"
         if due == NEVER:
             way_out = f"flush() dispatches it, and {shown(self.policy)} | Interval(seconds) would bound the wait"
@@ -412,8 +435,8 @@ class Collector(Generic[AnyEntry]):
             self._change(lane)
 
     def _review(self, now: float) -> None:
-        """Bring every lane that changed up to date."""
-        self._most = NEVER if self._roomy else None  # since it may have learned
+        """Bring all changed lanes up to date."""
+        self._most = NEVER if self._roomy else None  # the policy may have learned
         while self._changed:
             lane = self._changed.popleft()
             lane.changed = False
@@ -430,7 +453,12 @@ class Collector(Generic[AnyEntry]):
         self._broken.append(Batch(lane.key, "", self._empty(lane), error=error))
 
     def _fill(self, lane: Lane[AnyEntry]) -> None:
-        """Let jobs of the backlog join the open batch, in order, until one does not fit."""
+        """Move jobs from the backlog to the open batch, in order, until one does not fit.
+
+        Raises:
+            JobTooLarge: A job does not even fit into an empty batch.
+            Exception: Whatever the policy raises.
+        """
         if lane.thinned or lane.dead:
             self._forget_dead(lane)
         while lane.backlog and not lane.full:
@@ -449,7 +477,7 @@ class Collector(Generic[AnyEntry]):
         if not lane.open and self._most is not None:
             return self._most
         room = check_answer("the _room() of a policy", self.policy._room(self._window(lane, joining)))
-        if not lane.open and self._shared:  # the built-in policies answer uniform for all empty batches
+        if not lane.open and self._shared:  # a built-in policy gives the same answer for all empty batches
             self._most = room
         return room
 
@@ -457,7 +485,7 @@ class Collector(Generic[AnyEntry]):
         backlog = lane.backlog
         entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)
         joining = [entry for entry in entries if entry._is_waiting] if lane.dead else entries
-        lane.open += joining  # before they leave the backlog: an exception from outside must find them somewhere
+        lane.open += joining  # before they leave the backlog, because an exception from outside may come in between
         if len(entries) < len(backlog):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
@@ -469,7 +497,8 @@ class Collector(Generic[AnyEntry]):
         if lane.thinned:
             lane.thinned = False
             lane.open = [entry for entry in lane.open if entry._is_waiting]
-            lane.weight = sum([entry.weight for entry in lane.open], 0.0)  # anew, since subtraction would drift
+            # Added up again, because subtracting would accumulate rounding errors.
+            lane.weight = sum([entry.weight for entry in lane.open], 0.0)
         if lane.dead:
             if lane.dead > len(lane.backlog) // 2:
                 lane.backlog = [entry for entry in lane.backlog if entry._is_waiting]
@@ -479,7 +508,7 @@ class Collector(Generic[AnyEntry]):
                 lane.dead -= 1
 
     def _ask(self, lane: Lane[AnyEntry], now: float) -> None:
-        """Find out when the open batch is due, and set a timer or join a line."""
+        """Ask the policy when the open batch is due, and set a timer for the lane or put it into a line."""
         lane.asked = self._doubts
         if self._doubts_any:
             self._asked[lane] = None
@@ -504,7 +533,7 @@ class Collector(Generic[AnyEntry]):
                 self._timers.push(lane.free, lane)
 
     def _line_up(self, lane: Lane[AnyEntry], now: float) -> None:
-        """Put the lane into the line where it belongs now, at its old place if it has been in one."""
+        """Put the lane into the line where it belongs now. If it was in a line before, it keeps its place."""
         if lane.free > now:
             lane.ready = lane.gated = False
             return
@@ -526,10 +555,10 @@ class Collector(Generic[AnyEntry]):
         self._unflushed.append(lane)
 
     def _answer(self, lane: Lane[AnyEntry], window: Window[Any], now: float) -> tuple[float, str | None]:
-        """Return when the open batch is due, and the trigger, if that is not the policy's."""
+        """Return when the open batch is due, and the trigger if it is not the policy's reason."""
         due = check_answer("the due() of a policy", self.policy.due(window))
         if due == NEVER and lane.full:
-            due = NOW  # nothing else could ever make it go
+            due = NOW  # no job can join any more, so nothing else would ever make the batch due
         if due > now and self._closing:
             return NOW, "shutdown"
         if due > now and self._is_flushed(lane):
@@ -542,7 +571,7 @@ class Collector(Generic[AnyEntry]):
         return lane.pressed or lane.open[0]._epoch <= self._flushed
 
     def _bounds(self, lane: Lane[AnyEntry], now: float) -> tuple[float, float]:
-        """Return when the open batch is due with the gate shut, and when with the gate open."""
+        """Return when the open batch is due with the gate shut, and when it is due with the gate open."""
         if self._closing:
             return NOW, NOW
         policy, shut, open = self.policy, self._shut, self._open
@@ -561,22 +590,22 @@ class Collector(Generic[AnyEntry]):
             window = self._window(lane)
             if self._has_gate and (self._closing or self._is_flushed(lane)):
                 _, lane.forced = self._answer(lane, window, now)
-            # Twice, for the first may give an instance of a subclass of str, which hashes as it likes.
+            # Converted twice, because `str` may return an instance of a subclass, which may define its own hash.
             trigger = lane.forced or str.__str__(str(self.policy.reason(window)))
         except BaseException as error:
             return Batch(lane.key, "", self._empty(lane), error=error)
         return Batch(lane.key, trigger, self._empty(lane), lane.weight)
 
     def _empty(self, lane: Lane[AnyEntry]) -> list[AnyEntry]:
-        """Take the open batch out, and let the next one of the lane begin."""
+        """Take out and return the jobs of the open batch. If there is a backlog, it gets a new lane."""
         entries = lane.open or [lane.long_backlog().popleft()]
         self._retire(lane)
         if lane.backlog:
             successor: Lane[AnyEntry] = Lane(lane.key, lane.place)
             successor.backlog, successor.dead, successor.uniform = lane.backlog, lane.dead, lane.uniform
-            self._lanes[lane.place] = successor  # at the end: see there
+            self._lanes[lane.place] = successor  # at the end, because the dict is ordered by age
             self._change(successor)
-        lane.open, lane.backlog = [], []  # since it may be looked at once more
+        lane.open, lane.backlog = [], []  # the old lane may still be in `_changed`, and is then reviewed once more
         return entries
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:
@@ -584,7 +613,7 @@ class Collector(Generic[AnyEntry]):
         if self._doubts_any:
             self._asked.pop(lane, None)
         lane.ready = lane.gated = False
-        lane.due = lane.free = NEVER  # which voids its timers
+        lane.due = lane.free = NEVER  # this makes its timers invalid
         lane.gone = True
 
     def _window(self, lane: Lane[AnyEntry], joining: AnyEntry | None = None) -> Window[Any]:
@@ -594,13 +623,13 @@ class Collector(Generic[AnyEntry]):
 
     def _new_window(self, lane: Lane[AnyEntry], joining: AnyEntry | None = None) -> Window[Any]:
         window: Window[Any] = object.__new__(Window)
-        # This takes a third of the time: a frozen dataclass sets its fields one by one.
+        # This takes a third of the time of `Window(...)`, because a frozen dataclass sets its fields one by one.
         vars(window).update(self._flow, jobs=Jobs(lane.open), key=lane.key)
         return _show(window, lane, joining)
 
 
 def _show(window: Window[Any], lane: Lane[Any], joining: Any = None) -> Window[Any]:
-    """Make a window show the open batch of a lane; if that is empty, the job that is about to join it."""
+    """Make a window show the open batch of a lane. If that is empty, show the times of the job that is joining."""
     shown, entries = vars(window), lane.open or [joining]
     shown["count"] = len(lane.open)
     shown["weight"] = lane.weight

@@ -1,4 +1,4 @@
-"""What the collector keeps: the jobs of each key, and what it has to come back to."""
+"""The data structures of the collector: the jobs of each key (lanes), and reminders for later moments (alarms)."""
 
 import heapq
 from collections import deque
@@ -18,7 +18,7 @@ __all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "safe"]
 
 
 class Entry(Protocol):
-    """What the collector needs of a job. `JobFuture` is one."""
+    """The attributes of a job that the collector reads. `JobFuture` has them."""
 
     @property
     def job(self) -> Any:
@@ -26,27 +26,27 @@ class Entry(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """Jobs of unequal keys share no batch."""
+        """The key of the job. Jobs whose keys differ never share a batch."""
 
     @property
     def weight(self) -> float:
-        """What the job adds to the weight of its batch."""
+        """The weight of the job."""
 
     @property
     def submitted(self) -> float:
-        """When it was accepted. Jobs are added in this order."""
+        """The moment at which the job was accepted. Jobs are added to the collector in this order."""
 
     @property
     def _expires(self) -> float:
-        """When it is to be dropped; `NEVER` if not."""
+        """The moment at which the job expires, or `NEVER`."""
 
     @property
     def _epoch(self) -> int:
-        """Grows with `submitted`: see `Collector.flush`."""
+        """The epoch of the job. A later job never has a smaller epoch. See `Collector.flush`."""
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the job is still wanted. May turn false at any time, never true again."""
+        """Whether the job still waits for a worker. May become false at any time, and then stays false."""
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
@@ -54,16 +54,20 @@ Thing = TypeVar("Thing")
 
 
 class Alarms(Generic[Thing]):
-    """Things to come back to at their moments, the earliest first. Those that *holds* denies are forgotten."""
+    """A heap of moments, the earliest first, each with the object that has to be looked at then.
+
+    Args:
+        holds: A function that returns whether the alarm of an object at a moment is valid. Invalid alarms are dropped.
+    """
 
     def __init__(self, holds: Callable[[Thing, float], bool]) -> None:
         self._holds = holds
         self._heap: list[tuple[float, int, Thing]] = []
-        self._ticks = count()  # so that things are never compared
+        self._ticks = count()  # distinct numbers, so that the heap never compares objects
         self._limit = 64
 
     def push(self, moment: float, thing: Thing) -> None:
-        """Add one. Now and then this goes through all of them, so that void ones and duplicates don't pile up."""
+        """Add an alarm. Sometimes this checks all alarms, so that invalid ones and duplicates do not pile up."""
         if len(self._heap) >= self._limit:
             held = (alarm for alarm in self._heap if self._holds(alarm[2], alarm[0]))
             self._heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
@@ -72,7 +76,7 @@ class Alarms(Generic[Thing]):
         heapq.heappush(self._heap, (moment, next(self._ticks), thing))
 
     def pop(self, now: float) -> Thing | None:
-        """Take out and return the earliest whose moment has come, if any has."""
+        """Remove the earliest alarm whose moment has come, and return its object, or None if there is no such alarm."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             moment, _, thing = heapq.heappop(heap)
@@ -81,7 +85,7 @@ class Alarms(Generic[Thing]):
         return None
 
     def first(self) -> Thing | None:
-        """Return the earliest, whether or not its moment has come."""
+        """Return the object of the earliest alarm, whether or not its moment has come, or None if there is no alarm."""
         heap = self._heap
         while heap:
             moment, _, thing = heap[0]
@@ -91,16 +95,16 @@ class Alarms(Generic[Thing]):
         return None
 
     def next_moment(self) -> float:
-        """Return the earliest moment, or `NEVER`."""
+        """Return the moment of the earliest alarm, or `NEVER`."""
         return self._heap[0][0] if self._heap and self.first() is not None else NEVER
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all alarms."""
         self._heap.clear()
 
 
 class Jobs(Sequence[Any]):
-    """The jobs of some entries, unwrapped when looked at: most policies never look."""
+    """The jobs of some entries. They are extracted on first access, because most policies never look at them."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries = entries
@@ -126,9 +130,10 @@ class Jobs(Sequence[Any]):
 
 
 class _Key:
-    """Stands for a key of a user's class: its hash is taken once, and its comparison never raises.
+    """A wrapper for a key of a user's class. It computes the hash once, and its comparison never raises.
 
-    A dict compares keys by hash and ``==``, so one of these finds an equal plain key in it, and the other way round.
+    It has the hash of the key and compares equal to it. So in a dict, it finds an equal plain key, and the other way
+    round.
     """
 
     __slots__ = ("_key", "_hash")
@@ -137,7 +142,7 @@ class _Key:
         self._key = key
         try:
             self._hash = hash(key)
-        except BaseException:  # it had one in submit
+        except BaseException:  # although `submit` could compute it
             self._hash = id(key)
 
     def __hash__(self) -> int:
@@ -151,17 +156,20 @@ class _Key:
             return False
 
 
-# Not bytes: under ``python -bb``, comparing them with a str raises.
+# Without bytes: under ``python -bb``, comparing them with a str raises an exception.
 _PLAIN = frozenset([type(None), bool, int, float, str])
 
 
 def safe(key: Hashable) -> Hashable:
-    """Return what stands for a key in a dict, where nothing that its class does can raise."""
+    """Return an equivalent of *key* for use in a dict, which runs no code of a user's class that can raise."""
     return key if type(key) in _PLAIN else _Key(key)
 
 
 class Lane(Generic[AnyEntry]):
-    """The jobs of one key: an open batch, and those that wait behind it. Small, since there may be a million lanes."""
+    """The jobs of one key: its open batch, and the jobs that do not fit into that.
+
+    A lane ends when its batch is taken. It uses little memory, because there may be a million lanes.
+    """
 
     __slots__ = (
         "key",
@@ -189,29 +197,32 @@ class Lane(Generic[AnyEntry]):
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
         self.key = key
-        self.place = place  # in the dict of lanes
-        self.open: list[AnyEntry] = []  # the open batch, in order
-        self.weight = 0.0
-        self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # a deque after `long_backlog`
-        self.thinned = False  # some of the open batch may not be waiting any more
-        self.dead = 0  # at most how many of the backlog are not, either
-        self.uniform = True  # all of its jobs weigh 1
-        self.full = False  # the first of the backlog did not fit
-        self.pressed = False  # a caller waits for its room, so its batch is dispatched as by a flush
-        self.unflushed = False  # it is noted as younger than the last flush
-        self.changed = False  # the policy is to be asked again
-        self.due = NEVER  # what it answered last
-        self.free = NEVER  # what it would answer if the flow held nothing back
-        self.forced: str | None = None  # the trigger, where it is not the policy's
-        self.wanted = 1  # how many more jobs must come for the policy to be asked again before the batch is due
-        self.asked = 0  # at which count of starts and ends the policy answered last
-        self.turn = 0  # its place in the lines, from when its batch was first due
-        self.ready = False  # it is in the line of those that are due
-        self.gated = False  # it is in the line of those that are due as soon as the flow holds nothing back
-        self.gone = False  # its batch has been taken
+        self.place = place  # the key in the dict of lanes: see `safe`
+        self.open: list[AnyEntry] = []  # the jobs of the open batch, in order
+        self.weight = 0.0  # of the open batch
+        self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # the other jobs; a deque after `long_backlog`
+        self.thinned = False  # some jobs of the open batch may not be waiting any more
+        self.dead = 0  # the maximum number of jobs in the backlog that are not waiting any more
+        self.uniform = True  # each job weighs 1
+        self.full = False  # the first job of the backlog did not fit into the open batch
+        self.pressed = False  # a caller waits because the queue is full, so the batch is dispatched as by a flush
+        self.unflushed = False  # the lane is in `Collector._unflushed`
+        self.changed = False  # the policy must be asked again
+        self.due = NEVER  # when the batch is due, by the last answer of the policy (with the gate shut if there is one)
+        self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
+        self.forced: str | None = None  # the trigger, if it is not the policy's reason
+        self.wanted = 1  # the number of jobs that must join before the policy is asked again, if the batch is not due
+        self.asked = 0  # the value of `Collector._doubts` when the policy answered last
+        self.turn = 0  # the place in the lines, given when the lane first joins one of them
+        self.ready = False  # the lane is in the line for a worker
+        self.gated = False  # the lane is in the line at the gate
+        self.gone = False  # the batch was taken, or has lost all its jobs
 
     def long_backlog(self) -> deque[AnyEntry]:
-        """Return the backlog as a deque, quick at its front. Most lanes need none, and it takes 8 times the memory."""
+        """Return the backlog, converted to a deque, which is fast at its front.
+
+        It is not a deque from the beginning, because most lanes don't need one, and it takes 8 times the memory.
+        """
         if isinstance(self.backlog, list):
             self.backlog = deque(self.backlog)
         return self.backlog

@@ -1,17 +1,19 @@
-"""One exception for several callers: gives each of them its own, with everything that the original carries.
+"""When several jobs fail with the same exception, each caller gets an exception object of its own.
 
-Callers must not share an exception object. Raising it lengthens its traceback, and what one caller changes (a note, an
-item of a list in an attribute) the others would see. So each caller gets one of these:
+Callers must not share an exception object. Raising it adds to its traceback, and if one caller changes it (adds a note,
+or changes a list in an attribute), the others would see the change. So each caller gets one of the following:
 
-1. A *copy*: an object of the same type, made without running ``__init__``, with the same arguments, attributes, slots
-   and fields of C code. Lists, dicts, sets and the like are copied in depth, and so are other exceptions: the cause, the
-   context, the members of a group, and any in an attribute. Other objects are the same in all copies.
-2. A *view*, where a copy would lack a field that only C code can set (``diag`` of a psycopg2 error), or where copying a
-   large container for each caller would make a failed batch cost the square of its size. It is an instance of a subclass
-   that reads those fields from the original, and copies a container when somebody looks at it.
-3. The original, where its type allows neither.
+1. A *copy*: an object of the same type, created without running ``__init__``, with the same arguments, attributes,
+   slots and fields of C code. Lists, dicts, sets and other containers are copied in depth. So are other exceptions: the
+   cause, the context, the members of a group, and exceptions in attributes. Copies share all other objects.
+2. A *view*: an instance of a subclass that reads some fields from the original, and copies a container on first access.
+   It is used if a copy would lack a field that only C code can set, such as ``diag`` of a psycopg2 error. It is also
+   used for large containers, because copying them for each caller would make the cost of a failed batch quadratic in
+   its size.
+3. The original, if its type allows neither a copy nor a view.
 
-Nothing here compares values or asks for their text: those would run a user's code once per caller.
+This module does not compare values of users' classes or convert them to text, because that would run users' code once
+per caller.
 """
 
 import atexit
@@ -30,8 +32,11 @@ from microbatch._basics.log import report
 __all__ = ["Failures", "separate"]
 
 _LARGE = 100
-"""A container with more items is copied only for a caller that looks at it. The members of a larger group are shared,
-and so is the rest of a longer chain of causes."""
+"""The maximum number of items in a container that is copied at once. A larger one is copied on first access.
+
+It is also the maximum number of exceptions that are copied with one exception. The rest of a longer chain of causes is
+shared, and so are all members of a larger group.
+"""
 
 _UNSET = object()
 _SCALARS = (int, float, str, bytes)
@@ -39,19 +44,19 @@ _CONTAINERS = (list, dict, set, tuple, deque, bytearray, Counter, OrderedDict, d
 
 if sys.version_info >= (3, 11):
     _Group = BaseExceptionGroup
-else:  # there is no such thing
+else:  # a class that no exception is an instance of
 
     class _Group(BaseException):
         message: str
         exceptions: tuple[BaseException, ...]
 
 
-_Memo = dict[Any, Any]  # what stands for an original, by its identity
-_COUNT = "exceptions"  # the key under which a memo counts its exceptions
+_Memo = dict[Any, Any]  # the copies by the `id` of their originals, as in `copy.deepcopy`
+_COUNT = "exceptions"  # the key under which a memo has the number of exceptions that were copied
 
 
 class Poster(Protocol):
-    """What `Failures` needs of the batcher's queue."""
+    """The part of the batcher's queue that `Failures` uses."""
 
     closed: bool
 
@@ -59,61 +64,67 @@ class Poster(Protocol):
         """Return whether the calling thread holds the mutex."""
 
     def post(self, note: Callable[[], None]) -> None:
-        """Have *note* called by a thread of the batcher that does not hold the mutex."""
+        """Make a thread of the batcher call *note* when it does not hold the mutex."""
 
 
 class Failures:
-    """The failures of jobs that failed together, such as those of one batch.
+    """The failures of jobs that failed together, such as those of one batch. Gives each caller its own exception.
 
-    Gives each caller its own exception. Each failed future refers to this object until somebody asks for its outcome.
-    So when the last such future is gone, this object goes too, and then logs once how many jobs nobody asked about.
+    Each failed future refers to this object until its outcome is asked for. When no future refers to it any more, it is
+    deleted. If the outcomes of some jobs were never asked for, it then logs their number once.
 
     Args:
-        what: how the log names these jobs.
-        queue: the queue of their batcher.
+        what: The description of these jobs for the log.
+        queue: The queue of their batcher.
     """
 
-    # By the identity of the future. Empty in an object that a signal left half made.
+    # By the `id` of the future. An attribute of the class too, because a signal may interrupt `__init__`, and `__del__`
+    # runs all the same.
     _unasked: dict[int, BaseException] = {}
 
     def __init__(self, what: str, queue: Poster) -> None:
         self._what = what
         self._queue = queue
         self._process = os.getpid()
-        self._jobs: dict[int, int] = {}  # how many failed with an exception or because of it, by its identity
+        # By the `id` of an exception: how many jobs failed with it, or with an exception that it caused.
+        self._jobs: dict[int, int] = {}
         self._unasked = {}
         _all_failures[id(self)] = self
 
     def add(self, future: object, error: BaseException) -> None:
-        """Note that the job of *future* fails with *error*. With the mutex held."""
+        """Record that the job of *future* fails with *error*. Call this with the mutex held."""
         self._unasked[id(future)] = error
         for each in _chain(error):
             self._jobs[id(each)] = self._jobs.get(id(each), 0) + 1
 
     def note_asked(self, future: object) -> None:
-        """Note that somebody has asked for the outcome of *future*, or is about to be told of it."""
+        """Record that the outcome of *future* was asked for, or is about to be passed to a callback."""
         self._unasked.pop(id(future), None)
 
     def exception_for_caller(self, error: BaseException) -> BaseException:
-        """Return *error* itself if only one job failed with it and its causes, otherwise one like it for one caller."""
+        """Return *error* itself if only one job failed with it and its causes. Otherwise return a new copy or view.
+
+        A `StopIteration` or `StopAsyncIteration` becomes the cause of a `RuntimeError`.
+        """
         own = separate(error) if any(self._jobs.get(id(each), 1) > 1 for each in _chain(error)) else error
         if not issubclass(type(own), (StopIteration, StopAsyncIteration)):
             return own
-        # These would silently end the caller's generator or coroutine, and asyncio refuses them: see PEP 479.
+        # These exceptions would silently end the caller's generator or coroutine: see PEP 479. Also, asyncio refuses
+        # them.
         stopped = RuntimeError(f"the processor raised {type(own).__name__}")
         stopped.__cause__ = own
         return stopped
 
     def report(self) -> None:
-        """Log the jobs whose outcome nobody has asked for, unless that has been done."""
+        """Log the number of jobs whose outcomes were never asked for, once."""
         unasked, self._unasked = self._unasked, {}
-        if unasked and self._process == os.getpid():  # a child leaves it to its parent
+        if unasked and self._process == os.getpid():  # in a forked child, the parent process logs it
             _report_unasked(self._what, list(unasked.values()))
 
     def __del__(self) -> None:
         if self._unasked and self._process == os.getpid():
-            # The garbage collector may call this in any thread, with any lock held. Logging runs users' handlers, so
-            # a thread of the batcher does it, while there is one.
+            # The garbage collector may call this in any thread, and that thread may hold any lock. Logging runs users'
+            # handlers. So a thread of the batcher does it, as long as the batcher is not closed.
             log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
             log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
 
@@ -123,8 +134,8 @@ _all_failures: "weakref.WeakValueDictionary[int, Failures]" = weakref.WeakValueD
 
 @atexit.register
 def _report_all_unasked() -> None:
-    # Of futures that are kept until the interpreter ends, since by the time it drops them it can't log any more.
-    # The list is made in one step, since threads that are still running may add to them.
+    # For futures that are kept until the interpreter exits. When it deletes them, it can't log any more. `valuerefs`
+    # returns a list, made in one step, because threads that still run may add more objects.
     for reference in _all_failures.valuerefs():
         failures = reference()
         if failures is not None:
@@ -137,12 +148,12 @@ def _report_unasked(what: str, errors: list[BaseException]) -> None:
 
 
 def separate(error: BaseException) -> BaseException:
-    """Return an exception like *error* that shares nothing with it that a caller can change. Never raises."""
+    """Return a copy or a view of *error*, or *error* itself if its type allows neither. Never raises."""
     return _separated_exception(error, {})
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error*, its cause or context, and so on, up to 20 in all."""
+    """Yield *error*, its cause or context, the cause or context of that, and so on: 20 exceptions at most."""
     each: Any = error
     for _ in range(20):
         if each is None:
@@ -162,7 +173,7 @@ def _separated_exception(error: BaseException, memo: _Memo) -> BaseException:
         twin = _twin(error, memo)
         _link(twin, error, memo)
         return twin
-    except Exception:  # a user's class may raise anything when an object of it is made
+    except Exception:  # a user's class may raise any exception when an object of it is created
         return error
 
 
@@ -176,24 +187,24 @@ def _link(twin: BaseException, error: BaseException, memo: _Memo) -> None:
 
 
 def _get(error: BaseException, name: str) -> Any:
-    # As Python itself reads it, whatever a user's class defines.
+    # Reads the attribute as Python itself does, even if a user's class defines it in another way.
     return vars(BaseException)[name].__get__(error)
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    # Not through ``__setattr__`` either: a frozen dataclass refuses every assignment.
+    # Does not call ``__setattr__``, because a frozen dataclass refuses every assignment.
     vars(BaseException)[name].__set__(error, value)
 
 
 def _twin(error: BaseException, memo: _Memo) -> BaseException:
-    """Return a copy or a view of *error*, without its cause and context."""
+    """Return a copy or a view of *error* without its cause, context and traceback."""
     kind: Any = type(error)
     state: dict[str, Any] = _get(error, "__dict__")
     missing = [name for name, value in [("args", _get(error, "args")), *state.items()] if _is_large(value)]
     cls = _view_class(kind, tuple(missing)) if missing else kind
     twin = _blank(cls, error, memo)
     lacking = [name for name in _copy_fields(error, twin) if name not in missing]
-    if lacking:  # known only now, so make it again, with these read from the original too
+    if lacking:  # this is known only after copying, so create it again as a view, which reads these fields too
         missing += lacking
         cls = _view_class(kind, tuple(missing))
         twin = _blank(cls, error, memo)
@@ -212,19 +223,19 @@ def _twin(error: BaseException, memo: _Memo) -> BaseException:
 
 
 def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
-    """Return an object of *cls* that is not initialised, as pickle would make it, with arguments and nothing else."""
+    """Return an object of *cls* with the arguments of *error*, created without running ``__init__``, as by pickle."""
     arguments: tuple[Any, ...] = _get(error, "args")
     if issubclass(type(error), _Group):
-        # Python itself splits groups (for ``except*``), so it needs their members where it keeps them.
+        # Python itself splits groups for ``except*``, so a group needs its members in the field where Python looks.
         group: Any = error
         members = group.exceptions
-        if len(members) <= _LARGE:  # otherwise they are shared
+        if len(members) <= _LARGE:  # otherwise the copies share the members
             members = [_separated_exception(each, memo) for each in members]
         arguments = (group.message, members)
     make = next(new for base in cls.__mro__ if type(new := vars(base).get("__new__")) is BuiltinFunctionType)
     try:
         twin: BaseException = make(cls, *arguments)
-    except TypeError:  # of a type that only its own code can make, such as pydantic's ValidationError
+    except TypeError:  # only the type's own code can create its objects, as for pydantic's ValidationError
         reduced: Any = error.__reduce_ex__(4)
         twin = reduced[0](*reduced[1])
     if type(twin) is not cls or twin is error:
@@ -235,7 +246,7 @@ def _blank(cls: Any, error: BaseException, memo: _Memo) -> BaseException:
 
 
 def _copy_fields(error: BaseException, twin: BaseException) -> list[str]:
-    """Copy slots, and the fields that C code defines, and return the names of those that can't be or are large."""
+    """Copy slots and the fields of C code. Return the names of the fields that can't be copied, or are large."""
     missing = []
     kind: Any = type(error)
     for name, field in _fields(kind):
@@ -257,7 +268,7 @@ def _fields(cls: Any) -> list[tuple[str, Any]]:
     return [
         (name, field)
         for base in cls.__mro__
-        if base not in (BaseException, _Group)  # whose fields are not copied as others are
+        if base not in (BaseException, _Group)  # the fields of these are copied in other ways: see `_blank` and `_link`
         for name, field in vars(base).items()
         if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name not in ("__dict__", "__weakref__")
     ]
@@ -279,7 +290,7 @@ def _is_large(value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """Yield something for each item of a container and of those in it."""
+    """Yield one string for each item of a container and of the containers in it. Only their number matters."""
     left = [value]
     while left:
         each = left.pop()
@@ -289,11 +300,11 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def _separated(value: Any, memo: _Memo) -> Any:
-    """Return *value*, with copies of all containers and exceptions in it."""
+    """Return a deep copy of *value* in which only containers and exceptions are copied."""
     kind = type(value)
     if id(value) in memo:
         return memo[id(value)]
-    if issubclass(kind, BaseException):  # not `isinstance`, which asks the value
+    if issubclass(kind, BaseException):  # not `isinstance`, which reads the ``__class__`` of the value
         return _separated_exception(value, memo)
     if kind is tuple:
         items = [_separated(each, memo) for each in value]
@@ -311,12 +322,12 @@ def _separated(value: Any, memo: _Memo) -> Any:
 
 
 class _View:
-    """What the views of all types have in common. As the first base, it overrides the hooks of the original's type."""
+    """Base class of the views of all types. As the first base, it overrides the methods of the original's type."""
 
     _original: BaseException
 
     def __init_subclass__(cls) -> None:
-        """Do nothing, so that the hook of the original's class does not run."""
+        """Do nothing, so that the ``__init_subclass__`` of the original's type does not run."""
 
     def __str__(self) -> str:
         return str(self._original)
@@ -330,7 +341,7 @@ class _View:
 
 @functools.lru_cache(maxsize=256)
 def _view_class(cls: Any, names: tuple[str, ...]) -> type[BaseException]:
-    """Return a subclass of *cls* whose objects read these attributes from their original."""
+    """Return a subclass of *cls* whose objects read the attributes *names* from the original."""
     about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     body: dict[str, Any] = {
         **about,
@@ -349,7 +360,7 @@ def _read_through(name: str) -> property:
             value = getattr(self._original, name)
             try:
                 value = _separated(value, {})
-            except RecursionError:  # nested too deeply, so it is shared
+            except RecursionError:  # the value is nested too deeply, so the callers share it
                 pass
             own.setdefault(name, value)
         return own[name]
