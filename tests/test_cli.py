@@ -611,6 +611,7 @@ def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> No
     assert "microbatch: [Errno 28] No space left on device\n" == capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_holds_a_few_batches_and_not_the_input() -> None:
     lines, length = 10_000, 2_000
     Path("in.jsonl").write_text('"%s"\n' % ("x" * length) * lines)
@@ -765,6 +766,7 @@ def test_a_demo_whose_database_fails_is_one_clear_line(
     assert "microbatch: the demo's database: database or disk is full\n" == capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["demo", "--jobs", "300", "--threads", "8", "--size", "4"])
     out = capsys.readouterr().out

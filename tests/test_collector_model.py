@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+import microbatch
 from microbatch import (
     NEVER,
     NOW,
@@ -137,7 +138,7 @@ BUILT_IN = [
 def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str, workers: int) -> None:
     for seed in range(20):
         chance = random.Random(seed)
-        c = collector(eval(text), workers)
+        c = collector(eval(text, vars(microbatch)), workers)
         keys = chance.choice([1, 2, 8])
         now, epoch, heard = 0.0, 0, NOW
         for _ in range(60):

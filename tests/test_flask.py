@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, g
 
 from microbatch import Size
+from tests.extras import needs
+
+needs("flask")
+from flask import Flask, g
+
 from microbatch.integrations.flask import FlaskBatcher
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "flask_app"

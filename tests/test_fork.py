@@ -264,6 +264,7 @@ def test_a_child_that_ends_as_any_program_does_its_jobs_first() -> None:
     assert "child\nparent\n" == run(script)
 
 
+@pytest.mark.slow
 def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> None:
     script = """
     over = threading.Event()
@@ -352,6 +353,7 @@ os.register_at_fork(after_in_child=lambda: born.append(batcher.submit("born")))
     assert "born 1 True\n" == run(script, head=head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str, tmp_path: Path) -> None:
     script = f"""

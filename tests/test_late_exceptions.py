@@ -26,6 +26,8 @@ from microbatch.testing import InlineExecutor, ManualClock
 from tests.test_signals import Signal
 from tests.threads import in_thread
 
+pytestmark = pytest.mark.signals
+
 INSTRUCTIONS_ARE_NOT_TRACED = sys.version_info >= (3, 12)
 
 
