@@ -23,6 +23,8 @@ from benchmarks.runner import Run, alternate, launch
 from benchmarks.tables import Table, render, tables
 from tests.extras import needs
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, list[dict[str, float]]] = {
     "gather": [{"jobs": 130, "threads": 1}, {"jobs": 130, "threads": 3}],
     "closed": [{"workers": 1, "threads": 4, "seconds": 0.01}, {"workers": 2, "threads": 4, "seconds": 0.01}],

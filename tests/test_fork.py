@@ -11,7 +11,10 @@ import pytest
 
 import microbatch._engine.process
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+]
 
 HEAD = """
 import os, signal, sys, threading, warnings
@@ -264,7 +267,6 @@ def test_a_child_that_ends_as_any_program_does_its_jobs_first() -> None:
     assert "child\nparent\n" == run(script)
 
 
-@pytest.mark.slow
 def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> None:
     script = """
     over = threading.Event()
@@ -353,7 +355,6 @@ os.register_at_fork(after_in_child=lambda: born.append(batcher.submit("born")))
     assert "born 1 True\n" == run(script, head=head)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str, tmp_path: Path) -> None:
     script = f"""
