@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from microbatch import Batcher, JobFuture, Size
 from microbatch.testing import ManualClock, RecordingProcessor
+from tests.threads import in_thread
 
 # A shell that starts the tests in the background has Ctrl-C ignored, in all processes that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,6 +58,33 @@ def processor() -> Iterator[RecordingProcessor[Any]]:
     processor.hold()
     yield processor
     processor.release()
+
+
+class FullBatcher(NamedTuple):
+    """A batcher whose processor holds the job `running`, with `max_pending=1`.
+
+    Attributes:
+        batcher: the batcher.
+        waiting: the future of the job `waiting`, which takes up the room.
+        blocked: the outcome of a call of `submit("blocked", timeout=5)`, which waits for room in another thread.
+    """
+
+    batcher: Batcher[Any, Any]
+    waiting: JobFuture[Any]
+    blocked: "Future[JobFuture[Any]]"
+
+
+@pytest.fixture
+def full(processor: RecordingProcessor[Any], clock: ManualClock) -> Iterator[FullBatcher]:
+    """One job is running, one is waiting, and one caller is blocked until there is room."""
+    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        waiting = batcher.submit("waiting")
+        blocked = in_thread(lambda: batcher.submit("blocked", timeout=5))
+        clock.wait_for_sleeper(5.0)
+        yield FullBatcher(batcher, waiting, blocked)
+        processor.release()
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from microbatch import JobTooLarge
+from tests.extras import needs
+
+needs("boto3", "moto")
+import boto3
 
 PAGE = (Path(__file__).parent.parent / "docs" / "failures.rst").read_text(encoding="utf-8")
 

@@ -26,6 +26,7 @@ from microbatch import (
     Window,
 )
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+from tests.conftest import FullBatcher
 from tests.threads import in_thread
 
 
@@ -143,62 +144,29 @@ def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
     assert [["running"], ["a"], ["b"]] == processor.batches
 
 
-def test_a_full_backlog_refuses_after_the_timeout(clock: ManualClock) -> None:
-    processor = RecordingProcessor[str]()
-    processor.hold()
-    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        batcher.submit("a")
-        refused = in_thread(lambda: batcher.submit("b", timeout=5))
-        clock.wait_for_sleeper(5.0)
-        clock.advance(4.9)
-        assert not refused.done()
-        clock.advance(0.1)
-        assert isinstance(refused.exception(timeout=10), BacklogFull)
-        processor.release()
+def test_a_full_backlog_refuses_after_the_timeout(full: FullBatcher, clock: ManualClock) -> None:
+    clock.advance(4.9)
+    assert not full.blocked.done()
+    clock.advance(0.1)
+    assert isinstance(full.blocked.exception(timeout=10), BacklogFull)
 
 
-def test_a_blocked_submit_goes_on_when_there_is_room(clock: ManualClock) -> None:
-    processor = RecordingProcessor[str]()
-    processor.hold()
-    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        batcher.submit("a")
-        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
-        clock.wait_for_sleeper(5.0)
-        processor.release()
-        assert "b" == blocked.result(timeout=10).result(timeout=10).value
+def test_a_blocked_submit_goes_on_when_there_is_room(full: FullBatcher, processor: RecordingProcessor[Any]) -> None:
+    processor.release()
+    assert "blocked" == full.blocked.result(timeout=10).result(timeout=10).value
 
 
-def test_a_cancelled_job_makes_room_for_a_blocked_one(clock: ManualClock) -> None:
-    processor = RecordingProcessor[str]()
-    processor.hold()
-    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        unwanted = batcher.submit("a")
-        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
-        clock.wait_for_sleeper(5.0)
-        assert unwanted.cancel()
-        assert "b" == blocked.result(timeout=10).job
-        processor.release()
+def test_a_cancelled_job_makes_room_for_a_blocked_one(full: FullBatcher) -> None:
+    assert full.waiting.cancel()
+    assert "blocked" == full.blocked.result(timeout=10).job
 
 
-def test_shutdown_refuses_those_who_wait_for_room(clock: ManualClock) -> None:
-    processor = RecordingProcessor[str]()
-    processor.hold()
-    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        batcher.submit("a")
-        blocked = in_thread(lambda: batcher.submit("b", timeout=5))
-        clock.wait_for_sleeper(5.0)
-        batcher.shutdown(wait=False)
-        assert isinstance(blocked.exception(timeout=10), BatcherClosed)
-        processor.release()
-    assert [["running"], ["a"]] == processor.batches
+def test_shutdown_refuses_those_who_wait_for_room(full: FullBatcher, processor: RecordingProcessor[Any]) -> None:
+    full.batcher.shutdown(wait=False)
+    assert isinstance(full.blocked.exception(timeout=10), BatcherClosed)
+    processor.release()
+    full.batcher.shutdown()
+    assert [["running"], ["waiting"]] == processor.batches
 
 
 def test_a_submit_from_the_processor_never_blocks() -> None:

@@ -21,6 +21,9 @@ from benchmarks.one import CONTENDERS, measure
 from benchmarks.plots import plot
 from benchmarks.runner import Run, alternate, launch
 from benchmarks.tables import Table, render, tables
+from tests.extras import needs
+
+pytestmark = pytest.mark.slow
 
 TINY: dict[str, list[dict[str, float]]] = {
     "gather": [{"jobs": 130, "threads": 1}, {"jobs": 130, "threads": 3}],
@@ -256,7 +259,7 @@ def test_the_command_prints_and_writes_tables_and_figures(tmp_path: Path, capsys
 
 
 def test_a_plot_is_the_same_each_time_and_knows_no_date_and_no_place(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    needs("matplotlib")
     drawn = []
     for measurement in (SMALL, WIDE):
         for name in ("one", "two"):

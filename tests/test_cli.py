@@ -611,6 +611,7 @@ def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> No
     assert "microbatch: [Errno 28] No space left on device\n" == capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_holds_a_few_batches_and_not_the_input() -> None:
     lines, length = 10_000, 2_000
     Path("in.jsonl").write_text('"%s"\n' % ("x" * length) * lines)
@@ -675,6 +676,7 @@ def test_results_on_a_terminal_are_progress_enough(monkeypatch: pytest.MonkeyPat
     assert b"2\n4\n" == shown.getvalue()
 
 
+@pytest.mark.slow
 def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
     with_and_without_tqdm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -695,6 +697,7 @@ def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
     assert re.search(r"\r +\r$", shown)
 
 
+@pytest.mark.slow
 def test_the_demo_says_nothing_on_the_way_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["demo", "--jobs", "20", "--threads", "2"])
     assert "" == capsys.readouterr().err
@@ -720,6 +723,7 @@ def demo_in(folder: Path, *prefix: str) -> Iterator["subprocess.Popen[bytes]"]:
             raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_demo_leaves_no_file_if_a_signal_ends_it(number: int, folder: Path) -> None:
     with demo_in(folder / "temporary") as process:
@@ -765,6 +769,7 @@ def test_a_demo_whose_database_fails_is_one_clear_line(
     assert "microbatch: the demo's database: database or disk is full\n" == capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["demo", "--jobs", "300", "--threads", "8", "--size", "4"])
     out = capsys.readouterr().out
@@ -776,6 +781,7 @@ def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.Captur
     assert out.endswith("both tables hold the same 300 rows: yes\n")
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import tempfile
 

@@ -17,7 +17,6 @@ from pickle import PicklingError
 from typing import Any, NamedTuple
 
 import pytest
-from distributed import Client, Lock, Variable
 
 from microbatch import (
     Batcher,
@@ -31,11 +30,16 @@ from microbatch import (
     Size,
     Weight,
 )
-from microbatch.integrations.dask import CollectorLost, shared
+from tests.extras import needs
 from tests.test_howto import blocks
 from tests.test_processes import InFlight, where
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
+needs("distributed")
+from distributed import Client, Lock, Variable
+
+from microbatch.integrations.dask import CollectorLost, shared
+
+pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
 
 
 CLUSTER = """

@@ -6,12 +6,15 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
-import psycopg2
-import pymongo.errors
 import pytest
 
 from microbatch import Batcher, JobFuture, Size
+from tests.extras import needs
+
+needs("django", "psycopg", "psycopg2", "pymongo")
+import psycopg
+import psycopg2
+import pymongo.errors
 
 CREATE = "CREATE TEMPORARY TABLE orders (id integer CONSTRAINT one_row_per_order PRIMARY KEY)"
 INSERT = "INSERT INTO orders SELECT unnest(%s)"

@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import django
 import pytest
+
+from microbatch import Batcher, Hints, Size
+from microbatch.testing import RecordingProcessor
+from tests.extras import needs
+
+needs("django")
+import django
 from django import conf
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
@@ -17,9 +23,7 @@ from django.db import connections
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from microbatch import Batcher, Hints, Size
 from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
-from microbatch.testing import RecordingProcessor
 
 PROJECT = Path(__file__).parent.parent / "examples" / "django_app"
 HERE = "tests.test_django."

@@ -8,6 +8,7 @@ import pytest
 
 import microbatch
 from microbatch.cli import main
+from tests.extras import needs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -32,7 +33,7 @@ def test_a_command_that_a_page_shows_does_what_it_says(
     (tmp_path / "docs").mkdir()
     (tmp_path / "trace.jsonl").write_text('{"submitted": [1, 2], "service_time": 1}', encoding="utf-8")
     if "--plot" in command:
-        pytest.importorskip("matplotlib")
+        needs("matplotlib")
     assert 0 == main(["simulate", *command, "--jobs", "300"])
     rows = capsys.readouterr().out.splitlines()
     assert (len([word for word in command if "(" in word]) or 3) == len(rows) - 1

@@ -15,6 +15,7 @@ def output(example: str, *arguments: str) -> list[str]:
     return [line.rstrip() for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() -> None:
     lines = output("observing.py")
     log, tree, scrape = (part.splitlines() for part in "\n".join(lines).split("\n\n"))

@@ -21,6 +21,7 @@ import pytest
 
 from microbatch import Batcher, JobFuture, ResultCountError, Size, batched
 from microbatch.testing import ManualClock, RecordingProcessor
+from tests.extras import needs
 from tests.threads import in_thread
 
 Error = TypeVar("Error", bound=BaseException)
@@ -310,6 +311,7 @@ def test_no_text_of_an_exception_is_made_and_nothing_is_compared_for_each_job() 
     assert (100, 0) == (len(set(map(id, errors))), Counting.calls)
 
 
+@pytest.mark.slow
 def test_ten_thousand_jobs_fail_with_an_exception_that_holds_them_all() -> None:
     raised: Any = ValueError("refused", list(range(10_000)))
     raised.rows = {number: [number] for number in range(10_000)}
@@ -320,6 +322,7 @@ def test_ten_thousand_jobs_fail_with_an_exception_that_holds_them_all() -> None:
     assert 10_000 == len(set(map(id, errors)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
 def test_ten_thousand_jobs_fail_with_a_group_that_has_a_member_for_each() -> None:
     members = [KeyError(number) for number in range(10_000)]
@@ -366,13 +369,17 @@ def test_two_threads_may_ask_for_the_exception_of_one_future_at_once(ask: Callab
 
 
 def test_an_exception_that_can_neither_be_copied_nor_subclassed_is_shared() -> None:
-    core = pytest.importorskip("pydantic_core")
+    needs("pydantic")
+    import pydantic_core as core
+
     raised = core.PydanticKnownError("greater_than", {"gt": 5})
     assert [raised, raised] == errors_of(raised)
 
 
 def test_an_exception_of_a_type_that_only_its_own_code_makes_is_copied() -> None:
-    pydantic = pytest.importorskip("pydantic")
+    needs("pydantic")
+    import pydantic
+
     model = pydantic.create_model("Row", number=(int, ...))
     for error in errors_of(lambda: model(number="x")):
         assert ("int_parsing", "x") == (error.errors()[0]["type"], error.errors()[0]["input"])

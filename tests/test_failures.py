@@ -295,6 +295,7 @@ def die(jobs: list[str]) -> list[str]:
     return jobs
 
 
+@pytest.mark.slow
 def test_a_process_of_the_executor_dies() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         with Batcher(die, Size(2), executor=executor) as batcher:

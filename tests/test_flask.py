@@ -7,13 +7,18 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, g
 
 from microbatch import Size
+from tests.extras import needs
+
+needs("flask")
+from flask import Flask, g
+
 from microbatch.integrations.flask import FlaskBatcher
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "flask_app"
@@ -135,3 +140,27 @@ def test_the_example_answers_each_request_with_its_own_number(tmp_path: Path, mo
         with app.app_context():
             application.inserts.batcher.shutdown()
         del sys.modules["application"]
+
+
+def test_the_example_starts_though_another_worker_switches_the_new_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    class Busy(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            if "journal_mode" in sql and len(refused) < 2:
+                refused.append(sql)
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(sql, *arguments)
+
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Busy))
+    import application
+
+    app = application.create_app(DATABASE=str(tmp_path / "shop.sqlite3"))
+    with app.app_context(), closing(application.database()) as database:
+        assert [("wal",)] == database.execute("PRAGMA journal_mode").fetchall()
+        application.inserts.batcher.shutdown()
+    assert 2 == len(refused)
+    del sys.modules["application"]

@@ -11,7 +11,10 @@ import pytest
 
 import microbatch._engine.process
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+]
 
 HEAD = """
 import os, signal, sys, threading, warnings

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+from tests.extras import needs
+
+needs("gevent")
+
 SCRIPT = """
 from gevent import monkey
 monkey.patch_all()

@@ -1,6 +1,5 @@
 """Under gunicorn, which loads the application, and so starts the threads of its batcher, before it forks the workers."""
 
-import importlib.util
 import os
 import signal
 import socket
@@ -14,10 +13,11 @@ from typing import IO, NamedTuple
 
 import pytest
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="gunicorn needs Unix"),
-]
+from tests.extras import needs
+
+pytestmark = pytest.mark.server
+pytest.importorskip("fcntl", reason="gunicorn needs Unix")
+needs("gunicorn")
 
 APPLICATION = """
 import os

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from microbatch import Batcher
+from tests.extras import needs
 
 ROOT = Path(__file__).parent.parent
 BLOCK = r"\.\. code-block:: python\n\n((?: {4}.*\n|\n)+)"
@@ -52,6 +52,7 @@ def run(folder: Path, *commands: Sequence[str]) -> str:
 
 
 def test_a_new_django_project_that_follows_the_page_works(tmp_path: Path) -> None:
+    needs("django")
     run(tmp_path, ["-m", "django", "startproject", "shop", "."], ["manage.py", "startapp", "orders"])
     write_files("django", tmp_path)
     done = run(
@@ -64,6 +65,7 @@ def test_a_new_django_project_that_follows_the_page_works(tmp_path: Path) -> Non
 
 
 def test_the_page_on_django_names_all_settings_and_shows_a_real_complaint(tmp_path: Path) -> None:
+    needs("django")
     from microbatch.integrations.django import _ARGUMENTS
 
     assert [] == [name for name in _ARGUMENTS if f"``{name}``" not in page("django")]
@@ -73,6 +75,7 @@ def test_the_page_on_django_names_all_settings_and_shows_a_real_complaint(tmp_pa
 
 
 def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("flask")
     write_files("flask", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     shop = importlib.import_module("shop")
@@ -84,6 +87,9 @@ def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeyp
 
 
 def test_a_fastapi_application_that_follows_the_page_works() -> None:
+    needs("fastapi", "httpx")
+    import httpx
+
     async def ask() -> list[Any]:
         transport = httpx.ASGITransport(names["app"])
         async with (

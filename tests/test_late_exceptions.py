@@ -6,6 +6,7 @@ arrives between two batches, at any statement of ours.
 
 import ctypes
 import dis
+import gc
 import inspect
 import linecache
 import logging
@@ -26,10 +27,19 @@ from microbatch.testing import InlineExecutor, ManualClock
 from tests.test_signals import Signal
 from tests.threads import in_thread
 
+pytestmark = pytest.mark.signals
+
 INSTRUCTIONS_ARE_NOT_TRACED = sys.version_info >= (3, 12)
 
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_failure_is_left() -> Iterator[None]:
+    """Have the last failures logged now: their tracebacks parse code, which breaks an `ast.parse` of a later test."""
+    yield
+    gc.collect()
 
 
 # Lines at whose beginning Python lets nothing in, though it calls a tracer: there is no call and no jump before them.

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
@@ -190,5 +191,5 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
         assert self.batcher.shutdown(timeout=10)
 
 
-TestBatcherBesideItsModel = BatcherBesideItsModel.TestCase
+TestBatcherBesideItsModel = pytest.mark.slow(BatcherBesideItsModel.TestCase)
 TestBatcherBesideItsModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -11,8 +11,9 @@ import pytest
 from microbatch import Natural, Size
 from microbatch.cli import main
 from microbatch.simulation import simulate
+from tests.extras import needs
 
-pytest.importorskip("matplotlib")
+needs("matplotlib")
 
 
 def shifting(chance: random.Random) -> Iterator[float]:

@@ -15,6 +15,8 @@ from loky import get_reusable_executor
 
 from microbatch import Batcher, BatchFinished, BatchListener, BatchStarted, Size
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Executor]:

@@ -167,6 +167,7 @@ def test_one_listener_tells_batchers_apart_by_name_and_adds_up_those_of_one_name
         assert count == found[f"microbatch_queue_seconds_count{{batcher={name}}}"]
 
 
+@pytest.mark.slow
 def test_watching_keeps_no_batcher_alive_and_what_it_has_done_still_counts(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     for count in (1.0, 2.0, 3.0):
@@ -182,6 +183,7 @@ def test_watching_keeps_no_batcher_alive_and_what_it_has_done_still_counts(endpo
         assert count == found["microbatch_batches_total{batcher=rows,trigger=size}"]
 
 
+@pytest.mark.slow
 def test_batchers_may_be_watched_while_somebody_scrapes(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     interval = sys.getswitchinterval()

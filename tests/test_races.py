@@ -22,6 +22,7 @@ from microbatch import (
     Window,
 )
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
+from tests.conftest import FullBatcher
 from tests.threads import in_thread
 
 
@@ -216,28 +217,13 @@ def test_a_flush_that_waits_counts_a_job_that_expires_as_settled(
     assert [["running"]] == processor.batches
 
 
-def test_a_blocked_submit_is_refused_at_its_moment_and_not_later(
-    processor: RecordingProcessor[Any], clock: ManualClock
-) -> None:
-    def submit() -> str:
-        try:
-            return str(batcher.submit("blocked", timeout=5))
-        except BacklogFull:
-            return "refused"
-
-    with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        batcher.submit("waiting")
-        blocked = in_thread(submit)
-        clock.wait_for_sleeper(5.0)
-        clock.advance(4)
-        clock.wait_for_sleeper(5.0)
-        assert not blocked.done()
-        clock.advance(1)
-        assert "refused" == blocked.result(timeout=10)
-        processor.release()
-    assert 2 == batcher.stats().accepted
+def test_a_blocked_submit_is_refused_at_its_moment_and_not_later(full: FullBatcher, clock: ManualClock) -> None:
+    clock.advance(4)
+    clock.wait_for_sleeper(5.0)
+    assert not full.blocked.done()
+    clock.advance(1)
+    assert isinstance(full.blocked.exception(timeout=10), BacklogFull)
+    assert 2 == full.batcher.stats().accepted
 
 
 # -- callbacks --

@@ -277,6 +277,7 @@ def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
     assert 0 == batcher.stats().accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, error", [("slow", "the start of the batcher was broken off"), ("slow_0", "can't start new thread")]
 )
@@ -296,6 +297,7 @@ def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_to
     assert 1 == batcher.stats().accepted == batcher.stats().failed
 
 
+@pytest.mark.slow
 def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_starts_them_anew(
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
@@ -356,6 +358,7 @@ def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody
     assert batcher.shutdown(timeout=10)
 
 
+@pytest.mark.slow
 def test_a_finalizer_in_the_very_thread_that_is_being_started_may_submit(monkeypatch: pytest.MonkeyPatch) -> None:
     finalized: list[JobFuture[Any]] = []
     start = threading.Thread.start

@@ -19,13 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-import httpx
-import numpy
-import pandas
-import pydantic
-import pydantic.v1
 import pytest
-import requests
 
 from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobResult, JobState, ResultCountError, Size
 from microbatch.futures import job_future
@@ -103,13 +97,6 @@ class Shop(Rows):
         return self
 
 
-class RootModel(pydantic.RootModel[list[int]]):
-    """Iterates over what it holds, as Pydantic's documentation shows."""
-
-    def __iter__(self) -> Any:
-        return iter(self.root)
-
-
 @dataclasses.dataclass
 class Page:
     number: int
@@ -140,31 +127,11 @@ class Page:
         Mine([1, 2, 3]),
         Shop(1, 2, 3),
         Page(1, [1, 2, 3]),
-        RootModel([1, 2, 3]),
-        numpy.array([1, 2, 3]),
-        numpy.ma.array([1, 2, 3]),
-        pandas.Series([1, 2, 3], index=["x", "y", "z"]),
-        pandas.Index([1, 2, 3]),
-        pandas.DataFrame({"label": [1, 2, 3]}).label,
     ],
     ids=lambda returned: type(returned).__name__,
 )
 def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
     assert [1, 2, 3] == values(run(lambda jobs: returned))
-
-
-def test_an_array_gives_each_job_an_element_along_its_first_axis() -> None:
-    matrix = numpy.array([[1, 2], [3, 4], [5, 6]])
-    assert [[1, 2], [3, 4], [5, 6]] == [value.tolist() for value in values(run(lambda jobs: matrix))]
-    structured = numpy.array([(1, 0.5), (2, 1.5), (3, 2.5)], dtype=[("label", int), ("score", float)])
-    assert [(1, 0.5), (2, 1.5), (3, 2.5)] == [value.item() for value in values(run(lambda jobs: structured))]
-
-
-def test_a_column_of_arrow_is_one_result_per_job() -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.table({"label": [1, 2, 3]})
-    for column in (table["label"], pyarrow.array([1, 2, 3]), table["label"].chunk(0)):
-        assert [1, 2, 3] == [value.as_py() for value in values(run(lambda jobs: column))]
 
 
 def test_the_results_of_a_query_are_one_result_per_job() -> None:
@@ -248,7 +215,6 @@ UNLIKE_A_TUPLE: dict[str, Callable[[Any], object]] = {
     "result * 2": lambda result: result * 2,
     "2 * result": lambda result: 2 * result,
     "[1] * result": lambda result: [1] * result,
-    "array * result": lambda result: numpy.array([1, 2]) * result,
     "sum": lambda result: sum([result, result]),
     "result - 1": lambda result: result - 1,
     "1 - result": lambda result: 1 - result,
@@ -524,20 +490,6 @@ class Named(NamedTuple):
     score: int
 
 
-class Item(pydantic.BaseModel):
-    label: str = "x"
-    score: int = 1
-
-
-class OpenItem(Item, extra="allow"):
-    """Keeps fields that it does not know."""
-
-
-class OldItem(pydantic.v1.BaseModel):
-    label: str = "x"
-    score: int = 1
-
-
 class Response:
     """What a client of an API might return."""
 
@@ -608,8 +560,6 @@ def row() -> sqlite3.Row:
         (bytearray(3), "is one value"),
         (memoryview(b"abc"), "is one value"),
         (collections.UserString("abc"), "is one value"),
-        (numpy.array(3), "is one value"),
-        (numpy.zeros(1, dtype=[("x", int), ("y", int), ("z", int)])[0], "is one value"),
         ({1, 2, 3}, "has no order"),
         (frozenset("abc"), "has no order"),
         (dict.fromkeys("abc"), "holds values by name"),
@@ -618,18 +568,12 @@ def row() -> sqlite3.Row:
         (row(), "holds values by name"),
         (Named("x", 1), "holds values by name"),
         (time.localtime(), "holds values by name"),
-        (Item(), "holds values by name"),
-        (OpenItem(more=2), "holds values by name"),  # type: ignore[call-arg]
-        (OldItem(), "holds values by name"),
         (OfNames(), "holds values by name"),
         (OfValues(), "holds values by name"),
         (OfPairs(), "holds values by name"),
         (OfBody(), "holds values by name"),
         (Compact(), "holds values by name"),
-        (pandas.DataFrame({"label": ["x", "y"], "score": [1, 2]}), "iterates over columns"),
         (Frame(), "iterates over columns"),
-        (requests.Response(), "iterates over chunks of its body"),
-        (httpx.Response(200, content=b"abc"), "iterates over chunks of its body"),
         (asyncio.Future(loop=LOOP), "must be waited for"),
         (concurrent.futures.Future(), "must be waited for"),
         (3, "is not iterable"),
@@ -647,13 +591,6 @@ def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apar
     for error in errors(run(lambda jobs: returned, range(count))):
         assert isinstance(error, TypeError)
         assert f"got {type(returned).__name__}, which {why}: return" in str(error)
-
-
-def test_tables_of_arrow_are_refused() -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.table({"label": ["x", "y"], "score": [1, 2]})
-    for returned in (table, table.to_batches()[0]):
-        assert "which iterates over columns" in str(errors(run(lambda jobs: returned, "ab"))[0])
 
 
 def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:

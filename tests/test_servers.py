@@ -11,6 +11,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from benchmarks.servers import SERVERS, Served, load, serving
+from tests.extras import needs
+
+needs("django", "flask", "gunicorn", "waitress")
 
 pytestmark = [
     pytest.mark.server,

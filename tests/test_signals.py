@@ -34,7 +34,10 @@ from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
-pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some instructions are not traced")
+pytestmark = [
+    pytest.mark.signals,
+    pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some instructions are not traced"),
+]
 
 # Python looks for signals after these instructions, on one version or another.
 ENTRANCES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")

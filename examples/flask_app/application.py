@@ -7,7 +7,9 @@ $ curl -d what=tea localhost:5000/orders
 """
 
 import os
+import random
 import sqlite3
+import time
 from typing import Any
 
 from flask import Flask, current_app, g, request
@@ -29,6 +31,22 @@ def close_database(error: Any) -> None:
     """Close it at the end of the request or batch."""
     if "database" in g:
         g.pop("database").close()
+
+
+def use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging, so that readers and writers don't block each other.
+
+    If several workers do this to a new database at once, SQLite fails at once in all but one, whatever its timeout is.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.01, 0.1))
 
 
 def insert_many(orders: list[str]) -> list[int]:
@@ -56,6 +74,6 @@ def create_app(**config: Any) -> Flask:
     app.post("/orders")(add_order)
     inserts.init_app(app)
     with app.app_context(), database() as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection)
         connection.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, what TEXT NOT NULL)")
     return app

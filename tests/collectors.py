@@ -1,0 +1,99 @@
+"""A collector for tests: no thread, no lock, no clock. Moments are plain numbers."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from microbatch import NEVER, NOW, BatchInfo, BatchingPolicy, BatchReport, Window
+from microbatch._forming.collector import Collector
+
+
+@dataclass(eq=False)
+class Job:
+    job: Any
+    key: Hashable = None
+    weight: float = 1.0
+    submitted: float = 0.0
+    _expires: float = NEVER
+    _epoch: int = 0
+    _is_waiting: bool = True
+
+
+class Light(BatchingPolicy[Any]):
+    """At most 10 in weight, and never due: only what is full goes."""
+
+    def due(self, window: Window[Any]) -> float:
+        return float("inf")  # which is not the object NEVER
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.weight + weight <= 10
+
+
+class Wavering(BatchingPolicy[Any]):
+    """Due soon, then never, then now."""
+
+    def due(self, window: Window[Any]) -> float:
+        return {1: window.opened + 5, 2: float("inf"), 3: NOW}[window.count]
+
+
+class Broken(BatchingPolicy[Any]):
+    def due(self, window: Window[Any]) -> float:
+        if "bad" in window.jobs:
+            raise KeyError("bad")
+        return window.opened + 1
+
+
+class Counted(BatchingPolicy[Any]):
+    """A user's policy that says nothing about itself, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def due(self, window: Window[Any]) -> float:
+        self.asked += 1
+        return self.moment(window)
+
+    def moment(self, window: Window[Any]) -> float:
+        return window.opened
+
+
+def collector(policy: BatchingPolicy[Any], workers: int = 1) -> Collector[Job]:
+    return Collector(policy, workers, started=0.0)
+
+
+def jobs(text: str, submitted: float = 0.0, **options: Any) -> list[Job]:
+    return [Job(letter, submitted=submitted, **options) for letter in text]
+
+
+def withdraw(collector: Collector[Job], job: Job) -> None:
+    job._is_waiting = False
+    collector.drop([job])
+
+
+def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> list[str]:
+    """Take every batch that may go, all at once running, as ``jobs:trigger``."""
+    taken = []
+    while (batch := collector.take(now, pressed)) is not None:
+        assert batch.error is None
+        collector.started(now)
+        taken.append("".join(entry.job for entry in batch.entries) + ":" + batch.trigger)
+    return taken
+
+
+def drain(c: Collector[Job], now: float = 0.0) -> list[Any]:
+    """Take all batches, each ending a moment after it began, and return the jobs in the order in which they went."""
+    taken = []
+    while c:
+        while (batch := c.take(now)) is not None:
+            assert batch.error is None
+            taken += [entry.job for entry in batch.entries]
+            c.started(now)
+        if c.in_flight:
+            c.finished(0.5)
+            c.policy.observe(BatchReport(BatchInfo(1, 1, 1.0, None, ""), 0.5, 0))
+        elif (moment := c.next_moment()) < NEVER:
+            now = max(now, moment)
+        else:
+            raise AssertionError("nothing would ever go")
+        now += 0.25
+    return taken

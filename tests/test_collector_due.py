@@ -1,0 +1,232 @@
+"""When an open batch becomes due: by its timer, by a flush or by a shutdown."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from microbatch import NEVER, NOW, BatchingPolicy, Interval, Natural, Size, Window
+from tests.collectors import Job, collector, jobs, take_all, withdraw
+
+
+def test_an_interval_counts_from_the_first_job_and_later_ones_do_not_push_it_back() -> None:
+    c = collector(Interval(5))
+    c.add(jobs("a", submitted=10))
+    assert ([], 15) == (take_all(c, 10), c.next_moment())
+    c.add(jobs("b", submitted=14))
+    assert ([], 15) == (take_all(c, 14.9), c.next_moment())
+    assert ["ab:interval"] == take_all(c, 15)
+
+
+def test_a_moment_in_the_past_is_now() -> None:
+    c = collector(Interval(5))
+    c.add(jobs("a", submitted=10))
+    assert ["a:interval"] == take_all(c, 99)
+
+
+def test_the_timer_of_a_batch_that_went_does_not_send_the_next_one() -> None:
+    c = collector(Size(2) | Interval(5), workers=9)
+    c.add(jobs("a"))
+    assert ([], 5) == (take_all(c, 0), c.next_moment())
+    c.add(jobs("b", submitted=3))
+    assert ["ab:size"] == take_all(c, 3)
+    c.add(jobs("c", submitted=4))
+    assert ([], 9) == (take_all(c, 5), c.next_moment())
+    assert ["c:interval"] == take_all(c, 9)
+
+
+def test_each_open_batch_has_a_timer_of_its_own() -> None:
+    c = collector(Interval(5), workers=9)
+    for moment, key in enumerate("abc"):
+        c.add([Job(key, key=key, submitted=moment)])
+    assert [([], 5), (["a:interval"], 6), (["b:interval"], 7), (["c:interval"], NEVER)] == [
+        (take_all(c, moment), c.next_moment()) for moment in (4, 5, 6, 7)
+    ]
+
+
+def test_each_of_very_many_timers_rings() -> None:
+    c = collector(Interval(5), workers=1000)
+    c.add([Job("a", key=key, submitted=key) for key in range(500)])
+    for now in range(500):
+        assert ([], now + 5) == (take_all(c, now + 4.9), c.next_moment())
+        assert ["a:interval"] == take_all(c, now + 5)
+
+
+def test_a_moment_beyond_all_floats_is_one_that_a_clock_can_calculate_with() -> None:
+    class Late(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return 10**400
+
+    c = collector(Late())
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0)
+    assert NEVER == c.next_moment()
+
+
+@pytest.mark.parametrize("how", ["size", "interval", "flush", "pressed", "error"])
+def test_counting_begins_anew_after_whatever_made_a_batch_go(how: str) -> None:
+    class Grumbling(Size):
+        def due(self, window: Window[Any]) -> float:
+            if "error" in window.jobs:
+                raise KeyError
+            return super().due(window)
+
+    c = collector(Grumbling(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
+    c.add([Job(each) for each in {"size": "abc", "error": ["a", "error"]}.get(how, "ab")])
+    if how == "flush":
+        c.flush(0)
+    assert c.take(5 if how == "interval" else 0, pressed=how == "pressed") is not None
+    c.add([Job("d", submitted=6, _epoch=1), Job("e", submitted=6, _epoch=1)])
+    assert [] == take_all(c, 6)
+    c.add([Job("f", submitted=6, _epoch=1)])
+    assert ["def:grumbling" if how != "pressed" else "def:size"] == take_all(c, 6)
+
+
+def test_no_moment_is_given_before_a_worker_is_free_but_for_expiry() -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    take_all(c, 0)
+    c.add(jobs("b", _expires=7))
+    assert ([], 7) == (take_all(c, 0), c.next_moment())
+
+
+@pytest.mark.parametrize("workers", [1, 1000])
+def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_busy(workers: int) -> None:
+    c = collector(Interval(5), workers)
+    for _ in range(workers):
+        c.started(0)
+    c.add(jobs("a", submitted=1))
+    assert ([], NEVER) == (take_all(c, 1), c.next_moment())
+    assert ([], NEVER) == (take_all(c, 6), c.next_moment())
+    c.finished()
+    assert ["a:interval"] == take_all(c, 7)
+
+
+@pytest.mark.parametrize("now", [2, 3])
+def test_a_batch_that_takes_more_jobs_keeps_its_place_in_the_line_for_a_worker(now: float) -> None:
+    c = collector(Interval(1))
+    c.started(0)
+    c.add([Job("a", key="first", submitted=1), Job("b", key="second", submitted=1)])
+    assert [] == take_all(c, now)
+    c.add([Job("c", key="first", submitted=now)])
+    assert [] == take_all(c, now)
+    c.finished()
+    assert ["ac:interval"] == take_all(c, now)
+
+
+def test_a_batch_leaves_the_line_for_a_worker_if_its_policy_changes_its_mind() -> None:
+    class Hesitant(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return NEVER if window.count == 2 else NOW
+
+    c = collector(Hesitant())
+    c.started(0)
+    c.add(jobs("a"))
+    assert [] == take_all(c, 0)
+    c.add(jobs("b"))
+    assert [] == take_all(c, 0)
+    c.finished()
+    assert [] == take_all(c, 0)
+    c.add(jobs("c"))
+    assert ["abc:hesitant"] == take_all(c, 0)
+
+
+def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
+    c = collector(Size(3), workers=9)
+    c.add(jobs("abcd", _epoch=0))
+    c.flush(0)
+    assert ["abc:size", "d:flush"] == take_all(c, 0)
+    c.add(jobs("e", _epoch=1))
+    assert [] == take_all(c, 0)
+
+
+def test_a_flush_brings_forward_a_batch_that_is_due_later_with_all_that_has_joined_it() -> None:
+    c = collector(Interval(10))
+    c.add([*jobs("a", _epoch=1), *jobs("b", _epoch=3)])
+    assert [] == take_all(c, 0)
+    c.flush(2)
+    assert ["ab:flush"] == take_all(c, 0)
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["a flush", "a shutdown"])
+def test_a_batch_that_was_due_anyway_keeps_its_reason_through(closing: bool) -> None:
+    c = collector(Interval(0))
+    c.add(jobs("a"))
+    c.flush(0, closing)
+    assert ["a:interval"] == take_all(c, 0)
+
+
+@pytest.mark.parametrize("earliest", [5.0, 9.0])
+def test_a_flush_changes_nothing_for_a_batch_that_is_due_no_later_by_itself(earliest: float) -> None:
+    class Slow(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            return 5.0
+
+        def _earliest(self, window: Window[Any]) -> float:
+            return earliest
+
+    c = collector(Slow())
+    c.add(jobs("a"))
+    c.flush(0)
+    assert [[], ["a:slow"]] == [take_all(c, 4), take_all(c, 5)]
+
+
+def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -> None:
+    c = collector(Size(9) & Natural() | Interval(5))
+    c.in_flight = 1
+    flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, _epoch=1)
+    c.add([flushed])
+    assert [] == take_all(c, 0)
+    c.flush(0)
+    assert [] == take_all(c, 1)
+    c.add([younger])
+    withdraw(c, flushed)
+    c.add([Job("c", key="c", submitted=1.5, _epoch=1)])
+    assert [] == take_all(c, 1.5)
+    c.finished()
+    assert ["b:interval"] == take_all(c, 6.5)[:1]
+
+
+def test_after_close_everything_is_due() -> None:
+    c = collector(Size(3), workers=9)
+    c.add(jobs("a"))
+    c.flush(-1, closing=True)
+    assert ["a:shutdown"] == take_all(c, 0)
+    c.add(jobs("bcde"))
+    assert ["bcd:size", "e:shutdown"] == take_all(c, 0)
+
+
+def test_neither_flush_nor_close_makes_an_empty_batch() -> None:
+    c = collector(Size(3))
+    c.flush(0)
+    c.flush(-1, closing=True)
+    assert [] == take_all(c, 0, pressed=True)
+
+
+def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
+    c = collector(Size(9) | Interval(0.005))
+    assert 1 == c.wanted()
+    c.add(jobs("a"), uniform=True)
+    assert ([], 8) == (take_all(c, 0.0), c.wanted())
+    c.add(jobs("bcd", submitted=0.001), uniform=True)
+    assert ([], 5) == (take_all(c, 0.001), c.wanted())
+    assert (["abcd:interval"], sys.maxsize) == (take_all(c, 0.005), c.wanted())
+
+
+@pytest.mark.parametrize("case", ["far off", "of a key", "one of two"])
+def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
+    c = collector(Size(9) | Interval(1 if case == "far off" else 0.005))
+    c.add(jobs("a", key=1 if case == "of a key" else None), uniform=case != "of a key")
+    if case == "one of two":
+        c.add(jobs("b", key=2))
+    assert ([], 1) == (take_all(c, 0.0), c.wanted())
+
+
+def test_a_job_that_may_expire_has_the_policy_asked_for_each_job_again() -> None:
+    c = collector(Size(4) | Interval(60))
+    c.add(jobs("a"), uniform=True)
+    assert [] == take_all(c, 0)
+    c.add(jobs("b", 59.995), uniform=True)
+    assert ([], 2) == (take_all(c, 59.995), c.wanted())
+    c.add(jobs("c", 59.996, _expires=99.0))
+    assert ([], 1) == (take_all(c, 59.996), c.wanted())

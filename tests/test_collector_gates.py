@@ -1,0 +1,180 @@
+"""Batches that are held back by a rate or by other batches, and lanes in doubt, which are asked again later."""
+
+from typing import Any
+
+import pytest
+
+from microbatch import NEVER, NOW, BatchingPolicy, Hints, Natural, Rate, Size, Window
+from tests.collectors import Counted, Job, collector, jobs, take_all
+
+
+def test_a_rate_is_kept_by_all_keys_together() -> None:
+    c = collector(Size(1) & Rate(2, per=60), workers=9)
+    c.add([Job(letter, key=letter) for letter in "abcde"])
+    assert ["a:size & rate", "b:size & rate"] == take_all(c, 10.0)
+    assert (60 + 10.0, []) == (c.next_moment(), take_all(c, 69.9))
+    assert ["c:size & rate", "d:size & rate"] == take_all(c, 70.0)
+
+
+def test_a_rate_above_the_usual_memory_is_kept() -> None:
+    c = collector(Size(1) & Rate(2_000, per=60), workers=9_999)
+    c.add(jobs("a" * 3_000))
+    assert 2_000 == len(take_all(c, 10.0))
+    assert 1_000 == len(take_all(c, 70.0))
+
+
+def test_a_flush_keeps_to_a_rate_and_a_shutdown_does_not() -> None:
+    c = collector(Size(9) & Rate(1, per=60), workers=9)
+    c.add(jobs("ab"))
+    c.flush(0)
+    assert ["ab:flush"] == take_all(c, 10.0)
+    c.add(jobs("c", _epoch=1))
+    c.flush(1)
+    assert ([], 70.0) == (take_all(c, 69.9), c.next_moment())
+    assert ["c:flush"] == take_all(c, 70.0)
+    c.add(jobs("d", _epoch=2))
+    c.flush(1, closing=True)
+    assert ["d:shutdown"] == take_all(c, 70.1)
+
+
+def test_who_is_held_back_by_another_start_is_asked_again_when_its_turn_comes() -> None:
+    c = collector(Natural(), workers=2)
+    c.finished(4.0)  # of one of old
+    c.started(0.0)
+    c.add([Job("a", key="a"), Job("b", key="b"), Job("c", key="c")])
+    assert ["a:natural"] == take_all(c, 10.0)
+    assert ([], 12.0) == (take_all(c, 11.9), c.next_moment())
+    assert ["b:natural"] == take_all(c, 12.0)
+    c.finished(4.0)
+    assert ([], 14.0) == (take_all(c, 13.9), c.next_moment())
+    assert ["c:natural"] == take_all(c, 14.0)
+
+
+def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
+    c = collector(Natural(), workers=2)
+    c.finished(4000.0)  # of one of old
+    c.started(0.0)
+    c.add(jobs("a"))
+    assert ["a:natural"] == take_all(c, 10.0)
+    c.add(jobs("b"))
+    assert ([], 2010.0) == (take_all(c, 10.5), c.next_moment())
+    c.finished(1.0)
+    assert ["b:natural"] == take_all(c, 11.0)
+
+
+def test_a_full_batch_does_not_wait_where_others_are_held_back() -> None:
+    c = collector(Size(2) | Natural(), workers=4)
+    c.finished(4.0)  # of one of old
+    c.started(0.0)
+    c.add([Job("a", key="a"), Job("b", key="b")])
+    assert ["a:natural"] == take_all(c, 10.0)
+    c.add([Job("c", key="c", submitted=10.0), Job("d", key="c", submitted=10.0)])
+    assert (["cd:size"], 11.0) == (take_all(c, 10.0), c.next_moment())
+    assert ["b:natural"] == take_all(c, 11.0)
+
+
+def test_one_slow_batch_does_not_count() -> None:
+    seen: list[float] = []
+
+    class Watching(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            seen.append(window.service_time)
+            return NOW
+
+    c = collector(Watching())
+    for time in [4.0, 4.0, 900.0, 5.0, 3.0, 3.0]:
+        c.add(jobs("a"))
+        take_all(c, 0)
+        c.finished(time)
+    assert [0.0, 4.0, 4.0, 4.0, 5.0, 4.0] == seen
+
+
+@pytest.mark.parametrize("text", ["Natural()", "Size(100) | Natural()", "Natural() & Rate(100, 1)"])
+@pytest.mark.parametrize("keys", [["a"], ["a", "b"]], ids=len)
+def test_a_batch_goes_sooner_when_batches_turn_out_to_take_less_time(text: str, keys: list[str]) -> None:
+    c = collector(eval(text), workers=4)
+    for service_time in (100.0, 1.0):
+        c.started(0)
+        c.finished(service_time)
+    c.started(0)  # and hangs
+    c.started(1)
+    c.add([Job(key, key=key, submitted=1) for key in keys])
+    assert ([], 26.0) == (take_all(c, 1), c.next_moment())
+    c.finished(1.0)
+    assert ["a"] == [taken[0] for taken in take_all(c, 2)]
+
+
+class Idle(BatchingPolicy[Any]):
+    """Due while nothing else runs."""
+
+    def due(self, window: Window[Any]) -> float:
+        return NOW if window.in_flight == 0 else NEVER
+
+
+def test_a_policy_that_watches_the_flow_is_asked_again_when_a_batch_ends() -> None:
+    c = collector(Idle(), workers=4)
+    c.add(jobs("a"))
+    assert ["a:idle"] == take_all(c, 0)
+    c.add(jobs("b"))
+    assert [] == take_all(c, 0)
+    c.finished()
+    assert ["b:idle"] == take_all(c, 0)
+
+
+class Quiet(Size):
+    """Not even a flush sends it while another batch runs."""
+
+    def _earliest(self, window: Window[Any]) -> float:
+        return NOW if window.in_flight == 0 else NEVER
+
+
+def test_an_earliest_that_looks_at_the_flow_is_asked_again_though_its_class_inherits_that_it_does_not() -> None:
+    c = collector(Quiet(2), workers=4)
+    c.add(jobs("ab"))
+    assert ["ab:quiet"] == take_all(c, 0)
+    c.add(jobs("c", 1))
+    c.flush(0)
+    assert [] == take_all(c, 1)
+    c.finished()
+    assert ["c:flush"] == take_all(c, 2)
+
+
+def test_every_lane_in_doubt_is_asked_in_the_end_even_if_nothing_more_happens_and_then_no_more() -> None:
+    class Picky(Counted):
+        def moment(self, window: Window[Any]) -> float:
+            return NOW if window.in_flight == 0 and window.key in ("first", 900) else NEVER
+
+    policy = Picky()
+    c = collector(policy, workers=4)
+    c.add([Job("first", key="first")])
+    assert ["first:picky"] == take_all(c, 0)
+    c.add([Job("a", key=key) for key in range(1000)])
+    assert [] == take_all(c, 0)
+    c.finished()
+    now, looks = 0.0, 0
+    while not (taken := take_all(c, now)):
+        now, looks = c.next_moment(), looks + 1
+        assert looks < 100
+    assert (["a:picky"], now < 0.1) == (taken, True)
+    while (moment := c.next_moment()) < NEVER:
+        assert [] == take_all(c, moment)
+        looks += 1
+        assert looks < 200
+    before = policy.asked
+    assert [] == take_all(c, now + 1)
+    assert before == policy.asked
+
+
+def test_what_others_say_of_themselves_puts_no_lane_in_doubt() -> None:
+    class Steady(Counted):
+        hints = Hints(watches_flow=False)
+
+    policy = Steady()
+    policy.moment = lambda window: NEVER  # type: ignore[method-assign]
+    c = collector(policy, workers=4)
+    c.add([Job("a", key=key) for key in range(100)])
+    for _ in range(10):
+        c.started(0)
+        assert [] == take_all(c, 0)
+        c.finished()
+    assert 100 == policy.asked

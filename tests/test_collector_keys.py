@@ -1,0 +1,170 @@
+"""Jobs share a batch if their keys are equal, and no key starves or harms another."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Hashable
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from microbatch import NEVER, NOW, BatchingPolicy, Interval, Size, Window
+from tests.collectors import Job, collector, take_all
+from tests.extras import needs
+
+
+def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
+    c = collector(Size(2), workers=9)
+    c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1), Job("d", key=2), Job("e", key=3)])
+    assert ["ac:size", "bd:size"] == take_all(c, 0)
+
+
+def test_a_busy_key_does_not_starve_the_others() -> None:
+    c = collector(Size(2) | Interval(1))
+    c.add([Job("q", key="quiet")])
+    taken = []
+    for now in range(1, 5):
+        c.add([Job("b", key="busy", submitted=now) for _ in range(4)])
+        taken += take_all(c, now)
+        c.finished()
+    assert "q:interval" in taken[:2]
+
+
+class Eager(BatchingPolicy[Any]):
+    """Goes alone too once five batches have gone."""
+
+    def due(self, window: Window[Any]) -> float:
+        return NOW if window.count >= 2 or len(window.sent) >= 5 else NEVER
+
+
+def test_a_batch_that_has_become_due_goes_though_another_key_is_always_ready() -> None:
+    c = collector(Eager())
+    c.add([Job("rare", key="rare")])
+    for batch in range(10):
+        c.add([Job("busy", key="busy"), Job("busy", key="busy")])
+        taken = take_all(c, batch)
+        c.finished()
+        if "rare:eager" in taken:
+            break
+    assert "rare:eager" in taken
+
+
+class Colliding(int):
+    """Unequal to others of its kind, with an equal hash."""
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [int, Colliding, lambda number: ("table", int(number))], ids=["int", "hash", "tuple"])
+def test_keys_share_a_batch_if_they_are_equal_and_only_then(kind: Callable[[str], Hashable]) -> None:
+    c = collector(Size(2), workers=9)
+    c.add([Job(letter, key=kind(number)) for letter, number in zip("abcdef", "213213")])
+    assert ["ad:size", "be:size", "cf:size"] == take_all(c, 0)
+    assert not c
+
+
+class Tenant(str, Enum):
+    ACME = "acme"
+
+
+EQUAL_KEYS: list[list[Hashable]] = [
+    [1, 1.0, True],
+    ["acme", Tenant.ACME],
+    [(1, "acme"), (True, Tenant.ACME)],
+]
+
+
+def check_that_they_share_a_batch(keys: list[Hashable]) -> None:
+    c = collector(Size(len(keys)), workers=9)
+    c.add([Job(str(number), key=key) for number, key in enumerate(keys)])
+    assert ["".join(map(str, range(len(keys)))) + ":size"] == take_all(c, 0)
+    assert not c
+
+
+@pytest.mark.parametrize("keys", EQUAL_KEYS + [keys[::-1] for keys in EQUAL_KEYS], ids=repr)
+def test_equal_keys_share_a_batch_whatever_their_types(keys: list[Hashable]) -> None:
+    check_that_they_share_a_batch(keys)
+
+
+def test_keys_of_numpy_share_a_batch_with_equal_keys_of_python() -> None:
+    needs("numpy")
+    import numpy
+
+    numbers: list[Hashable] = [1, 1.0, True, numpy.int64(1), numpy.bool_(True)]
+    texts: list[Hashable] = ["acme", Tenant.ACME, numpy.str_("acme")]
+    for keys in (numbers, numbers[::-1], texts, texts[::-1]):
+        check_that_they_share_a_batch(keys)
+
+
+def test_bytes_and_text_are_different_keys_even_where_python_refuses_to_compare_them() -> None:
+    script = """if True:
+        from microbatch import Batcher, Size
+        with Batcher(list, Size(2), key=lambda job: job) as batcher:
+            futures = [batcher.submit(job) for job in [b"a", "a", b"a", "a"]]
+            print(*(future.result().batch.id for future in futures))
+    """
+    command = [sys.executable, "-bb", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert ("1 2 1 2\n", "") == (done.stdout, done.stderr)
+
+
+def test_a_key_that_raises_when_compared_harms_nobody() -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    same = Odd()
+    c.add([Job("a", key=same), Job("b", key=Odd()), Job("c", key=same)])
+    assert ["ac:size"] == take_all(c, 0)
+    assert ["b:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_a_key_that_raises_when_compared_harms_no_plain_key_with_its_hash() -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            return hash(1)
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    c.add([Job("a", key=Odd()), Job("b", key=1), Job("c", key=Odd()), Job("d", key=1.0)])
+    assert ["bd:size"] == take_all(c, 0)
+    assert ["a:interval", "c:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_a_key_whose_hash_changes_harms_nobody() -> None:
+    class Changing:
+        value = 1
+
+        def __hash__(self) -> int:
+            return self.value
+
+    key = Changing()
+    c = collector(Size(2) | Interval(1), workers=9)
+    c.add([Job("a", key=key)])
+    key.value = 2
+    c.add([Job("b", key=key)])
+    assert ["a:interval", "b:interval"] == take_all(c, 1)
+    assert not c
+
+
+def test_a_key_that_loses_its_hash_is_only_itself() -> None:
+    class Hashless:
+        def __hash__(self) -> int:
+            raise RuntimeError
+
+    c = collector(Size(2) | Interval(1), workers=9)
+    same = Hashless()
+    gone, stays = Job("a", key=same), Job("b", key=Hashless())
+    c.add([gone, stays, Job("c", key=same), Job("d", key=same)])
+    assert ["ac:size"] == take_all(c, 0)
+    assert ["b:interval", "d:interval"] == take_all(c, 1)
+    assert not c
