@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +23,9 @@ from typing import Any
 import pytest
 
 from microbatch import NEVER, Batcher, BatcherStats, BatchingPolicy, Interval, JobExpired, JobFuture, Size
+from microbatch._engine import runner
+from microbatch._engine.ledger import Ledger
+from microbatch._engine.worker import Worker
 from microbatch.testing import InlineExecutor, ManualClock
 from tests.test_signals import Signal
 from tests.threads import in_thread
@@ -187,6 +190,64 @@ def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_ei
         check(batcher.stats(), futures)
         tried += first.came and second.late.came
     assert tried > 50  # not all: another thread may have been quicker
+
+
+def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[Any, str]) -> threading.Event:
+    """Raise `TimeLimit` at the start of each of these functions, in this order, once the event is set."""
+    armed, left = threading.Event(), list(places)
+
+    def wrap(place: tuple[Any, str]) -> None:
+        function = getattr(*place)
+
+        def raising(*arguments: Any, **options: Any) -> Any:
+            if armed.is_set() and threading.current_thread().name == thread and left[:1] == [place]:
+                left.pop(0)
+                raise TimeLimit
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(*place, raising)
+
+    for each in places:
+        wrap(each)
+    return armed
+
+
+def test_a_second_one_that_comes_in_as_the_books_are_put_right_leaves_no_job_in_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    armed = raise_in_turn(monkeypatch, "late_0", (Ledger, "_strike_out"), (Ledger, "recover"))
+    with Batcher[str, str](list, Size(1), name="late") as batcher:
+        batcher.submit("before").result(timeout=10)
+        batcher.flush(timeout=10)
+        armed.set()
+        future = batcher.submit("job")
+        future.exception(timeout=10)
+        assert batcher.flush(timeout=10)
+        assert (2, 0) == (batcher.stats().accepted, batcher.stats().running)
+
+
+def test_a_second_one_that_comes_in_at_the_end_of_the_worker_thread_keeps_no_shutdown_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    armed, called = raise_in_turn(monkeypatch, "late", (Worker, "_end"), (runner, "report")), list[str]()
+    batcher = Batcher[str, str](list, Size(1), name="late")
+    batcher.add_shutdown_callback(lambda: called.append("called"))
+    batcher.submit("job").result(timeout=10)
+    armed.set()
+    assert batcher.shutdown(timeout=10)
+    assert ["called"] == called
+
+
+def test_a_second_one_that_comes_in_as_a_batch_is_handed_to_an_executor_leaves_no_job_unsettled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = (Future, "add_done_callback"), (runner.ExecutorRunner, "_named")
+    armed = raise_in_turn(monkeypatch, "late", *places)
+    with ThreadPoolExecutor(1) as executor, Batcher[str, str](list, Size(1), name="late", executor=executor) as batcher:
+        batcher.submit("before").result(timeout=10)
+        armed.set()
+        assert isinstance(batcher.submit("job").exception(timeout=10), (TimeLimit, type(None)))
+        assert "after" == batcher.submit("after").result(timeout=10).value
 
 
 def raise_in(thread: threading.Thread) -> None:
