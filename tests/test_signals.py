@@ -790,3 +790,44 @@ def test_ctrl_c_anywhere_in_the_wait_for_the_start_leaves_no_other_thread_waitin
         if not ctrl_c.came:
             break
     assert place > 3
+
+
+def test_a_flush_that_a_handler_interrupts_while_another_thread_flushes_undoes_no_other_flush() -> None:
+    class Observing(Size):
+        def observe(self, report: Any) -> None:
+            if armed.is_set():
+                go_on.wait(timeout=10)  # so that the next look comes after all flushes
+
+    def processor(jobs: list[str]) -> list[str]:
+        if jobs == ["held"]:
+            release.wait(timeout=20)
+        return jobs
+
+    def have_another_flush() -> None:
+        others.append(in_thread(flush_twice))
+        with suppress(TimeoutError):
+            held.result(timeout=0.3)  # which gives up the mutex
+
+    def flush_twice() -> JobFuture[str]:
+        first = batcher.submit("first")
+        armed.set()
+        batcher.flush(wait=False)
+        first.result(timeout=10)
+        second = batcher.submit("second")
+        batcher.flush(wait=False)
+        return second
+
+    for place in count():
+        armed, go_on, release, others = threading.Event(), threading.Event(), threading.Event(), list[Any]()
+        with Batcher[str, str](processor, Observing(100), max_workers=2) as batcher:
+            held = batcher.submit("held")
+            batcher.flush(wait=False)
+            signal = Signal(have_another_flush, place)
+            signal.during(lambda: batcher.flush(wait=False))
+            go_on.set()
+            if others:
+                assert "second" == others[0].result(timeout=10).result(timeout=10).value
+            release.set()
+        if not signal.came:
+            break
+    assert place > 1
