@@ -114,7 +114,7 @@ class LightEnough(BatchingPolicy[Any]):
         return window.weight + weight <= 6
 
 
-TestLedgerOfJobs = LedgerOfJobs.TestCase
+TestLedgerOfJobs = pytest.mark.slow(LedgerOfJobs.TestCase)
 TestLedgerOfJobs.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.extras import needs
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -44,6 +46,7 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
 
 @pytest.mark.server
 def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:
+    needs("psycopg", "psycopg_pool")
     lines = output("postgresql.py", postgresql)
     assert "each caller has the id of its own row: True" == lines[-1]
     assert int(lines[2].split()[-2].replace(",", "")) < 1_000

@@ -344,6 +344,7 @@ def test_a_reader_gets_the_same_exception_each_time() -> None:
         assert future.exception() is future.exception() is caught(future.result, ValueError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [JobFuture.exception, lambda future: wait([future])], ids=["exception()", "wait()"])
 def test_two_threads_may_ask_for_the_exception_of_one_future_at_once(ask: Callable[[JobFuture[Any]], Any]) -> None:
     """The second asks while the first is at its first line, then at its second, and so on."""

@@ -437,6 +437,7 @@ def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingPr
     assert taken / count < (300 if sys.version_info >= (3, 11) else 600)
 
 
+@pytest.mark.slow
 def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
     def fail_or_answer(jobs: list[Any]) -> list[Any]:
         if len(jobs) > 1:
@@ -510,6 +511,7 @@ def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor
     assert alive() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Batcher, Batcher[int, int]], ids=["plain", "with types"])
 def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: Any) -> None:
     batcher = kind(echo, Size(100), name="dropped")

@@ -261,6 +261,7 @@ def decisions(policy: BatchingPolicy[Any], window: Window[Any]) -> "tuple[Any, .
     return policy.due(window), policy._earliest(window), policy.reason(window), joins
 
 
+@pytest.mark.slow
 @given(policy=compositions, window=windows)
 @example(Interval(1.3152474112316492), Window(opened=0.0))
 @example(Interval(1e-320) | Session(math.inf), Window(opened=0.0))

@@ -51,6 +51,7 @@ def two_of_each(batcher: Batcher[Job, Any]) -> tuple[list[JobFuture[Any]], list[
 policies = st.sampled_from([Size(1), Size(3), Size(3) | Natural(), Natural(), Weight(2.5), Interval(0)])
 
 
+@pytest.mark.slow
 @given(
     jobs=st.lists(st.builds(Job, st.sampled_from("abc"), st.integers(0, 9), st.sampled_from("xy")), max_size=30),
     bad=st.sampled_from("abc"),
