@@ -234,6 +234,7 @@ def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> No
     assert word in errors and errors.startswith("line 1: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target, line, error",
     [
@@ -383,6 +384,7 @@ def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: list
     assert ("of the last run", "1\n") == (Path("out.jsonl").read_text(), Path("in.jsonl").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["-o in.jsonl < in.jsonl", "in.jsonl >> in.jsonl"])
 def test_a_file_that_the_shell_opened_is_not_read_and_written_at_once(redirection: str) -> None:
     Path("in.jsonl").write_text("1\n")
@@ -569,6 +571,7 @@ def shell(line: str, stderr: int = subprocess.PIPE) -> "subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
 def test_a_closed_stream_is_one_clear_line(closed: str) -> None:
     done = shell(f"run processors:double {closed}")
@@ -592,6 +595,7 @@ def test_a_standard_error_that_nobody_reads_any_more_ends_nothing() -> None:
     assert (1, "null\n2\n") == (done.returncode, done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ["simulate Natural --rate 9 --cost 5ms --jobs 9", "demo --jobs 9", "run processors:same in.jsonl"]
 )

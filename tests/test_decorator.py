@@ -132,6 +132,7 @@ def test_a_batcher_that_outlives_its_instance_says_so() -> None:
         assert isinstance(batcher.submit(1).exception(timeout=10), ReferenceError)
 
 
+@pytest.mark.slow
 def test_a_finalizer_may_use_the_method() -> None:
     class Repository:
         def __init__(self) -> None:
