@@ -13,7 +13,7 @@ from decimal import Decimal
 from fnmatch import fnmatch
 from fractions import Fraction
 from functools import partial
-from types import SimpleNamespace
+from types import GenericAlias, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,6 +272,8 @@ def parameters() -> Iterator[str]:
     for module in MODULES:
         for name in module.__all__:
             offered = getattr(module, name)
+            if isinstance(offered, GenericAlias):
+                continue  # on Python 3.10 it passes for a class
             for method, function in vars(offered).items() if inspect.isclass(offered) else [("", offered)]:
                 public = not method.startswith("_") or method in ("__init__", "__call__", "__or__", "__and__")
                 if public and inspect.isfunction(function):

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pickle
+from types import GenericAlias
 from typing import Any
 
 import pytest
@@ -66,6 +67,8 @@ def public_callables() -> Any:
         module = importlib.import_module(name)
         for key in module.__all__:
             value = getattr(module, key)
+            if isinstance(value, GenericAlias):
+                continue  # on Python 3.10 it passes for a class
             if inspect.isclass(value) or inspect.isfunction(value):
                 yield f"{name}.{key}", value
                 if inspect.isclass(value):
