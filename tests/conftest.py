@@ -28,9 +28,41 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-def pytest_sessionfinish() -> None:
+_PASSED = "microbatch/passed"  # the key of the tests that passed last, in the cache of pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add an option that runs what the light run leaves out or skips."""
+    parser.addoption("--left-out", action="store_true", help="run no test that passed in the run before")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that passed in the run before, if that is asked for."""
+    if config.getoption("--left-out"):
+        passed = set(_cache(config).get(_PASSED, []))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
+
+
+_passed: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember the tests that pass."""
+    if report.when == "call" and report.passed:
+        _passed.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep failures that the tests have asked nobody about from being logged at the end of the interpreter."""
     logging.getLogger("microbatch").disabled = True
+    cache = _cache(session.config)
+    if cache is not None:
+        cache.set(_PASSED, _passed)
+
+
+def _cache(config: pytest.Config) -> Any:
+    return getattr(config, "cache", None)  # there is none with `-p no:cacheprovider`
 
 
 @pytest.fixture(autouse=True)
