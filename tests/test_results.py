@@ -588,6 +588,10 @@ def row() -> sqlite3.Row:
 def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(
     returned: Any, why: str, count: int
 ) -> None:
+    check_refusal(returned, why, count)
+
+
+def check_refusal(returned: Any, why: str, count: int) -> None:
     for error in errors(run(lambda jobs: returned, range(count))):
         assert isinstance(error, TypeError)
         assert f"got {type(returned).__name__}, which {why}: return" in str(error)

@@ -19,14 +19,13 @@ R5. There is no call between a look and the write that depends on it. If what in
     interrupts a thread between two statements without a call or a jump.
 R6. A waiter is woken before the step that it waits for and again after it. Before, because a handler may raise after the
     step. After, because a handler that comes in before the step may wait, and then the woken thread looks too early.
-R7. A waiter is registered before its thread looks whether it has to wait. Whoever registers it takes it out again in a
-    ``finally``.
+R7. A thread registers its waiter before it looks whether it has to wait, and removes it in a ``finally``.
 R8. To find out whether it holds a lock, a thread asks the lock, not a variable: an exception may come in just when the
     lock is acquired or released.
 R9. A ``while`` loop with a condition stands in a function of its own, without ``with`` or ``try``. On CPython 3.13, an
     exception that comes in where such a loop repeats passes by the ``with`` and ``try`` of the same function
     (https://github.com/python/cpython/issues/130279).
-R10. What others may change is copied before it is iterated over.
+R10. A container that other threads may change is copied before it is iterated over.
 R11. A thread that settles or cancels never waits for the ``_condition`` of a future, since its holder may have been
     interrupted, for ever.
 """

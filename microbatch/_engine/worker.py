@@ -57,6 +57,10 @@ class Stage(Enum):
     """All jobs are settled, and all shutdown callbacks have been called."""
 
 
+# As globals, so that no look into the class of an enum comes between a look and a write (R5).
+_NEW, _STARTING, _OPENING, _RUNNING, _ENDED = Stage
+
+
 class Worker:
     """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
 
@@ -97,7 +101,7 @@ class Worker:
         self._name = name
         self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
-        self.stage = Stage.NEW
+        self.stage: Stage = _NEW
         self._start_latch: StartLatch | None = None  # of the start that counts
         self._thread: threading.Thread | None = None  # from `OPENING` on
         self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
@@ -144,8 +148,7 @@ class Worker:
             self._check_startable()
             agreed = self._start_latch  # R5
             if agreed is None:
-                agreed = self._start_latch = latch
-                self.stage = Stage.STARTING
+                self.stage, self._start_latch, agreed = _STARTING, latch, latch
             return agreed
 
     def _check_startable(self) -> None:
@@ -157,9 +160,9 @@ class Worker:
     def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
         """Call off the start, and raise *error* where it is awaited. Return False if the thread is at work already."""
         with self.queue.mutex:
-            if self._start_latch is not latch or self.stage not in (Stage.NEW, Stage.STARTING):
+            if self._start_latch is not latch or self.stage not in (_NEW, _STARTING):
                 return False
-            self.stage, self._start_latch = Stage.NEW, None
+            self.stage, self._start_latch = _NEW, None
         if latch is not None:
             latch.settle(error)
             self.queue.settled.notify_all()  # there is no thread to wait for
@@ -181,7 +184,7 @@ class Worker:
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no thread of its own to do so, unless another thread is ending it."""
-        if self.stage is Stage.ENDED or not self.queue.closed or self.queue.is_own_thread():
+        if self.stage is _ENDED or not self.queue.closed or self.queue.is_own_thread():
             return
         error = BatcherClosed("the batcher was shut down before its threads were started")
         if not self._call_off(self._start_latch, error):
@@ -204,7 +207,7 @@ class Worker:
             while True:
                 self._end_unstarted()  # there may be no thread to wait for
                 with self.queue.mutex:
-                    ended, thread = self.stage is Stage.ENDED, self._thread
+                    ended, thread = self.stage is _ENDED, self._thread
                     if ended or (moment != NEVER and self._clock.now() >= moment):
                         break
                     self._clock.wait_until(waiter, moment)
@@ -240,7 +243,7 @@ class Worker:
         """Fail all jobs that are left because the interpreter ends, let no thread wait for them, and log their number."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
-            self.stage, self._thread = Stage.ENDED, None
+            self.stage, self._thread = _ENDED, None
             self.queue.settled.notify_all()
         self.queue.post(_do_nothing)  # so that threads that are not daemons notice, and end
         self.disown_threads()
@@ -249,7 +252,7 @@ class Worker:
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called after the last job is settled, or at once if the batcher has ended."""
         with self.queue.mutex:
-            if self.stage is not Stage.ENDED:
+            if self.stage is not _ENDED:
                 self._callbacks.append(callback)
                 return
         _run_shutdown_callback(callback)
@@ -267,7 +270,7 @@ class Worker:
         with self.queue.mutex:
             if self._start_latch is not latch:
                 return  # it was called off
-            self.stage, self._thread = Stage.OPENING, threading.current_thread()
+            self.stage, self._thread = _OPENING, threading.current_thread()
         try:
             self._runner.open()
         except BaseException as error:
@@ -275,8 +278,8 @@ class Worker:
             return
         self.queue.inside.mine = True
         with self.queue.mutex:
-            if self.stage is Stage.OPENING:  # the interpreter has not ended meanwhile
-                self.stage = Stage.RUNNING
+            if self.stage is _OPENING:  # the interpreter has not ended meanwhile
+                self.stage = _RUNNING
         latch.settle()
         try:
             self._work()
@@ -318,8 +321,8 @@ class Worker:
         # Under the mutex, so that a caller that submits a job or waits for the end finds no thread at work.
         with self.queue.mutex:
             left = self._claim_all()  # from callers that did not wait for the start
-            if self.stage is not Stage.ENDED:  # the interpreter may have ended meanwhile
-                self.stage, self._start_latch, self._thread = Stage.NEW, None, None
+            if self.stage is not _ENDED:  # the interpreter may have ended meanwhile
+                self.stage, self._start_latch, self._thread = _NEW, None, None
             self.queue.settled.notify_all()
         latch.settle(error)
         with self.queue.own_thread():
@@ -336,7 +339,7 @@ class Worker:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = Stage.ENDED  # under the same mutex: from now on, a callback that is added is called at once
+            self.stage = _ENDED  # under the same mutex: from now on, a callback that is added is called at once
             self.queue.settled.notify_all()
             return None
 

@@ -257,7 +257,7 @@ class JobFuture(Future[JobResult[Value]]):
                 try:
                     raise BaseException.with_traceback(error, trace)
                 finally:
-                    del self, error, trace  # the exception refers to this frame, which must not refer to who holds it
+                    del self, error, trace  # the exception refers to this frame, which must not refer back to it
         return self._get_result()  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -502,7 +502,7 @@ class Conclusion(NamedTuple):
     failures: int
     """How many of those that are done have failed."""
     waiters: list[Waiter]
-    """Of those who waited, and have been rung for."""
+    """The waiters of all threads that were waiting, which have been woken."""
     called: list[JobFuture[Any]]
     """Those of them that are done that have callbacks."""
 
