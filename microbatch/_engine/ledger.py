@@ -56,7 +56,7 @@ class Ledger:
         """Drain the queue into the ledger, and return what came in."""
         with self.queue.mutex:
             news = self.queue.drain()
-            self._enter_taken()
+            self._enter(self.queue.taken)
             counts = self._counts
             for stage in news.withdrawn.values():
                 batched = stage is _BATCHED
@@ -64,9 +64,8 @@ class Ledger:
             self._count_held()
         return news
 
-    def _enter_taken(self) -> None:
-        """Enter the jobs in `JobQueue.taken`. The last step counts them."""
-        jobs = self.queue.taken
+    def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
+        """Enter jobs that are `JobQueue.taken`. The last step counts them."""
         self._unsettled.update(dict.fromkeys(jobs))
         for epoch, number in _epochs(jobs).items():
             self._epochs[epoch] += number
@@ -79,7 +78,7 @@ class Ledger:
         """
         with self.queue.mutex:
             self.queue.find_withdrawn()
-            self._enter_taken()
+            self._enter(self.queue.taken)
             self._epochs = Counter(future._epoch for future in self._unsettled)
             self._count_anew()
             self._count_held()

@@ -80,8 +80,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._notes: list[Callable[[], None]] = []
         self._stirred = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
-        self._wanted = sys.maxsize  # how many jobs wake the worker thread; none do while a thread leads
-        self._moment = NOW  # when it wakes up in any case: for the first time at once
+        self._wanted = 1  # how many jobs wake the worker thread; none do while a thread leads
+        self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
         self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
 
@@ -116,8 +116,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def own_thread(self) -> Iterator[None]:
         """Have the calling thread be one of the batcher's for a while."""
         before = self.is_own_thread()
-        self.adopt_thread()
         try:
+            self.adopt_thread()
             yield
         finally:
             self._inside.mine = before
