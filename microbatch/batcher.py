@@ -35,7 +35,7 @@ from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit
 from microbatch.results import BatcherStats, JobResult
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["BatchProcessor", "Batcher", "BatcherOptions"]
 
@@ -43,7 +43,6 @@ _NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # as globals they are found in a frac
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
-Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
 BatchProcessor = Callable[[list[Job]], Iterable[Value] | None]
 """A function that takes the jobs of a batch and returns one value per job, in order, or None if there are no values."""
@@ -377,7 +376,7 @@ class Batcher(Generic[Job, Value]):
         """The name of the batcher. The names of its threads begin with it."""
         return self._name
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

@@ -10,10 +10,10 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from microbatch._basics.arguments import check_callable, shown
+from microbatch._basics.dataclass import dataclass
 from microbatch._basics.log import report
 from microbatch.futures.job_future import JobFuture
 from microbatch.results import BatcherStats, BatchInfo
