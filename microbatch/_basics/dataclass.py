@@ -1,8 +1,8 @@
 """A replacement for `dataclasses.dataclass` that keeps ``import microbatch`` cheap.
 
-The standard decorator compiles six methods for each class, and its module imports `inspect`. This one compiles only
-``__init__``, when the first object is created. Otherwise, its classes behave the same, and functions such as
-`dataclasses.replace` accept them:
+The standard decorator compiles six methods for each class, and its module imports `inspect`. This one compiles
+``__init__`` when the first object is created. It leaves all other methods to the standard decorator, when one of them
+is first used. So functions such as `dataclasses.replace` accept its classes:
 
 >>> import dataclasses
 >>> @dataclass(frozen=True, slots=True)
@@ -13,109 +13,71 @@ The standard decorator compiles six methods for each class, and its module impor
 Point(x=1, y=2)
 """
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["dataclass", "field"]
 
-
-class _Fields:
-    """The fields of a class, by their names."""
-
-    def __init__(self, cls: type, frozen: bool) -> None:
-        self.types: dict[str, Any] = cls.__annotations__
-        self.defaults = {name: vars(cls)[name] for name in self.types if name in vars(cls)}
-        self.factories = {name for name, default in self.defaults.items() if isinstance(default, type)}
-        self._class = cls
-        self._frozen = frozen
-
-    def init(self) -> Any:
-        """Compile the method ``__init__``."""
-        parameters = (f"{name}=defaults[{name!r}]" if name in self.defaults else name for name in self.types)
-        lines = [f"def __init__(self, {', '.join(parameters)}):"]
-        lines += [f" if {name} is defaults[{name!r}]: {name} = {name}()" for name in self.factories]
-        lines += [f" assign(self, {name!r}, {name})" for name in self.types]
-        names: dict[str, Any] = {"defaults": self.defaults, "assign": object.__setattr__, "__name__": __name__}
-        exec("\n".join(lines), names)
-        init = names["__init__"]
-        init.__qualname__ = f"{self._class.__qualname__}.__init__"
-        init.__annotations__ = {**self.types, "return": None}
-        return init
-
-    @cached_property
-    def standard(self) -> Any:
-        """The standard dataclass with these fields."""
-        from dataclasses import MISSING, field, make_dataclass
-
-        fields = []
-        for name, kind in self.types.items():
-            default = "default_factory" if name in self.factories else "default"
-            fields.append((name, kind, field(**{default: self.defaults.get(name, MISSING)})))
-        return make_dataclass(self._class.__name__, fields, frozen=self._frozen)
+_STANDARD = "__eq__ __hash__ __repr__ __replace__ __dataclass_fields__ __dataclass_params__".split()
 
 
 class _Lazy:
     """An attribute of a class that is made when it is first used."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[str], Any]) -> None:
         self._make = make
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._owner, self._name = owner, name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        value = self._make()
+        value = self._make(self._name)
         setattr(self._owner, self._name, value)
-        return value.__get__(instance, owner) if hasattr(value, "__get__") else value
+        return value.__get__(instance, owner) if callable(value) else value
 
 
-def _values(self: Any) -> list[Any]:
-    return [getattr(self, name) for name in self.__match_args__]
+def _completed(cls: type, frozen: bool, slots: bool) -> type:
+    members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    members["__qualname__"] = cls.__qualname__
+    fields = tuple(cls.__annotations__)
+    defaults = {name: members[name] for name in fields if name in members}
+    factories = {name: default for name, default in defaults.items() if isinstance(default, type)}
+
+    def remade(changes: dict[str, Any], left_out: Iterable[str] = ()) -> type:
+        kept = {name: member for name, member in members.items() if name not in left_out}
+        return type(cls)(cls.__name__, cls.__bases__, kept | changes)
+
+    @cache
+    def standard() -> type:
+        import dataclasses
+
+        made = {name: dataclasses.field(default_factory=factory) for name, factory in factories.items()}
+        return dataclasses.dataclass(frozen=frozen, slots=slots)(remade(made))
+
+    lazy = [*_STANDARD, "__getstate__", "__setstate__"] if slots else _STANDARD
+    changes: dict[str, Any] = {name: _Lazy(lambda name: getattr(standard(), name)) for name in lazy}
+    changes |= {"__init__": _Lazy(lambda _: _init(cls, defaults, factories)), "__match_args__": fields}
+    changes |= {"__setattr__": _refuse, "__delattr__": _refuse} if frozen else {}
+    changes |= {"__slots__": fields} if slots else {}
+    return remade(changes, left_out=fields if slots else factories)
 
 
-def _restore(self: Any, values: list[Any]) -> None:
-    for name, value in zip(self.__match_args__, values):
-        object.__setattr__(self, name, value)
-
-
-def _equal(self: Any, other: Any) -> Any:
-    return _values(self) == _values(other) if other.__class__ is self.__class__ else NotImplemented
-
-
-def _hash(self: Any) -> int:
-    return hash(tuple(_values(self)))
-
-
-def _repr(self: Any) -> str:
-    fields = (f"{name}={value!r}" for name, value in zip(self.__match_args__, _values(self)))
-    return f"{type(self).__qualname__}({', '.join(fields)})"
-
-
-def _replace(self: Any, /, **changes: Any) -> Any:
-    return type(self)(**dict(zip(self.__match_args__, _values(self))) | changes)
+def _init(cls: type, defaults: dict[str, Any], factories: Iterable[str]) -> Any:
+    parameters = (f"{name}=defaults[{name!r}]" if name in defaults else name for name in cls.__annotations__)
+    lines = [f"def __init__(self, {', '.join(parameters)}):"]
+    lines += [f" if {name} is defaults[{name!r}]: {name} = {name}()" for name in factories]
+    lines += [f" assign(self, {name!r}, {name})" for name in cls.__annotations__]
+    names: dict[str, Any] = {"defaults": defaults, "assign": object.__setattr__, "__name__": __name__}
+    exec("\n".join(lines), names)
+    init = names["__init__"]
+    init.__qualname__ = f"{cls.__qualname__}.__init__"
+    init.__annotations__ = {**cls.__annotations__, "return": None}
+    return init
 
 
 def _refuse(self: Any, name: str, *value: Any) -> None:
     raise AttributeError(f"cannot assign to field {name!r}")
-
-
-_METHODS = {"__eq__": _equal, "__hash__": None, "__repr__": _repr, "__replace__": _replace}
-_IF_FROZEN = {"__hash__": _hash, "__setattr__": _refuse, "__delattr__": _refuse}
-_IF_SLOTS = {"__getstate__": _values, "__setstate__": _restore}
-
-
-def _completed(cls: type, frozen: bool, slots: bool) -> type:
-    fields = _Fields(cls, frozen)
-    names = tuple(fields.types)
-    replaced = {"__dict__", "__weakref__", *(names if slots else fields.factories)}
-    members = {name: member for name, member in vars(cls).items() if name not in replaced}
-    members |= _METHODS | (_IF_FROZEN if frozen else {}) | ({"__slots__": names, **_IF_SLOTS} if slots else {})
-    members |= {"__init__": _Lazy(fields.init), "__match_args__": names, "__qualname__": cls.__qualname__}
-    members["__dataclass_fields__"] = _Lazy(lambda: fields.standard.__dataclass_fields__)
-    members["__dataclass_params__"] = _Lazy(lambda: fields.standard.__dataclass_params__)
-    # A new class, because slots need one, and because it takes less time than to change the old one.
-    return type(cls)(cls.__name__, cls.__bases__, members)
 
 
 if TYPE_CHECKING:
