@@ -22,12 +22,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
 
 from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, BatchingPolicy, MicrobatchError
+from microbatch.batcher import UnnamedOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 
@@ -203,7 +207,7 @@ def shared(
     policy: "BatchingPolicy[Any]" = DEFAULT_POLICY,
     *,
     client: Callable[[], Client],
-    **options: Any,
+    **options: "Unpack[UnnamedOptions]",
 ) -> SharedProcessor:
     """Return a processor that sends its jobs to a `Batcher` in a Dask cluster, which processes share by its name.
 
