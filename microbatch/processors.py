@@ -57,17 +57,12 @@ def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
     values: list[Any] = []
     try:
         returned = processor(list(jobs))
-        if returned is None:
-            return _Given([None] * len(jobs), None)
-        results = results_of(returned)
-        if isinstance(results, list):
-            if len(results) != len(jobs):
-                raise ResultCountError(len(jobs), len(results))
-            return _Given(results, None)
-        values.extend(islice(results, len(jobs)))
-        if len(values) < len(jobs):  # any job may be the one without a result, so none of the values can be trusted
+        results = [None] * len(jobs) if returned is None else results_of(returned)
+        values.extend(results if isinstance(results, list) else islice(results, len(jobs)))
+        if len(values) != len(jobs):  # any job may be the one without a result, so none of the values can be trusted
             return _Given([], ResultCountError(len(jobs), len(values)))
-        exhaust(results, len(jobs), "a batch")
+        if not isinstance(results, list):
+            exhaust(results, len(jobs), "a batch")
     except Exception as error:
         return _Given(values, error)
     return _Given(values, None)

@@ -123,6 +123,5 @@ def _links(futures: Iterable[JobFuture[Any]]) -> list[trace.Link]:
     """Return one link to each span in which a job was submitted."""
     contexts = [future.context for future in futures]
     spans = [kept.run(trace.get_current_span).get_span_context() for kept in contexts if kept is not None]
-    return [
-        trace.Link(span) for span in {(span.trace_id, span.span_id): span for span in spans}.values() if span.is_valid
-    ]
+    unique = {(span.trace_id, span.span_id): span for span in spans if span.is_valid}
+    return [trace.Link(span) for span in unique.values()]

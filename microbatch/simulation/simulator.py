@@ -8,11 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    NamedTuple,
-    Protocol,
-)
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from microbatch._basics.arguments import check_answer, check_callable, check_count, check_number, check_positive, shown
 from microbatch._basics.clock import NEVER, NOW
@@ -170,22 +166,18 @@ def simulate(
     return simulation.report()
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
     """The data of a job that the collector needs, and the caller that submitted it."""
 
-    __slots__ = ("submitted", "key", "weight", "caller")
-    job = None
-    _expires = NEVER
-    _epoch = 0
-    _is_waiting = True
-
-    def __init__(
-        self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: Caller | None = None
-    ) -> None:
-        self.submitted = submitted
-        self.key = key
-        self.weight = weight
-        self.caller = caller
+    submitted: float
+    key: Hashable = None
+    weight: float = 1.0
+    caller: Caller | None = None
+    job: ClassVar[None] = None
+    _expires: ClassVar[float] = NEVER
+    _epoch: ClassVar[int] = 0
+    _is_waiting: ClassVar[bool] = True
 
 
 class _Source(Protocol):
