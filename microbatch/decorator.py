@@ -126,13 +126,11 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
     try:
         # `function` itself is called, and the function that it wraps may have other parameters.
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*range(count))
+        inspect.signature(function, follow_wrapped=False).bind(*range(count))
     except TypeError:
         return False
+    except ValueError:  # it has no signature
+        pass
     return True
 
 

@@ -126,11 +126,7 @@ class JobResult(Generic[Value]):
     locals().update({f"__{name}__": _refuse for name in [*_BINARY, *map("r{}".format, _BINARY), *_OTHER]})
 
     def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":
-        result = object.__new__(cls)
-        result._value = value
-        result._service = Service(batch, queue_time, service_time)
-        result._submitted = 0
-        return result
+        return make_result(value, Service(batch, queue_time, service_time), 0.0, cls)
 
     @property
     def value(self) -> Value:
@@ -169,9 +165,11 @@ class JobResult(Generic[Value]):
 _fields: Callable[["JobResult[Any]"], tuple[Any, ...]] = attrgetter("value", "batch", "queue_time", "service_time")
 
 
-def make_result(value: Value, service: Service, submitted: float) -> JobResult[Value]:
+def make_result(
+    value: Value, service: Service, submitted: float, cls: type[JobResult[Any]] = JobResult
+) -> JobResult[Value]:
     """Return the result of a job. *submitted* is a moment on the same clock as ``service.started``."""
-    result = object.__new__(JobResult)  # faster than `JobResult()`, which calls a method written in Python
+    result: JobResult[Value] = object.__new__(cls)  # faster than `JobResult()`, which calls a method written in Python
     result._value = value
     result._service = service
     result._submitted = submitted

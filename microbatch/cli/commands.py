@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import os
+import pkgutil
 import signal
 import stat
 import sys
@@ -12,7 +13,7 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from functools import partial
 from itertools import combinations
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
@@ -21,7 +22,8 @@ from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Na
 from microbatch._basics.arguments import MOST_THREADS, check_callable
 from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
 from microbatch.cli.run import in_one_line, process_lines, sturdy
-from microbatch.cli.simulate import compare, load_of, plot, table
+from microbatch.cli.simulate import load_of, plot, table
+from microbatch.simulation import simulate
 from microbatch.simulation.plots import check_plot
 from microbatch.traces import Trace, read_trace
 
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
             _refuse(options, f"unrecognized arguments: {' '.join(unknown)}")
-        _refuse_closed_streams(options)
+        if closed := [name for name in ("stdin", "stdout") if getattr(sys, name) is None]:
+            _refuse(options, f"{closed[0]} is closed")
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -80,12 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 128 + (interrupt.args[0] if isinstance(interrupt, _Signalled) else signal.SIGINT)
     _give_up_output()
     return status
-
-
-def _refuse_closed_streams(options: argparse.Namespace) -> None:
-    for name in ("stdin", "stdout"):
-        if getattr(sys, name) is None:
-            _refuse(options, f"{name} is closed")
 
 
 def _give_up_output() -> None:
@@ -245,10 +242,10 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.plot is not None:
         _check_plot(options)
     try:
-        lines = table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed))
-        print(*lines, sep="\n", flush=True)
+        simulated = partial(simulate, service_time=cost, max_workers=options.workers, seed=options.seed)
+        print(*table(policies, load(1), simulated), sep="\n", flush=True)
         if options.plot is not None:
-            plot(options.plot, policies, load, cost, max_workers=options.workers, seed=options.seed)
+            plot(options.plot, policies, load, simulated)
     except JobTooLarge as error:
         raise BadUsage(str(error)) from None
     except ValueError as error:
@@ -321,7 +318,7 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        processor: Any = reduce(getattr, path.split("."), importlib.import_module(name))
+        processor: Any = pkgutil.resolve_name(options.target)
         check_callable("processor", processor)
     except (Exception, SystemExit) as error:  # the import runs the user's module, which may raise anything
         _refuse(options, f"can't use {options.target}: {in_one_line(error)}{_place(error)}")
