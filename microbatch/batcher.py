@@ -36,22 +36,21 @@ from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit
 from microbatch.results import BatcherStats, JobResult
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
-__all__ = ["BatchProcessor", "Batcher", "BatcherOptions"]
+__all__ = ["BatchProcessor", "Batcher", "BatcherOptions", "UnnamedOptions"]
 
 _NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # as globals they are found in a fraction of the time
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
-Self = TypeVar("Self", bound="Batcher[Any, Any]")
 
 BatchProcessor = Callable[[list[Job]], Iterable[Value] | None]
 """A function that takes the jobs of a batch and returns one value per job, in order, or None if there are no values."""
 
 
-class BatcherOptions(TypedDict, total=False):
-    """The keyword arguments of `Batcher`. Use it to annotate a function that passes them on."""
+class UnnamedOptions(TypedDict, total=False):
+    """The keyword arguments of `Batcher`, except *name*."""
 
     key: Callable[[Any], Hashable] | None
     weigh: Callable[[Any], float] | None
@@ -59,9 +58,14 @@ class BatcherOptions(TypedDict, total=False):
     max_workers: int
     executor: Executor | None
     listeners: Iterable[BatchListener]
-    name: str
     exit_timeout: float | None
     clock: Clock | None
+
+
+class BatcherOptions(UnnamedOptions, total=False):
+    """The keyword arguments of `Batcher`. Use it to annotate a function that passes them on."""
+
+    name: str
 
 
 class Batcher(Generic[Job, Value]):
@@ -372,7 +376,7 @@ class Batcher(Generic[Job, Value]):
         """The name of the batcher. The names of its threads begin with it."""
         return self._settings.name
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

@@ -8,13 +8,11 @@ Session(0.25)
 Size(100) | Natural()
 """
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any
 
-from microbatch._basics.arguments import shown
+from microbatch._basics.arguments import check_callable, shown
 from microbatch.policies import DEFAULT_POLICY, Adaptive, FixedWindow, Interval, Natural, Rate, Session, Size, Weight
 from microbatch.policies.base import BatchingPolicy
 
@@ -59,7 +57,7 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
     strategy = settings.text("STRATEGY")
     policy = settings.own(strategy) if ":" in strategy else _policy(strategy.lower(), settings)
     if settings.text("RATE_BATCHES") or settings.text("RATE_TIME_WINDOW"):
-        policy = policy & Rate(settings.count("RATE_BATCHES"), per=settings.seconds("RATE_TIME_WINDOW", least=1))
+        policy = policy & Rate(settings.number("RATE_BATCHES"), per=settings.seconds("RATE_TIME_WINDOW", least=1))
     return policy
 
 
@@ -77,23 +75,22 @@ class _Settings:
         text = self._environ.get(self._prefix + name)
         return ValueError(f"{self._prefix}{name} must be {must_be}, got {'nothing' if text is None else repr(text)}")
 
-    def number(self, name: str, of: str, least: int) -> int:
+    def number(self, name: str, of: str = "an integer", least: int = 1) -> int:
         text = self.text(name)
         if not (text.isascii() and text.isdecimal() and int(text) >= least):
             raise self.bad(name, f"{of} of at least {least}")
         return int(text)
 
-    def count(self, name: str) -> int:
-        return self.number(name, "an integer", 1)
-
     def seconds(self, name: str, least: int = 0) -> float:
         return self.number(name, "an integer of milliseconds", least) / 1000
 
     def own(self, target: str) -> BatchingPolicy[Any]:
-        module, _, path = target.partition(":")
+        import pkgutil  # few programs need it
+
         try:
-            factory: Any = reduce(getattr, path.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
+            factory: Any = pkgutil.resolve_name(target)
+            check_callable("factory", factory)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise self.bad("STRATEGY", "a strategy, or package.module:factory that can be imported") from error
         policy = factory()
         if not isinstance(policy, BatchingPolicy):
@@ -113,7 +110,7 @@ def _policy(strategy: str, settings: _Settings) -> BatchingPolicy[Any]:
 
 
 def _size(settings: _Settings) -> BatchingPolicy[Any]:
-    return Size(settings.count("BATCH_CAPACITY"))
+    return Size(settings.number("BATCH_CAPACITY"))
 
 
 def _interval(settings: _Settings) -> BatchingPolicy[Any]:
@@ -126,12 +123,12 @@ def _bounded(policy: BatchingPolicy[Any], settings: _Settings) -> BatchingPolicy
 
 
 def _weight(settings: _Settings) -> BatchingPolicy[Any]:
-    policy: BatchingPolicy[Any] = Weight(settings.count("BATCH_WEIGHT"))
+    policy: BatchingPolicy[Any] = Weight(settings.number("BATCH_WEIGHT"))
     return _bounded(policy | _interval(settings) if settings.text("BATCH_TIME_WINDOW") else policy, settings)
 
 
 def _adaptive(settings: _Settings) -> BatchingPolicy[Any]:
-    most = settings.count("BATCH_CAPACITY") if settings.text("BATCH_CAPACITY") else 1_000
+    most = settings.number("BATCH_CAPACITY") if settings.text("BATCH_CAPACITY") else 1_000
     policy = Adaptive(settings.seconds("BATCH_TARGET_TIME", least=1), most=most)
     return policy | (_interval(settings) if settings.text("BATCH_TIME_WINDOW") else Natural())
 

@@ -1,11 +1,9 @@
 """The decorator `batched`: write a function that takes a list of jobs, and call it with a single job."""
 
 import functools
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from inspect import isfunction
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
 
 from microbatch._basics.arguments import shown
@@ -35,7 +33,7 @@ class BatchedFunction(Generic[Job, Value]):
         inner: Any = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
         # Called first, so that attributes of the function do not replace the attributes below. The attributes of
         # another callable object are not copied at all, because they could replace even methods.
-        functools.update_wrapper(self, inner, updated=("__dict__",) if isfunction(inner) else ())
+        functools.update_wrapper(self, inner, updated=("__dict__",) if isinstance(inner, FunctionType) else ())
         self.batcher: Batcher[Job, Value] = make(inner)
         self._of_class = isinstance(function, classmethod)
         # As in Python, a callable that is bound already, or that can't be bound, stays as it is.
@@ -124,15 +122,15 @@ _NOT_BOUND = (staticmethod, MethodType, functools.partial)
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
     """Return whether *function* accepts *count* positional arguments. If it has no signature, assume that it does."""
+    import inspect  # takes long, and programs that don't decorate a function do not need it
+
     try:
         # `function` itself is called, and the function that it wraps may have other parameters.
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*range(count))
+        inspect.signature(function, follow_wrapped=False).bind(*range(count))
     except TypeError:
         return False
+    except ValueError:  # it has no signature
+        pass
     return True
 
 

@@ -10,10 +10,10 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from microbatch._basics.arguments import check_callable, shown
+from microbatch._basics.dataclass import dataclass
 from microbatch._basics.log import report
 from microbatch.futures.job_future import JobFuture
 from microbatch.results import BatcherStats, BatchInfo
@@ -143,10 +143,10 @@ class ListenerSet:
             if isinstance(listener, type) or not any(callable(getattr(listener, name, None)) for name in _METHODS):
                 raise TypeError(f"listeners must be BatchListeners, got {shown(listener)}")
         self.wants_context: bool = any(getattr(listener, "wants_context", False) for listener in listeners)
-        self.job_accepted: _Methods = _those_who_hear(listeners, "job_accepted")
-        self.batch_started: _Methods = _those_who_hear(listeners, "batch_started")
-        self.batch_finished: _Methods = _those_who_hear(listeners, "batch_finished")
-        self.shutdown: _Methods = _those_who_hear(listeners, "shutdown")
+        self.job_accepted: _Methods = _methods_for("job_accepted", listeners)
+        self.batch_started: _Methods = _methods_for("batch_started", listeners)
+        self.batch_finished: _Methods = _methods_for("batch_finished", listeners)
+        self.shutdown: _Methods = _methods_for("shutdown", listeners)
 
 
 def notify(methods: _Methods, event: object) -> None:
@@ -165,7 +165,7 @@ def _all(listeners: Iterable[BatchListener]) -> list[BatchListener]:
         raise TypeError(f"listeners must be an iterable of BatchListeners, got {shown(listeners)}") from None
 
 
-def _those_who_hear(listeners: list[BatchListener], name: str) -> list[Callable[[Any], object]]:
+def _methods_for(name: str, listeners: list[BatchListener]) -> _Methods:
     ignored = getattr(BatchListener, name)  # the method of the base class, which does nothing
     methods = [getattr(listener, name, None) for listener in listeners]
     defined = [method for method in methods if callable(method) and getattr(method, "__func__", None) is not ignored]

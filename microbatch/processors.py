@@ -19,7 +19,7 @@ A wrapped processor can be pickled, for an executor with processes, if everythin
 pickled.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
@@ -35,12 +35,18 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 
 Processor = Callable[[list[Any]], Any]
-_Giving = Callable[[list[Job]], Iterable[Value | BaseException]]
-_Doing = Callable[[list[Job]], None]
+_WithResults = Callable[[list[Job]], Iterable[Value | BaseException]]
+_WithoutResults = Callable[[list[Job]], None]
+_Wrapped = Callable[[list[Job]], list[Value]]
+_Key = Callable[[Job], Hashable]
+_Context = Callable[[], AbstractContextManager[Any]]
 _Kinds = type[Exception] | tuple[type[Exception], ...]
 
+_NOT_THE_JOBS: _Kinds = (OSError, ResultCountError)
+"""Exceptions that no single job causes."""
 
-class _Given(NamedTuple):
+
+class _CallResult(NamedTuple):
     """What one call of a processor returned or raised."""
 
     values: list[Any]
@@ -53,24 +59,19 @@ class _Given(NamedTuple):
         return self.values + [self.error] * (count - len(self.values))
 
 
-def _call(processor: Processor, jobs: Sequence[Any]) -> _Given:
+def _call(processor: Processor, jobs: Sequence[Any]) -> _CallResult:
     values: list[Any] = []
     try:
         returned = processor(list(jobs))
-        if returned is None:
-            return _Given([None] * len(jobs), None)
-        results = results_of(returned)
-        if isinstance(results, list):
-            if len(results) != len(jobs):
-                raise ResultCountError(len(jobs), len(results))
-            return _Given(results, None)
-        values.extend(islice(results, len(jobs)))
-        if len(values) < len(jobs):  # any job may be the one without a result, so none of the values can be trusted
-            return _Given([], ResultCountError(len(jobs), len(values)))
-        exhaust(results, len(jobs), "a batch")
+        results = [None] * len(jobs) if returned is None else results_of(returned)
+        values.extend(results if isinstance(results, list) else islice(results, len(jobs)))
+        if len(values) != len(jobs):  # any job may be the one without a result, so none of the values can be trusted
+            return _CallResult([], ResultCountError(len(jobs), len(values)))
+        if not isinstance(results, list):
+            exhaust(results, len(jobs), "a batch")
     except Exception as error:
-        return _Given(values, error)
-    return _Given(values, None)
+        return _CallResult(values, error)
+    return _CallResult(values, None)
 
 
 def _is(outcome: Any, kinds: _Kinds) -> bool:
@@ -87,19 +88,15 @@ def _raise_for_all(outcomes: list[Any]) -> list[Any]:
 
 @overload
 def retrying(
-    processor: _Giving[Job, Value], *, stop: Any, wait: Any, retry: Any | None = None
-) -> Callable[[list[Job]], list[Value]]: ...
+    processor: _WithResults[Job, Value], *, stop: Any, wait: Any, retry: Any = None
+) -> _Wrapped[Job, Value]: ...
 
 
 @overload
-def retrying(
-    processor: _Doing[Job], *, stop: Any, wait: Any, retry: Any | None = None
-) -> Callable[[list[Job]], list[None]]: ...
+def retrying(processor: _WithoutResults[Job], *, stop: Any, wait: Any, retry: Any = None) -> _Wrapped[Job, None]: ...
 
 
-def retrying(
-    processor: Processor, *, stop: Any, wait: Any, retry: Any | None = None
-) -> Callable[[list[Any]], list[Any]]:
+def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -> _Wrapped[Any, Any]:
     """Return a processor that calls *processor* again with only the jobs that failed, as long as `tenacity` allows.
 
     A job may be processed more than once: if the downstream has processed it but could not confirm that, it processes
@@ -132,9 +129,10 @@ def retrying(
     import tenacity
 
     again = tenacity.retry_if_not_exception_type(ResultCountError) if retry is None else retry
-    for name, argument in (("processor", processor), ("stop", stop), ("wait", wait), ("retry", again)):
+    check_callable("processor", processor)
+    for name, argument in (("stop", stop), ("wait", wait), ("retry", again)):
         check_callable(name, argument)
-        if name != "processor" and isinstance(argument, type):  # a class is callable too, but is no strategy
+        if isinstance(argument, type):  # a class is callable too, but is no strategy
             raise TypeError(f"{name} must be a strategy of tenacity, got {shown(argument)}: pass an instance")
 
     return partial(_retried, processor, stop, wait, again)
@@ -182,31 +180,19 @@ def _error_of(attempt: Any) -> BaseException | None:
 
 @overload
 def bisecting(
-    processor: _Giving[Job, Value],
-    *,
-    on: _Kinds = Exception,
-    unless: _Kinds = (OSError, ResultCountError),
-    max_calls: int = 100,
-) -> Callable[[list[Job]], list[Value]]: ...
+    processor: _WithResults[Job, Value], *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
+) -> _Wrapped[Job, Value]: ...
 
 
 @overload
 def bisecting(
-    processor: _Doing[Job],
-    *,
-    on: _Kinds = Exception,
-    unless: _Kinds = (OSError, ResultCountError),
-    max_calls: int = 100,
-) -> Callable[[list[Job]], list[None]]: ...
+    processor: _WithoutResults[Job], *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
+) -> _Wrapped[Job, None]: ...
 
 
 def bisecting(
-    processor: Processor,
-    *,
-    on: _Kinds = Exception,
-    unless: _Kinds = (OSError, ResultCountError),
-    max_calls: int = 100,
-) -> Callable[[list[Any]], list[Any]]:
+    processor: Processor, *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
+) -> _Wrapped[Any, Any]:
     """Return a processor that finds the bad jobs of a batch that fails, so that only these jobs fail.
 
     If a call raises, it calls *processor* again with each half of the jobs that got the exception, and splits these
@@ -234,7 +220,10 @@ def bisecting(
 def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, jobs: list[Any]) -> list[Any]:
     outcomes: list[Any] = [None] * len(jobs)
     parts = [list(range(len(jobs)))] if jobs else []
-    for part in islice(_taken_out(parts), max_calls):
+    for _ in range(max_calls):
+        if not parts:
+            break
+        part = parts.pop(0)
         for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
             outcomes[place] = outcome
         blamed: dict[int, list[int]] = {}
@@ -247,26 +236,15 @@ def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, 
     return _raise_for_all(outcomes)
 
 
-def _taken_out(parts: list[list[int]]) -> Iterator[list[int]]:
-    while parts:
-        yield parts.pop(0)
+@overload
+def deduplicating(processor: _WithResults[Job, Value], key: _Key[Job] | None = None) -> _Wrapped[Job, Value]: ...
 
 
 @overload
-def deduplicating(
-    processor: _Giving[Job, Value], key: Callable[[Job], Hashable] | None = None
-) -> Callable[[list[Job]], list[Value]]: ...
+def deduplicating(processor: _WithoutResults[Job], key: _Key[Job] | None = None) -> _Wrapped[Job, None]: ...
 
 
-@overload
-def deduplicating(
-    processor: _Doing[Job], key: Callable[[Job], Hashable] | None = None
-) -> Callable[[list[Job]], list[None]]: ...
-
-
-def deduplicating(
-    processor: Processor, key: Callable[[Any], Hashable] | None = None
-) -> Callable[[list[Any]], list[Any]]:
+def deduplicating(processor: Processor, key: _Key[Any] | None = None) -> _Wrapped[Any, Any]:
     """Return a processor that calls *processor* without duplicates, and gives equal jobs the same outcome.
 
     >>> calls = []
@@ -288,31 +266,25 @@ def deduplicating(
     return partial(_deduplicated, processor, key)
 
 
-def _deduplicated(processor: Processor, key: Callable[[Any], Hashable] | None, jobs: list[Any]) -> list[Any]:
+def _deduplicated(processor: Processor, key: _Key[Any] | None, jobs: list[Any]) -> list[Any]:
     kinds = [key(job) for job in jobs] if key is not None else jobs
     firsts: dict[Hashable, int] = {}
     for place, kind in enumerate(kinds):
         firsts.setdefault(kind, place)
-    given = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _Given([], None)
-    outcome_of = dict(zip(firsts, given.outcomes(len(firsts))))
+    result = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _CallResult([], None)
+    outcome_of = dict(zip(firsts, result.outcomes(len(firsts))))
     return _raise_for_all([outcome_of[kind] for kind in kinds])
 
 
 @overload
-def within(
-    processor: _Giving[Job, Value], context: Callable[[], "AbstractContextManager[Any]"]
-) -> Callable[[list[Job]], list[Value]]: ...
+def within(processor: _WithResults[Job, Value], context: _Context) -> _Wrapped[Job, Value]: ...
 
 
 @overload
-def within(
-    processor: _Doing[Job], context: Callable[[], "AbstractContextManager[Any]"]
-) -> Callable[[list[Job]], list[None]]: ...
+def within(processor: _WithoutResults[Job], context: _Context) -> _Wrapped[Job, None]: ...
 
 
-def within(
-    processor: Processor, context: Callable[[], "AbstractContextManager[Any]"]
-) -> Callable[[list[Any]], list[Any]]:
+def within(processor: Processor, context: _Context) -> _Wrapped[Any, Any]:
     """Return a processor that calls *processor* inside a new context for each batch, such as a transaction.
 
     If the processor returns an iterable, all results are read before the context ends.
@@ -342,18 +314,18 @@ def within(
     return partial(_within, processor, context)
 
 
-def _within(processor: Processor, context: Callable[[], "AbstractContextManager[Any]"], jobs: list[Any]) -> list[Any]:
+def _within(processor: Processor, context: _Context, jobs: list[Any]) -> list[Any]:
     if not jobs:
         return []
     suppressed = "the context suppressed an exception of the processor that is not a subclass of Exception"
-    given = _Given([], RuntimeError(suppressed))
+    result = _CallResult([], RuntimeError(suppressed))
     with context():
-        given = _call(processor, jobs)
-        if given.error is not None:
-            raise given.error
-    if given.error is not None:  # the context suppressed it
-        raise given.error
-    return given.values
+        result = _call(processor, jobs)
+        if result.error is not None:
+            raise result.error
+    if result.error is not None:  # the context suppressed it
+        raise result.error
+    return result.values
 
 
 def _kinds(name: str, value: Any) -> tuple[type[Exception], ...]:

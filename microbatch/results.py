@@ -1,10 +1,11 @@
 """The states of a job, its result, and what is known of its batch and its batcher. These classes only hold data."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+
+from microbatch._basics.dataclass import dataclass, field
 
 __all__ = ["BatchInfo", "BatcherStats", "JobResult", "JobState", "OVER", "Service", "WAITING", "make_result"]
 
@@ -101,6 +102,14 @@ class Service(NamedTuple):
     """Seconds from that call until the results arrived."""
 
 
+def _refuse(self: object, *operands: object) -> NoReturn:
+    raise TypeError("a JobResult is not the value itself: use its .value")
+
+
+_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+_OTHER = "neg pos abs invert lt le gt ge len iter reversed contains getitem setitem delitem".split()
+
+
 class JobResult(Generic[Value]):
     """The result of one job. The value that the processor returned is in `value`.
 
@@ -113,13 +122,11 @@ class JobResult(Generic[Value]):
     _value: Value
     _service: Service
     _submitted: float
+    # Not defined one by one, so that type checkers reject these operations too.
+    locals().update({f"__{name}__": _refuse for name in [*_BINARY, *map("r{}".format, _BINARY), *_OTHER]})
 
     def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":
-        result = object.__new__(cls)
-        result._value = value
-        result._service = Service(batch, queue_time, service_time)
-        result._submitted = 0
-        return result
+        return make_result(value, Service(batch, queue_time, service_time), 0.0, cls)
 
     @property
     def value(self) -> Value:
@@ -158,22 +165,12 @@ class JobResult(Generic[Value]):
 _fields: Callable[["JobResult[Any]"], tuple[Any, ...]] = attrgetter("value", "batch", "queue_time", "service_time")
 
 
-def make_result(value: Value, service: Service, submitted: float) -> JobResult[Value]:
+def make_result(
+    value: Value, service: Service, submitted: float, cls: type[JobResult[Any]] = JobResult
+) -> JobResult[Value]:
     """Return the result of a job. *submitted* is a moment on the same clock as ``service.started``."""
-    result = object.__new__(JobResult)  # faster than `JobResult()`, which calls a method written in Python
+    result: JobResult[Value] = object.__new__(cls)  # faster than `JobResult()`, which calls a method written in Python
     result._value = value
     result._service = service
     result._submitted = submitted
     return result
-
-
-def _refuse(self: object, *operands: object) -> NoReturn:
-    raise TypeError("a JobResult is not the value itself: use its .value")
-
-
-_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
-# Assigned here and not defined in the class, so that type checkers reject these operations too.
-for _name in [*_BINARY, *map("r{}".format, _BINARY), *"neg pos abs invert lt le gt ge".split()]:
-    setattr(JobResult, f"__{_name}__", _refuse)
-for _name in "len iter reversed contains getitem setitem delitem".split():
-    setattr(JobResult, f"__{_name}__", _refuse)

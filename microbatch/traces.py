@@ -26,7 +26,7 @@ from microbatch.simulation import Arrival
 
 __all__ = ["Trace", "TraceRecorder", "read_trace"]
 
-_ENDLESS = 1e15
+_TOO_LARGE = 1e15
 """Numbers of at least this size are refused as a mistake. Sums of squares of smaller numbers stay finite."""
 
 
@@ -96,14 +96,15 @@ def read_trace(lines: Iterable[str]) -> Trace:
         raise TypeError(f"lines must be the lines of a trace, got {shown(lines)}")
     arrivals: list[Arrival] = []
     batches: list[tuple[int, float]] = []
-    for number, text in enumerate(_without_half_a_line(list(lines)), 1):
+    for number, text in enumerate(_complete_lines(list(lines)), 1):
         try:
             line = json.loads(text)
             moments = [_finite(moment) for moment in line["submitted"]]
             weights = [
-                check_number("weights", weight, below=_ENDLESS) for weight in line.get("weights", [1.0] * len(moments))
+                check_number("weights", weight, below=_TOO_LARGE)
+                for weight in line.get("weights", [1.0] * len(moments))
             ]
-            batches.append((len(moments), check_number("service_time", line["service_time"], below=_ENDLESS)))
+            batches.append((len(moments), check_number("service_time", line["service_time"], below=_TOO_LARGE)))
             pairs = zip(moments, weights, strict=True)
             arrivals += [Arrival(moment, line.get("key"), weight) for moment, weight in pairs]
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -115,7 +116,7 @@ def read_trace(lines: Iterable[str]) -> Trace:
     return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _line(batches))
 
 
-def _without_half_a_line(lines: list[str]) -> list[str]:
+def _complete_lines(lines: list[str]) -> list[str]:
     if len(lines) > 1:
         try:
             json.loads(lines[-1])
@@ -126,7 +127,7 @@ def _without_half_a_line(lines: list[str]) -> list[str]:
 
 def _finite(moment: Any) -> float:
     number = check_answer("submitted", moment)  # may be negative, because the zero of a clock is arbitrary
-    check_number("submitted", abs(number), below=_ENDLESS)
+    check_number("submitted", abs(number), below=_TOO_LARGE)
     return number
 
 

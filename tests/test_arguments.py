@@ -274,7 +274,8 @@ def parameters() -> Iterator[str]:
             offered = getattr(module, name)
             if isinstance(offered, GenericAlias):
                 continue  # on Python 3.10 it passes for a class
-            for method, function in vars(offered).items() if inspect.isclass(offered) else [("", offered)]:
+            for method in vars(offered) if inspect.isclass(offered) else [""]:
+                function = getattr(offered, method, None) if method else offered
                 public = not method.startswith("_") or method in ("__init__", "__call__", "__or__", "__and__")
                 if public and inspect.isfunction(function):
                     names = list(inspect.signature(function).parameters)[bool(method) :]

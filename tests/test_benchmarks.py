@@ -32,6 +32,7 @@ TINY: dict[str, list[dict[str, float]]] = {
     "lone": [{"calls": 2}],
     "open": [{"load": 0.1, "seconds": 0.02}],
     "idle": [{"seconds": 0.01}],
+    "import": [{"times": 1}],
     "timer": [{"jobs": 2}],
     "memory": [{"jobs": 130, "traced": 1}],
     "shutdown": [{"times": 2}],

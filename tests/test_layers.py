@@ -1,6 +1,7 @@
 """The rooms of the package: a room imports only from the rooms below it. ``docs/map.rst`` says what each is for."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -25,7 +26,8 @@ INTEGRATIONS = {
 """And what each of them needs."""
 
 FLOORS = [
-    {"errors", "results", "_basics"},
+    {"_basics"},
+    {"errors", "results"},
     {"futures", "policies", "processors", "testing"},
     {"_forming", "config", "listeners"},
     {"_engine", "simulation"},
@@ -87,9 +89,21 @@ def test_nothing_beyond_the_standard_library_is_imported_at_import_time(module: 
     assert INTEGRATIONS.get(module, set()) == others
 
 
+COSTLY = {"ast", "contextvars", "dataclasses", "inspect", "numbers", "pickle"}
+"""Modules of the standard library that only some programs need, and that take long to import."""
+
+
+def test_importing_the_package_loads_no_costly_module() -> None:
+    code = "import concurrent.futures.thread, sys; before = {*sys.modules}; import microbatch; print(*{*sys.modules} - before)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert set() == loaded & COSTLY
+    own = {name.partition(".")[2] for name in loaded if name.startswith("microbatch.")}
+    assert set() == {module for module in own if room(module) in {"cli", "integrations", "simulation", "testing"}}
+
+
 @pytest.mark.parametrize("module", INTEGRATIONS)
 def test_an_integration_needs_only_what_anybody_can_use(module: str) -> None:
-    assert set(imports(module)) <= {"__init__", "processors"}
+    assert set(imports(module)) <= {"__init__", "batcher", "processors"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from benchmarks.measurements.closed import CLOSED
 from benchmarks.measurements.contention import CONTENTION
 from benchmarks.measurements.gather import GATHER
 from benchmarks.measurements.idle import IDLE
+from benchmarks.measurements.importing import IMPORT
 from benchmarks.measurements.listeners import LISTENERS
 from benchmarks.measurements.lone import LONE
 from benchmarks.measurements.memory import MEMORY
@@ -21,6 +22,7 @@ MEASUREMENTS = {
         LONE,
         OPEN,
         IDLE,
+        IMPORT,
         TIMER,
         MEMORY,
         SHUTDOWN,

@@ -1,14 +1,17 @@
 """Checks of arguments. Each error has the form ``name must be ..., got ...``."""
 
 import math
-import numbers
 import reprlib
+import sys
 from concurrent.futures import Executor
-from inspect import isasyncgenfunction, iscoroutinefunction
+from functools import partial
+from types import CodeType
 from typing import Any
 
 MOST_THREADS = 10_000
 """The maximum number of worker threads. A larger number is a mistake, and could bring the machine down."""
+
+_CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x80, 0x200  # as in `inspect`, whose import takes long
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxlong = _brief.maxother = 100
@@ -26,9 +29,18 @@ def check_callable(name: str, value: Any) -> None:
     """Raise TypeError unless *value* is callable and not asynchronous."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {shown(value)}")
-    for function in (value, getattr(value, "__call__", None)):
-        if iscoroutinefunction(function) or isasyncgenfunction(function):
-            raise TypeError(f"{name} must be a plain function, got the asynchronous {shown(value)}")
+    if _is_asynchronous(value) or _is_asynchronous(getattr(value, "__call__", None)):
+        raise TypeError(f"{name} must be a plain function, got the asynchronous {shown(value)}")
+
+
+def _is_asynchronous(function: Any) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType) and code.co_flags & (_CO_COROUTINE | _CO_ASYNC_GENERATOR):
+        return True
+    return hasattr(function, "_is_coroutine_marker") and sys.modules["inspect"].iscoroutinefunction(function)
 
 
 def check_executor(name: str, value: Any) -> None:
@@ -59,7 +71,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     """Return *value* if it is an integer from *least* to *most*. A bool is not an integer here."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if type(value) is not int and not _is_a(value, "Integral"):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     number = int(value)
     if number < least:
@@ -101,10 +113,15 @@ def check_answer(name: str, value: Any) -> float:
 
 
 def _float(name: str, value: Any) -> float:
-    real = type(value) is int or isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real:
+    if type(value) not in (int, float) and not _is_a(value, "Real"):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError:  # an integer that is too large for a float
         return math.inf if value > 0 else -math.inf
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    import numbers  # few values need it
+
+    return isinstance(value, getattr(numbers, kind)) and not isinstance(value, bool)

@@ -8,7 +8,8 @@ import functools
 import importlib.util
 import math
 import threading
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
 NOW = -math.inf
 NEVER = math.inf
@@ -24,7 +25,7 @@ class Clock(Protocol):
         """Wait until *condition* is notified or *moment* has come. The caller holds *condition*. May return early."""
 
 
-def _true_time_module() -> object:
+def _true_time_module() -> ModuleType:
     # Tools that freeze time, such as freezegun, replace `time.monotonic` in every module that refers to it. If
     # microbatch is imported while time is frozen, it would get the replacement too. A worker thread would then wait in
     # real time for a moment of frozen time, which never comes. A second instance of the built-in module has the
@@ -36,11 +37,14 @@ def _true_time_module() -> object:
     return module
 
 
+_time: Any = _true_time_module()
+
+
 class SystemClock:
     """The machine's monotonic clock."""
 
     # An attribute of the class, because tools that freeze time replace the globals of modules.
-    now = staticmethod(getattr(_true_time_module(), "monotonic"))
+    now = staticmethod(_time.monotonic)
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         """See `Clock.wait_until`."""
@@ -52,5 +56,5 @@ class SystemClock:
                 condition.wait(min(remaining, threading.TIMEOUT_MAX))
 
 
-let_others_run = functools.partial(getattr(_true_time_module(), "sleep"), 0)
+let_others_run = functools.partial(_time.sleep, 0)
 """Let other threads run. Returns when the interpreter runs this thread again."""

@@ -2,9 +2,8 @@
 
 import logging
 from collections import UserString
-from collections.abc import Coroutine, ItemsView, Iterator, KeysView, Mapping, Set
+from collections.abc import Awaitable, Coroutine, ItemsView, Iterator, KeysView, Mapping, Set
 from concurrent.futures import Future
-from inspect import isawaitable
 from itertools import islice
 from types import FunctionType, MemberDescriptorType
 from typing import Any
@@ -84,7 +83,7 @@ def _flaw(returned: Any) -> str | None:
     kind = type(returned)
     if isinstance(returned, Coroutine):
         returned.close()  # otherwise Python warns that it was never awaited
-    if isinstance(returned, Future) or isawaitable(returned):
+    if isinstance(returned, (Future, Awaitable)):
         return "which must be waited for: return its result"
     if isinstance(returned, _ONE_VALUE) or _dimensions(returned) == 0:
         return f"which is one value: {_A_LIST}"

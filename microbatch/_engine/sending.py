@@ -1,6 +1,5 @@
 """Sending a batch to an executor of the user, and finding out which object could not be pickled."""
 
-import pickle
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -23,6 +22,8 @@ def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> Ba
     they name only the type. So this pickles the processor and each job again. If pickling one of them raises the same
     exception as *error* or one of its causes, that one is named. Never raises.
     """
+    import pickle  # takes long, and few programs need it
+
     try:
         known = [(type(each), str(each)) for each in _chain(error)]
         for what, thing in _parts(processor, jobs):

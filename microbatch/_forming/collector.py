@@ -11,12 +11,12 @@ worker. The line is first come, first served, so a busy key can't starve the oth
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import count, islice, repeat
 from typing import Any, Generic
 
 from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
+from microbatch._basics.dataclass import dataclass
 from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
 from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learns, limit_for

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import os
+import pkgutil
 import signal
 import stat
 import sys
@@ -12,7 +13,7 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from functools import partial
 from itertools import combinations
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
@@ -21,7 +22,8 @@ from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Na
 from microbatch._basics.arguments import MOST_THREADS, check_callable
 from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
 from microbatch.cli.run import in_one_line, process_lines, sturdy
-from microbatch.cli.simulate import compare, load_of, plot, table
+from microbatch.cli.simulate import load_of, plot, table
+from microbatch.simulation import simulate
 from microbatch.simulation.plots import check_plot
 from microbatch.traces import Trace, read_trace
 
@@ -43,11 +45,7 @@ class BadUsage(Exception):
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal tells the program to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal tells the program to end. Its argument is the number of the signal."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
             _refuse(options, f"unrecognized arguments: {' '.join(unknown)}")
-        _refuse_closed_streams(options)
+        if closed := [name for name in ("stdin", "stdout") if getattr(sys, name) is None]:
+            _refuse(options, f"{closed[0]} is closed")
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -81,15 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"microbatch: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as interrupt:
-        status = 128 + (interrupt.number if isinstance(interrupt, _Signalled) else signal.SIGINT)
+        status = 128 + (interrupt.args[0] if isinstance(interrupt, _Signalled) else signal.SIGINT)
     _give_up_output()
     return status
-
-
-def _refuse_closed_streams(options: argparse.Namespace) -> None:
-    for name in ("stdin", "stdout"):
-        if getattr(sys, name) is None:
-            _refuse(options, f"{name} is closed")
 
 
 def _give_up_output() -> None:
@@ -117,11 +110,11 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
             raised = True
             raise _Signalled(number)
 
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # other threads can't set a handler
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        untouched = (signal.SIG_DFL, signal.default_int_handler)
-        previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # other threads can't set a handler
+        numbers = []
+    untouched = (signal.SIG_DFL, signal.default_int_handler)
+    previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in untouched}
     try:
         for number in previous:
             signal.signal(number, handle)
@@ -131,106 +124,71 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_WORKERS = "batches that run at the same time (default: %(default)s)"
-
-
 def _parser() -> argparse.ArgumentParser:
     called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
     parser = _Parser(prog=called, description="Turn many single jobs into few batches.")
     parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    demo = commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare")
-    demo.add_argument(
-        "--threads", type=_threads, default=32, metavar="N", help="callers at the same time (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--jobs", type=_count, metavar="N", help="rows (default: as many as the disk takes in about 20 s)"
-    )
-    _add_policy(demo)
-    demo.set_defaults(command=_demo, parser=demo)
-
-    run = commands.add_parser("run", help="process JSON Lines with a function of yours")
-    run.add_argument(
-        "target", metavar="MODULE:CALLABLE", help="a function that takes a list of jobs and returns one result per job"
-    )
-    run.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="one JSON value per line; - for standard input"
-    )
-    run.add_argument("--workers", type=_threads, default=1, metavar="N", help=_WORKERS)
-    run.add_argument(
-        "-o", "--output", default="-", metavar="FILE", help="the file for the results, in the order of the input"
-    )
-    run.add_argument(
-        "--errors",
-        metavar="FILE",
-        help="a file for one JSON object per failed line: number, input and error (its result is null)",
-    )
-    run.add_argument(
-        "--bisect",
-        action="store_true",
-        help="split a batch that raises until only the lines that cause the error fail; others may be processed again",
-    )
-    run.add_argument(
-        "--retry",
-        type=partial(_count, least=0),
-        default=0,
-        metavar="N",
-        help="retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)",
-    )
-    _add_policy(run)
-    run.set_defaults(command=_run, parser=run)
-
-    simulation = commands.add_parser("simulate", help="try policies on a load, in virtual time, and compare")
-    simulation.add_argument(
-        "policy",
-        nargs="*",
-        metavar="POLICY",
-        help="a Python expression: 'Size(64) | Interval(0.005)' (default: the default policy and two common ones)",
-    )
-    simulation.add_argument(
-        "--cost",
-        type=_argument(parse_cost),
-        help="the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded)",
-    )
-    load = simulation.add_mutually_exclusive_group(required=True)
-    load.add_argument("--rate", type=_argument(parse_rate), metavar="N", help="independent jobs per second: 100/s")
-    load.add_argument(
-        "--callers",
-        type=_count,
-        metavar="N",
-        help="callers that each wait for a result before they submit the next job",
-    )
-    load.add_argument(
-        "--trace", type=_trace, metavar="FILE", help="a load that microbatch.traces.TraceRecorder recorded"
-    )
-    simulation.add_argument(
-        "--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)"
-    )
-    simulation.add_argument("--workers", type=_threads, default=1, metavar="N", help=_WORKERS)
-    simulation.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the seed of the random numbers (default: %(default)s)"
-    )
-    simulation.add_argument(
-        "--plot",
-        metavar="FILE",
-        help="draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)",
-    )
-    simulation.set_defaults(command=_simulate, parser=simulation)
+    _add_demo(commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare"))
+    _add_run(commands.add_parser("run", help="process JSON Lines with a function of yours"))
+    _add_simulate(commands.add_parser("simulate", help="try policies on a load, in virtual time, and compare"))
     return parser
 
 
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--threads", type=_threads, default=32, metavar="N", help="callers at the same time (default: %(default)s)")
+    add("--jobs", type=_count, metavar="N", help="rows (default: as many as the disk takes in about 20 s)")
+    _add_policy(parser)
+    parser.set_defaults(command=_demo, parser=parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    target = "a function that takes a list of jobs and returns one result per job"
+    errors = "a file for one JSON object per failed line: number, input and error (its result is null)"
+    bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
+    retry = "retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)"
+    add("target", metavar="MODULE:CALLABLE", help=target)
+    add("file", nargs="?", default="-", metavar="FILE", help="one JSON value per line; - for standard input")
+    _add_workers(parser)
+    add("-o", "--output", default="-", metavar="FILE", help="the file for the results, in the order of the input")
+    add("--errors", metavar="FILE", help=errors)
+    add("--bisect", action="store_true", help=bisect)
+    add("--retry", type=partial(_count, least=0), default=0, metavar="N", help=retry)
+    _add_policy(parser)
+    parser.set_defaults(command=_run, parser=parser)
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    policy = "a Python expression: 'Size(64) | Interval(0.005)' (default: the default policy and two common ones)"
+    cost = "the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded)"
+    callers = "callers that each wait for a result before they submit the next job"
+    plotted = "draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)"
+    add("policy", nargs="*", metavar="POLICY", help=policy)
+    add("--cost", type=_argument(parse_cost), help=cost)
+    load = parser.add_mutually_exclusive_group(required=True).add_argument
+    load("--rate", type=_argument(parse_rate), metavar="N", help="independent jobs per second: 100/s")
+    load("--callers", type=_count, metavar="N", help=callers)
+    load("--trace", type=_argument(_trace), metavar="FILE", help="a load that microbatch.traces.TraceRecorder recorded")
+    add("--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)")
+    _add_workers(parser)
+    add("--seed", type=int, default=0, metavar="N", help="the seed of the random numbers (default: %(default)s)")
+    add("--plot", metavar="FILE", help=plotted)
+    parser.set_defaults(command=_simulate, parser=parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    text = "batches that run at the same time (default: %(default)s)"
+    parser.add_argument("--workers", type=_threads, default=1, metavar="N", help=text)
+
+
 def _add_policy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size", type=_count, default=100, metavar="N", help="maximum jobs in a batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--interval",
-        type=_argument(parse_seconds),
-        default=0.0,
-        metavar="SECONDS",
-        help="longest wait for more jobs: 0.005 or 5ms (default: 0, dispatch as soon as a worker is free)",
-    )
+    add, interval = parser.add_argument, _argument(parse_seconds)
+    wait = "longest wait for more jobs: 0.005 or 5ms (default: 0, dispatch as soon as a worker is free)"
+    add("--size", type=_count, default=100, metavar="N", help="maximum jobs in a batch (default: %(default)s)")
+    add("--interval", type=interval, default=0.0, metavar="SECONDS", help=wait)
 
 
 def _count(text: str, least: int = 1) -> int:
@@ -256,18 +214,15 @@ def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
     def parsed(text: str) -> _Parsed:
         try:
             return parse(text)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parsed
 
 
 def _trace(path: str) -> Trace:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return read_trace(file)
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    with open(path, encoding="utf-8") as file:
+        return read_trace(file)
 
 
 def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
@@ -276,9 +231,7 @@ def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
 
 def _simulate(options: argparse.Namespace) -> int:
     trace: Trace | None = options.trace
-    cost: Callable[[int], float] | None = options.cost
-    if cost is None and trace is not None:
-        cost = trace.service_time
+    cost: Callable[[int], float] | None = options.cost or (trace.service_time if trace else None)
     if cost is None:
         _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
     load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
@@ -289,10 +242,10 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.plot is not None:
         _check_plot(options)
     try:
-        lines = table(compare(policies, load(1), cost, max_workers=options.workers, seed=options.seed))
-        print(*lines, sep="\n", flush=True)
+        simulated = partial(simulate, service_time=cost, max_workers=options.workers, seed=options.seed)
+        print(*table(policies, load(1), simulated), sep="\n", flush=True)
         if options.plot is not None:
-            plot(options.plot, policies, load, cost, max_workers=options.workers, seed=options.seed)
+            plot(options.plot, policies, load, simulated)
     except JobTooLarge as error:
         raise BadUsage(str(error)) from None
     except ValueError as error:
@@ -346,19 +299,11 @@ def _run(options: argparse.Namespace) -> int:
         stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
         if "-" in (options.output, options.errors):  # the output of the user's module must not mix with the results
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        processor = sturdy(
-            _load(options), bisect=options.bisect, retries=options.retry, size=options.size, interrupted=interrupted
-        )
+        processor = sturdy(_load(options), options.bisect, options.retry, options.size, interrupted)
         source, sink, errors = _opened(options, stdin, stdout, stack)
+        limits = {"size": options.size, "workers": options.workers}
         failed = process_lines(
-            processor,
-            _policy(options),
-            source,
-            sink,
-            size=options.size,
-            workers=options.workers,
-            errors=errors,
-            interrupted=interrupted,
+            processor, _policy(options), source, sink, **limits, errors=errors, interrupted=interrupted
         )
     return 1 if failed else 0
 
@@ -373,7 +318,7 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        processor: Any = reduce(getattr, path.split("."), importlib.import_module(name))
+        processor: Any = pkgutil.resolve_name(options.target)
         check_callable("processor", processor)
     except (Exception, SystemExit) as error:  # the import runs the user's module, which may raise anything
         _refuse(options, f"can't use {options.target}: {in_one_line(error)}{_place(error)}")

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -95,8 +96,10 @@ def run_demo(threads: int, policy: BatchingPolicy[object], jobs: int | None, ech
                     progress.update()
             echo(f"{len(rows):,} function definitions of Python's standard library, from {threads} threads")
             echo("into an SQLite file with durable commits\n")
-            one_by_one = _insert_one_by_one(database, rows, threads)
-            batched = _insert_batched(database, rows, threads, policy)
+            measured = partial(_measured, database, rows, threads)
+            one_by_one = measured("one commit per job", "one_by_one", lambda row: database.insert("one_by_one", [row]))
+            with Batcher(partial(database.insert, "batched"), policy) as batcher:
+                batched = measured("through a Batcher", "batched", lambda row: batcher.submit(row).result())
             same = sorted(rows) == database.rows("one_by_one") == database.rows("batched")
         finally:
             database.close()
@@ -138,31 +141,15 @@ def _fitting_number(database: Database) -> int:
     return min(_MOST, max(_FEWEST, int(_SECONDS / commit_time)))
 
 
-def _insert_one_by_one(database: Database, rows: list[Row], threads: int) -> Measured:
-    database.create("one_by_one")
-    title = "one commit per job"
-    seconds, waits = _timed(title, lambda row: database.insert("one_by_one", [row]), rows, threads)
-    return Measured(title, seconds, waits, database.batch_sizes)
-
-
-def _insert_batched(database: Database, rows: list[Row], threads: int, policy: BatchingPolicy[object]) -> Measured:
-    database.create("batched")
-
-    def insert_many(batch: list[Row]) -> None:
-        database.insert("batched", batch)
-
-    title = "through a Batcher"
-    with Batcher(insert_many, policy) as batcher:
-        seconds, waits = _timed(title, lambda row: batcher.submit(row).result(), rows, threads)
-    return Measured(title, seconds, waits, database.batch_sizes)
-
-
-def _timed(title: str, call: Callable[[Row], object], rows: list[Row], threads: int) -> tuple[float, list[float]]:
-    """Make the call for every row, from many threads. Return the total time, and the time of each call, in seconds."""
+def _measured(
+    database: Database, rows: list[Row], threads: int, title: str, table: str, insert: Callable[[Row], object]
+) -> Measured:
+    """Create the table, and insert every row, from many threads."""
+    database.create(table)
 
     def wait_for(row: Row) -> float:
         started = time.perf_counter()
-        call(row)
+        insert(row)
         return time.perf_counter() - started
 
     waits = []
@@ -173,7 +160,7 @@ def _timed(title: str, call: Callable[[Row], object], rows: list[Row], threads: 
             for wait in callers.map(wait_for, rows):
                 waits.append(wait)
                 progress.update()
-            return time.perf_counter() - started, waits
+            return Measured(title, time.perf_counter() - started, waits, database.batch_sizes)
     finally:
         callers.shutdown(cancel_futures=True)  # if a signal comes, some rows are left
 

@@ -119,9 +119,8 @@ def parse_rate(text: str) -> float:
     try:
         rate = float(number) / (_SECONDS_OF[unit.strip()] if slash else 1.0)
     except (ValueError, KeyError):
-        raise ValueError(
-            f"must be a number of jobs per second, or a rate such as 100/s or 100/min, got {text!r}"
-        ) from None
+        expected = "a number of jobs per second, or a rate such as 100/s or 100/min"
+        raise ValueError(f"must be {expected}, got {text!r}") from None
     if not rate > 0:
         raise ValueError(f"must be above 0, got {text!r}")
     return rate

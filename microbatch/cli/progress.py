@@ -39,8 +39,11 @@ def show_progress(
     try:
         from microbatch.integrations.tqdm import Bar
     except ImportError:
-        with _Counter(f"{title}: " if title else "", f" of {total:,} {unit}" if total else f" {unit}", keep) as counter:
+        counter = _Counter(f"{title}: " if title else "", f" of {total:,} {unit}" if total else f" {unit}")
+        try:
             yield counter
+        finally:
+            counter.show("\n") if keep else counter.clear()
     else:
         with Bar(total=total, desc=title or None, unit=f" {unit}", leave=keep, file=sys.stderr) as bar:
             yield bar
@@ -57,8 +60,8 @@ class _Silence:
 class _Counter:
     """A progress display without `tqdm`. It updates the count about ten times per second."""
 
-    def __init__(self, before: str, after: str, keep: bool) -> None:
-        self._before, self._after, self._keep = before, after, keep
+    def __init__(self, before: str, after: str) -> None:
+        self._before, self._after = before, after
         self._clock = SystemClock()
         self._count = 0
         self._shown = self._clock.now()
@@ -68,7 +71,7 @@ class _Counter:
         """See `Progress`."""
         self._count += 1
         if self._clock.now() - self._shown >= 0.1:
-            self._show("")
+            self.show("")
 
     def clear(self) -> None:
         """See `Progress`."""
@@ -76,17 +79,9 @@ class _Counter:
             print("\r" + " " * self._width, end="\r", file=sys.stderr, flush=True)
             self._width = 0
 
-    def _show(self, end: str) -> None:
+    def show(self, end: str) -> None:
+        """Print the line, and *end* after it."""
         self._shown = self._clock.now()
         line = f"{self._before}{self._count:,}{self._after}"
         self._width = len(line)
         print(f"\r{line}", end=end, file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "_Counter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._keep:
-            self._show("\n")
-        else:
-            self.clear()

@@ -26,7 +26,7 @@ _NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
 
 
 def sturdy(
-    processor: Callable[[Any], Any], *, bisect: bool, retries: int, size: int, interrupted: threading.Event
+    processor: Callable[[Any], Any], bisect: bool, retries: int, size: int, interrupted: threading.Event
 ) -> Callable[[Any], Any]:
     """Return a processor that bisects and retries batches that fail, according to the options.
 

@@ -1,20 +1,23 @@
 """``python -m microbatch simulate``: compares several policies under the same load."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from microbatch.cli.progress import show_progress
 from microbatch.policies.base import BatchingPolicy
-from microbatch.simulation import Arrival, SimulationReport, callers, poisson, simulate
+from microbatch.simulation import Arrival, SimulationReport, callers, poisson
 from microbatch.simulation.plots import Point, draw_loads
 from microbatch.simulation.simulator import Arrivals
 
-__all__ = ["Load", "compare", "load_of", "plot", "table"]
+__all__ = ["Load", "Simulated", "load_of", "plot", "table"]
 
 Load = Callable[[float], Arrivals]
 """Returns the arrivals for a share of a load. For example, 0.5 means half as many jobs per second."""
+
+Simulated = Callable[[BatchingPolicy[Any], Arrivals], SimulationReport]
+"""Simulates a policy under a load."""
 
 _LOADS = 13
 """The number of loads in a plot, from a hundredth of the load up to all of it."""
@@ -44,30 +47,7 @@ _COLUMNS: dict[str, Callable[[SimulationReport], str]] = {
 }
 
 
-def compare(
-    policies: Sequence[BatchingPolicy[Any]],
-    arrivals: Arrivals,
-    service_time: Callable[[int], float],
-    *,
-    max_workers: int,
-    seed: int,
-) -> Mapping[str, SimulationReport]:
-    """Simulate each policy, and return the reports by the repr of the policy."""
-    return {
-        repr(policy): simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
-        for policy in policies
-    }
-
-
-def plot(
-    path: str,
-    policies: Sequence[BatchingPolicy[Any]],
-    load: Load,
-    service_time: Callable[[int], float],
-    *,
-    max_workers: int,
-    seed: int,
-) -> None:
+def plot(path: str, policies: Sequence[BatchingPolicy[Any]], load: Load, simulated: Simulated) -> None:
     """Draw the results of the policies under several loads, from a hundredth of *load* up to all of it."""
     lines: dict[str, list[Point]] = {repr(policy): [] for policy in policies}
     with show_progress("simulations", _LOADS * len(policies), title="plot") as progress:
@@ -75,8 +55,7 @@ def plot(
             arrivals = load(10 ** (step / 6 - 2))
             for policy in policies:
                 with suppress(ValueError):  # the policy would never dispatch the jobs of so few callers
-                    report = simulate(policy, arrivals, service_time, max_workers=max_workers, seed=seed)
-                    lines[repr(policy)].append(_point(report))
+                    lines[repr(policy)].append(_point(simulated(policy, arrivals)))
                 progress.update()
     draw_loads(path, lines)
 
@@ -88,18 +67,11 @@ def _point(report: SimulationReport) -> Point:
     return Point(load, report.p50, report.p99, 1_000 * report.batches / report.jobs)
 
 
-def table(reports: Mapping[str, SimulationReport]) -> list[str]:
-    """Return the lines of a table with a row for each report."""
+def table(policies: Sequence[BatchingPolicy[Any]], arrivals: Arrivals, simulated: Simulated) -> Iterator[str]:
+    """Simulate each policy, and yield the lines of a table with a row for each."""
+    reports = {repr(policy): simulated(policy, arrivals) for policy in policies}
     rows = [["policy", *_COLUMNS]]
     rows += [[name, *(show(report) for show in _COLUMNS.values())] for name, report in reports.items()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  ".join(
-            _aligned(cell, width, place, len(row)) for place, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _aligned(cell: str, width: int, place: int, places: int) -> str:
-    return cell.ljust(width) if place in (0, places - 1) else cell.rjust(width)
+    first, *numbers, _ = (max(map(len, column)) for column in zip(*rows))
+    for name, *cells, triggers in rows:
+        yield "  ".join([name.ljust(first), *map(str.rjust, cells, numbers), triggers]).rstrip()

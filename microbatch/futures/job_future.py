@@ -32,16 +32,18 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError, _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
-from contextvars import Context, copy_context
 from functools import partial
 from itertools import repeat
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import Flag, Waiter, Waiters
 from microbatch.futures.exceptions import Failures
 from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
+
+if TYPE_CHECKING:
+    from contextvars import Context
 
 __all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
 
@@ -171,7 +173,7 @@ class JobFuture(Future[JobResult[Value]]):
     _error: BaseException | None = None
     _failures: Failures | None = None
     _own: tuple[BaseException, Any] | None = None  # the exception for the caller, and its traceback before it is raised
-    _context: Context | None = None
+    _context: "Context | None" = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
@@ -208,7 +210,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._stage in WAITING
 
     @property
-    def context(self) -> Context | None:
+    def context(self) -> "Context | None":
         """The `contextvars` context in which the job was submitted, or None if no listener wants it.
 
         See `BatchListener`. Each access returns a new copy, because two threads can't enter the same context at once.
@@ -217,7 +219,9 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _keep_context(self) -> None:
         """Keep the context of the calling thread. Call this before the job is accepted."""
-        self._context = copy_context()
+        import contextvars  # few listeners want it
+
+        self._context = contextvars.copy_context()
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""

@@ -22,19 +22,23 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Lock, Variable
 from distributed.protocol.pickle import dumps, loads
 
 from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, BatchingPolicy, MicrobatchError
+from microbatch.batcher import UnnamedOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 
 # What Dask raises if a connection, a client or an actor is lost. AttributeError comes from a closed client.
-_OF_DASK = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
+_DASK_ERRORS = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
 # Exceptions of user code. One that reaches the event loop of a Dask worker would end the worker for all processes.
-_OF_USERS = (Exception, SystemExit)
+_USER_ERRORS = (Exception, SystemExit)
 
 
 class CollectorLost(MicrobatchError, ConnectionError):
@@ -47,9 +51,9 @@ class CollectorLost(MicrobatchError, ConnectionError):
 class SharedProcessor:
     """A processor that sends jobs to a batcher in a Dask cluster. Create it with `shared`."""
 
-    def __init__(self, name: str, ingredients: bytes, connect: Callable[[], Client]) -> None:
+    def __init__(self, name: str, batcher_arguments: bytes, connect: Callable[[], Client]) -> None:
         self._name = f"microbatch-{name}"
-        self._ingredients = ingredients  # the pickled arguments of a collector
+        self._arguments = batcher_arguments  # the pickled arguments of a collector
         self._connect = connect
         # Held while a thread connects and looks for the actor, so that only one does. There is one mutex for each
         # process, because a mutex that is held at a fork is held in the child forever. It is re-entrant, so that a
@@ -65,10 +69,10 @@ class SharedProcessor:
         Raises:
             CollectorLost: The shared batcher can't be reached, or its process has died.
         """
-        messages = [_packed(job) for job in jobs]
+        messages = [_pickle_job(job) for job in jobs]
         sent = [message for message in messages if isinstance(message, bytes)]
         received = iter(self._ask("run", sent)) if sent else iter(())
-        return [_unpacked(next(received)) if isinstance(message, bytes) else message for message in messages]
+        return [_unpickle_outcome(next(received)) if isinstance(message, bytes) else message for message in messages]
 
     def stats(self) -> BatcherStats:
         """Return the counts of the shared batcher, for all processes together."""
@@ -78,16 +82,16 @@ class SharedProcessor:
     def shutdown(self) -> None:
         """Shut down the shared batcher for all processes. Block until its jobs are done. Then free its name."""
         self._ask("shutdown")
-        _waited_for(self._client, self._forgotten(self._client))
+        _wait_for(self._client, self._unpublish(self._client))
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             client, actor, future = self._actor()
-        except _OF_DASK as error:
+        except _DASK_ERRORS as error:
             raise CollectorLost(f"{self._name} can't be reached, so nothing was sent: {error}") from error
         try:
-            return _waited_for(client, _answer_of(actor, future, method, *arguments))
-        except _OF_DASK as error:  # exceptions of the batcher itself are among the outcomes
+            return _wait_for(client, _call(actor, future, method, *arguments))
+        except _DASK_ERRORS as error:  # exceptions of the batcher itself are among the outcomes
             self._found = None  # the actor may still be alive; the next call looks for it again
             raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
 
@@ -102,21 +106,21 @@ class SharedProcessor:
                 self._process, self._client, self._found = os.getpid(), client, None
             if found is None or found[1].status != "finished":
                 with client.as_current():  # an actor uses the current client
-                    self._found = found = _waited_for(client, self._looked_for(client))
+                    self._found = found = _wait_for(client, self._find_or_create(client))
             return client, *found
 
-    async def _looked_for(self, client: Client) -> Any:
-        async with self._alone(client):
-            found = await self._published(client)
+    async def _find_or_create(self, client: Client) -> Any:
+        async with self._locked(client):
+            found = await self._find(client)
             if found is None:
                 # The arguments are bytes, so that the scheduler does not need the module of the processor.
-                future = client.submit(_Collector, self._ingredients, actor=True, pure=False)
+                future = client.submit(_Collector, self._arguments, actor=True, pure=False)
                 found = await future, future
                 await Variable(self._name, client=client).set(future)
             return found
 
     @asynccontextmanager
-    async def _alone(self, client: Client) -> AsyncIterator[None]:
+    async def _locked(self, client: Client) -> AsyncIterator[None]:
         lock = Lock(self._name, scheduler_rpc=client.scheduler, loop=client.loop)
         try:
             async with lock:
@@ -125,29 +129,29 @@ class SharedProcessor:
             if hasattr(lock, "refresh_callback"):  # otherwise it would renew the lock as long as the client exists
                 lock.refresh_callback.stop()
 
-    async def _published(self, client: Client) -> Any:
+    async def _find(self, client: Client) -> Any:
         """Return the actor of this name and its future, or None if there is none that is alive and open."""
         try:
             # Returns at once, unless the variable was never set.
             future = await Variable(self._name, client=client).get(timeout=0.1)
             if future is not None and future.status == "finished":
                 actor = await future
-                return (actor, future) if await _answer_of(actor, future, "is_open") else None
-        except _OF_DASK:
+                return (actor, future) if await _call(actor, future, "is_open") else None
+        except _DASK_ERRORS:
             pass
         return None
 
-    async def _forgotten(self, client: Client) -> None:
-        async with self._alone(client):
-            if await self._published(client) is None:  # not if another actor has been created since
+    async def _unpublish(self, client: Client) -> None:
+        async with self._locked(client):
+            if await self._find(client) is None:  # not if another actor has been created since
                 await Variable(self._name, client=client).set(None)
 
 
 class _Collector:
     """The Dask actor that has the shared batcher."""
 
-    def __init__(self, ingredients: bytes) -> None:
-        processor, policy, options = loads(ingredients)
+    def __init__(self, batcher_arguments: bytes) -> None:
+        processor, policy, options = loads(batcher_arguments)
         self._batcher: Batcher[Any, Any] = Batcher(processor, policy, **options)
         self._open = True
         # Waits while the queue is full. One thread is as fast as several, and the default threads of the event loop
@@ -177,11 +181,11 @@ class _Collector:
                 except BacklogFull:
                     outcomes.append(await loop.run_in_executor(self._waiting, self._batcher.submit, job))
                 outcomes[-1].add_done_callback(count)
-            except _OF_USERS as error:
+            except _USER_ERRORS as error:
                 outcomes.append(error)
                 count(None)
         await over
-        return [_answer(outcome) for outcome in outcomes]
+        return [_pickle_outcome(outcome) for outcome in outcomes]
 
     def stats(self) -> BatcherStats:
         """See `SharedProcessor.stats`."""
@@ -203,7 +207,7 @@ def shared(
     policy: "BatchingPolicy[Any]" = DEFAULT_POLICY,
     *,
     client: Callable[[], Client],
-    **options: Any,
+    **options: "Unpack[UnnamedOptions]",
 ) -> SharedProcessor:
     """Return a processor that sends its jobs to a `Batcher` in a Dask cluster, which processes share by its name.
 
@@ -230,13 +234,13 @@ def shared(
     """
     Batcher(processor, policy, **options)  # checks the arguments here, not only in the cluster
     try:
-        ingredients = dumps((processor, policy, options))
+        batcher_arguments = dumps((processor, policy, options))
     except Exception as error:
         raise TypeError(f"processor, policy and options must be picklable: {error}") from error
-    return SharedProcessor(name, ingredients, client)
+    return SharedProcessor(name, batcher_arguments, client)
 
 
-def _waited_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
+def _wait_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
     """Wait for *reply*. Raise RuntimeError if the client is closed, because Dask may then never reply."""
     result = asyncio.run_coroutine_threadsafe(reply, client.loop.asyncio_loop)
     while not wait([result], timeout=1).done:
@@ -245,7 +249,7 @@ def _waited_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
     return result.result()
 
 
-async def _answer_of(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
+async def _call(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
     """Call a method of an actor. Raise RuntimeError if the actor is lost, because Dask may then never reply."""
     answer = asyncio.ensure_future(getattr(actor, method)(*arguments))
     while not (await asyncio.wait([answer], timeout=1))[0]:
@@ -255,28 +259,28 @@ async def _answer_of(actor: Any, future: Any, method: str, *arguments: Any) -> A
     return await answer
 
 
-def _packed(job: Any) -> Any:
+def _pickle_job(job: Any) -> Any:
     try:
         return dumps(job)
-    except _OF_USERS as error:
+    except _USER_ERRORS as error:
         return PicklingError(f"the job can't be sent to another process: {error}")
 
 
-def _answer(outcome: Any) -> bytes:
+def _pickle_outcome(outcome: Any) -> bytes:
     error = outcome
     if not isinstance(outcome, BaseException):
         error = CancelledError() if outcome.cancelled() else outcome.exception()
     try:
         message: bytes = dumps((error, None) if error is not None else (None, outcome.result().value))
-    except _OF_USERS as reason:
+    except _USER_ERRORS as reason:
         what = "result" if error is None else f"exception {type(error).__name__}"
         message = dumps((PicklingError(f"the {what} can't be sent to another process: {reason}"), None))
     return message
 
 
-def _unpacked(message: bytes) -> Any:
+def _unpickle_outcome(message: bytes) -> Any:
     try:
         error, value = loads(message)
-    except _OF_USERS as reason:
+    except _USER_ERRORS as reason:
         return UnpicklingError(f"the outcome can't be read in this process: {reason}")
     return value if error is None else error

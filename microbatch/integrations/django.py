@@ -29,7 +29,7 @@ from django.core.signals import setting_changed
 from django.db import close_old_connections, connections
 from django.utils.module_loading import import_string
 
-from microbatch import Batcher
+from microbatch import Batcher, BatcherStats
 from microbatch.processors import within
 
 __all__ = ["Batchers", "Microbatch", "batchers", "closing_old_connections", "sharing_connections"]
@@ -74,19 +74,21 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         made, self._made = self._made, {}
         for batcher in made.values():
             batcher.shutdown()
-        _close_left()
+        _close_unused()
 
     def flush(self) -> None:
         """Block until all jobs of all batchers are done, including jobs that are submitted by other jobs."""
-        while any(
-            stats.queued + stats.batched + stats.running for stats in [each.stats() for each in self._made.values()]
-        ):
-            for batcher in list(self._made.values()):
+        while busy := [batcher for batcher in list(self._made.values()) if _is_busy(batcher.stats())]:
+            for batcher in busy:
                 batcher.flush()
 
 
 batchers: Batchers = Batchers()
 """The batchers of ``settings.MICROBATCH``."""
+
+
+def _is_busy(stats: BatcherStats) -> bool:
+    return stats.queued + stats.batched + stats.running > 0
 
 
 def _configured() -> Any:
@@ -96,9 +98,8 @@ def _configured() -> Any:
 def _make(name: str) -> "Batcher[Any, Any]":
     configured = _configured()
     if name not in configured:
-        raise KeyError(
-            f"MICROBATCH has no batcher {name!r}, only {', '.join(map(repr, configured)) or 'nothing at all'}"
-        )
+        known = ", ".join(map(repr, configured)) or "nothing at all"
+        raise KeyError(f"MICROBATCH has no batcher {name!r}, only {known}")
     where = f"MICROBATCH[{name!r}]"
     if not isinstance(name, str):
         raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher must be a string")
@@ -136,15 +137,14 @@ class Microbatch(AppConfig):
     def ready(self) -> None:
         """Register the check. Also replace the batchers if a test overrides the settings."""
         checks.register(_check)
-        setting_changed.connect(_forget)
+        setting_changed.connect(_on_setting_changed)
 
 
 def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     configured = _configured()
     if not isinstance(configured, Mapping):
-        return [
-            checks.Error("MICROBATCH must be a dict of dicts, with names of batchers as keys", id="microbatch.E001")
-        ]
+        problem = "MICROBATCH must be a dict of dicts, with names of batchers as keys"
+        return [checks.Error(problem, id="microbatch.E001")]
     errors: list[checks.CheckMessage] = []
     for name in configured:
         try:
@@ -154,7 +154,7 @@ def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     return errors
 
 
-def _forget(*, setting: str, **kwargs: Any) -> None:
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting == "MICROBATCH":
         batchers.shutdown()
 
@@ -179,7 +179,7 @@ _opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDic
 def _connections() -> Iterator[None]:
     with _mutex:
         if _shared:
-            with _instead_of_own(_shared):
+            with _replacing_own(_shared):
                 yield
             return
     close_old_connections()
@@ -192,7 +192,7 @@ def _connections() -> Iterator[None]:
 
 
 @contextmanager
-def _instead_of_own(shared: dict[str, Any]) -> Iterator[None]:
+def _replacing_own(shared: dict[str, Any]) -> Iterator[None]:
     own = {connection.alias: connection for connection in connections.all(initialized_only=True)}
     try:
         for alias, connection in shared.items():
@@ -205,15 +205,14 @@ def _instead_of_own(shared: dict[str, Any]) -> Iterator[None]:
             connections[alias] = connection
 
 
-def _close_left() -> None:
+def _close_unused() -> None:
     """Close the connections of threads that have ended. Otherwise they stay open until they are garbage-collected."""
     with _mutex:
         opened = list(_opened.items())
     for connection, thread in opened:
-        if thread.is_alive():
-            continue
-        connection.inc_thread_sharing()
-        connection.close()
+        if not thread.is_alive():
+            connection.inc_thread_sharing()
+            connection.close()
 
 
 @contextmanager

@@ -21,17 +21,27 @@ True
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flask import Flask, current_app
 
 from microbatch import DEFAULT_POLICY, Batcher, BatchingPolicy, JobFuture
+from microbatch.batcher import BatcherOptions
 from microbatch.processors import within
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["FlaskBatcher"]
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
+
+
+class _AppOptions(BatcherOptions, total=False):
+    """The options of `FlaskBatcher.init_app`."""
+
+    policy: BatchingPolicy[Any]
 
 
 class FlaskBatcher(Generic[Job, Value]):
@@ -56,16 +66,15 @@ class FlaskBatcher(Generic[Job, Value]):
         policy: BatchingPolicy[Any] = DEFAULT_POLICY,
         *,
         app: Flask | None = None,
-        **options: Any,
+        **options: "Unpack[BatcherOptions]",
     ) -> None:
-        self._processor: Callable[[Any], Any] = processor
+        Batcher(processor, policy, **options)  # checks the arguments here, not only when an application is initialised
+        self._processor = processor
         self._options: dict[str, Any] = {**options, "policy": policy}
-        # Checks the arguments here, not only when an application is initialised.
-        Batcher(self._processor, **self._options)
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, **options: Any) -> None:
+    def init_app(self, app: Flask, **options: "Unpack[_AppOptions]") -> None:
         """Create a batcher for *app*. The *options* override earlier ones, for example ``policy=Size(1)`` in a test."""
         processor = within(self._processor, app.app_context)
         app.extensions.setdefault("microbatch", {})[self] = Batcher(processor, **{**self._options, **options})
@@ -85,6 +94,6 @@ class FlaskBatcher(Generic[Job, Value]):
             ) from None
         return batcher
 
-    def submit(self, job: Job, **options: Any) -> "JobFuture[Value]":
+    def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> "JobFuture[Value]":
         """Submit a job to the batcher of the current application: see `Batcher.submit`."""
-        return self.batcher.submit(job, **options)
+        return self.batcher.submit(job, timeout=timeout, expires_in=expires_in)

@@ -50,6 +50,7 @@ class LoggingListener(BatchListener):
         level = logging.INFO if not event.failed else logging.WARNING if event.failed < batch.size else logging.ERROR
         if not self._logger.isEnabledFor(level):
             return
+        errors = (future.exception() for future in event.futures)
         facts: dict[str, Any] = {
             "batcher": event.batcher,
             "batch_id": batch.id,
@@ -59,9 +60,7 @@ class LoggingListener(BatchListener):
             "failed": event.failed,
             "queue_time": event.started - min(future.submitted for future in event.futures),
             "service_time": event.service_time,
-            "error": next(
-                (_shown(error) for future in event.futures if (error := future.exception()) is not None), None
-            ),
+            "error": next((_shown(error) for error in errors if error is not None), None),
         }
         line = (
             "batch %(batch_id)d of %(batcher)s: "
@@ -73,20 +72,11 @@ class LoggingListener(BatchListener):
 
     def shutdown(self, event: BatcherShutDown) -> None:
         """Log the final counts of the batcher."""
-        stats = event.stats
-        self._logger.info(
-            "%s is shut down: %d jobs accepted, %d succeeded, %d failed, %d cancelled, %d expired, in %d batches",
-            *(
-                event.batcher,
-                stats.accepted,
-                stats.succeeded,
-                stats.failed,
-                stats.cancelled,
-                stats.expired,
-                stats.batches,
-            ),
-            extra={"batcher": event.batcher, "stats": asdict(stats)},
-        )
+        stats = asdict(event.stats)
+        outcomes = "%(succeeded)d succeeded, %(failed)d failed, %(cancelled)d cancelled, %(expired)d expired"
+        line = f"%(batcher)s is shut down: %(accepted)d jobs accepted, {outcomes}, in %(batches)d batches"
+        extra = {"batcher": event.batcher, "stats": stats}
+        self._logger.info(line, {"batcher": event.batcher, **stats}, extra=extra)
 
 
 def _shown(error: BaseException) -> str:

@@ -50,34 +50,26 @@ class OpenTelemetryListener(BatchListener):
     ) -> None:
         self._tracer = trace.get_tracer("microbatch", __version__, tracer_provider)
         meter = metrics.get_meter("microbatch", __version__, meter_provider)
+        duration, consumed = "messaging.process.duration", "messaging.client.consumed.messages"
         self._duration = meter.create_histogram(
-            "messaging.process.duration",
-            unit="s",
-            description="Duration of processing operation.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            duration, "s", "Duration of processing operation.", explicit_bucket_boundaries_advisory=_SECONDS
         )
         self._consumed = meter.create_counter(
-            "messaging.client.consumed.messages",
-            unit="{message}",
-            description="Number of messages that were delivered to the application.",
+            consumed, "{message}", "Number of messages that were delivered to the application."
         )
         self._open: dict[int, trace.Span] = {}  # by the id() of the `BatchInfo`
 
     def batch_started(self, event: BatchStarted) -> None:
         """Start a span, and make it the current one."""
-        span = self._tracer.start_span(
-            f"process {event.batcher}",
-            Context(),
-            trace.SpanKind.CONSUMER,
-            {
-                **_attributes(event.batcher),
-                "messaging.operation.type": "process",
-                "messaging.batch.message_count": event.batch.size,
-                "microbatch.batch.id": event.batch.id,
-                "microbatch.batch.trigger": event.batch.trigger,
-            },
-            _links(event.futures),
-        )
+        attributes = {
+            **_attributes(event.batcher),
+            "messaging.operation.type": "process",
+            "messaging.batch.message_count": event.batch.size,
+            "microbatch.batch.id": event.batch.id,
+            "microbatch.batch.trigger": event.batch.trigger,
+        }
+        name, links = f"process {event.batcher}", _links(event.futures)
+        span = self._tracer.start_span(name, Context(), trace.SpanKind.CONSUMER, attributes, links)
         self._open[id(event.batch)] = span
         # In an empty context, because a worker thread may have inherited the context of the caller that started it.
         context.attach(trace.set_span_in_context(span, Context()))
@@ -123,6 +115,5 @@ def _links(futures: Iterable[JobFuture[Any]]) -> list[trace.Link]:
     """Return one link to each span in which a job was submitted."""
     contexts = [future.context for future in futures]
     spans = [kept.run(trace.get_current_span).get_span_context() for kept in contexts if kept is not None]
-    return [
-        trace.Link(span) for span in {(span.trace_id, span.span_id): span for span in spans}.values() if span.is_valid
-    ]
+    unique = {(span.trace_id, span.span_id): span for span in spans if span.is_valid}
+    return [trace.Link(span) for span in unique.values()]

@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -64,29 +65,14 @@ class PrometheusListener(BatchListener, Collector):
         self._mutex = threading.RLock()
         self._watched: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
         self._past: dict[str, BatcherStats] = {}  # of batchers that were shut down, so that no counter decreases
-        label = ["batcher"]
-        self._running = Gauge(
-            "microbatch_batches_running",
-            "Batches that a worker is processing.",
-            label,
-            registry=None,
-            multiprocess_mode="livesum",
-        )
-        self._size = Histogram("microbatch_batch_size_jobs", "Jobs in a batch.", label, registry=None, buckets=_SIZES)
-        self._queue = Histogram(
-            "microbatch_queue_seconds",
-            "Seconds from the submission of a job to the call of the processor.",
-            label,
-            registry=None,
-            buckets=buckets,
-        )
-        self._service = Histogram(
-            "microbatch_service_seconds",
-            "Seconds from the call of the processor to the last outcome of a batch.",
-            label,
-            registry=None,
-            buckets=buckets,
-        )
+        gauge = partial(Gauge, labelnames=["batcher"], registry=None, multiprocess_mode="livesum")
+        histogram = partial(Histogram, labelnames=["batcher"], registry=None)
+        queued = "Seconds from the submission of a job to the call of the processor."
+        served = "Seconds from the call of the processor to the last outcome of a batch."
+        self._running = gauge("microbatch_batches_running", "Batches that a worker is processing.")
+        self._size = histogram("microbatch_batch_size_jobs", "Jobs in a batch.", buckets=_SIZES)
+        self._queue = histogram("microbatch_queue_seconds", queued, buckets=buckets)
+        self._service = histogram("microbatch_service_seconds", served, buckets=buckets)
         self._measured = (self._running, self._size, self._queue, self._service)
         registry.register(self)
 
@@ -138,27 +124,23 @@ class PrometheusListener(BatchListener, Collector):
 
 
 def _read(stats: dict[str, BatcherStats]) -> Iterable[Any]:
-    accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs that were accepted.", labels=["batcher"])
-    outcomes = CounterMetricFamily(
-        "microbatch_jobs", "Jobs that are settled, by outcome.", labels=["batcher", "outcome"]
-    )
-    waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that have not been dispatched.", labels=["batcher"])
-    running = GaugeMetricFamily("microbatch_jobs_running", "Jobs that a worker is processing.", labels=["batcher"])
-    oldest = GaugeMetricFamily(
-        "microbatch_oldest_job_seconds", "Seconds that the oldest waiting job has waited.", labels=["batcher"]
-    )
-    batches = CounterMetricFamily(
-        "microbatch_batches", "Batches that were dispatched, by trigger.", labels=["batcher", "trigger"]
-    )
-    for name, found in stats.items():
-        accepted.add_metric([name], found.accepted)
+    name, by_outcome, by_trigger = ["batcher"], ["batcher", "outcome"], ["batcher", "trigger"]
+    accepted = CounterMetricFamily("microbatch_jobs_accepted", "Jobs that were accepted.", labels=name)
+    outcomes = CounterMetricFamily("microbatch_jobs", "Jobs that are settled, by outcome.", labels=by_outcome)
+    waiting = GaugeMetricFamily("microbatch_jobs_waiting", "Jobs that have not been dispatched.", labels=name)
+    running = GaugeMetricFamily("microbatch_jobs_running", "Jobs that a worker is processing.", labels=name)
+    waited = "Seconds that the oldest waiting job has waited."
+    oldest = GaugeMetricFamily("microbatch_oldest_job_seconds", waited, labels=name)
+    batches = CounterMetricFamily("microbatch_batches", "Batches that were dispatched, by trigger.", labels=by_trigger)
+    for batcher, found in stats.items():
+        accepted.add_metric([batcher], found.accepted)
         for outcome in ("succeeded", "failed", "cancelled", "expired"):
-            outcomes.add_metric([name, outcome], getattr(found, outcome))
-        waiting.add_metric([name], found.queued + found.batched)
-        running.add_metric([name], found.running)
-        oldest.add_metric([name], found.oldest)
+            outcomes.add_metric([batcher, outcome], getattr(found, outcome))
+        waiting.add_metric([batcher], found.queued + found.batched)
+        running.add_metric([batcher], found.running)
+        oldest.add_metric([batcher], found.oldest)
         for trigger, count in found.triggers.items():
-            batches.add_metric([name, trigger], count)
+            batches.add_metric([batcher, trigger], count)
     return accepted, outcomes, waiting, running, oldest, batches
 
 

@@ -3,11 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from microbatch._basics.arguments import check_count, check_flag, check_number, shown
 from microbatch._basics.clock import NEVER, NOW
+from microbatch._basics.dataclass import dataclass
 from microbatch.results import BatchInfo
 
 __all__ = [
@@ -231,7 +231,7 @@ _SAFE = Hints()
 def _changed(inherited: Any, changes: dict[str, Any]) -> Any:
     def hints(self: BatchingPolicy[Any]) -> Hints:
         known: Hints = inherited.__get__(self) if isinstance(inherited, property) else inherited
-        return replace(known, **changes)
+        return Hints(**{**vars(known), **changes})
 
     return property(hints)
 

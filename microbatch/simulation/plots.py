@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-__all__ = ["Point", "check_plot", "draw_loads", "draw_run"]
+__all__ = ["Point", "check_plot", "draw_loads", "draw_run", "percentile"]
 
 _SLICE = 50
 """The minimum number of jobs in a slice of time, from which a load and a latency are computed."""
@@ -41,12 +41,10 @@ def check_plot(path: str) -> None:
 
     known, ending = backend_bases.FigureCanvasBase.get_supported_filetypes(), os.path.splitext(path)[1][1:].lower()
     if ending not in {"", *known}:
-        raise ValueError(
-            f"a plot file must end with one of {', '.join('.' + each for each in sorted(known))}, got {path!r}"
-        )
+        endings = ", ".join(f".{each}" for each in sorted(known))
+        raise ValueError(f"a plot file must end with one of {endings}, got {path!r}")
     existed = os.path.lexists(path)
-    with open(path, "ab"):
-        pass
+    open(path, "ab").close()
     if not existed:
         os.remove(path)
 
@@ -99,13 +97,14 @@ def _points(jobs: Sequence[tuple[float, float]]) -> list[Point]:
     for at in range(0, len(slices), 10):
         group = slices[at : at + 10]
         latencies = sorted(latency for _, those in group for latency in those)
-        points.append(Point(sum(load for load, _ in group) / len(group), *_shares(latencies), 0.0))
+        load = sum(load for load, _ in group) / len(group)
+        points.append(Point(load, percentile(latencies, 0.5), percentile(latencies, 0.99), 0.0))
     return points
 
 
-def _shares(ordered: Sequence[float]) -> tuple[float, float]:
-    half, most = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.99))
-    return half, most
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return the lowest of the sorted values that is not exceeded by a *share* of them."""
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def _draw_latency(axes: Any, points: Sequence[Point]) -> None:
@@ -123,17 +122,9 @@ def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> 
     for worker, (started, ended, size, trigger) in zip(_workers(runs), runs):
         known = trigger in colours
         colour = colours.setdefault(trigger, f"C{len(colours) % 10}")
-        axes.bar(
-            started,
-            0.9 * size / largest,
-            width=ended - started,
-            bottom=worker,
-            align="edge",
-            color=colour,
-            edgecolor="white",
-            linewidth=0.3,
-            label=None if known else trigger,
-        )
+        look = {"align": "edge", "color": colour, "edgecolor": "white", "linewidth": 0.3}
+        label = None if known else trigger
+        axes.bar(started, 0.9 * size / largest, width=ended - started, bottom=worker, label=label, **look)
     _label(axes, f"batches; the highest has {largest:,} jobs", "s", "worker")
     axes.set_yticks([])
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

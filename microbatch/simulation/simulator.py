@@ -8,11 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    NamedTuple,
-    Protocol,
-)
+from typing import Any, NamedTuple
 
 from microbatch._basics.arguments import check_answer, check_callable, check_count, check_number, check_positive, shown
 from microbatch._basics.clock import NEVER, NOW
@@ -20,7 +16,7 @@ from microbatch._forming.callers import Caller, Callers
 from microbatch._forming.collector import Batch, Collector
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, check_policy
 from microbatch.results import BatchInfo
-from microbatch.simulation.plots import draw_run
+from microbatch.simulation.plots import draw_run, percentile
 
 __all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
 
@@ -170,58 +166,25 @@ def simulate(
     return simulation.report()
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
     """The data of a job that the collector needs, and the caller that submitted it."""
 
-    __slots__ = ("submitted", "key", "weight", "caller")
-    job = None
-    _expires = NEVER
-    _epoch = 0
-    _is_waiting = True
-
-    def __init__(
-        self, submitted: float, key: Hashable = None, weight: float = 1.0, caller: Caller | None = None
-    ) -> None:
-        self.submitted = submitted
-        self.key = key
-        self.weight = weight
-        self.caller = caller
-
-
-class _Source(Protocol):
-    """Interface of the two kinds of load."""
-
-    uniform: bool
-    left: int
-    """How many jobs will be submitted only after others are done."""
-
-    def next_moment(self) -> float:
-        """Return when the next job is submitted, or `NEVER` if none will be submitted before another one is done."""
-
-    def until(self, now: float) -> list[_Job]:
-        """Remove and return the jobs that have been submitted by *now*, in order."""
-
-    def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
-        """Note that the callers of *jobs* have their results."""
-
-    def activity(self) -> CallerActivity:
-        """Return what is known of the callers."""
-
-
-def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
-    if isinstance(arrivals, callers):
-        return _ClosedLoop(arrivals, chance, Callers(policy.hints.watches_callers, policy.hints.recalls))
-    moments = arrivals(chance) if callable(arrivals) else arrivals
-    if not isinstance(moments, Iterable):
-        raise TypeError(f"arrivals must be moments, a function that returns moments, or callers, got {shown(arrivals)}")
-    return _OpenLoop(moments, policy.hints.recalls)
+    submitted: float
+    key: Hashable = None
+    weight: float = 1.0
+    caller: Caller | None = None
+    job: None = field(default=None, init=False)
+    _expires: float = field(default=NEVER, init=False)
+    _epoch: int = field(default=0, init=False)
+    _is_waiting: bool = field(default=True, init=False)
 
 
 class _OpenLoop:
     """Jobs whose submission does not depend on other jobs, from callers that don't wait for results."""
 
     uniform = False
-    left = 0
+    left = 0  # how many jobs will be submitted only after others are done
 
     def __init__(self, arrivals: Iterable[float | Arrival], recalls: float) -> None:
         self._recalls = recalls
@@ -241,9 +204,11 @@ class _OpenLoop:
             self._next = job
 
     def next_moment(self) -> float:
+        """Return when the next job is submitted, or `NEVER` if none will be submitted before another one is done."""
         return NEVER if self._next is None else self._next.submitted
 
     def until(self, now: float) -> list[_Job]:
+        """Remove and return the jobs that have been submitted by *now*, in order."""
         jobs = []
         while (job := self._next) is not None and job.submitted <= now:
             jobs.append(job)
@@ -253,9 +218,10 @@ class _OpenLoop:
         return jobs
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
-        """Do nothing, because no caller waits."""
+        """Note that the callers of *jobs* have their results. Does nothing here, because no caller waits."""
 
     def activity(self) -> CallerActivity:
+        """Return what is known of the callers."""
         return CallerActivity(heard=self._heard)
 
 
@@ -300,6 +266,18 @@ class _ClosedLoop:
 
     def activity(self) -> CallerActivity:
         return self._known.activity()
+
+
+_Source = _OpenLoop | _ClosedLoop
+
+
+def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[Any]) -> _Source:
+    if isinstance(arrivals, callers):
+        return _ClosedLoop(arrivals, chance, Callers(policy.hints.watches_callers, policy.hints.recalls))
+    moments = arrivals(chance) if callable(arrivals) else arrivals
+    if not isinstance(moments, Iterable):
+        raise TypeError(f"arrivals must be moments, a function that returns moments, or callers, got {shown(arrivals)}")
+    return _OpenLoop(moments, policy.hints.recalls)
 
 
 class _Simulation:
@@ -377,7 +355,9 @@ class _Simulation:
             batches=len(runs),
             batch_sizes=tuple(run.size for run in runs),
             mean=math.fsum(ordered) / count,
-            **{name: ordered[math.ceil(share * count) - 1] for name, share in _SHARES.items()},
+            p50=percentile(ordered, 0.5),
+            p95=percentile(ordered, 0.95),
+            p99=percentile(ordered, 0.99),
             queue_time=math.fsum(self._queue_times) / count,
             service_time=math.fsum((run.ended - run.started) * run.size for run in runs) / count,
             utilisation=busy / duration / self._collector.workers if duration else 0.0,
@@ -385,6 +365,3 @@ class _Simulation:
             runs=tuple(runs),
             latencies=tuple(self._latencies),
         )
-
-
-_SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -6,6 +6,9 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
+from distributed import Client
+from flask import Flask
+
 from microbatch import (
     BatchedFunction,
     Batcher,
@@ -19,6 +22,8 @@ from microbatch import (
     Window,
     batched,
 )
+from microbatch.integrations.dask import shared
+from microbatch.integrations.flask import FlaskBatcher
 from microbatch.processors import bisecting, deduplicating, retrying, within
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
@@ -146,6 +151,15 @@ Batcher(insert, max_worker=4)  # type: ignore[call-overload]
 batched(Size(3), max_worker=4)  # type: ignore[call-arg]
 batched(Size(3), max_workers="4")  # type: ignore[arg-type]
 Batcher.from_env(lengths, max_worker=4)  # type: ignore[call-arg]
+
+# Options that an integration passes on.
+extension: FlaskBatcher[str, int] = FlaskBatcher(lengths, Size(3), max_workers=4)
+extension.init_app(Flask("shop"), policy=Size(1), max_workers=1)
+FlaskBatcher(lengths, max_worker=4)  # type: ignore[call-arg]
+extension.init_app(Flask("shop"), max_worker=4)  # type: ignore[call-arg]
+extension.submit("a", time_out=1)  # type: ignore[call-arg]
+shared("inserts", lengths, Size(3), client=Client, max_workers=4)
+shared("inserts", lengths, client=Client, max_worker=4)  # type: ignore[call-arg]
 
 # The doubles.
 recorder: RecordingProcessor[str] = RecordingProcessor(len)
