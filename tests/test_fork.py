@@ -460,7 +460,7 @@ def test_a_batcher_that_another_thread_uses_during_the_fork_but_did_not_start_wo
 ) -> None:
     script = f"""
     def hold(batcher):
-        with batcher._worker.queue.mutex:  # as any call of the batcher does, for a moment
+        with batcher._engine.queue.mutex:  # as any call of the batcher does, for a moment
             held.set()
             release.wait()
     held, release = threading.Event(), threading.Event()

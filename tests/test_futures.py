@@ -310,7 +310,7 @@ def test_those_who_wait_for_a_job_that_fails_with_the_worker_thread_are_told_onc
         with future._condition:
             future._waiters.append(waiter)
         clock.broken = True
-        unwanted.cancel()  # which wakes the worker thread
+        unwanted.cancel()  # which wakes the batcher thread
         assert isinstance(future.exception(timeout=10), OSError)
         clock.broken = False
     assert [(future, "exception")] == waiter.told

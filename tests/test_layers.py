@@ -98,7 +98,7 @@ def test_an_integration_needs_only_what_anybody_can_use(module: str) -> None:
         ({"cli.demo"}, "import time"),
         ({"_basics.clock"}, "'monotonic'"),
         ({"cli.demo"}, "perf_counter"),
-        ({"_engine.worker", "cli.run"}, "Thread("),
+        ({"_engine.engine", "cli.run"}, "Thread("),
         ({"futures.job_future"}, "._state"),
         ({"futures.job_future"}, "futures._base"),
     ],

@@ -454,7 +454,7 @@ def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
     with Batcher(fail_or_answer, Size(2), key=id) as batcher:
         for size in (1, 2):
             kept = use(batcher, size)
-            batcher.submit(0).cancel()  # the worker thread goes round once more
+            batcher.submit(0).cancel()  # the batcher thread goes round once more
             batcher.flush()
             gc.collect()
             assert [None] * len(kept) == [reference() for reference in kept]
@@ -584,7 +584,7 @@ def test_flushing_what_was_never_started_costs_nothing() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
-    assert [] == batcher._worker.queue._notes
+    assert [] == batcher._engine.queue._notes
 
 
 def test_only_one_of_several_shutdowns_runs_the_callbacks() -> None:

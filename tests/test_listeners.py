@@ -217,7 +217,7 @@ def test_without_a_listener_nothing_is_called_for_its_sake(listeners: list[Batch
             sys.setprofile(None)
     finally:
         threading.setprofile(None)
-    assert {"microbatch.batcher", "microbatch._engine.worker"} <= called
+    assert {"microbatch.batcher", "microbatch._engine.engine"} <= called
     assert bool(listeners) == ("microbatch.listeners" in called)
 
 
@@ -257,7 +257,7 @@ def test_jobs_that_fail_with_the_worker_thread_are_told_as_failed(
         processor.wait_for_batches(1)
         with monkeypatch.context() as broken:
             broken.setattr(clock, "now", lambda: 1 / 0)
-            waiting.cancel()  # which has the worker thread look at the clock
+            waiting.cancel()  # which has the batcher thread look at the clock
             assert isinstance(running.exception(timeout=10), ZeroDivisionError)
         processor.release()
     assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]

@@ -30,11 +30,11 @@ def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-# -- the worker thread and its sleep --
+# -- the batcher thread and its sleep --
 
 
 class Interrupting(ManualClock):
-    """Has the worker thread make a call when it has seen that there is nothing to do before 9, and before it sleeps."""
+    """Has the batcher thread make a call when it has seen that there is nothing to do before 9, and before it sleeps."""
 
     def __init__(self) -> None:
         super().__init__()

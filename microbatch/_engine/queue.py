@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from microbatch._basics.clock import NEVER, NOW, Clock, let_others_run
+from microbatch._basics.clock import NEVER, NOW, let_others_run
 from microbatch._basics.waiting import Waiter, Waiters
+from microbatch._engine.settings import Settings
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
 from microbatch.futures.job_future import JobFuture
@@ -23,7 +24,7 @@ class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: deque[JobFuture[Any]]
-    withdrawn: dict[JobFuture[Any], JobState]
+    cancelled: dict[JobFuture[Any], JobState]
     notes: list[Callable[[], None]]
     flushed: int
     closed: bool
@@ -44,15 +45,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     What wakes which threads:
 
-    - `not_empty` wakes the worker thread, for everything that `Drained` holds.
+    - `not_empty` wakes the batcher thread, for everything that `Drained` holds.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
     - `settled` wakes callers in `flush` and `shutdown`: no job of some epoch is left, or the threads have ended.
 
     The rules for its lock are in ``__init__.py``.
     """
 
-    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
-        super().__init__(max_pending)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.max_pending)
+        self.name = settings.name  # of the batcher
         self.mutex = threading.RLock()  # type: ignore[assignment]
         # Whether the calling thread holds the mutex: then this call comes from a handler or finalizer that interrupts it.
         self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
@@ -60,29 +62,31 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Waiters()
-        self.callers = Callers(watches_callers, recalls)
-        self.clock = clock
-        self._now = clock.now
-        self._away, self._recalls = self.callers.away, recalls > 0
-        self._limit = max_pending or sys.maxsize
+        hints = settings.policy.hints
+        # If jobs have keys, the key of the next job of a caller is not known, so it makes no sense to wait for it.
+        self.callers = Callers(hints.watches_callers and not settings.keyed, hints.recalls)
+        self.clock = settings.clock
+        self._now = self.clock.now
+        self._away, self._recalls = self.callers.away, hints.recalls > 0
+        self._limit = self.maxsize or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for its jobs and those of earlier epochs
         self.closed = False
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
-        self.inside = _Inside()
-        self.held = 0  # the number of jobs that were taken out and that no worker has: written by the ledger
+        self._inside = _Inside()
+        self._held = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
-        self.moving = False  # the ledger is changing stages: a cancellation that interrupts it must not change any
-        self._withdrawn: dict[JobFuture[Any], JobState] = {}
+        self.counted = 0  # the number of jobs that were ever entered in the ledger
+        self._cancelled: dict[JobFuture[Any], JobState] = {}
         self._notes: list[Callable[[], None]] = []
-        self._stirred = False  # there is news other than jobs
+        self._has_other_news = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
-        self._wanted = sys.maxsize  # how many jobs wake the worker thread; none do while a thread leads
+        self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
-        self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
+        self._expiring = False  # a new job expires; separate from `_has_other_news`, because `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self.held - len(self._withdrawn)
+        return len(self.queue) + self._held - len(self._cancelled)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -95,7 +99,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self._withdrawn and not self._notes
+            return self.closed and not self.queue and not self._cancelled and not self._notes
 
     def is_stuck(self) -> bool:
         """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
@@ -106,16 +110,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
-        return self.inside.mine
+        return self._inside.mine
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
         """Have the calling thread be one of the batcher's for a while."""
-        before, self.inside.mine = self.is_own_thread(), True
+        before = self.is_own_thread()
         try:
+            self.adopt_thread()
             yield
         finally:
-            self.inside.mine = before
+            self._inside.mine = before
+
+    def adopt_thread(self) -> None:
+        """Have the calling thread be one of the batcher's from now on."""
+        self._inside.mine = True
 
     def put(
         self,
@@ -156,7 +165,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             let_others_run()
 
     def _accept(self, item: JobFuture[Any], block: bool, timeout: float | None, expires_in: float | None) -> None:
-        if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
+        if len(self.queue) + self._held >= self._limit and self._full() and not self.closed:
             self._wait_for_room(block and not self.is_own_thread(), timeout)
         item.submitted = now = self._now()
         if self._away or self._recalls:
@@ -166,7 +175,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item._expires = item.submitted + expires_in
             self._expiring = True  # R5, until the job is appended: the leader has to find both or neither
         item._epoch = self.epoch
-        # R5: a handler may shut the batcher down, and wait for the end of the worker thread. (The ``return`` stands
+        # R5: a handler may shut the batcher down, and wait for the end of the batcher thread. (The ``return`` stands
         # inside the ``if``, since on CPython 3.10 a jump would let a handler in.)
         try:
             if not self.closed:
@@ -184,8 +193,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         waiter = Waiter(self.mutex)
         try:
             self.not_full[waiter] = None
-            self._stir()
-            self._wait_rung(waiter, deadline)
+            self._note_news()
+            self._wait_until_room(waiter, deadline)
         except BaseException:
             # This thread leaves without the room that it may just have been woken for, so another one is woken.
             self.not_full.pop(waiter, None)
@@ -194,21 +203,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         finally:
             self.not_full.pop(waiter, None)
 
-    def _wait_rung(self, waiter: Waiter, deadline: float) -> None:
+    def _wait_until_room(self, waiter: Waiter, deadline: float) -> None:
         while self._full() and not self.closed:
             if self.clock.now() >= deadline:
                 raise BacklogFull(self.maxsize)
             self.clock.wait_until(waiter, deadline)
 
-    def know_caller(self) -> Caller | None:
-        """See `FutureOwner.know_caller`."""
+    def current_caller(self) -> Caller | None:
+        """See `FutureOwner.current_caller`."""
         callers = self.callers
         if not callers.watched:
             return None
         before = callers.all_waited
         caller = callers.wait()
         if callers.all_waited != before:
-            self._stir()
+            self._note_news()
         return caller
 
     def explain(self, future: JobFuture[Any]) -> str:
@@ -216,97 +225,107 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         explain = self.explainer()
         return explain(future) if explain is not None else ""
 
-    def withdraw(self, future: JobFuture[Any]) -> None:
-        """See `FutureOwner.withdraw`."""
+    def try_cancel(self, future: JobFuture[Any]) -> None:
+        """See `FutureOwner.try_cancel`."""
         with self.mutex:
-            if not self.moving and future._is_waiting:
-                self._tell_of_withdrawal()
+            if future._is_waiting:
+                self._wake_for_cancellation()
                 if future._stage in WAITING:  # once more: R5
-                    self._withdrawn[future] = future._stage
+                    self._cancelled[future] = future._stage
                     future._stage = JobState.CANCELLED
                     future._wake_waiters()
-                self._tell_of_withdrawal()
+                self._wake_for_cancellation()
 
-    def _tell_of_withdrawal(self) -> None:
+    def _wake_for_cancellation(self) -> None:
         self.not_full.notify()
-        self._stir()
+        self._note_news()
 
-    def _stir(self) -> None:
+    def _note_news(self) -> None:
         """Say that there is something to drain. Called before it is written and after it (R6)."""
-        self._stirred = True
+        self._has_other_news = True
         self.not_empty.ring()
 
     def post(self, note: Callable[[], None]) -> None:
         """Have the next leader make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
-            self._stir()
+            self._note_news()
             self._notes.append(note)
-            self._stir()
+            self._note_news()
 
     def flush(self) -> int:
         """Make all jobs accepted until now due, and return the number of their epoch."""
         with self.mutex:
-            self._stir()
+            self._note_news()
             epoch = self.epoch
             self.epoch = epoch + 1  # R5
-            self._stir()
+            self._note_news()
             return epoch
 
     def close(self) -> bool:
         """Accept no more jobs, make all accepted ones due, and return whether the queue was open."""
         with self.mutex:
             was_open = not self.closed
-            self._stir()
+            self._note_news()
             self.not_full.notify_all()
             self.closed = True
-            self._stir()
+            self._note_news()
             self.not_full.notify_all()
             return was_open
+
+    def hold(self, count: int) -> None:
+        """Have this many of the jobs that were taken out count as jobs that still wait."""
+        self._held = count
+
+    def count_taken(self) -> None:
+        """Count the jobs in `taken`, which are in the ledger now. This is one step (R4)."""
+        total, none = len(self.taken), deque[JobFuture[Any]]()
+        self.counted, self.taken = self.counted + total, none
 
     def lead(self) -> bool:
         """Become the leader if there is none, and return whether the calling thread is the leader now.
 
-        Call this and the next methods with `mutex` held. Once the queue is closed, only the worker thread leads.
+        Call this and the next methods with `mutex` held. Once the queue is closed, only the batcher thread leads.
         """
         me = threading.get_ident()
         free = not self.leader and not self.closed
         if free:
-            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize  # R5, as in `wait_for_lead`
+            self.leader, self._moment, self._wanted = me, NEVER, NEVER  # R5, as in `wait_for_lead`
         return free
 
     def is_leader(self) -> bool:
         """Return whether the calling thread leads."""
         return self.leader == threading.get_ident()
 
-    def resign(self, moment: float, wanted: int) -> None:
-        """Leave the lead to the worker thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
-        # Written before the look, because a finalizer that comes in after the look may submit.
-        self.leader, self._moment, self._wanted = 0, moment, wanted
-        if self.has_news(wanted) or moment < self._alarm:
-            self.not_empty.ring()
+    def resign(self, moment: float, wanted: float) -> None:
+        """Leave the lead to the batcher thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
+        with self.mutex:
+            # Written before the look, because a finalizer that comes in after the look may submit.
+            self.leader, self._moment, self._wanted = 0, moment, wanted
+            if self.has_news(wanted) or moment < self._alarm:
+                self.not_empty.ring()
 
     def wait_for_lead(self) -> None:
-        """Wait until there is something for the worker thread to do, and take the lead."""
+        """Wait until there is something for the batcher thread to do, and take the lead."""
         me = threading.get_ident()
         self.not_empty.silence()
         while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
-        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, sys.maxsize, NOW
+        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, NEVER, NOW
 
-    def has_news(self, wanted: int = 1) -> bool:
+    def has_news(self, wanted: float = 1) -> bool:
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
-        return self._stirred or self._expiring or len(self.queue) >= wanted
+        return self._has_other_news or self._expiring or len(self.queue) >= wanted
 
     def drain(self) -> Drained:
         """Take everything out, with `mutex` held. The jobs stay in `taken` too: see `Ledger.inherited`.
 
         The jobs are taken last. So if a finalizer interrupts this, a job that it submits and cancels is never found
-        among the withdrawn ones before it is found in the queue, nor is a flush found before the jobs that it is for.
+        among the cancelled ones before it is found in the queue, nor is a flush found before the jobs that it is for.
         """
-        self._stirred = False  # first, so that whatever comes in from here on is found the next time
+        self._has_other_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
-        withdrawn, self._withdrawn = self._withdrawn, {}
+        cancelled, self._cancelled = self._cancelled, {}
         notes, self._notes = self._notes, []
         empty: deque[JobFuture[Any]] = deque()
         # R5: the leader finds a job and the word that it expires, or neither.
@@ -314,13 +333,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.taken, self.queue = self.queue, empty
         return Drained(
             self.taken,
-            withdrawn,
+            cancelled,
             notes,
             epoch - 1,
             closed,
             expiring,
             self.callers.activity(),
         )
+
+    def clear(self) -> None:
+        """Forget all jobs that were not taken out. Takes no lock, so it can be called in a forked child."""
+        self.queue = deque()
 
     def wake_all(self) -> None:
         """Wake all waiters, in case an exception stopped the thread that should have woken them."""
@@ -330,15 +353,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def cancelled(self) -> list[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return list(self._withdrawn.values())
+        return list(self._cancelled.values())
 
-    def find_withdrawn(self) -> None:
+    def find_cancelled(self) -> None:
         """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
         for future in list(self.queue):
             if future._stage is JobState.CANCELLED:
-                self._withdrawn.setdefault(future, JobState.QUEUED)
-                self._stir()
+                self._cancelled.setdefault(future, JobState.QUEUED)
+                self._note_news()
 
-    def stage_in_books(self, future: JobFuture[Any]) -> JobState:
+    def recorded_stage(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
-        return self._withdrawn.get(future, future._stage)
+        return self._cancelled.get(future, future._stage)

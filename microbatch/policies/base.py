@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -11,9 +11,9 @@ from microbatch._basics.clock import NEVER, NOW
 from microbatch.results import BatchInfo
 
 __all__ = [
-    "GATES",
     "BatchReport",
     "BatchingPolicy",
+    "BuiltInPolicy",
     "Both",
     "CallerActivity",
     "Either",
@@ -22,9 +22,7 @@ __all__ = [
     "check_policy",
     "count_gates",
     "learns",
-    "exact",
     "limit_for",
-    "policy_repr",
 ]
 
 Job = TypeVar("Job")
@@ -200,24 +198,12 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the moment before which not even `Batcher.flush` dispatches the batch."""
         return NOW
 
-    def _wants(self, window: Window[Job_contra]) -> int:
-        """Return how many more jobs must join before `due` can return an earlier moment than it does now.
-
-        The batcher does not call `due` again before that many jobs have joined or the batch is due. Only called when
-        the batch is due soon.
-        """
-        return 1
-
     def __init_subclass__(cls, **options: Any) -> None:
         """Reset what was written for a method that a subclass overrides."""
         super().__init_subclass__(**options)
-        depth = {
-            name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room", "_wants")
-        }
+        depth = {name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room")}
         if depth["fits"] < depth["_room"]:
             cls._room = _no_room  # type: ignore[method-assign]
-        if depth["due"] < depth["_wants"]:
-            cls._wants = BatchingPolicy._wants  # type: ignore[method-assign]
         if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:
             # What the policy promised was about the methods of another class. What it needs to know stays.
             promises = {"watches_flow": True} | ({"needs": 0} if depth["due"] < depth["hints"] else {})
@@ -300,15 +286,30 @@ class _Pair(BatchingPolicy[Job]):
         self.first = first
         self.second = second
 
-    def _joint(self, needs: Callable[[int, int], int]) -> Hints:
+    @staticmethod
+    @abstractmethod
+    def _choose(first: float, second: float) -> float:
+        """Return the moment that counts, of one for each policy."""
+
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
         first, second = self.first.hints, self.second.hints
         return Hints(
             watches_flow=first.watches_flow or second.watches_flow,
             watches_callers=first.watches_callers or second.watches_callers,
             recalls=max(first.recalls, second.recalls),
             history=max(first.history, second.history),
-            needs=needs(first.needs, second.needs),
+            needs=int(self._choose(first.needs, second.needs)),
         )
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return self._choose(self.first.due(window), self.second.due(window))
+
+    def _earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy._earliest`."""
+        return self._choose(self.first._earliest(window), self.second._earliest(window))
 
     @property
     def _learned(self) -> int:  # type: ignore[override]
@@ -321,10 +322,6 @@ class _Pair(BatchingPolicy[Job]):
     def _room(self, window: Window[Job]) -> float:
         """See `BatchingPolicy._room`."""
         return _least(self.first._room(window), self.second._room(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return min(self.first._wants(window), self.second._wants(window))
 
     def observe(self, report: BatchReport) -> None:
         """Pass the report to both policies: to the second one even if the first one raises."""
@@ -342,22 +339,7 @@ class Either(_Pair[Job]):
     Size(3) | Interval(0.5)
     """
 
-    def due(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.due`."""
-        return _least(self.first.due(window), self.second.due(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
-        return super()._wants(window)
-
-    def _earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy._earliest`."""
-        return _least(self.first._earliest(window), self.second._earliest(window))
-
-    @property
-    def hints(self) -> Hints:
-        """See `BatchingPolicy.hints`."""
-        return self._joint(min)
+    _choose = staticmethod(_least)
 
     def reason(self, window: Window[Job]) -> str:
         """Return the reason of the policy that is due first, or of the left one if both are due at the same moment."""
@@ -376,22 +358,7 @@ class Both(_Pair[Job]):
     (Size(3) | Interval(9)) & Interval(0.5)
     """
 
-    def due(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.due`."""
-        return _most(self.first.due(window), self.second.due(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
-        return super()._wants(window)
-
-    def _earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy._earliest`."""
-        return _most(self.first._earliest(window), self.second._earliest(window))
-
-    @property
-    def hints(self) -> Hints:
-        """See `BatchingPolicy.hints`."""
-        return self._joint(max)
+    _choose = staticmethod(_most)
 
     def reason(self, window: Window[Job]) -> str:
         """Return both reasons, joined with ``&``."""
@@ -411,34 +378,43 @@ def learns(policy: BatchingPolicy[Any]) -> bool:
     return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
 
 
-GATES: dict[type, int] = {}
-"""The number of gates of each built-in policy.
-
-A gate is a moment before which a policy lets no batch be dispatched, whatever its jobs. It is the same for all keys. It
-depends only on which batches have started and ended, and on `CallerActivity.heard`. Apart from its gates, a built-in
-policy decides by what is in the batch and by what it has learned.
-"""
-
-
 def count_gates(policy: BatchingPolicy[Any]) -> int | None:
     """Return how many gates *policy* has, or None if that is unknown, as for a policy that a user wrote."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         first, second = count_gates(policy.first), count_gates(policy.second)
         return None if first is None or second is None else first + second
-    return GATES.get(type(policy))  # of exactly this type, because a subclass may decide differently
+    gates: int | None = vars(type(policy)).get("_gates")  # of exactly this type: see `BuiltInPolicy`
+    return gates
 
 
-def policy_repr(policy: BatchingPolicy[object], kind: type, arguments: str) -> str:
-    """Return code that creates a policy like *policy*, without anything that it has learned.
+class BuiltInPolicy(BatchingPolicy[object]):
+    """Base class of the policies of this package. The parameters of their constructors are their attributes too.
 
-    A subclass of *kind* that defines a constructor may take other arguments. For such a class, return the standard
-    repr.
+    Attributes:
+        _gates: The number of gates of the policy. A gate is a moment before which a policy lets no batch be dispatched,
+            whatever its jobs. It is the same for all keys. It depends only on which batches have started and ended, and
+            on `CallerActivity.heard`. Apart from its gates, a policy with this attribute decides by what is in the
+            batch and by what it has learned. The attribute does not count for a subclass, which may decide differently.
     """
-    own = type(policy)
-    same = all(getattr(own, maker) is getattr(kind, maker) for maker in ("__init__", "__new__"))
-    return f"{own.__name__}({arguments})" if same else object.__repr__(policy)
+
+    _gates: int
+
+    def __repr__(self) -> str:
+        """Return code that creates a policy like this one, without anything that it has learned.
+
+        A subclass that defines a constructor may take other arguments. For such a class, return the standard repr.
+        """
+        from inspect import signature  # here, because few programs need it and it takes long to import
+
+        own: type = type(self)
+        kind = next(base for base in own.__mro__ if "_gates" in vars(base))
+        if any(getattr(own, maker) is not getattr(kind, maker) for maker in ("__init__", "__new__")):
+            return object.__repr__(self)
+        values = {name: _exact(getattr(self, name)) for name in signature(kind).parameters}
+        arguments = [f"{name}={value}" if place else value for place, (name, value) in enumerate(values.items())]
+        return f"{own.__name__}({', '.join(arguments)})"
 
 
-def exact(number: float) -> str:
+def _exact(number: float) -> str:
     """Return the shortest literal that Python reads as *number*: ``60``, ``0.005``, or ``1e999`` for infinity."""
     return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero
