@@ -107,6 +107,13 @@ def mark_tables(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                     paragraph.insert(0, nodes.inline("", f"{heading}: ", classes=["heading"]))
 
 
+def mark_options(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Mark the options in the text, such as ``--help``, so that ``wide.css`` can keep each in one line."""
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("option")
+
+
 def setup(app: Sphinx) -> None:
     for module in ("batcher", "decorator"):  # they import it for type checkers only, and autodoc evaluates annotations
         setattr(importlib.import_module(f"microbatch.{module}"), "Unpack", Unpack)
@@ -116,3 +123,4 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", find_name)
     app.connect("doctree-resolved", link_pages)
     app.connect("doctree-resolved", mark_tables)
+    app.connect("doctree-resolved", mark_options)
