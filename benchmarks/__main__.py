@@ -43,11 +43,24 @@ def write(runs: Sequence[Run], facts: Mapping[str, str], repeats: int, quick: bo
     (folder / "tables.rst").write_text(report(runs, facts, repeats, quick), encoding="utf-8")
     raw = {"facts": dict(facts), "repeats": repeats, "quick": quick, "runs": to_json(runs)}
     (folder / "results.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    draw(runs, folder)
+
+
+def draw(runs: Sequence[Run], folder: Path) -> None:
+    """Write the plots into *folder*."""
     if importlib.util.find_spec("matplotlib") is None:
         print("no plots: matplotlib is not installed", file=sys.stderr)
         return
     for measurement in MEASUREMENTS.values():
-        plot(measurement, _cases(measurement, quick), runs, LABELS, folder / f"{measurement.name}.svg")
+        labels = dict.fromkeys(run.case for run in runs if run.measurement == measurement.name)
+        cases = [Case(label, {}) for label in labels]
+        plot(measurement, cases, runs, LABELS, folder / f"{measurement.name}.svg")
+
+
+def redraw(folder: Path) -> None:
+    """Draw the plots in *folder* from the raw figures there."""
+    raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    draw([Run(**run) for run in raw["runs"]], folder)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,6 +76,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--timeout", type=float, default=180.0, metavar="S", help="seconds for one process (%(default)g)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write instead of benchmarks/results/")
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: draw the plots again from the results.json there"
+    )
     return parser.parse_args(arguments)
 
 
@@ -71,6 +87,9 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> Non
     options = parse(sys.argv[1:] if arguments is None else arguments)
     repeats: int = options.repeats or (1 if options.quick else 5)
     default = Path(__file__).parent / "results" / (python() + ("-quick" if options.quick else ""))
+    if options.redraw:
+        redraw(options.output or default)
+        return
     facts: dict[str, str] = {**machine(), **versions(CONTENDERS.values())}
     runs: list[Run] = []
     try:

@@ -1,5 +1,10 @@
-"""Draws what the tables say, with matplotlib. The same runs give the same file: no date and no path is in it."""
+"""Draws what the tables say, with matplotlib. The same runs give the same file: no date and no path is in it.
 
+All plots are narrow, so that the letters stay readable on the screen of a phone. Legends are above the data.
+"""
+
+import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +13,7 @@ from typing import Any
 from benchmarks.measurements.base import Case, Measurement
 from benchmarks.runner import Run
 from benchmarks.tables import Labels, Runs
+from microbatch.simulation.plots import line_style
 
 
 def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], labels: Labels, path: Path) -> bool:
@@ -24,12 +30,16 @@ def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], l
     with figure(path) as drawn:
         axes = drawn.add_subplot()
         if measurement.wide:
-            drawn.set_size_inches(8, 4)
+            drawn.set_size_inches(5.5, 3.2 + 0.2 * len(contenders))
             _lines(axes, measurement, name, cases, contenders, those, labels)
         else:
-            drawn.set_size_inches(8, 1 + 0.16 * len(contenders) * (len(cases) + 0.7))
+            shown = max(0.42, 0.17 * (len(cases) + 0.7))  # inches of a contender, whose label may have two lines
+            drawn.set_size_inches(5.5, 1 + 0.2 * len(cases) + shown * len(contenders))
             _bars(axes, measurement, name, cases, contenders, those, labels)
-        axes.set_title(measurement.title, loc="left")
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            drawn.legend(loc="outside upper left", frameon=False, title=measurement.title, alignment="left")
+        else:
+            drawn.suptitle(measurement.title, x=0.01, ha="left", size="medium")
         axes.spines[["top", "right"]].set_visible(False)
     return True
 
@@ -41,7 +51,7 @@ def figure(path: Path) -> Iterator[Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
+    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10}):
         drawn = Figure(layout="constrained")
         FigureCanvasSVG(drawn)
         yield drawn
@@ -59,17 +69,37 @@ def _bars(
 ) -> None:
     height = 0.8 / len(cases)
     digits = measurement.figures[name].digits
+    all_values = [runs.median(case.label, contender, name) or 0.0 for case in cases for contender in contenders]
+    longest = max(all_values)
+    if longest > 10 * statistics.median(all_values):  # or the other bars could not be told apart
+        longest = 2 * max(value for value in all_values if value < longest / 2)
+        axes.set_xlim(0, longest)
     for at, case in enumerate(cases):
         values = [runs.median(case.label, contender, name) for contender in contenders]
         places = [number + (at - (len(cases) - 1) / 2) * height for number in range(len(contenders))]
-        bars = axes.barh(places, [value or 0.0 for value in values], height, label=case.label)
-        shown = ["" if value is None else f"{value:,.{digits}f}" for value in values]
-        axes.bar_label(bars, labels=shown, padding=2, fontsize=7)
-    axes.set_yticks(range(len(contenders)), [labels[contender] for contender in contenders])
+        axes.barh(places, [value or 0.0 for value in values], height, label=case.label)
+        for value, place in zip(values, places):
+            if value is not None:
+                cut = value > longest
+                axes.annotate(
+                    f"{value:,.{digits}f} \N{RIGHTWARDS ARROW}" if cut else f"{value:,.{digits}f}",
+                    (min(value, longest), place),
+                    (-3 if cut else 3, 0),
+                    textcoords="offset points",
+                    ha="right" if cut else "left",
+                    va="center",
+                    color="white" if cut else "black",
+                    fontsize=9,
+                )
+    axes.set_yticks(range(len(contenders)), [_wrap(labels[contender]) for contender in contenders])
     axes.invert_yaxis()
     axes.set_xlabel(measurement.figures[name].heading)
-    if len(cases) > 1:
-        axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter("{x:,g}")
+
+
+def _wrap(label: str) -> str:
+    """Break a label into short lines, but not within a policy."""
+    return textwrap.fill(label.replace(" | ", "\N{NO-BREAK SPACE}|\N{NO-BREAK SPACE}"), 24, break_long_words=False)
 
 
 def _lines(
@@ -81,11 +111,10 @@ def _lines(
     runs: Runs,
     labels: Labels,
 ) -> None:
-    for contender in contenders:
+    for number, contender in enumerate(contenders):
         values = [runs.median(case.label, contender, name) for case in cases]
         drawn = [(at, value) for at, value in enumerate(values) if value is not None]
-        axes.plot(*zip(*drawn), marker="o", label=labels[contender])
+        axes.plot(*zip(*drawn), label=labels[contender], **(line_style(number, len(contenders)) | {"markevery": 1}))
     axes.set_xticks(range(len(cases)), [case.label for case in cases])
     axes.set_ylim(bottom=0)
     axes.set_ylabel(measurement.figures[name].heading)
-    axes.legend(frameon=False)

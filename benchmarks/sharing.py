@@ -24,6 +24,7 @@ from benchmarks.plots import figure
 from benchmarks.tables import Table, render, rst
 from microbatch import Batcher, Natural, Size
 from microbatch.simulation import poisson, simulate
+from microbatch.simulation.plots import line_style
 
 POLICY = Size(500) | Natural()
 CALL, JOB = 0.005, 20e-6
@@ -131,32 +132,36 @@ def draw(path: Path, capacity: float) -> None:
         capacity: how many jobs a second one collector can take.
     """
     with figure(path) as drawn:
-        drawn.set_size_inches(8, 6)
-        *before, end = drawn.subplots(2, 2).flat
+        drawn.set_size_inches(5.5, 9)
+        *before, end = drawn.subplots(4)
         processes = (1, 2, 4, 10, 20, 40, 100, 200, 400, 1_000)
-        for label, collectors, each in (
+        ways = (
             ("a batcher in each process", processes, 0.0),
-            ("one for all", [1] * len(processes), 1 / capacity),
-        ):
+            ("one batcher for all", [1] * len(processes), 1 / capacity),
+        )
+        for number, (label, collectors, each) in enumerate(ways):
             for axes, values in zip(before, zip(*(simulated(RATE, count, each) for count in collectors))):
-                axes.plot(processes, values, label=label)
-        for axes, title in zip(before, ("jobs in a batch", "calls a second", "mean latency in ms, in the batcher")):
-            axes.set_title(title, loc="left", fontsize=9)
-            axes.set_xlabel(f"processes, with {RATE:,} jobs a second in all")
-        for count in (1, 2, 4, 8):
+                axes.plot(processes, values, label=label, **line_style(number, len(ways)))
+        drawn.legend(*before[0].get_legend_handles_labels(), loc="outside upper left", frameon=False)
+        for axes, title in zip(before, ("jobs in a batch", "calls per second", "mean latency in the batcher, ms")):
+            axes.set_title(title, loc="left", fontsize=10)
+        before[-1].set_xlabel(f"processes, with {RATE:,} jobs per second in all")
+        collectors = (1, 2, 4, 8)
+        for number, count in enumerate(collectors):
             loads = [capacity * count * share / 20 for share in range(1, 23)]
             found = [simulated(load, count, 1 / capacity).latency for load in loads]
-            end.plot(loads, found, label=f"{count} collector{'s' * (count > 1)}")
-        end.set_title(f"the same; a collector takes {capacity:,.0f} jobs a second", loc="left", fontsize=9)
-        end.set_xlabel("jobs a second in all")
+            end.plot(loads, found, label=f"{count}", **line_style(number, len(collectors)))
+        title = f"mean latency with several collectors, ms\n(one takes {capacity:,.0f} jobs per second)"
+        end.set_title(title, loc="left", fontsize=10)
+        end.set_xlabel("jobs per second in all")
         end.set_ylim(top=40)
+        end.legend(title="collectors", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         for axes in (*before, end):
             axes.set_xscale("log")
             axes.set_ylim(bottom=0)
             axes.xaxis.set_major_formatter("{x:,g}")
+            axes.yaxis.set_major_formatter("{x:,g}")
             axes.spines[["top", "right"]].set_visible(False)
-        for axes in (before[0], end):
-            axes.legend(frameon=False)
 
 
 def main() -> None:

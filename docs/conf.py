@@ -3,8 +3,11 @@
 import importlib
 import pkgutil
 import posixpath
+from collections.abc import Iterator
 
 from docutils import nodes
+from pygments.lexers import BashSessionLexer
+from pygments.token import Name, Text
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -25,7 +28,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"microbatch {release}"
 html_static_path = ["_static"]
-html_css_files = ["wide.css"]
+html_css_files = ["wide.css", "narrow.css"]
 html_copy_source = False
 html_show_copyright = False
 
@@ -40,7 +43,18 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes in a list, and their types in the signature
 napoleon_attr_annotations = False
 
+LONGEST_FIGURE = 25
+"""A table with longer cells has sentences in it. Figures are easier to compare in columns, even if one has to scroll."""
+
 logger = logging.getLogger(__name__)
+
+
+class ConsoleLexer(BashSessionLexer):  # type: ignore[misc]
+    """Marks the options of a command, so that ``wide.css`` can keep each in one line."""
+
+    def get_tokens_unprocessed(self, text: str) -> Iterator[tuple[int, object, str]]:
+        for index, token, value in super().get_tokens_unprocessed(text):
+            yield index, Name.Attribute if token is Text and value.startswith("-") else token, value
 
 
 def find_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement) -> nodes.Element | None:
@@ -76,10 +90,37 @@ def link_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             node["refuri"] = app.builder.get_relative_uri(docname, page) + (anchor and f"#{anchor}")
 
 
+def mark_tables(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Prepare tables of sentences for a narrow screen, where ``narrow.css`` shows the cells of a row below each other.
+
+    There, the headings of the columns are not shown. So each cell repeats its own, which is hidden on a wide screen.
+    """
+    for table in doctree.findall(nodes.table):
+        body = [list(row.findall(nodes.entry)) for part in table.findall(nodes.tbody) for row in part]
+        if max(len(cell.astext()) for row in body for cell in row[1:]) <= LONGEST_FIGURE:
+            continue
+        table["classes"].append("sentences")
+        headings = [cell.astext() for part in table.findall(nodes.thead) for cell in part.findall(nodes.entry)]
+        for row in body if len(headings) > 2 else []:
+            for heading, cell in zip(headings[1:], row[1:]):
+                for paragraph in list(cell.findall(nodes.paragraph))[:1]:
+                    paragraph.insert(0, nodes.inline("", f"{heading}: ", classes=["heading"]))
+
+
+def mark_options(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Mark the options in the text, such as ``--help``, so that ``wide.css`` can keep each in one line."""
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("option")
+
+
 def setup(app: Sphinx) -> None:
     for module in ("batcher", "decorator"):  # they import it for type checkers only, and autodoc evaluates annotations
         setattr(importlib.import_module(f"microbatch.{module}"), "Unpack", Unpack)
     ModuleAnalyzer.for_module("microbatch.batcher").analyze()
     ModuleAnalyzer.for_module("microbatch.batcher").overloads.clear()  # which say the same of all arguments but one
+    app.add_lexer("console", ConsoleLexer)
     app.connect("missing-reference", find_name)
     app.connect("doctree-resolved", link_pages)
+    app.connect("doctree-resolved", mark_tables)
+    app.connect("doctree-resolved", mark_options)

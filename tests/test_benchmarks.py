@@ -19,7 +19,7 @@ from benchmarks.measurements import MEASUREMENTS
 from benchmarks.measurements.base import PEERS, Case, Figure, Measurement
 from benchmarks.one import CONTENDERS, measure
 from benchmarks.plots import plot
-from benchmarks.runner import Run, alternate, launch
+from benchmarks.runner import Run, alternate, launch, to_json
 from benchmarks.tables import Table, render, tables
 from tests.extras import needs
 
@@ -239,6 +239,17 @@ def test_a_table_is_rendered_as_restructured_text() -> None:
         "",
         "* b: late",
     ]
+
+
+def test_plots_are_drawn_again_from_the_raw_figures(tmp_path: Path) -> None:
+    needs("matplotlib")
+    times = {"microbatch": 1.0, "ThreadPoolExecutor": 5.0, "batched": 5.0, "ubatch": 900.0}
+    runs = [Run("gather", "few", contender, 0, {"wall": time}) for contender, time in times.items()]
+    (tmp_path / "results.json").write_text(json.dumps({"runs": to_json(runs)}), encoding="utf-8")
+    main(["--redraw", "--output", str(tmp_path)])
+    assert {"gather.svg", "results.json"} == {path.name for path in tmp_path.iterdir()}
+    drawn = (tmp_path / "gather.svg").read_text(encoding="utf-8")
+    assert "900.00 \N{RIGHTWARDS ARROW}" in drawn  # a bar that long is cut, or the others would be too short to compare
 
 
 def test_the_command_prints_and_writes_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

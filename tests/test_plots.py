@@ -11,6 +11,7 @@ import pytest
 from microbatch import Natural, Size
 from microbatch.cli import main
 from microbatch.simulation import simulate
+from microbatch.simulation.plots import line_style
 from tests.extras import needs
 
 needs("matplotlib")
@@ -29,7 +30,7 @@ def test_a_report_draws_itself_the_same_each_time(tmp_path: Path) -> None:
         report.plot(tmp_path / name)
     drawn = (tmp_path / "one.svg").read_text(encoding="utf-8")
     assert drawn == (tmp_path / "other.svg").read_text(encoding="utf-8")
-    assert all(word in drawn for word in ("jobs a second", "99 %", "natural", "worker"))
+    assert all(word in drawn for word in ("jobs per second", "99 %", "natural", "worker"))
     assert b"PNG" == (tmp_path / "another.png").read_bytes()[1:4]
 
 
@@ -53,6 +54,16 @@ def test_a_load_that_takes_no_time_is_drawn_without_a_point(tmp_path: Path) -> N
     command = ["simulate", "Size(4)", "--cost", "0s", "--callers", "2", "--jobs", "2", "--plot", str(path)]
     assert 0 == main(command)
     assert "Size(4)" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 10])
+def test_lines_that_coincide_can_be_told_apart(lines: int) -> None:
+    styles = [line_style(number, lines) for number in range(lines)]
+    for name in ("marker", "color", "linewidth"):
+        assert lines == len({style[name] for style in styles})
+    assert all(before["linewidth"] > after["linewidth"] for before, after in zip(styles, styles[1:]))
+    starts = [style["markevery"][0] for style in styles]
+    assert all(before != after for before, after in zip(starts, starts[1:]))
 
 
 @pytest.mark.parametrize("path", ["nowhere/plot.svg", "plot.nothing"])

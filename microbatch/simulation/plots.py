@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-__all__ = ["Point", "check_plot", "draw_loads", "draw_run", "percentile"]
+__all__ = ["Point", "check_plot", "draw_loads", "draw_run", "line_style", "percentile"]
 
 _SLICE = 50
 """The minimum number of jobs in a slice of time, from which a load and a latency are computed."""
 
 _SHOWN = 150
 """The maximum number of batches in a timeline. More would look like one black bar."""
+
+_MARKERS = "os^DvPX<>*"
 
 
 class Point(NamedTuple):
@@ -57,27 +59,54 @@ def draw_run(path: Any, jobs: Sequence[tuple[float, float]], runs: Sequence[tupl
         jobs: For each job, when it was submitted, and its latency.
         runs: For each batch, its start, its end, its size and its trigger, in the order of the starts.
     """
-    with _figure(path, 2) as (over_load, timeline):
+    with _figure(path, (8, 6), 2) as (_, (over_load, timeline)):
         _draw_latency(over_load, _points(sorted(jobs)))
         at = max(0, (len(runs) - _SHOWN) // 2)
         _draw_timeline(timeline, runs[at : at + _SHOWN])
 
 
 def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
-    """Draw the latency, and the number of calls of the processor, over the load, with one curve per policy."""
-    with _figure(path, 2) as (latency, calls):
+    """Draw the latency, and the number of calls of the processor, over the load, with one curve per policy.
+
+    The plot is narrow and its legend is above the curves. So the letters stay readable on the screen of a phone, and the
+    legend covers no curve.
+    """
+    with _figure(path, (5.5, 6 + 0.2 * len(curves)), 3) as (figure, parts):
         for number, (name, points) in enumerate(curves.items()):
-            loads, colour = [point.load for point in points], f"C{number % 10}"
-            latency.plot(loads, [point.p50 * 1e3 for point in points], color=colour, label=name)
-            latency.plot(loads, [point.p99 * 1e3 for point in points], color=colour, linestyle=":")
-            calls.plot(loads, [point.calls for point in points], color=colour)
-        _label(latency, "latency: 50 % of the jobs (line), 99 % (dots)", "jobs a second", "ms")
-        _label(calls, "calls of the processor per 1,000 jobs", "jobs a second", "")
-        for axes in (latency, calls):
+            loads, style = [point.load for point in points], line_style(number, len(curves))
+            values = zip(*((point.p50 * 1e3, point.p99 * 1e3, point.calls) for point in points))
+            for axes, those in zip(parts, values):
+                axes.plot(loads, those, label=name, **style)
+        titles = (
+            "latency in ms: half of the jobs took at most this",
+            "latency in ms: 99 % of the jobs took at most this",
+            "calls of the processor per 1,000 jobs",
+        )
+        for axes, title in zip(parts, titles):
+            _label(axes, title, "", "")
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:,g}")
             axes.set_ylim(bottom=0)
-        latency.legend(edgecolor="none")
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.yaxis.set_major_formatter("{x:,g}")
+        parts[-1].set_xlabel("jobs per second")
+        figure.legend(*parts[0].get_legend_handles_labels(), loc="outside upper left", frameon=False)
+
+
+def line_style(number: int, lines: int) -> dict[str, Any]:
+    """Return matplotlib's arguments for one of several lines, of which some may coincide.
+
+    Each line is thinner than the one before, which it may cover. The markers of the lines differ, and are at different
+    points.
+    """
+    step = min(lines, 4)
+    return {
+        "color": f"C{number % 10}",
+        "linewidth": 1.2 + 2.4 * (lines - 1 - number) / max(lines - 1, 1),
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 7,
+        "markeredgecolor": "white",
+        "markevery": (number % step, step),
+    }
 
 
 def _points(jobs: Sequence[tuple[float, float]]) -> list[Point]:
@@ -111,9 +140,9 @@ def _draw_latency(axes: Any, points: Sequence[Point]) -> None:
     loads = [point.load for point in points]
     axes.plot(loads, [point.p50 * 1e3 for point in points], marker=".", label="50 % of the jobs")
     axes.plot(loads, [point.p99 * 1e3 for point in points], marker=".", label="99 %")
-    _label(axes, "latency, in slices of time by their load", "jobs a second", "ms")
+    _label(axes, "latency, in slices of time by their load", "jobs per second", "ms")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
 
 
 def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> None:
@@ -142,21 +171,21 @@ def _workers(runs: Sequence[tuple[float, float, int, str]]) -> Iterator[int]:
 
 
 def _label(axes: Any, title: str, across: str, up: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 @contextmanager
-def _figure(path: Any, rows: int) -> Iterator[Any]:
-    """Yield the axes of a new figure, and write the figure to *path* at the end."""
+def _figure(path: Any, inches: tuple[float, float], rows: int) -> Iterator[tuple[Any, Any]]:
+    """Yield a new figure with its axes, and write the figure to *path* at the end."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(8, 3 * rows), layout="constrained")
+    with rc_context({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasAgg(figure)  # a default; savefig() replaces it if the format needs another canvas
-        yield figure.subplots(rows)
+        yield figure, figure.subplots(rows)
         figure.savefig(path, metadata={"Date": None, "Creator": None} if str(path).endswith(".svg") else None)
