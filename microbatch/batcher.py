@@ -25,6 +25,7 @@ from microbatch._basics.arguments import (
     shown,
 )
 from microbatch._basics.clock import NEVER, Clock, SystemClock
+from microbatch._engine.settings import Settings
 from microbatch._engine.worker import Stage, Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
@@ -161,33 +162,27 @@ class Batcher(Generic[Job, Value]):
         ):
             if value is not None:
                 check(argument, value)
-        max_workers = check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER)
         check_name("name", name)
-        self._policy = policy
-        self._key = key
-        self._weigh = weigh
-        self._name = name
-        self._empty = Window[Any](workers=max_workers)
-        self._clock = SystemClock() if clock is None else clock
-        listener_set = ListenerSet(listeners)
-        self._told_of_jobs = listener_set.job_accepted
-        self._wants_context = listener_set.wants_context
-        self._describes = key is not None or weigh is not None or listener_set.wants_context
-        self._make_worker = functools.partial(
-            Worker,
+        self._settings = settings = Settings(
             processor,
             policy,
             max_pending=max_pending,
-            max_workers=max_workers,
+            max_workers=check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER),
             executor=executor,
-            listeners=listener_set,
+            listeners=ListenerSet(listeners),
             name=name,
             exit_timeout=check_timeout("exit_timeout", exit_timeout),
-            clock=self._clock,
+            clock=SystemClock() if clock is None else clock,
             keyed=key is not None,
             uniform=key is None and weigh is None,
         )
-        self._newest_worker = self._make_worker()
+        self._key = key
+        self._weigh = weigh
+        self._empty = Window[Any](workers=settings.max_workers)
+        self._clock = settings.clock
+        self._acceptance_listeners = settings.listeners.job_accepted
+        self._describes = not settings.uniform or settings.listeners.wants_context
+        self._newest_worker = Worker(settings)
         self._origin = _origin()
 
     @classmethod
@@ -248,12 +243,12 @@ class Batcher(Generic[Job, Value]):
         worker.queue.put(future, True, timeout, expires_in)
         if worker.stage is _NEW:  # another thread's start, which this call did not wait for, has failed
             self._start(worker)
-        if self._told_of_jobs:
-            event = JobAccepted(self._name, future)
+        if self._acceptance_listeners:
+            event = JobAccepted(self.name, future)
             if worker.queue.is_held():  # by the code that this call interrupts: R3
-                worker.queue.post(functools.partial(notify, self._told_of_jobs, event))
+                worker.queue.post(functools.partial(notify, self._acceptance_listeners, event))
             else:
-                notify(self._told_of_jobs, event)
+                notify(self._acceptance_listeners, event)
         return future
 
     def map(
@@ -375,7 +370,7 @@ class Batcher(Generic[Job, Value]):
     @property
     def name(self) -> str:
         """The name of the batcher. The names of its threads begin with it."""
-        return self._name
+        return self._settings.name
 
     def __enter__(self: Self) -> Self:
         return self
@@ -387,7 +382,7 @@ class Batcher(Generic[Job, Value]):
         self.shutdown()
 
     def __repr__(self) -> str:
-        return f"<Batcher {self._name!r} with {self._policy!r}>"
+        return f"<Batcher {self.name!r} with {self._settings.policy!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Batcher has threads, and can't be copied or pickled")
@@ -405,7 +400,7 @@ class Batcher(Generic[Job, Value]):
         finally:  # in case of a signal too, because the threads may run in spite of it
             with worker.queue.mutex:
                 if worker.stage is not _NEW and worker.finalizer is None and not worker.queue.closed:
-                    worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._name, self._origin)
+                    worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._origin)
                     worker.finalizer.atexit = False  # the worker has an exit hook of its own
 
     def _successor_in_child(self, parents: Worker) -> Worker:
@@ -417,10 +412,10 @@ class Batcher(Generic[Job, Value]):
         if parents.finalizer is not None:
             parents.finalizer.detach()
         if parents.queue.closed:  # listeners receive the event of its shutdown in the parent, and not here again
-            worker = self._make_worker(forked=True, listeners=ListenerSet(()))
+            worker = Worker(self._settings._replace(listeners=ListenerSet(())), forked=True)
             worker.close()
         else:
-            worker = self._make_worker(forked=True)
+            worker = Worker(self._settings, forked=True)
         # In one step, because another thread may do the same.
         successor: Worker = vars(parents).setdefault("successor", worker)
         return successor
@@ -462,7 +457,7 @@ class Batcher(Generic[Job, Value]):
                 future.weight = self._weight(self._weigh(future.job))
         except StopIteration as error:  # it would silently end a generator of the caller: see PEP 479
             raise RuntimeError("key or weigh raised StopIteration") from error
-        if self._wants_context:
+        if self._settings.listeners.wants_context:
             future._keep_context()
 
     def _hashable(self, key: Hashable) -> Hashable:
@@ -474,8 +469,9 @@ class Batcher(Generic[Job, Value]):
 
     def _weight(self, weight: float) -> float:
         weight = check_number("the weight of a job", weight, below=NEVER)
-        if not self._policy.fits(self._empty, weight):
-            raise JobTooLarge(weight, limit_for(self._policy, self._empty, weight))
+        policy = self._settings.policy
+        if not policy.fits(self._empty, weight):
+            raise JobTooLarge(weight, limit_for(policy, self._empty, weight))
         return weight
 
     def _deadline(self, wait: bool, timeout: float | None) -> float:
@@ -490,12 +486,12 @@ class Batcher(Generic[Job, Value]):
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 
-def _drain_unclosed(worker: Worker, name: str, origin: str) -> None:
+def _drain_unclosed(worker: Worker, origin: str) -> None:
     if worker.queue.closed or not worker.mark[0]:
         return  # it was shut down, or the parent process drains it
     worker.close()  # before the warning, because a filter may turn the warning into an exception
     warnings.warn(
-        f"batcher {name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
+        f"batcher {worker.queue.name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
         ResourceWarning,
     )
 

@@ -110,22 +110,17 @@ class BatchRun:
 
     def _all_failures(self) -> Failures:
         if self._failures is None:
-            self._failures = Failures(f"batch {self.info.id} of {self._ledger.name!r}", self._ledger.queue)
+            self._failures = Failures(f"batch {self.info.id} of {self._ledger.queue.name!r}", self._ledger.queue)
         return self._failures
 
 
 def fail(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
     """Fail those of the jobs that are running, and return their number. Each caller gets its own copy of *error*."""
-    return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.name), ledger.queue))
+    return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.queue.name), ledger.queue))
 
 
 def fail_all(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
     """Do the same, and notify the waiters of all jobs that have an outcome, in case an exception prevented that."""
     failed = fail(ledger, futures, error)
-    over = [future for future in futures if future.done()]
-    for future in over:
-        future._announce()
-    ledger.release(over)
-    for future in over:
-        future._call_back()
+    ledger.announce([future for future in futures if future.done()])
     return failed

@@ -10,16 +10,17 @@ from itertools import chain
 from typing import Any
 
 from microbatch._basics.arguments import check_answer
-from microbatch._basics.clock import NOW, Clock
+from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun, fail, fail_all
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.queue import NOTHING, Drained
+from microbatch._engine.settings import Settings
 from microbatch._forming.collector import Batch, Collector
 from microbatch.errors import JobExpired
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture
-from microbatch.policies.base import BatchingPolicy, BatchReport, learns
+from microbatch.policies.base import BatchReport, learns
 from microbatch.results import BatchInfo, JobState
 
 __all__ = ["Dispatcher"]
@@ -38,28 +39,18 @@ class Dispatcher:
         interruptions: The number of exceptions from outside since a leader last finished all its work.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        policy: BatchingPolicy[Any],
-        *,
-        max_workers: int,
-        clock: Clock,
-        uniform: bool,
-        name: str,
-    ) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
         self.queue = ledger.queue
         self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the policy alive
         self.running: dict[BatchRun, None] = {}
         self.interruptions = 0
-        self._collector: Collector[JobFuture[Any]] = Collector(
-            policy, max_workers, check_answer("the now() of a clock", clock.now())
-        )
-        self._learns = learns(policy)
-        self._clock = clock
-        self._uniform = uniform  # jobs have neither keys nor weights
-        self._name = name
+        self._clock = settings.clock
+        now = check_answer("the now() of a clock", self._clock.now())
+        self._collector: Collector[JobFuture[Any]] = Collector(settings.policy, settings.max_workers, now)
+        self._learns = learns(settings.policy)
+        self._uniform = settings.uniform
+        self._name = settings.name
 
     # -- called by any thread --
 
@@ -97,7 +88,7 @@ class Dispatcher:
         self._advance(news, run, note)
         self.interruptions = 0
         if news.closed:  # a finalizer has closed the queue since this thread took the lead; the worker thread ends it
-            self.ledger.resign(NOW, 1)
+            self.queue.resign(NOW, 1)
         else:
             self._resign()
 
@@ -120,7 +111,7 @@ class Dispatcher:
         self._collector = self._collector.successor(len(self.running))
         self._collector.add(waiting)
         self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
-        self.ledger.resign(NOW, 1)
+        self.queue.resign(NOW, 1)
 
     def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
         """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
@@ -137,7 +128,7 @@ class Dispatcher:
 
     def _resign(self) -> None:
         """Leave the lead until the collector has something to do."""
-        self.ledger.resign(self._collector.next_moment(), self._collector.wanted())
+        self.queue.resign(self._collector.next_moment(), self._collector.wanted())
 
     def _advance(self, news: Drained, run: RunBatch, *notes: Callable[[], None]) -> None:
         """Do all work that there is now. Call *notes* after the notes in *news*."""

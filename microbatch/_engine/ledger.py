@@ -1,6 +1,6 @@
 """The ledger of a batcher records the state of each accepted job, and which futures are not settled yet."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
@@ -18,6 +18,8 @@ __all__ = ["Ledger"]
 _QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
 _SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
 
+_COUNTED = [state for state in JobState if state is not _QUEUED]
+
 
 class Ledger:
     """Has every accepted job in exactly one state, and every future that is not settled yet.
@@ -25,10 +27,10 @@ class Ledger:
     Only the batcher's own threads write to it, with the queue's mutex held. Callers' threads never do.
     """
 
-    def __init__(self, queue: JobQueue, name: str = "microbatch") -> None:
+    def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
-        self.name = name  # of the batcher
-        self._counts = dict.fromkeys(JobState, 0)
+        # The number of jobs in each state but one: all others are queued, so that no job is ever counted twice.
+        self._counts = dict.fromkeys(_COUNTED, 0)
         self._batches = 0
         self._triggers: Counter[str] = Counter()
         self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
@@ -43,11 +45,6 @@ class Ledger:
             news = self.take_in()
         return news
 
-    def resign(self, moment: float, wanted: int) -> None:
-        """Leave the lead until there is news (*wanted* jobs, or other) or *moment* has come."""
-        with self.queue.mutex:
-            self.queue.resign(moment, wanted)
-
     def lead(self) -> Drained | None:
         """Take the lead and take in all news. Return None if there is a leader."""
         with self.queue.mutex:
@@ -59,10 +56,11 @@ class Ledger:
         """Drain the queue into the ledger, and return what came in."""
         with self.queue.mutex:
             news = self.queue.drain()
-            self._enter(news.jobs)
+            self._enter(self.queue.taken)
             counts = self._counts
             for stage in news.withdrawn.values():
-                counts[stage], counts[_CANCELLED] = counts[stage] - 1, counts[_CANCELLED] + 1
+                batched = stage is _BATCHED
+                counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
             self._count_held()
         return news
 
@@ -71,8 +69,7 @@ class Ledger:
         self._unsettled.update(dict.fromkeys(jobs))
         for epoch, number in _epochs(jobs).items():
             self._epochs[epoch] += number
-        counts, total, none = self._counts, len(jobs), deque[JobFuture[Any]]()
-        counts[_QUEUED], self.queue.taken = counts[_QUEUED] + total, none
+        self.queue.count_taken()
 
     def recover(self) -> list[JobFuture[Any]]:
         """Correct the ledger after an exception between any two statements, and return the jobs that still wait.
@@ -84,15 +81,14 @@ class Ledger:
             self._enter(self.queue.taken)
             self._epochs = Counter(future._epoch for future in self._unsettled)
             self._count_anew()
-            self.queue.moving = False
             self._count_held()
             waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
         return waiting
 
     def _count_anew(self) -> None:
         counts, stages = self._counts, Counter(map(self.queue.stage_in_books, self._unsettled))
-        uncounted = sum([counts[stage] - stages[stage] for stage in (*WAITING, _RUNNING)])
-        counts.update({stage: stages[stage] for stage in (*WAITING, _RUNNING)})
+        counts.update({stage: stages[stage] for stage in (_BATCHED, _RUNNING)})
+        uncounted = self._queued() - stages[_QUEUED]
         for stage in map(self.queue.stage_in_books, self._unsettled):
             if stage in OVER and uncounted:
                 counts[stage], uncounted = counts[stage] + 1, uncounted - 1
@@ -104,27 +100,30 @@ class Ledger:
     def tell_again(self) -> None:
         """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
         with self.queue.mutex:
-            over = self._over()
+            futures = [*self._unsettled, *self._untold]
+            over = [future for future in futures if self.queue.stage_in_books(future) in OVER]
+        self.announce(over)
         for future in over:
-            future._announce()
-        self.release(over)
-        for future in over:
-            future._call_back()
             self._untold.pop(future, None)
         self.queue.wake_all()
 
-    def _over(self) -> list[JobFuture[Any]]:
-        return [future for future in [*self._unsettled, *self._untold] if self.queue.stage_in_books(future) in OVER]
+    def announce(self, futures: list[JobFuture[Any]]) -> None:
+        """Tell everyone who waits for these futures that they have outcomes. Does no harm if that was done before."""
+        for future in futures:
+            future._announce()
+        self.release(futures)
+        for future in futures:
+            future._call_back()
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Record that these jobs have joined an open batch. Jobs that wait no longer are passed over."""
         with self.queue.mutex:
-            self._move(futures, (JobState.QUEUED,), JobState.BATCHED)
+            self._move(futures, (_QUEUED,), _BATCHED)
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> list[JobFuture[Any]]:
         """Make those of the jobs that still wait running, and return them. They can't be cancelled any more."""
         with self.queue.mutex:
-            live = self._move(futures, WAITING, JobState.RUNNING)
+            live = self._move(futures, WAITING, _RUNNING)
             self._count_held()
             if self.queue.not_full:
                 self.queue.not_full.notify(len(live))
@@ -158,14 +157,13 @@ class Ledger:
         try:
             with self.queue.mutex:
                 conclusion = self._conclude(futures, outcomes, failures, service, failed)
-                if conclusion.watched or conclusion.called:
-                    self._untold.update(dict.fromkeys([*conclusion.watched, *conclusion.called]))
+                if conclusion.untold:
+                    self._untold.update(dict.fromkeys(conclusion.untold))
                 self._strike_out(conclusion.done)
-            for future in conclusion.watched:
+            for future in conclusion.untold:
                 future._tell_watchers()
-            for future in conclusion.called:
+            for future in conclusion.untold:
                 future._call_back()
-            for future in conclusion.watched + conclusion.called:
                 self._untold.pop(future, None)
             return conclusion.failures
         except BaseException:  # from outside: see `Runner.recover`
@@ -242,14 +240,13 @@ class Ledger:
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
         with self.queue.mutex:
-            counts = Counter({state: count for state, count in self._counts.items()})
-            counts[JobState.QUEUED] += len(self.queue.queue) + len(self.queue.taken)
+            counts = {_QUEUED: self._queued() + len(self.queue.taken) + len(self.queue.queue), **self._counts}
             for stage in self.queue.cancelled():
                 counts[stage] -= 1
-                counts[JobState.CANCELLED] += 1
+                counts[_CANCELLED] += 1
             stats = BatcherStats(
                 accepted=sum(counts.values()),
-                **{state.value: counts[state] for state in JobState},
+                **{state.value: count for state, count in counts.items()},
                 batches=self._batches,
                 triggers=dict(self._triggers),
                 oldest=max(0.0, self.queue.clock.now() - self._oldest()),
@@ -270,26 +267,23 @@ class Ledger:
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
     ) -> list[JobFuture[Any]]:
         """Move those of the futures that are in one of the stages *before*, and return them."""
-        self.queue.moving = True  # from here on, a finalizer can't cancel any of them
-        live = [future for future in futures if future._stage in before]
-        batched = 0 if JobState.BATCHED not in before else [future._stage for future in live].count(JobState.BATCHED)
-        counts, queued = self._counts, len(live) - batched
-        total = len(live)  # R5
-        if stage is _BATCHED:
-            counts[_QUEUED], counts[_BATCHED] = counts[_QUEUED] - total, counts[_BATCHED] + total
-        else:
-            counts[_QUEUED], counts[_BATCHED], counts[stage] = (
-                counts[_QUEUED] - queued,
-                counts[_BATCHED] - batched,
-                counts[stage] + total,
-            )
-        for future in live:
-            future._stage = stage
-        self.queue.moving = False
+        live, batched = [], 0
+        for future in futures:
+            was = future._stage
+            if was in before:  # R5: a finalizer may cancel any of them
+                future._stage = stage
+                batched += was is _BATCHED
+                live.append(future)
+        counts, total = self._counts, len(live)
+        counts[_BATCHED] -= batched
+        counts[stage] += total
         return live
 
+    def _queued(self) -> int:
+        return self.queue.counted - sum(self._counts.values())
+
     def _count_held(self) -> None:
-        self.queue.held = self._counts[JobState.QUEUED] + self._counts[JobState.BATCHED]
+        self.queue.hold(self._queued() + self._counts[_BATCHED])
 
 
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:

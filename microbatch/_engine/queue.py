@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from microbatch._basics.clock import NEVER, NOW, Clock, let_others_run
+from microbatch._basics.clock import NEVER, NOW, let_others_run
 from microbatch._basics.waiting import Waiter, Waiters
+from microbatch._engine.settings import Settings
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
 from microbatch.futures.job_future import JobFuture
@@ -51,8 +52,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     The rules for its lock are in ``__init__.py``.
     """
 
-    def __init__(self, clock: Clock, max_pending: int, watches_callers: bool = False, recalls: float = 0.0) -> None:
-        super().__init__(max_pending)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.max_pending)
+        self.name = settings.name  # of the batcher
         self.mutex = threading.RLock()  # type: ignore[assignment]
         # Whether the calling thread holds the mutex: then this call comes from a handler or finalizer that interrupts it.
         self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
@@ -60,29 +62,31 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Waiters()
-        self.callers = Callers(watches_callers, recalls)
-        self.clock = clock
-        self._now = clock.now
-        self._away, self._recalls = self.callers.away, recalls > 0
-        self._limit = max_pending or sys.maxsize
+        hints = settings.policy.hints
+        # If jobs have keys, the key of the next job of a caller is not known, so it makes no sense to wait for it.
+        self.callers = Callers(hints.watches_callers and not settings.keyed, hints.recalls)
+        self.clock = settings.clock
+        self._now = self.clock.now
+        self._away, self._recalls = self.callers.away, hints.recalls > 0
+        self._limit = self.maxsize or sys.maxsize
         self.epoch = 0  # each flush ends one, and waits for its jobs and those of earlier epochs
         self.closed = False
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
-        self.inside = _Inside()
-        self.held = 0  # the number of jobs that were taken out and that no worker has: written by the ledger
+        self._inside = _Inside()
+        self._held = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
-        self.moving = False  # the ledger is changing stages: a cancellation that interrupts it must not change any
+        self.counted = 0  # the number of jobs that were ever entered in the ledger
         self._withdrawn: dict[JobFuture[Any], JobState] = {}
         self._notes: list[Callable[[], None]] = []
         self._stirred = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
-        self._wanted = sys.maxsize  # how many jobs wake the worker thread; none do while a thread leads
+        self._wanted = 1  # how many jobs wake the worker thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
         self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self.held - len(self._withdrawn)
+        return len(self.queue) + self._held - len(self._withdrawn)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -106,16 +110,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""
-        return self.inside.mine
+        return self._inside.mine
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
         """Have the calling thread be one of the batcher's for a while."""
-        before, self.inside.mine = self.is_own_thread(), True
+        before = self.is_own_thread()
         try:
+            self.adopt_thread()
             yield
         finally:
-            self.inside.mine = before
+            self._inside.mine = before
+
+    def adopt_thread(self) -> None:
+        """Have the calling thread be one of the batcher's from now on."""
+        self._inside.mine = True
 
     def put(
         self,
@@ -156,7 +165,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             let_others_run()
 
     def _accept(self, item: JobFuture[Any], block: bool, timeout: float | None, expires_in: float | None) -> None:
-        if len(self.queue) + self.held >= self._limit and self._full() and not self.closed:
+        if len(self.queue) + self._held >= self._limit and self._full() and not self.closed:
             self._wait_for_room(block and not self.is_own_thread(), timeout)
         item.submitted = now = self._now()
         if self._away or self._recalls:
@@ -219,7 +228,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def withdraw(self, future: JobFuture[Any]) -> None:
         """See `FutureOwner.withdraw`."""
         with self.mutex:
-            if not self.moving and future._is_waiting:
+            if future._is_waiting:
                 self._tell_of_withdrawal()
                 if future._stage in WAITING:  # once more: R5
                     self._withdrawn[future] = future._stage
@@ -263,6 +272,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_full.notify_all()
             return was_open
 
+    def hold(self, count: int) -> None:
+        """Have this many of the jobs that were taken out count as jobs that still wait."""
+        self._held = count
+
+    def count_taken(self) -> None:
+        """Count the jobs in `taken`, which are in the ledger now. This is one step (R4)."""
+        total, none = len(self.taken), deque[JobFuture[Any]]()
+        self.counted, self.taken = self.counted + total, none
+
     def lead(self) -> bool:
         """Become the leader if there is none, and return whether the calling thread is the leader now.
 
@@ -280,10 +298,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def resign(self, moment: float, wanted: int) -> None:
         """Leave the lead to the worker thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
-        # Written before the look, because a finalizer that comes in after the look may submit.
-        self.leader, self._moment, self._wanted = 0, moment, wanted
-        if self.has_news(wanted) or moment < self._alarm:
-            self.not_empty.ring()
+        with self.mutex:
+            # Written before the look, because a finalizer that comes in after the look may submit.
+            self.leader, self._moment, self._wanted = 0, moment, wanted
+            if self.has_news(wanted) or moment < self._alarm:
+                self.not_empty.ring()
 
     def wait_for_lead(self) -> None:
         """Wait until there is something for the worker thread to do, and take the lead."""
@@ -321,6 +340,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             expiring,
             self.callers.activity(),
         )
+
+    def clear(self) -> None:
+        """Forget all jobs that were not taken out. Takes no lock, so it can be called in a forked child."""
+        self.queue = deque()
 
     def wake_all(self) -> None:
         """Wake all waiters, in case an exception stopped the thread that should have woken them."""

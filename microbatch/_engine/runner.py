@@ -14,8 +14,9 @@ from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun, fail_all
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.sending import name_unsendable, send
+from microbatch._engine.settings import Settings
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import BatchFinished, BatchStarted, ListenerSet, notify
+from microbatch.listeners import BatchFinished, BatchStarted, notify
 from microbatch.results import BatchInfo, JobState
 
 __all__ = ["ExecutorRunner", "PoolRunner", "Runner"]
@@ -27,15 +28,13 @@ _MOST_INTERRUPTIONS = 3
 class Runner(ABC):
     """Runs batches, and notifies the dispatcher when a batch is over."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, processor: Callable[[list[Any]], Any], listeners: ListenerSet, name: str
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
         self._dispatcher = dispatcher
         self._ledger = dispatcher.ledger
         self._queue = dispatcher.queue
-        self._processor = processor
-        self._listeners = listeners
-        self._name = name
+        self._processor = settings.processor
+        self._listeners = settings.listeners
+        self._name = settings.name
 
     def open(self) -> None:
         """Start the threads that run batches, if the runner has threads of its own."""
@@ -134,16 +133,9 @@ class Runner(ABC):
 class PoolRunner(Runner):
     """Runs batches in its own thread pool."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        processor: Callable[[list[Any]], Any],
-        listeners: ListenerSet,
-        name: str,
-        workers: int,
-    ) -> None:
-        super().__init__(dispatcher, processor, listeners, name)
-        self._workers = workers
+    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
+        super().__init__(dispatcher, settings)
+        self._workers = settings.max_workers
         self._pool: ThreadPoolExecutor | None = None
         self._inbox = _Inbox()
 
@@ -196,7 +188,7 @@ class PoolRunner(Runner):
         except BaseException as fatal:  # too many interruptions; the worker thread fails with this exception too
             self._queue.post(partial(_fail_by, fatal))
             if self._queue.is_leader():
-                self._ledger.resign(NOW, 1)
+                self._queue.resign(NOW, 1)
         finally:
             if not inbox.closed:
                 self._employ(pool, inbox)
@@ -207,7 +199,7 @@ class PoolRunner(Runner):
         The pool runs this once per thread. If it ran one call per batch, the pool's future for that call would double
         the cost of the batch.
         """
-        self._queue.inside.mine = True
+        self._queue.adopt_thread()
         while not inbox.closed:
             self.survive(partial(self._serve_until_none, inbox))
 
@@ -230,15 +222,8 @@ class PoolRunner(Runner):
 class ExecutorRunner(Runner):
     """Runs batches in an executor of the user, and never shuts it down."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        processor: Callable[[list[Any]], Any],
-        listeners: ListenerSet,
-        name: str,
-        executor: Executor,
-    ) -> None:
-        super().__init__(dispatcher, processor, listeners, name)
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, executor: Executor) -> None:
+        super().__init__(dispatcher, settings)
         self._executor = executor
 
     def run(self, batch_run: BatchRun) -> None:

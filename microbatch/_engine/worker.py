@@ -6,14 +6,12 @@ still run.
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from microbatch._basics.clock import NEVER, NOW, Clock
+from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch._engine.batch_run import fail_all
@@ -22,10 +20,10 @@ from microbatch._engine.ledger import Ledger
 from microbatch._engine.process import current_mark, enlist
 from microbatch._engine.queue import JobQueue
 from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
+from microbatch._engine.settings import Settings
 from microbatch.errors import BatcherClosed, ForkedError, Rejected
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import BatcherShutDown, ListenerSet, notify
-from microbatch.policies.base import BatchingPolicy
+from microbatch.listeners import BatcherShutDown, notify
 
 __all__ = ["Stage", "Worker"]
 
@@ -68,46 +66,30 @@ class Worker:
     of its own for that decision, a signal handler that shuts down could wait for a thread that waits for the mutex.
     """
 
-    def __init__(
-        self,
-        processor: Callable[[list[Any]], Any],
-        policy: BatchingPolicy[Any],
-        *,
-        max_pending: int,
-        max_workers: int,
-        executor: Executor | None,
-        listeners: ListenerSet,
-        name: str,
-        exit_timeout: float,
-        clock: Clock,
-        keyed: bool,
-        uniform: bool,
-        forked: bool = False,
-    ) -> None:
+    def __init__(self, settings: Settings, forked: bool = False) -> None:
         self.mark = current_mark()
-        # Of a caller that will come back, it is not known with which key.
-        self.queue = JobQueue(clock, max_pending, policy.hints.watches_callers and not keyed, policy.hints.recalls)
-        self.ledger = Ledger(self.queue, name)
-        self._dispatcher = Dispatcher(
-            self.ledger, policy, max_workers=max_workers, clock=clock, uniform=uniform, name=name
-        )
+        self.queue = JobQueue(settings)
+        self.ledger = Ledger(self.queue)
+        self._dispatcher = Dispatcher(self.ledger, settings)
         self._runner: Runner = (
-            PoolRunner(self._dispatcher, processor, listeners, name, max_workers)
-            if executor is None
-            else ExecutorRunner(self._dispatcher, processor, listeners, name, executor)
+            PoolRunner(self._dispatcher, settings)
+            if settings.executor is None
+            else ExecutorRunner(self._dispatcher, settings, settings.executor)
         )
-        self._exit_timeout = exit_timeout
-        self._clock = clock
-        self._name = name
-        self._is_parents = forked and executor is not None  # the executor, so that it can't be used here
+        self._exit_timeout = settings.exit_timeout
+        self._clock = settings.clock
+        self._name = settings.name
+        self._is_parents = forked and settings.executor is not None  # the executor, so that it can't be used here
         self.finalizer: Any = None  # of the batcher, from the start of the threads on
         self.stage: Stage = _NEW
         self._start_latch: StartLatch | None = None  # of the start that counts
         self._thread: threading.Thread | None = None  # from `OPENING` on
         self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
         self._callbacks: list[Callable[[], object]] = []
-        if listeners.shutdown:  # as the first callback, so that they are notified once, whichever thread ends this
-            self._callbacks.append(partial(_tell_of_shutdown, listeners, name, self.ledger))
+        if (
+            settings.listeners.shutdown
+        ):  # as the first callback, so that they are notified once, whichever thread ends this
+            self._callbacks.append(partial(_notify_of_shutdown, settings, self.ledger))
 
     # -- called by any thread --
 
@@ -175,7 +157,7 @@ class Worker:
         """
         for future in self.ledger.inherited():
             future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
-        self.queue.queue = deque()  # which a future that is kept here keeps
+        self.queue.clear()  # a future that is kept here keeps the queue
 
     def close(self) -> None:
         """Accept no more jobs, and make all accepted ones due. Does not wait."""
@@ -276,7 +258,7 @@ class Worker:
         except BaseException as error:
             self._give_up_start(latch, error)
             return
-        self.queue.inside.mine = True
+        self.queue.adopt_thread()
         with self.queue.mutex:
             if self.stage is _OPENING:  # the interpreter has not ended meanwhile
                 self.stage = _RUNNING
@@ -299,7 +281,6 @@ class Worker:
 
     def _work(self) -> None:
         """Lead, where no other thread does, until the batcher is closed and nothing is left to do."""
-        self.queue.leader = threading.get_ident()
         while True:
             try:
                 return self._take_all_turns()
@@ -312,7 +293,7 @@ class Worker:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.ledger.resign(NOW, 1)  # to look at once: an interrupted leader may have drained the queue already
+            self.queue.resign(NOW, 1)  # to look at once: an interrupted leader may have drained the queue already
         while not self._dispatcher.turn(self._runner.run):
             pass
 
@@ -355,8 +336,8 @@ def _do_nothing() -> None:
     pass
 
 
-def _tell_of_shutdown(listeners: ListenerSet, name: str, ledger: Ledger) -> None:
-    notify(listeners.shutdown, BatcherShutDown(name, ledger.stats()))
+def _notify_of_shutdown(settings: Settings, ledger: Ledger) -> None:
+    notify(settings.listeners.shutdown, BatcherShutDown(settings.name, ledger.stats()))
 
 
 def _run_shutdown_callback(callback: Callable[[], object]) -> None:

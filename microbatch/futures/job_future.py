@@ -496,15 +496,13 @@ class Conclusion(NamedTuple):
     """What became of futures that were to get their outcomes."""
 
     done: list[JobFuture[Any]]
-    """All that have them now."""
-    watched: list[JobFuture[Any]]
-    """Those of them that have watchers, which are still to be told."""
+    """All futures that have an outcome now."""
     failures: int
-    """How many of those that are done have failed."""
+    """The number of these that have failed."""
     waiters: list[Waiter]
-    """The waiters of all threads that were waiting, which have been woken."""
-    called: list[JobFuture[Any]]
-    """Those of them that are done that have callbacks."""
+    """The waiters of these, which have been woken."""
+    untold: list[JobFuture[Any]]
+    """Those of them with watchers or callbacks, which do not know of the outcome yet."""
 
 
 def conclude(
@@ -522,7 +520,7 @@ def conclude(
         failures: gives the exceptions to the callers; None if there are none.
         failed: the stage of those whose outcome is an exception.
     """
-    done, watched, count, waiters, called = [], [], 0, list[Waiter](), []
+    done, count, waiters, untold = [], 0, list[Waiter](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         if broken and future._stage is _RUNNING and failures is not None:
             failures.add(future, outcome)
@@ -542,13 +540,11 @@ def conclude(
         done.append(future)
         if attachments is not None:
             waiters += attachments.copy()
-            if attachments.watched:
-                watched.append(future)
-            if attachments.callbacks:
-                called.append(future)
+            if attachments.watched or attachments.callbacks:
+                untold.append(future)
     for waiter in waiters:
         waiter.ring()
-    return Conclusion(done, watched, count, waiters, called)
+    return Conclusion(done, count, waiters, untold)
 
 
 def _settle_attribute_layout() -> None:

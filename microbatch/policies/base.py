@@ -300,15 +300,30 @@ class _Pair(BatchingPolicy[Job]):
         self.first = first
         self.second = second
 
-    def _joint(self, needs: Callable[[int, int], int]) -> Hints:
+    @staticmethod
+    @abstractmethod
+    def _choose(first: float, second: float) -> float:
+        """Return the moment that counts, of one for each policy."""
+
+    @property
+    def hints(self) -> Hints:
+        """See `BatchingPolicy.hints`."""
         first, second = self.first.hints, self.second.hints
         return Hints(
             watches_flow=first.watches_flow or second.watches_flow,
             watches_callers=first.watches_callers or second.watches_callers,
             recalls=max(first.recalls, second.recalls),
             history=max(first.history, second.history),
-            needs=needs(first.needs, second.needs),
+            needs=int(self._choose(first.needs, second.needs)),
         )
+
+    def due(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy.due`."""
+        return self._choose(self.first.due(window), self.second.due(window))
+
+    def _earliest(self, window: Window[Job]) -> float:
+        """See `BatchingPolicy._earliest`."""
+        return self._choose(self.first._earliest(window), self.second._earliest(window))
 
     @property
     def _learned(self) -> int:  # type: ignore[override]
@@ -342,22 +357,7 @@ class Either(_Pair[Job]):
     Size(3) | Interval(0.5)
     """
 
-    def due(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.due`."""
-        return _least(self.first.due(window), self.second.due(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
-        return super()._wants(window)
-
-    def _earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy._earliest`."""
-        return _least(self.first._earliest(window), self.second._earliest(window))
-
-    @property
-    def hints(self) -> Hints:
-        """See `BatchingPolicy.hints`."""
-        return self._joint(min)
+    _choose = staticmethod(_least)
 
     def reason(self, window: Window[Job]) -> str:
         """Return the reason of the policy that is due first, or of the left one if both are due at the same moment."""
@@ -376,22 +376,7 @@ class Both(_Pair[Job]):
     (Size(3) | Interval(9)) & Interval(0.5)
     """
 
-    def due(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy.due`."""
-        return _most(self.first.due(window), self.second.due(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`. This answer is right for this `due`, so it must not be reset."""
-        return super()._wants(window)
-
-    def _earliest(self, window: Window[Job]) -> float:
-        """See `BatchingPolicy._earliest`."""
-        return _most(self.first._earliest(window), self.second._earliest(window))
-
-    @property
-    def hints(self) -> Hints:
-        """See `BatchingPolicy.hints`."""
-        return self._joint(max)
+    _choose = staticmethod(_most)
 
     def reason(self, window: Window[Job]) -> str:
         """Return both reasons, joined with ``&``."""
