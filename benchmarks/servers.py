@@ -1,8 +1,9 @@
 """The examples under real servers: ``python -m benchmarks.servers > benchmarks/results/servers.rst``.
 
-Clients in another process order in a loop, 64 where the server takes so many, with SQLite, and all on the same cores. Each
-must get the answer to its own request, and no request may be lost, not through a graceful restart either. Calls are those of
-the processor.
+Clients in another process place orders in a loop. There are 64 clients, or fewer if the server does not accept so many
+connections. The database is SQLite, and everything runs on the same cores. *Answers* counts the responses, *wrong* the
+responses that belong to another request, and *lost* the requests without a valid response. *Calls* are calls of the
+processor.
 """
 
 import argparse

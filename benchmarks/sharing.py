@@ -1,10 +1,11 @@
 """Many processes with a batcher each, or with one for all: ``python -m benchmarks.sharing > benchmarks/results/sharing.rst``.
 
-Client processes, each with callers in threads that wait for each result, submit to batchers of their own, and then to one in
-a Dask cluster on the same cores. A call takes 5 ms and 20 µs for each job; then nothing, to see what one collector can do.
-Each caller checks that the answer is to its own job. The second part simulates more processes than a machine has.
+Each client process has several callers, which are threads that wait for each result. First, each process has a batcher
+of its own. Then all processes share one batcher in a Dask cluster on the same cores, the collector. A call takes 5 ms
+plus 20 µs per job, or no time, which shows how much one collector can take. Each caller checks that the result belongs
+to its own job. The second part simulates more processes than a machine can run.
 
-``python -m benchmarks.sharing --plot docs/sharing.svg`` draws what is simulated, and nothing else.
+``python -m benchmarks.sharing --plot docs/sharing.svg`` only draws the simulated part.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Calls a bulk API over HTTP: one request per item, and then one per batch. The API is served on loopback, by this script.
+"""Calls a bulk API over HTTP, first with one request per job, and then with one request per batch.
 
-    $ pip install .
+    $ python -m pip install .
     $ python examples/bulk_api.py
 
-An item that the API refuses is an exception in its place, so its caller sees that, and the others their results.
+This program also serves the API, on loopback. If the API refuses a job, only the caller of that job gets an exception.
 """
 
 import json
@@ -19,19 +19,19 @@ from microbatch import Natural, Size
 
 
 class Refused(Exception):
-    """The API refused an item."""
+    """The API refused a job."""
 
 
 class API(BaseHTTPRequestHandler):
-    """Takes a list of words, and gives back a list of replies, each for one of them."""
+    """Takes a list of words, and replies with a list that has one entry per word: its length, or an error."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
-        """Answer."""
+        """Reply to a list of words."""
         words = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        replies = [{"length": len(word)} if word.isalpha() else {"error": f"{word!r} is no word"} for word in words]
+        replies = [{"length": len(word)} if word.isalpha() else {"error": f"{word!r} is not a word"} for word in words]
         body = json.dumps(replies).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -39,17 +39,17 @@ class API(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the API to many who connect at the same moment; as many as do not fit in the queue could be reset."""
+    """Serves the API."""
 
-    request_queue_size = 128
+    request_queue_size = 128  # with the default of 5, connections could be reset if many clients connect at once
 
 
 class Client:
-    """Keeps a connection for each thread."""
+    """A client of the API. It keeps one connection per thread."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -62,7 +62,7 @@ class Client:
             connection.close()
 
     def post(self, words: list[str]) -> list[dict[str, Any]]:
-        """Send one request, and return what the API says to each word."""
+        """Send one request, and return the entry for each word."""
         if not hasattr(self._mine, "connection"):
             self._mine.connection = HTTPConnection("127.0.0.1", self._port)
             self._connections.append(self._mine.connection)
@@ -71,12 +71,12 @@ class Client:
         return replies
 
     def lengths(self, words: list[str]) -> list[int | Refused]:
-        """Return one outcome for each word."""
+        """Return one outcome per word: its length, or an exception."""
         return [reply["length"] if "length" in reply else Refused(reply["error"]) for reply in self.post(words)]
 
 
 def main() -> None:
-    """Ask for the lengths of 3,000 words in either way."""
+    """Get the lengths of 3,000 words in both ways, and check them."""
     with Server(("127.0.0.1", 0), API) as server, closing(Client(server.server_port)) as client:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         words = ["a" * (number % 20 + 1) for number in range(3_000)]

@@ -1,4 +1,7 @@
-"""Times one call per job against the same jobs through a `Batcher`, each from many threads, three times in turns."""
+"""Measures how fast jobs are processed with one call per job, and how fast through a `Batcher`.
+
+Many threads submit the jobs. Both ways are measured three times, in turns.
+"""
 
 import statistics
 import time
@@ -18,14 +21,14 @@ def compare(
     policy: "BatchingPolicy[Any]",
     threads: int = 32,
 ) -> list[Any]:
-    """Print what both ways take, and return the results of all jobs through *many*.
+    """Print how fast both ways are, and return the results of all jobs through the batcher.
 
     Args:
-        one: does one job.
-        many: does many jobs at once.
-        jobs: what to do.
-        policy: of the batches.
-        threads: how many callers there are; each waits for its result before it has the next job.
+        one: Processes one job.
+        many: Processes a list of jobs: the processor of the batcher.
+        jobs: The jobs.
+        policy: The policy of the batcher.
+        threads: The number of callers. Each waits for its result before it submits its next job.
     """
     alone: list[float] = []
     together: list[float] = []
@@ -41,7 +44,7 @@ def compare(
                 together.append(len(jobs) / (time.perf_counter() - started))
                 calls = batcher.stats().batches
     print(f"{len(jobs):,} jobs from {threads} threads    calls    jobs/s")
-    print(f"one call for each job       {len(jobs):>9,} {statistics.median(alone):>9,.0f}")
+    print(f"one call per job            {len(jobs):>9,} {statistics.median(alone):>9,.0f}")
     print(f"through a Batcher           {calls:>9,} {statistics.median(together):>9,.0f}")
     ratio = statistics.median(with_it / without for without, with_it in zip(alone, together))
     print(f"{ratio:.1f} times as fast")

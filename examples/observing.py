@@ -1,9 +1,9 @@
-"""Ten jobs, seen in three ways: the lines of the log, the tree of spans, and what Prometheus scrapes.
+"""Shows what three listeners report for the same ten jobs: log lines, a tree of spans, and the metrics of Prometheus.
 
-    $ pip install '.[opentelemetry,prometheus]' opentelemetry-sdk
+    $ python -m pip install '.[opentelemetry,prometheus]' opentelemetry-sdk
     $ python examples/observing.py
 
-Two requests submit five orders each, in turns. At most four go into one INSERT. One order is refused by the database.
+Two requests submit five orders each, in turns. A batch has at most four orders. The database refuses one order.
 """
 
 import logging
@@ -31,7 +31,7 @@ database.execute("CREATE TABLE orders (what TEXT, amount INTEGER CHECK (amount >
 
 
 def insert_many(orders: Sequence["tuple[str, int]"]) -> list[Exception | None]:
-    """Insert all in one transaction, and say of each whether it was refused."""
+    """Insert the orders in one transaction, and return one outcome per order: None, or the exception that refused it."""
     outcomes: list[Exception | None] = []
     with tracer.start_as_current_span("INSERT orders"), database:
         for order in orders:
@@ -44,7 +44,7 @@ def insert_many(orders: Sequence["tuple[str, int]"]) -> list[Exception | None]:
 
 
 def serve(inserts: "Batcher[tuple[str, int], Any]") -> list[JobFuture[Any]]:
-    """Take the orders of two requests that come at the same time."""
+    """Submit the orders of two requests that arrive at the same time."""
     requests = [tracer.start_span(f"POST /orders/{number}") for number in (1, 2)]
     futures: list[JobFuture[Any]] = []
     for amount in range(10):
@@ -56,7 +56,7 @@ def serve(inserts: "Batcher[tuple[str, int], Any]") -> list[JobFuture[Any]]:
 
 
 def show_tree(spans: Sequence[ReadableSpan], parent: int | None = None, depth: int = 0) -> None:
-    """Print the spans inside *parent*, and what each is linked to."""
+    """Print the spans inside *parent*, with the names of the spans that they are linked to."""
     names = {span.context.span_id: span.name for span in spans if span.context}
     for span in sorted(spans, key=lambda span: span.start_time or 0):
         if span.context and (span.parent.span_id if span.parent else None) == parent:
@@ -68,7 +68,7 @@ def show_tree(spans: Sequence[ReadableSpan], parent: int | None = None, depth: i
 
 
 def main() -> None:
-    """Set up what an application sets up at its start, and look at what comes out."""
+    """Set up logs, traces and metrics as an application does when it starts, and print what they contain."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     exporter, traces, meters = InMemorySpanExporter(), TracerProvider(), MeterProvider()
     traces.add_span_processor(SimpleSpanProcessor(exporter))

@@ -1,7 +1,9 @@
-"""Inserts into PostgreSQL and gets the ids: one statement per row, and then one per batch.
+"""Inserts rows into PostgreSQL and gets their IDs, first with one statement per row, and then with one per batch.
 
-$ pip install '.' 'psycopg[binary,pool]'
-$ python examples/postgresql.py "$(head -1 <(python examples/serve_postgresql.py))"
+    $ python -m pip install . 'psycopg[binary,pool]'
+    $ python examples/postgresql.py postgresql://postgres@127.0.0.1:43211/postgres
+
+The argument is the address of a server, such as the one that ``examples/serve_postgresql.py`` starts.
 """
 
 import sys
@@ -13,7 +15,7 @@ from microbatch import Natural, Size
 
 
 def main(address: str) -> None:
-    """Insert 3,000 people in either way, and look at what came out."""
+    """Insert 3,000 people in both ways, and check the IDs."""
     with ConnectionPool(address, min_size=4, max_size=16) as pool:
 
         def insert(name: str) -> int:

@@ -1,8 +1,10 @@
-"""Runs a PostgreSQL server of its own on an empty database until Ctrl-C, and prints where it listens.
+"""Starts a PostgreSQL server with an empty database, prints its address, and serves it until Ctrl-C.
 
-$ apt-get install postgresql        # the programs; a server that it starts is not touched
-$ python examples/serve_postgresql.py
-postgresql://postgres@127.0.0.1:43211/postgres
+    $ apt-get install postgresql
+    $ python examples/serve_postgresql.py
+    postgresql://postgres@127.0.0.1:43211/postgres
+
+If the installation starts a server too, this program does not touch that server.
 """
 
 import os
@@ -18,23 +20,23 @@ from pathlib import Path
 
 
 def program(name: str) -> str:
-    """Return where a program of the newest PostgreSQL is."""
+    """Return the path of a program of PostgreSQL, in the newest version."""
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
     found = str(debian[-1]) if debian else shutil.which(name)
     if found is None:
-        sys.exit(f"there is no {name}: install PostgreSQL")
+        sys.exit(f"{name} was not found: install PostgreSQL")
     return found
 
 
 def main() -> None:
-    """Make a database in a temporary folder, and serve it."""
+    """Create a database in a temporary folder, and serve it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         user: list[str] = []
-        if os.geteuid() == 0:  # as which the server refuses to run
+        if os.geteuid() == 0:  # the server refuses to run as root
             user = ["runuser", "-u", "postgres", "--"]
             shutil.chown(folder, "postgres")
         data = f"{folder}/data"
@@ -47,7 +49,7 @@ def main() -> None:
                 while process.poll() is None and subprocess.run(ready, check=False).returncode:
                     time.sleep(0.05)
                 if process.poll() is not None:
-                    sys.exit("the server has ended")
+                    sys.exit("the server did not start")
                 print(f"postgresql://postgres@127.0.0.1:{port}/postgres", flush=True)
                 process.wait()
             finally:

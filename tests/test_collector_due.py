@@ -1,11 +1,10 @@
 """When an open batch becomes due: by its timer, by a flush or by a shutdown."""
 
-import sys
 from typing import Any
 
 import pytest
 
-from microbatch import NEVER, NOW, BatchingPolicy, Interval, Natural, Size, Window
+from microbatch import NEVER, NOW, BatchingPolicy, CallerActivity, Interval, Natural, Size, Weight, Window
 from tests.collectors import Job, collector, jobs, take_all, withdraw
 
 
@@ -210,7 +209,38 @@ def test_the_collector_waits_for_all_missing_jobs_if_the_policy_need_not_see_eac
     assert ([], 8) == (take_all(c, 0.0), c.wanted())
     c.add(jobs("bcd", submitted=0.001), uniform=True)
     assert ([], 5) == (take_all(c, 0.001), c.wanted())
-    assert (["abcd:interval"], sys.maxsize) == (take_all(c, 0.005), c.wanted())
+    assert (["abcd:interval"], NEVER) == (take_all(c, 0.005), c.wanted())
+
+
+@pytest.mark.parametrize("returning, wanted", [(64, 56), (7, 7)])
+def test_a_batch_that_waits_for_callers_is_looked_at_again_when_most_of_them_are_back(
+    returning: int, wanted: int
+) -> None:
+    c = collector(Natural())
+    c.started(0.0)
+    c.finished(0.008)
+    c.note_callers(CallerActivity(returning=returning, return_by=0.005))
+    c.add(jobs("a"), uniform=True)
+    assert ([], wanted) == (take_all(c, 0.0), c.wanted())
+
+
+@pytest.mark.parametrize("policy, wanted", [(Interval(0.005), NEVER), (Weight(9) | Interval(0.005), 1)])
+def test_only_a_policy_that_can_find_the_batch_full_is_asked_again_for_more_jobs(
+    policy: BatchingPolicy[Any], wanted: float
+) -> None:
+    c = collector(policy)
+    c.add(jobs("a"), uniform=True)
+    assert ([], wanted) == (take_all(c, 0.0), c.wanted())
+
+
+def test_a_policy_of_a_user_is_asked_again_for_each_job() -> None:
+    class Urgent(Interval):
+        def due(self, window: Window[object]) -> float:
+            return super().due(window)
+
+    c = collector(Size(9) | Urgent(0.005))
+    c.add(jobs("a"), uniform=True)
+    assert ([], 1) == (take_all(c, 0.0), c.wanted())
 
 
 @pytest.mark.parametrize("case", ["far off", "of a key", "one of two"])

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -163,28 +162,6 @@ def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], windo
 
 
 @pytest.mark.parametrize(
-    "policy, window, wants",
-    [
-        (Size(3), Window(count=1), 2),
-        (Size(3), Window(count=3), 1),
-        (Interval(1), Window(count=1), sys.maxsize),
-        (Size(3) | Interval(1), Window(count=1), 2),
-        (Size(3) & Interval(1), Window(count=1), 2),
-        (Urgent() | Interval(1), Window(count=1), 1),
-        (Weight(9), Window(count=1), 1),
-        (FixedWindow(1) | Session(1) | Rate(1, 1), Window(count=1), sys.maxsize),
-        (Natural(), Window(count=1, callers=CallerActivity(64)), 56),
-        (Natural(), Window(count=1, callers=CallerActivity(7)), 7),
-        (Natural(), Window(count=1), 1),
-    ],
-)
-def test_wants_counts_the_jobs_that_surely_make_no_difference(
-    policy: BatchingPolicy[Any], window: Window[Any], wants: int
-) -> None:
-    assert wants == policy._wants(window)
-
-
-@pytest.mark.parametrize(
     "policy, window, reason",
     [
         (Size(3), Window(count=3), "size"),
@@ -257,7 +234,7 @@ windows = st.builds(
 
 
 def decisions(policy: BatchingPolicy[Any], window: Window[Any]) -> "tuple[Any, ...]":
-    joins = (policy.fits(window, 1.0), policy._room(window), policy._wants(window), policy.hints.needs)
+    joins = (policy.fits(window, 1.0), policy._room(window), policy.hints.needs)
     return policy.due(window), policy._earliest(window), policy.reason(window), joins
 
 
@@ -532,8 +509,7 @@ def test_adaptive_begins_with_the_least_and_knows_its_border() -> None:
     policy = Adaptive(0.1, least=4)
     assert (NEVER, NOW) == (policy.due(Window(count=3)), policy.due(Window(count=4)))
     assert (True, False) == (policy.fits(Window(count=3), 1.0), policy.fits(Window(count=4), 1.0))
-    assert (4, 1, 1) == (limit(policy), policy._room(Window(count=3)), policy._wants(Window(count=4)))
-    assert [4, 3, 1] == [policy._wants(Window(count=count)) for count in (0, 1, 3)]
+    assert (4, 1) == (limit(policy), policy._room(Window(count=3)))
 
 
 def test_adaptive_lets_go_of_a_batch_that_has_become_too_large() -> None:

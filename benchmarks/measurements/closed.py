@@ -66,7 +66,7 @@ def _case(workers: int, seconds: float) -> Case:
 CLOSED = Measurement(
     name="closed",
     title="Closed loop",
-    about="64 threads each submit a job and wait for its result, again and again; a call takes 5 ms and 20 µs per job.",
+    about="64 threads each submit a job and wait for its result, again and again. A call takes 5 ms plus 20 µs per job.",
     run=run,
     figures={
         "share": Figure("share of the limit", 3),

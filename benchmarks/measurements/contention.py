@@ -128,7 +128,7 @@ def _case(spinning: int, jobs: int, rounds: int, seconds: float) -> Case:
 CONTENTION = Measurement(
     name="contention",
     title="GIL contention",
-    about="8 threads submit jobs and wait for them, again and again, while other threads are busy in pure Python.",
+    about="8 threads submit jobs and wait for them, again and again, while other threads compute in pure Python.",
     run=run,
     figures={
         "batches": Figure("batches/s", 0),

@@ -26,7 +26,7 @@ def run(contender: type[Contender], *, seconds: float) -> dict[str, float]:
 IDLE = Measurement(
     name="idle",
     title="Idle",
-    about="CPU time that an open batcher with nothing to do uses.",
+    about="The CPU time of an open batcher that has nothing to do.",
     run=run,
     figures={"cpu": Figure("CPU, ms", 3)},
     contenders=(*BATCHERS, POOL, *PEERS),

@@ -11,7 +11,7 @@ from benchmarks.measurements.gather import FIGURES, GATHER, run
 LISTENERS = Measurement(
     name="listeners",
     title="Listeners",
-    about="Submit all jobs, then read all results, while somebody listens.",
+    about="Submit all jobs, then read all results, with and without listeners.",
     run=run,
     figures=FIGURES,
     contenders=(

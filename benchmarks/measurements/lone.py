@@ -36,7 +36,7 @@ def _durations(call: Callable[[], object], calls: int) -> list[float]:
 LONE = Measurement(
     name="lone",
     title="Lone caller",
-    about="One thread submits a job and waits for its result, again and again; the bare call takes 5.02 ms.",
+    about="One thread submits a job and waits for its result, again and again. The call itself takes 5.02 ms.",
     run=run,
     figures={
         "over_bare": Figure("p50, × the bare call"),

@@ -71,7 +71,7 @@ def _cases(jobs: int) -> list[Case]:
 MEMORY = Measurement(
     name="memory",
     title="Memory",
-    about="Bytes per waiting job, beyond the job itself.",
+    about="Bytes per waiting job, apart from the job itself.",
     run=run,
     figures={"bytes": Figure("bytes per job", 0)},
     contenders=(*BATCHERS, POOL, *PEERS, "floor"),

@@ -50,7 +50,7 @@ def _case(percent: int, seconds: float) -> Case:
 OPEN = Measurement(
     name="open",
     title="Open loop",
-    about="Poisson arrivals; a call takes 5 ms and 20 µs per job, one at a time.",
+    about="Jobs arrive at random (Poisson). One call at a time takes 5 ms plus 20 µs per job.",
     run=run,
     figures={"p50": Figure("p50, ms"), "p99": Figure("p99, ms"), "calls": Figure("calls per 1,000 jobs", 1)},
     contenders=("microbatch", "microbatch-now", "microbatch-interval", "microbatch-long", *PEERS),

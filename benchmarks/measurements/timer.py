@@ -36,7 +36,7 @@ def run(contender: type[Contender], *, jobs: int) -> dict[str, float]:
 TIMER = Measurement(
     name="timer",
     title="Timer",
-    about="How late after its interval of 5 ms a lone job goes; below zero is early.",
+    about="How late a single job is dispatched after its interval of 5 ms. A negative figure means too early.",
     run=run,
     figures={"p50": Figure("p50, ms", 3), "p99": Figure("p99, ms", 3)},
     contenders=("microbatch-interval", *PEERS),

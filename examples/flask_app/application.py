@@ -1,9 +1,12 @@
-"""A shop in Flask: orders are inserted many at a time, and each request waits for the number of its own.
+"""A shop in Flask. It inserts orders in batches, and each request waits for the number of its own order.
 
-$ pip install '../..[flask]'
-$ flask --app application run
-$ curl -d what=tea localhost:5000/orders
-{"batch":1,"order":1,"what":"tea"}
+    $ python -m pip install '../..[flask]'
+    $ flask --app application run
+
+From another shell:
+
+    $ curl -d what=tea localhost:5000/orders
+    {"batch":1,"order":1,"what":"tea"}
 """
 
 import os
@@ -19,7 +22,7 @@ from microbatch.integrations.flask import FlaskBatcher
 
 
 def database() -> sqlite3.Connection:
-    """Return the connection of this request or batch."""
+    """Return the database connection of this request or batch."""
     if "database" not in g:
         g.database = sqlite3.connect(current_app.config["DATABASE"], timeout=20)
         g.database.execute("PRAGMA synchronous = NORMAL")
@@ -28,7 +31,7 @@ def database() -> sqlite3.Connection:
 
 
 def close_database(error: Any) -> None:
-    """Close it at the end of the request or batch."""
+    """Close the database connection at the end of the request or batch."""
     if "database" in g:
         g.pop("database").close()
 
@@ -36,7 +39,8 @@ def close_database(error: Any) -> None:
 def use_wal(connection: sqlite3.Connection) -> None:
     """Switch to write-ahead logging, so that readers and writers don't block each other.
 
-    If several workers do this to a new database at once, SQLite fails at once in all but one, whatever its timeout is.
+    If several worker processes do this at the same time with a new database, it succeeds in only one of them. In the
+    others, SQLite raises an error immediately, whatever its timeout is. So try again.
     """
     deadline = time.monotonic() + 20
     while True:
@@ -50,7 +54,7 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 def insert_many(orders: list[str]) -> list[int]:
-    """Insert all in one transaction, and return their numbers."""
+    """Insert the orders in one transaction, and return their numbers."""
     with database() as transaction:
         insert = "INSERT INTO orders (what) VALUES (?)"
         return [transaction.execute(insert, (what,)).lastrowid or 0 for what in orders]
@@ -60,13 +64,13 @@ inserts: FlaskBatcher[str, int] = FlaskBatcher(insert_many, Size(100) | Natural(
 
 
 def add_order() -> dict[str, Any]:
-    """Insert an order, together with those of other requests, and answer with its number."""
+    """Insert an order in a batch with the orders of other requests, and respond with its number."""
     result = inserts.submit(request.form["what"], timeout=1).result(timeout=5)
     return {"order": result.value, "what": request.form["what"], "batch": result.batch.size}
 
 
 def create_app(**config: Any) -> Flask:
-    """Make the application."""
+    """Create the application."""
     app = Flask(__name__)
     app.config["DATABASE"] = os.environ.get("SHOP_DATABASE", "shop.sqlite3")
     app.config.update(config)

@@ -289,7 +289,5 @@ class Ledger:
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
     """Return the number of the futures per epoch."""
     epochs = [future._epoch for future in futures]
-    if len(epochs) == 1:
-        return {epochs[0]: 1}
     distinct = set(epochs)
     return Counter(epochs) if len(distinct) > 1 else dict.fromkeys(distinct, len(epochs))

@@ -80,7 +80,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._notes: list[Callable[[], None]] = []
         self._stirred = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
-        self._wanted = 1  # how many jobs wake the worker thread; none do while a thread leads
+        self._wanted: float = 1  # how many jobs wake the worker thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
         self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
@@ -289,14 +289,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         me = threading.get_ident()
         free = not self.leader and not self.closed
         if free:
-            self.leader, self._moment, self._wanted = me, NEVER, sys.maxsize  # R5, as in `wait_for_lead`
+            self.leader, self._moment, self._wanted = me, NEVER, NEVER  # R5, as in `wait_for_lead`
         return free
 
     def is_leader(self) -> bool:
         """Return whether the calling thread leads."""
         return self.leader == threading.get_ident()
 
-    def resign(self, moment: float, wanted: int) -> None:
+    def resign(self, moment: float, wanted: float) -> None:
         """Leave the lead to the worker thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
         with self.mutex:
             # Written before the look, because a finalizer that comes in after the look may submit.
@@ -311,9 +311,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
-        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, sys.maxsize, NOW
+        self.leader, self._moment, self._wanted, self._alarm = me, NEVER, NEVER, NOW
 
-    def has_news(self, wanted: int = 1) -> bool:
+    def has_news(self, wanted: float = 1) -> bool:
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
         return self._stirred or self._expiring or len(self.queue) >= wanted
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice, repeat
 from typing import Any, Generic
 
-from microbatch._basics.arguments import check_answer, check_count, shown
+from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
@@ -383,10 +383,10 @@ class Collector(Generic[AnyEntry]):
         gate = self._shut_until if self._has_gate and self._gated.first() is not None else NEVER
         return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
-    def wanted(self) -> int:
+    def wanted(self) -> float:
         """Return how many jobs must arrive before it is useful to call `take` again, if nothing else happens."""
         if self.in_flight >= self.workers:
-            return sys.maxsize
+            return NEVER
         lane = self._lanes.get(None) if len(self._lanes) == 1 else None
         return 1 if lane is None else lane.wanted
 
@@ -524,13 +524,21 @@ class Collector(Generic[AnyEntry]):
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
             near = lane.uniform and now < lane.due < now + _SHORT
-            lane.wanted = check_count("the _wants() of a policy", self.policy._wants(window)) if near else 1
+            lane.wanted = self._enough(window) if near and self._shared else 1
         self._line_up(lane, now)
         if not lane.ready:
             if due != lane.due < NEVER:
                 self._timers.push(lane.due, lane)
             if free != lane.free != lane.due and not lane.gated:
                 self._timers.push(lane.free, lane)
+
+    def _enough(self, window: Window[Any]) -> float:
+        """Return how many jobs must join before a built-in policy can find the batch due earlier than it does now.
+
+        That is when the batch is full, or when most of the callers have come back that the policy waits for.
+        """
+        returning = window.callers.returning
+        return max(1, min(self.policy._room(window), returning - returning // 8 if returning else NEVER))
 
     def _line_up(self, lane: Lane[AnyEntry], now: float) -> None:
         """Put the lane into the line where it belongs now. If it was in a line before, it keeps its place."""

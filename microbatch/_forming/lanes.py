@@ -4,13 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
-from typing import (
-    Any,
-    Generic,
-    Protocol,
-    TypeVar,
-    overload,
-)
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from microbatch._basics.clock import NEVER
 
@@ -24,25 +18,20 @@ class Entry(Protocol):
     def job(self) -> Any:
         """The job itself."""
 
-    @property
-    def key(self) -> Hashable:
-        """The key of the job. Jobs whose keys differ never share a batch."""
+    key: Hashable
+    """The key of the job. Jobs whose keys differ never share a batch."""
 
-    @property
-    def weight(self) -> float:
-        """The weight of the job."""
+    weight: float
+    """The weight of the job."""
 
-    @property
-    def submitted(self) -> float:
-        """The moment at which the job was accepted. Jobs are added to the collector in this order."""
+    submitted: float
+    """The moment at which the job was accepted. Jobs are added to the collector in this order."""
 
-    @property
-    def _expires(self) -> float:
-        """The moment at which the job expires, or `NEVER`."""
+    _expires: float
+    """The moment at which the job expires, or `NEVER`."""
 
-    @property
-    def _epoch(self) -> int:
-        """The epoch of the job. A later job never has a smaller epoch. See `Collector.flush`."""
+    _epoch: int
+    """The epoch of the job. A later job never has a smaller epoch. See `Collector.flush`."""
 
     @property
     def _is_waiting(self) -> bool:
@@ -211,7 +200,9 @@ class Lane(Generic[AnyEntry]):
         self.due = NEVER  # when the batch is due, by the last answer of the policy (with the gate shut if there is one)
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
         self.forced: str | None = None  # the trigger, if it is not the policy's reason
-        self.wanted = 1  # the number of jobs that must join before the policy is asked again, if the batch is not due
+        self.wanted: float = (
+            1  # the number of jobs that must join before the policy is asked again, if the batch is not due
+        )
         self.asked = 0  # the value of `Collector._doubts` when the policy answered last
         self.turn = 0  # the place in the lines, given when the lane first joins one of them
         self.ready = False  # the lane is in the line for a worker

@@ -72,10 +72,6 @@ class Adaptive(BatchingPolicy[object]):
         """See `BatchingPolicy._room`."""
         return self._size - window.count
 
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return max(1, self._size - window.count)
-
     def observe(self, report: BatchReport) -> None:
         """Learn from the size and the service time of a batch."""
         if report.failed:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -200,24 +200,12 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the moment before which not even `Batcher.flush` dispatches the batch."""
         return NOW
 
-    def _wants(self, window: Window[Job_contra]) -> int:
-        """Return how many more jobs must join before `due` can return an earlier moment than it does now.
-
-        The batcher does not call `due` again before that many jobs have joined or the batch is due. Only called when
-        the batch is due soon.
-        """
-        return 1
-
     def __init_subclass__(cls, **options: Any) -> None:
         """Reset what was written for a method that a subclass overrides."""
         super().__init_subclass__(**options)
-        depth = {
-            name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room", "_wants")
-        }
+        depth = {name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room")}
         if depth["fits"] < depth["_room"]:
             cls._room = _no_room  # type: ignore[method-assign]
-        if depth["due"] < depth["_wants"]:
-            cls._wants = BatchingPolicy._wants  # type: ignore[method-assign]
         if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:
             # What the policy promised was about the methods of another class. What it needs to know stays.
             promises = {"watches_flow": True} | ({"needs": 0} if depth["due"] < depth["hints"] else {})
@@ -336,10 +324,6 @@ class _Pair(BatchingPolicy[Job]):
     def _room(self, window: Window[Job]) -> float:
         """See `BatchingPolicy._room`."""
         return _least(self.first._room(window), self.second._room(window))
-
-    def _wants(self, window: Window[Job]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return min(self.first._wants(window), self.second._wants(window))
 
     def observe(self, report: BatchReport) -> None:
         """Pass the report to both policies: to the second one even if the first one raises."""

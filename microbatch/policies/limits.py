@@ -40,10 +40,6 @@ class Size(BatchingPolicy[object]):
         """See `BatchingPolicy._room`."""
         return self.n - window.count
 
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return max(1, self.n - window.count)
-
     def __repr__(self) -> str:
         return policy_repr(self, Size, str(self.n))
 

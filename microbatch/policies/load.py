@@ -51,10 +51,6 @@ class Natural(BatchingPolicy[object]):
             due = max(due, min(window.newest + patience, window.callers.return_by))
         return due
 
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return max(1, window.callers.returning - window.callers.returning // 8)
-
     def __repr__(self) -> str:
         return policy_repr(self, Natural, "")
 
@@ -89,10 +85,6 @@ class AllWaiting(BatchingPolicy[object]):
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         return window.callers.heard + self.recent
-
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return sys.maxsize
 
     def __repr__(self) -> str:
         return policy_repr(self, AllWaiting, exact(self.recent))

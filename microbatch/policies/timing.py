@@ -1,7 +1,5 @@
 """Policies that decide by the time: when jobs came, or when batches were dispatched."""
 
-import sys
-
 from microbatch._basics.arguments import check_count, check_number, check_positive
 from microbatch._basics.clock import NOW
 from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
@@ -27,10 +25,6 @@ class Interval(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + self.seconds
 
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return sys.maxsize
-
     def __repr__(self) -> str:
         return policy_repr(self, Interval, exact(self.seconds))
 
@@ -53,10 +47,6 @@ class FixedWindow(BatchingPolicy[object]):
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         return window.opened + (window.started - window.opened) % self.seconds
-
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return sys.maxsize
 
     def __repr__(self) -> str:
         return policy_repr(self, FixedWindow, exact(self.seconds))
@@ -82,10 +72,6 @@ class Session(BatchingPolicy[object]):
     def due(self, window: Window[object]) -> float:
         """See `BatchingPolicy.due`."""
         return window.newest + self.gap
-
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return sys.maxsize
 
     def __repr__(self) -> str:
         return policy_repr(self, Session, exact(self.gap))
@@ -119,10 +105,6 @@ class Rate(BatchingPolicy[object]):
     def _earliest(self, window: Window[object]) -> float:
         """See `BatchingPolicy._earliest`."""
         return NOW if len(window.sent) < self.n else window.sent[-self.n] + self.per
-
-    def _wants(self, window: Window[object]) -> int:
-        """See `BatchingPolicy._wants`."""
-        return sys.maxsize
 
     def __repr__(self) -> str:
         return policy_repr(self, Rate, f"{self.n}, per={exact(self.per)}")

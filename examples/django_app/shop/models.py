@@ -1,15 +1,15 @@
-"""What the shop keeps."""
+"""The tables of the shop."""
 
 from django.db import models
 
 
 class Order(models.Model):
-    """What a customer wants."""
+    """An order of a customer."""
 
     what = models.CharField(max_length=100)
 
 
 class Receipt(models.Model):
-    """What was sent to a customer."""
+    """A receipt that was sent to a customer."""
 
     order = models.OneToOneField(Order, on_delete=models.CASCADE)

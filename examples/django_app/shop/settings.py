@@ -1,4 +1,4 @@
-"""Settings of the shop. What is about microbatch stands first."""
+"""Settings of the shop. The settings for microbatch come first."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("SHOP_DATABASE", Path(__file__).parent.parent / "shop.sqlite3"),
-        "CONN_MAX_AGE": 60,  # each worker thread keeps its connection from batch to batch
+        "CONN_MAX_AGE": 60,  # each worker thread keeps its connection for later batches
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,

@@ -1,4 +1,4 @@
-"""Tests of a project with batchers: they run on the connection of the test, and what they do is rolled back with it."""
+"""Tests of the shop. Batches run on the connection of the test, so their changes are rolled back with it."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,21 +9,21 @@ from shop.models import Order, Receipt
 
 
 class OrdersTest(TestCase):
-    """Orders, and receipts for them."""
+    """Tests of orders and of their receipts."""
 
     def setUp(self) -> None:
-        """Have batches run on the connection of the test."""
+        """Let batches share the connection of the test."""
         sharing = sharing_connections()
-        sharing.__enter__()  # from Python 3.11 on: self.enterContext(sharing_connections())
+        sharing.__enter__()  # Python 3.11 and later: self.enterContext(sharing_connections())
         self.addCleanup(sharing.__exit__, None, None, None)
 
-    def test_an_order_is_there_when_it_is_answered(self) -> None:
-        """The view waits for its result."""
+    def test_an_order_exists_when_the_view_responds(self) -> None:
+        """The view responds after the batch has inserted the order."""
         answer = self.client.post("/orders", {"what": "tea"}).json()
         self.assertEqual("tea", Order.objects.get(pk=answer["order"]).what)
 
     def test_a_batch_sees_what_the_test_has_not_committed(self) -> None:
-        """And a receipt is sent when the order is paid, not before."""
+        """The receipt is for an order that exists only in this transaction. It is sent when the payment commits."""
         order = Order.objects.create(what="milk")
         with self.captureOnCommitCallbacks(execute=True):
             self.client.post(f"/orders/{order.pk}/pay")
@@ -32,7 +32,7 @@ class OrdersTest(TestCase):
         self.assertEqual(order, Receipt.objects.get().order)
 
     def test_many_requests_at_once(self) -> None:
-        """Each gets the number of its own order."""
+        """Each request gets the number of its own order."""
         with ThreadPoolExecutor(8) as pool:
             answers = list(
                 pool.map(lambda number: self.client.post("/orders", {"what": f"tea {number}"}).json(), range(100))

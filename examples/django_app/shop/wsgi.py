@@ -1,4 +1,4 @@
-"""For servers."""
+"""The WSGI application, for servers such as gunicorn."""
 
 import os
 

@@ -1,11 +1,11 @@
-"""The tables of the shop."""
+"""The first migration."""
 
 import django.db.models.deletion
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """Creates them."""
+    """Creates the tables of the shop."""
 
     initial = True
     dependencies = []
