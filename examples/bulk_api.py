@@ -45,7 +45,7 @@ class API(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves the API."""
 
-    request_queue_size = 128  # with the default of 5, connections could be reset if many clients connect at once
+    request_queue_size = 128  # with the default of 5, connections could be reset if many clients connect together
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""The public class `Batcher`. It checks arguments, and leaves the work to `Worker`."""
+"""The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
 import functools
 import os
@@ -25,8 +25,8 @@ from microbatch._basics.arguments import (
     shown,
 )
 from microbatch._basics.clock import NEVER, Clock, SystemClock
+from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.settings import Settings
-from microbatch._engine.worker import Stage, Worker
 from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
 from microbatch.futures.job_future import JobFuture
@@ -182,7 +182,7 @@ class Batcher(Generic[Job, Value]):
         self._clock = settings.clock
         self._acceptance_listeners = settings.listeners.job_accepted
         self._describes = not settings.uniform or settings.listeners.wants_context
-        self._newest_worker = Worker(settings)
+        self._newest_engine = Engine(settings)
         self._origin = _origin()
 
     @classmethod
@@ -232,21 +232,21 @@ class Batcher(Generic[Job, Value]):
             timeout = check_number("timeout", timeout)
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
-        worker = self._newest_worker
-        if not worker.mark[0]:
-            worker = self._worker
-        future: JobFuture[Value] = JobFuture(job, worker.queue)
+        engine = self._newest_engine
+        if not engine.mark[0]:
+            engine = self._engine
+        future: JobFuture[Value] = JobFuture(job, engine.queue)
         if self._describes:
             self._describe(future)
-        if worker.stage is not _RUNNING:
-            self._start(worker)
-        worker.queue.put(future, True, timeout, expires_in)
-        if worker.stage is _NEW:  # another thread's start, which this call did not wait for, has failed
-            self._start(worker)
+        if engine.stage is not _RUNNING:
+            self._start(engine)
+        engine.queue.put(future, True, timeout, expires_in)
+        if engine.stage is _NEW:  # another thread's start, which this call did not wait for, has failed
+            self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
-            if worker.queue.is_held():  # by the code that this call interrupts: R3
-                worker.queue.post(functools.partial(notify, self._acceptance_listeners, event))
+            if engine.queue.is_held():  # by the code that this call interrupts: R3
+                engine.queue.post(functools.partial(notify, self._acceptance_listeners, event))
             else:
                 notify(self._acceptance_listeners, event)
         return future
@@ -296,9 +296,9 @@ class Batcher(Generic[Job, Value]):
             RuntimeError: *wait* is true in one of the batcher's own threads, where waiting could cause a deadlock.
         """
         deadline = self._deadline(wait, timeout)
-        worker = self._worker
-        epoch = worker.queue.flush()
-        return not wait or worker.ledger.wait_settled(epoch, deadline)
+        engine = self._engine
+        epoch = engine.queue.flush()
+        return not wait or engine.ledger.wait_settled(epoch, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
         """Accept no more jobs, run the pending ones, and stop the threads: a graceful shutdown.
@@ -320,23 +320,23 @@ class Batcher(Generic[Job, Value]):
         """
         deadline = self._deadline(wait, timeout)
         check_flag("cancel_futures", cancel_futures)
-        worker = self._worker
-        worker.close()
-        # The finalizer refers to the worker, and so to the processor, which may refer to this batcher. It is not needed
+        engine = self._engine
+        engine.close()
+        # The finalizer refers to the engine, and so to the processor, which may refer to this batcher. It is not needed
         # any more, and would keep all of them alive.
-        if worker.finalizer is not None:
-            worker.finalizer.detach()
+        if engine.finalizer is not None:
+            engine.finalizer.detach()
         if cancel_futures:
-            for future in worker.ledger.unsettled():
+            for future in engine.ledger.unsettled():
                 future.cancel()
-        return not wait or worker.wait_ended(deadline)
+        return not wait or engine.wait_ended(deadline)
 
     def stats(self) -> BatcherStats:
         """Return the number of jobs in each state and the number of batches, all from the same moment.
 
         Does not wait for any job or batch.
         """
-        return self._worker.ledger.stats()
+        return self._engine.ledger.stats()
 
     def explain(self) -> str:
         """Describe in a few lines what the batcher is doing: its open batches, when they are due, and why they wait.
@@ -345,14 +345,14 @@ class Batcher(Generic[Job, Value]):
         batches. If a job moves in the meantime, the text may show it in its old place or in its new one. The method
         calls `BatchingPolicy.due` and `BatchingPolicy.reason` in the calling thread.
         """
-        worker, stats = self._worker, self.stats()
+        engine, stats = self._engine, self.stats()
         triggers = ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(stats.triggers.items()))
         return "\n".join(
             [
-                repr(self) + (", shut down" if worker.queue.closed else ""),
+                repr(self) + (", shut down" if engine.queue.closed else ""),
                 f"jobs: {stats.queued:,} queued, {stats.batched:,} batched, {stats.running:,} running of {stats.accepted:,}"
                 f"; the oldest has waited for {stats.oldest:.3f} s",
-                *worker.explain(),
+                *engine.explain(),
                 f"batches: {stats.batches:,}" + (f" ({triggers})" if triggers else ""),
             ]
         )
@@ -361,11 +361,11 @@ class Batcher(Generic[Job, Value]):
         """Call *callback* once, without arguments, when the batcher has been shut down and its last job is settled.
 
         If that has happened already, the callback is called at once. Callbacks run in the order in which they were
-        added, in the worker thread. If no job was ever submitted, they run in the thread that shuts down. An exception
+        added, in the batcher thread. If no job was ever submitted, they run in the thread that shuts down. An exception
         in a callback is logged.
         """
         check_callable("callback", callback)
-        self._worker.add_shutdown_callback(callback)
+        self._engine.add_shutdown_callback(callback)
 
     @property
     def name(self) -> str:
@@ -388,36 +388,36 @@ class Batcher(Generic[Job, Value]):
         raise TypeError("a Batcher has threads, and can't be copied or pickled")
 
     @property
-    def _worker(self) -> Worker:
-        worker = self._newest_worker
-        if not worker.mark[0]:
-            worker = self._newest_worker = self._successor_in_child(worker)
-        return worker
+    def _engine(self) -> Engine:
+        engine = self._newest_engine
+        if not engine.mark[0]:
+            engine = self._newest_engine = self._successor_in_child(engine)
+        return engine
 
-    def _start(self, worker: Worker) -> None:
+    def _start(self, engine: Engine) -> None:
         try:
-            worker.start()
+            engine.start()
         finally:  # in case of a signal too, because the threads may run in spite of it
-            with worker.queue.mutex:
-                if worker.stage is not _NEW and worker.finalizer is None and not worker.queue.closed:
-                    worker.finalizer = weakref.finalize(self, _drain_unclosed, worker, self._origin)
-                    worker.finalizer.atexit = False  # the worker has an exit hook of its own
+            with engine.queue.mutex:
+                if engine.stage is not _NEW and engine.finalizer is None and not engine.queue.closed:
+                    engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._origin)
+                    engine.finalizer.atexit = False  # the engine has an exit hook of its own
 
-    def _successor_in_child(self, parents: Worker) -> Worker:
-        """Return the worker of a forked child, which replaces the worker of the parent process.
+    def _successor_in_child(self, parents: Engine) -> Engine:
+        """Return the engine of a forked child, which replaces the engine of the parent process.
 
-        The child creates it when it first uses the batcher. This takes no lock of the parent's worker, because a thread
+        The child creates it when it first uses the batcher. This takes no lock of the parent's engine, because a thread
         that does not exist in the child may have held it at the fork.
         """
         if parents.finalizer is not None:
             parents.finalizer.detach()
         if parents.queue.closed:  # listeners receive the event of its shutdown in the parent, and not here again
-            worker = Worker(self._settings._replace(listeners=ListenerSet(())), forked=True)
-            worker.close()
+            engine = Engine(self._settings._replace(listeners=ListenerSet(())), forked=True)
+            engine.close()
         else:
-            worker = Worker(self._settings, forked=True)
+            engine = Engine(self._settings, forked=True)
         # In one step, because another thread may do the same.
-        successor: Worker = vars(parents).setdefault("successor", worker)
+        successor: Engine = vars(parents).setdefault("successor", engine)
         return successor
 
     def _map(self, jobs: Iterator[Job], deadline: float, size: int) -> Iterator[JobResult[Value]]:
@@ -433,13 +433,13 @@ class Batcher(Generic[Job, Value]):
             for future in ahead:
                 future.cancel()
                 # No caller will ever ask for this outcome. Without a callback, a failure would be logged.
-                future.add_done_callback(_ask)
+                future.add_done_callback(_ignore)
 
     def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
             # A flush ends the epoch of all jobs that are submitted now, so it happens once for all of them.
-            if ahead[0]._is_waiting and ahead[0]._epoch == self._worker.queue.epoch:
+            if ahead[0]._is_waiting and ahead[0]._epoch == self._engine.queue.epoch:
                 self.flush(wait=False)
         result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
@@ -482,21 +482,21 @@ class Batcher(Generic[Job, Value]):
         return deadline
 
     def _refuse_own_thread(self) -> None:
-        if self._worker.queue.is_own_thread():
+        if self._engine.queue.is_own_thread():
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 
-def _drain_unclosed(worker: Worker, origin: str) -> None:
-    if worker.queue.closed or not worker.mark[0]:
+def _drain_unclosed(engine: Engine, origin: str) -> None:
+    if engine.queue.closed or not engine.mark[0]:
         return  # it was shut down, or the parent process drains it
-    worker.close()  # before the warning, because a filter may turn the warning into an exception
+    engine.close()  # before the warning, because a filter may turn the warning into an exception
     warnings.warn(
-        f"batcher {worker.queue.name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
+        f"batcher {engine.queue.name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
         ResourceWarning,
     )
 
 
-def _ask(future: JobFuture[Any]) -> None:
+def _ignore(future: JobFuture[Any]) -> None:
     """Do nothing. A future that has a done-callback counts as asked for its outcome."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, ove
 
 from microbatch._basics.arguments import shown
 from microbatch.batcher import Batcher, BatcherOptions
-from microbatch.futures.job_future import JobFuture, Keep
+from microbatch.futures.job_future import JobFuture, KeepAlive
 from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, check_policy
 from microbatch.results import JobResult
@@ -65,7 +65,7 @@ class BatchedFunction(Generic[Job, Value]):
         self._refuse_unbound()
         future = self.batcher.submit(job, timeout=timeout, expires_in=expires_in)
         if self._owner is not None:
-            future.add_done_callback(Keep(self._owner))
+            future.add_done_callback(KeepAlive(self._owner))
         return future
 
     def map(
@@ -110,7 +110,7 @@ class BatchedFunction(Generic[Job, Value]):
                 reference = weakref.ref(instance)
             except TypeError:
                 raise _not_referable(type(instance)) from None
-            # The worker thread must not keep the instance alive. So an unused instance can be garbage-collected, which
+            # The threads of the batcher must not keep the instance alive. So an unused instance can be garbage-collected, which
             # shuts down its batcher. While it has pending jobs, their futures keep it alive: see `submit`.
             batcher = self._make(functools.partial(_call_method, self._function, reference))
             # If two threads get here at the same time, both use the batcher of the first one.

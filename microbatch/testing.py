@@ -34,7 +34,7 @@ class ManualClock:
     `Batcher.flush` and `Batcher.shutdown`. It does not control ``result(timeout)`` of a future, which waits in real
     time.
 
-    You can call `advance` right after `Batcher.submit`. The worker thread need not have seen the job yet.
+    You can call `advance` right after `Batcher.submit`. The batcher thread need not have seen the job yet.
 
     Args:
         start: The moment that the clock shows at first, in seconds.
@@ -103,7 +103,7 @@ class ManualClock:
 class InlineExecutor(Executor):
     """An executor that runs each call in the thread that submits it: ``Batcher(..., executor=InlineExecutor())``.
 
-    In a batcher, this is its worker thread. So each batch has been processed before the next one is formed.
+    In a batcher, this is the batcher thread. So each batch has been processed before the next one is formed.
     """
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":

@@ -394,7 +394,7 @@ def test_an_executor_that_runs_a_callback_twice_frees_only_one_worker() -> None:
     with Batcher(echo, Size(1), executor=Twice()) as batcher:
         assert [0, 1, 2] == [batcher.submit(number).result(timeout=10).value for number in range(3)]
         batcher.flush()
-    assert 0 == batcher._worker._dispatcher._collector.in_flight
+    assert 0 == batcher._engine._dispatcher._collector.in_flight
 
 
 def test_a_policy_observes_each_batch_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:

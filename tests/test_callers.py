@@ -128,7 +128,7 @@ def test_a_batch_is_dispatched_when_the_last_of_its_callers_begins_to_wait(clock
     with lingering(clock) as batcher:
         mine = batcher.submit("mine")
         others = [in_thread(lambda: batcher.submit("another's").result(timeout=10)) for _ in range(2)]
-        while batcher.stats().batched < 3 or not all(map(has_waiter, list(batcher._worker.ledger.unsettled())[1:])):
+        while batcher.stats().batched < 3 or not all(map(has_waiter, list(batcher._engine.ledger.unsettled())[1:])):
             pass
         clock.wait_for_sleeper(0.5)
         assert 0 == batcher.stats().batches

@@ -460,7 +460,7 @@ def test_an_unstarted_batcher_in_use_by_another_thread_during_the_fork_works_in_
 ) -> None:
     script = f"""
     def hold(batcher):
-        with batcher._worker.queue.mutex:  # as any call of the batcher does, for a moment
+        with batcher._engine.queue.mutex:  # as any call of the batcher does, for a moment
             held.set()
             release.wait()
     held, release = threading.Event(), threading.Event()

@@ -314,7 +314,7 @@ def test_waiters_for_a_job_that_fails_with_the_worker_thread_are_notified_once()
         with future._condition:
             future._waiters.append(waiter)
         clock.broken = True
-        unwanted.cancel()  # wakes the worker thread
+        unwanted.cancel()  # wakes the batcher thread
         assert isinstance(future.exception(timeout=10), OSError)
         clock.broken = False
     assert [(future, "exception")] == waiter.received

@@ -25,7 +25,7 @@ import pytest
 from microbatch import NEVER, Batcher, BatcherStats, BatchingPolicy, Interval, JobExpired, JobFuture, Size
 from microbatch._engine import runner
 from microbatch._engine.ledger import Ledger
-from microbatch._engine.worker import Worker
+from microbatch._engine.engine import Engine
 from microbatch.testing import InlineExecutor, ManualClock
 from tests.test_signals import Signal
 from tests.threads import in_thread
@@ -229,7 +229,7 @@ def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
 def test_a_second_exception_at_the_end_of_the_worker_thread_does_not_block_a_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    armed, called = raise_in_turn(monkeypatch, "late", (Worker, "_end"), (runner, "report")), list[str]()
+    armed, called = raise_in_turn(monkeypatch, "late", (Engine, "_end"), (runner, "report")), list[str]()
     batcher = Batcher[str, str](list, Size(1), name="late")
     batcher.add_shutdown_callback(lambda: called.append("called"))
     batcher.submit("job").result(timeout=10)
@@ -345,7 +345,7 @@ def test_a_job_between_the_queue_and_the_ledger_fails_if_the_worker_thread_gives
     batcher = Batcher[Any, Any](list, Size(1), name="late", clock=clock, executor=InlineExecutor())
     first = batcher.submit("first")
     assert "first" == first.result(timeout=10).value
-    clock.wait_for_sleeper(NEVER)  # from now on, only the flush wakes the worker thread
+    clock.wait_for_sleeper(NEVER)  # from now on, only the flush wakes the batcher thread
     armed += [True] * 4
     batcher.flush(wait=False)
     last = taken.get(timeout=10)

@@ -98,7 +98,7 @@ def test_an_integration_imports_only_public_names_and_processors(module: str) ->
         ({"cli.demo"}, "import time"),
         ({"_basics.clock"}, "'monotonic'"),
         ({"cli.demo"}, "perf_counter"),
-        ({"_engine.worker", "cli.run"}, "Thread("),
+        ({"_engine.engine", "cli.run"}, "Thread("),
         ({"futures.job_future"}, "._state"),
         ({"futures.job_future"}, "futures._base"),
     ],

@@ -458,7 +458,7 @@ def test_an_idle_batcher_keeps_no_job_value_or_exception_alive() -> None:
     with Batcher(fail_or_answer, Size(2), key=id) as batcher:
         for size in (1, 2):
             kept = use(batcher, size)
-            batcher.submit(0).cancel()  # the worker thread runs its loop once more
+            batcher.submit(0).cancel()  # the batcher thread runs its loop once more
             batcher.flush()
             gc.collect()
             assert [None] * len(kept) == [reference() for reference in kept]
@@ -588,7 +588,7 @@ def test_flushing_an_unused_batcher_leaves_no_notes_in_the_queue() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
-    assert [] == batcher._worker.queue._notes
+    assert [] == batcher._engine.queue._notes
 
 
 def test_several_shutdowns_at_once_run_the_callbacks_only_once() -> None:

@@ -219,7 +219,7 @@ def test_without_listeners_no_code_of_the_listeners_module_runs(listeners: list[
             sys.setprofile(None)
     finally:
         threading.setprofile(None)
-    assert {"microbatch.batcher", "microbatch._engine.worker"} <= called
+    assert {"microbatch.batcher", "microbatch._engine.engine"} <= called
     assert bool(listeners) == ("microbatch.listeners" in called)
 
 
@@ -259,7 +259,7 @@ def test_jobs_that_fail_with_the_worker_thread_are_counted_as_failed_in_batch_fi
         processor.wait_for_batches(1)
         with monkeypatch.context() as broken:
             broken.setattr(clock, "now", lambda: 1 / 0)
-            waiting.cancel()  # makes the worker thread read the clock
+            waiting.cancel()  # makes the batcher thread read the clock
             assert isinstance(running.exception(timeout=10), ZeroDivisionError)
         processor.release()
     assert [1] == [event.failed for event in listener.events if isinstance(event, BatchFinished)]

@@ -80,7 +80,7 @@ def processor(jobs: list[Job]) -> list[Any]:
 
 
 class Observed(ManualClock):
-    """Reports the statistics of the batcher each time its worker thread has nothing left to do and goes to sleep."""
+    """Reports the statistics of the batcher each time the batcher thread has nothing left to do and goes to sleep."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,11 +30,11 @@ def echo(jobs: list[Any]) -> list[Any]:
     return jobs
 
 
-# -- the worker thread and its sleep --
+# -- the batcher thread and its sleep --
 
 
 class InterruptingClock(ManualClock):
-    """Makes a call in the worker thread after it has decided to sleep until 9 and before it sleeps."""
+    """Makes a call in the batcher thread after it has decided to sleep until 9 and before it sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_a_shutdown_from_a_callback_does_not_affect_the_other_jobs_of_its_batch(
     assert batcher.shutdown(timeout=10)
 
 
-def test_the_last_reference_to_a_batcher_may_be_dropped_in_its_worker_thread() -> None:
+def test_the_last_reference_to_a_batcher_may_be_dropped_in_the_batcher_thread() -> None:
     processor = RecordingProcessor[int]()
     holder = [Batcher(processor, Size(9))]
     futures = [holder[0].submit(1)]

@@ -323,7 +323,7 @@ def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_drop
     start = threading.Thread.start
 
     def interrupting(thread: threading.Thread) -> None:
-        if threading.current_thread() is not threading.main_thread():  # but the worker thread, which starts the others
+        if threading.current_thread() is not threading.main_thread():  # but the batcher thread, which starts the others
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         start(thread)
 

@@ -527,7 +527,7 @@ def test_a_finalizer_that_shuts_down_anywhere_in_a_pool_threads_lead_is_heeded()
     assert place > 1
 
 
-@pytest.mark.parametrize("leader", ["worker thread", "pool thread"])
+@pytest.mark.parametrize("leader", ["batcher thread", "worker thread"])
 def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(leader: str) -> None:
     class Asked(Size):
         def ask(self, lingers: bool) -> None:
@@ -539,12 +539,12 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
 
         def due(self, window: Any) -> float:
             self.ask("late" in window.jobs)
-            if leader == "worker thread":
+            if leader == "batcher thread":
                 sys.settrace(signal.trace if "job" in window.jobs else None)  # until it is asked again
             return super().due(window)
 
         def observe(self, report: Any) -> None:
-            self.ask(leader == "worker thread")
+            self.ask(leader == "batcher thread")
 
     def processor(jobs: list[str]) -> list[str]:
         if jobs != ["job"]:
@@ -554,7 +554,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
     def have_another_lead_and_wait() -> None:
         with suppress(BatcherClosed, TimeoutError):  # what a finalizer raises goes nowhere
             batcher.submit("late")
-            release.set() if leader == "worker thread" else held.result(timeout=0.01)
+            release.set() if leader == "batcher thread" else held.result(timeout=0.01)
             other.result(timeout=0.005)
 
     alone: list[bool] = []
@@ -565,7 +565,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(le
             held, other = batcher.submit("held"), batcher.submit("other")
             signal = Signal(have_another_lead_and_wait, place)
             future = batcher.submit("job")
-            if leader == "pool thread":
+            if leader == "worker thread":
                 future.add_done_callback(lambda _: sys.settrace(signal.trace))
             future.result(timeout=10)
             batcher.submit("another")

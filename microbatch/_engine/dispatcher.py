@@ -1,6 +1,6 @@
 """The work of the leader: forming batches from the jobs in the queue, and dispatching those that are due.
 
-One thread at a time leads. It is the worker thread, which sleeps until there is something to do, or a thread that has
+One thread at a time leads. It is the batcher thread, which sleeps until there is something to do, or a thread that has
 just run a batch.
 """
 
@@ -87,7 +87,7 @@ class Dispatcher:
             return
         self._advance(news, run, note)
         self.interruptions = 0
-        if news.closed:  # a finalizer has closed the queue since this thread took the lead; the worker thread ends it
+        if news.closed:  # a finalizer has closed the queue since this thread took the lead; the batcher thread ends it
             self.queue.resign(NOW, 1)
         else:
             self._resign()
@@ -136,8 +136,8 @@ class Dispatcher:
         if news is not NOTHING:
             collector.note_callers(news.callers)
             collector.add(news.jobs, self._uniform and not news.expiring)
-            if news.withdrawn:
-                self._strike_out(list(news.withdrawn))
+            if news.cancelled:
+                self._strike_out(list(news.cancelled))
             collector.flush(news.flushed, closing=news.closed)
         for note in chain(news.notes, notes):
             note()

@@ -9,7 +9,7 @@ from microbatch._basics.clock import NEVER
 from microbatch._basics.waiting import Waiter
 from microbatch._engine.queue import NOTHING, Drained, JobQueue
 from microbatch.futures.exceptions import Failures
-from microbatch.futures.job_future import Conclusion, JobFuture, conclude
+from microbatch.futures.job_future import JobFuture, Settled, settle_all
 from microbatch.results import OVER, WAITING, BatcherStats, JobState, Service
 
 __all__ = ["Ledger"]
@@ -36,10 +36,10 @@ class Ledger:
         self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
         self._epochs: Counter[int] = Counter()  # the number of these per epoch
         # Futures whose watchers are being notified, or whose callbacks are being run.
-        self._untold: dict[JobFuture[Any], None] = {}
+        self._unannounced: dict[JobFuture[Any], None] = {}
 
     def wait_for_news(self) -> Drained:
-        """Wait until there is something for the worker thread to do, take the lead, and take in all news."""
+        """Wait until there is something for the batcher thread to do, take the lead, and take in all news."""
         with self.queue.mutex:
             self.queue.wait_for_lead()
             news = self.take_in()
@@ -58,7 +58,7 @@ class Ledger:
             news = self.queue.drain()
             self._enter(self.queue.taken)
             counts = self._counts
-            for stage in news.withdrawn.values():
+            for stage in news.cancelled.values():
                 batched = stage is _BATCHED
                 counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
             self._count_held()
@@ -77,7 +77,7 @@ class Ledger:
         Any thread may call this.
         """
         with self.queue.mutex:
-            self.queue.find_withdrawn()
+            self.queue.find_cancelled()
             self._enter(self.queue.taken)
             self._epochs = Counter(future._epoch for future in self._unsettled)
             self._count_anew()
@@ -86,25 +86,25 @@ class Ledger:
         return waiting
 
     def _count_anew(self) -> None:
-        counts, stages = self._counts, Counter(map(self.queue.stage_in_books, self._unsettled))
+        counts, stages = self._counts, Counter(map(self.queue.recorded_stage, self._unsettled))
         counts.update({stage: stages[stage] for stage in (_BATCHED, _RUNNING)})
         uncounted = self._queued() - stages[_QUEUED]
-        for stage in map(self.queue.stage_in_books, self._unsettled):
+        for stage in map(self.queue.recorded_stage, self._unsettled):
             if stage in OVER and uncounted:
                 counts[stage], uncounted = counts[stage] + 1, uncounted - 1
 
-    def _recover_and_tell(self) -> None:
+    def _recover_and_announce(self) -> None:
         self.recover()
-        self.tell_again()
+        self.announce_again()
 
-    def tell_again(self) -> None:
+    def announce_again(self) -> None:
         """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
         with self.queue.mutex:
-            futures = [*self._unsettled, *self._untold]
-            over = [future for future in futures if self.queue.stage_in_books(future) in OVER]
+            futures = [*self._unsettled, *self._unannounced]
+            over = [future for future in futures if self.queue.recorded_stage(future) in OVER]
         self.announce(over)
         for future in over:
-            self._untold.pop(future, None)
+            self._unannounced.pop(future, None)
         self.queue.wake_all()
 
     def announce(self, futures: list[JobFuture[Any]]) -> None:
@@ -156,36 +156,36 @@ class Ledger:
         """
         try:
             with self.queue.mutex:
-                conclusion = self._conclude(futures, outcomes, failures, service, failed)
-                if conclusion.untold:
-                    self._untold.update(dict.fromkeys(conclusion.untold))
-                self._strike_out(conclusion.done)
-            for future in conclusion.untold:
-                future._tell_watchers()
-            for future in conclusion.untold:
+                settled = self._settle(futures, outcomes, failures, service, failed)
+                if settled.unannounced:
+                    self._unannounced.update(dict.fromkeys(settled.unannounced))
+                self._strike_out(settled.done)
+            for future in settled.unannounced:
+                future._notify_watchers()
+            for future in settled.unannounced:
                 future._call_back()
-                self._untold.pop(future, None)
-            return conclusion.failures
+                self._unannounced.pop(future, None)
+            return settled.failures
         except BaseException:  # from outside: see `Runner.recover`
             try:
-                self._recover_and_tell()
+                self._recover_and_announce()
             except BaseException:  # another one
-                self._recover_and_tell()
+                self._recover_and_announce()
             raise
 
-    def _conclude(
+    def _settle(
         self,
         futures: Iterable[JobFuture[Any]],
         outcomes: list[Any],
         failures: Failures | None,
         service: Service | None,
         failed: JobState,
-    ) -> Conclusion:
-        conclusion = conclude(futures, outcomes, service, failures, failed)
-        if service is not None and conclusion.waiters:
-            callers = [waiter.caller for waiter in conclusion.waiters]
+    ) -> Settled:
+        settled = settle_all(futures, outcomes, service, failures, failed)
+        if service is not None and settled.waiters:
+            callers = [waiter.caller for waiter in settled.waiters]
             self.queue.callers.release(callers, service.started + service.time, service.time)
-        counts, done, bad = self._counts, len(conclusion.done), conclusion.failures
+        counts, done, bad = self._counts, len(settled.done), settled.failures
         good = done - bad
         # R4 and R5, as wherever something is counted.
         counts[_RUNNING], counts[_SUCCEEDED], counts[failed] = (
@@ -193,7 +193,7 @@ class Ledger:
             counts[_SUCCEEDED] + good,
             counts[failed] + bad,
         )
-        return conclusion
+        return settled
 
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Strike out futures whose outcome can be read, and wake the callers that wait for the last job of an epoch."""

@@ -14,7 +14,7 @@ __all__ = ["current_mark", "enlist", "check_for_fork"]
 
 
 class Member(Protocol):
-    """The part of a `Worker` that this module uses."""
+    """The part of a `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
         """Return the moment until which the exit of the interpreter may wait, if the wait begins now. Never raises."""

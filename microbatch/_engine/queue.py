@@ -24,7 +24,7 @@ class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: deque[JobFuture[Any]]
-    withdrawn: dict[JobFuture[Any], JobState]
+    cancelled: dict[JobFuture[Any], JobState]
     notes: list[Callable[[], None]]
     flushed: int
     closed: bool
@@ -45,7 +45,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     What wakes which threads:
 
-    - `not_empty` wakes the worker thread, for everything that `Drained` holds.
+    - `not_empty` wakes the batcher thread, for everything that `Drained` holds.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
     - `settled` wakes callers in `flush` and `shutdown`: no job of some epoch is left, or the threads have ended.
 
@@ -76,17 +76,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._held = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
         self.counted = 0  # the number of jobs that were ever entered in the ledger
-        self._withdrawn: dict[JobFuture[Any], JobState] = {}
+        self._cancelled: dict[JobFuture[Any], JobState] = {}
         self._notes: list[Callable[[], None]] = []
-        self._stirred = False  # there is news other than jobs
+        self._has_other_news = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
-        self._wanted: float = 1  # how many jobs wake the worker thread; none do while a thread leads
+        self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
-        self._expiring = False  # there is a job that expires; separate from `_stirred`, since `_accept` sets it (R5)
+        self._expiring = False  # a new job expires; separate from `_has_other_news`, because `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self._held - len(self._withdrawn)
+        return len(self.queue) + self._held - len(self._cancelled)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -99,7 +99,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self._withdrawn and not self._notes
+            return self.closed and not self.queue and not self._cancelled and not self._notes
 
     def is_stuck(self) -> bool:
         """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
@@ -175,7 +175,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item._expires = item.submitted + expires_in
             self._expiring = True  # R5, until the job is appended: the leader has to find both or neither
         item._epoch = self.epoch
-        # R5: a handler may shut the batcher down, and wait for the end of the worker thread. (The ``return`` stands
+        # R5: a handler may shut the batcher down, and wait for the end of the batcher thread. (The ``return`` stands
         # inside the ``if``, since on CPython 3.10 a jump would let a handler in.)
         try:
             if not self.closed:
@@ -193,8 +193,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         waiter = Waiter(self.mutex)
         try:
             self.not_full[waiter] = None
-            self._stir()
-            self._wait_rung(waiter, deadline)
+            self._note_news()
+            self._wait_until_room(waiter, deadline)
         except BaseException:
             # This thread leaves without the room that it may just have been woken for, so another one is woken.
             self.not_full.pop(waiter, None)
@@ -203,21 +203,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         finally:
             self.not_full.pop(waiter, None)
 
-    def _wait_rung(self, waiter: Waiter, deadline: float) -> None:
+    def _wait_until_room(self, waiter: Waiter, deadline: float) -> None:
         while self._full() and not self.closed:
             if self.clock.now() >= deadline:
                 raise BacklogFull(self.maxsize)
             self.clock.wait_until(waiter, deadline)
 
-    def know_caller(self) -> Caller | None:
-        """See `FutureOwner.know_caller`."""
+    def current_caller(self) -> Caller | None:
+        """See `FutureOwner.current_caller`."""
         callers = self.callers
         if not callers.watched:
             return None
         before = callers.all_waited
         caller = callers.wait()
         if callers.all_waited != before:
-            self._stir()
+            self._note_news()
         return caller
 
     def explain(self, future: JobFuture[Any]) -> str:
@@ -225,50 +225,50 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         explain = self.explainer()
         return explain(future) if explain is not None else ""
 
-    def withdraw(self, future: JobFuture[Any]) -> None:
-        """See `FutureOwner.withdraw`."""
+    def try_cancel(self, future: JobFuture[Any]) -> None:
+        """See `FutureOwner.try_cancel`."""
         with self.mutex:
             if future._is_waiting:
-                self._tell_of_withdrawal()
+                self._wake_for_cancellation()
                 if future._stage in WAITING:  # once more: R5
-                    self._withdrawn[future] = future._stage
+                    self._cancelled[future] = future._stage
                     future._stage = JobState.CANCELLED
                     future._wake_waiters()
-                self._tell_of_withdrawal()
+                self._wake_for_cancellation()
 
-    def _tell_of_withdrawal(self) -> None:
+    def _wake_for_cancellation(self) -> None:
         self.not_full.notify()
-        self._stir()
+        self._note_news()
 
-    def _stir(self) -> None:
+    def _note_news(self) -> None:
         """Say that there is something to drain. Called before it is written and after it (R6)."""
-        self._stirred = True
+        self._has_other_news = True
         self.not_empty.ring()
 
     def post(self, note: Callable[[], None]) -> None:
         """Have the next leader make this call, after it has taken in all jobs accepted until now."""
         with self.mutex:
-            self._stir()
+            self._note_news()
             self._notes.append(note)
-            self._stir()
+            self._note_news()
 
     def flush(self) -> int:
         """Make all jobs accepted until now due, and return the number of their epoch."""
         with self.mutex:
-            self._stir()
+            self._note_news()
             epoch = self.epoch
             self.epoch = epoch + 1  # R5
-            self._stir()
+            self._note_news()
             return epoch
 
     def close(self) -> bool:
         """Accept no more jobs, make all accepted ones due, and return whether the queue was open."""
         with self.mutex:
             was_open = not self.closed
-            self._stir()
+            self._note_news()
             self.not_full.notify_all()
             self.closed = True
-            self._stir()
+            self._note_news()
             self.not_full.notify_all()
             return was_open
 
@@ -284,7 +284,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def lead(self) -> bool:
         """Become the leader if there is none, and return whether the calling thread is the leader now.
 
-        Call this and the next methods with `mutex` held. Once the queue is closed, only the worker thread leads.
+        Call this and the next methods with `mutex` held. Once the queue is closed, only the batcher thread leads.
         """
         me = threading.get_ident()
         free = not self.leader and not self.closed
@@ -297,7 +297,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return self.leader == threading.get_ident()
 
     def resign(self, moment: float, wanted: float) -> None:
-        """Leave the lead to the worker thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
+        """Leave the lead to the batcher thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
         with self.mutex:
             # Written before the look, because a finalizer that comes in after the look may submit.
             self.leader, self._moment, self._wanted = 0, moment, wanted
@@ -305,7 +305,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.not_empty.ring()
 
     def wait_for_lead(self) -> None:
-        """Wait until there is something for the worker thread to do, and take the lead."""
+        """Wait until there is something for the batcher thread to do, and take the lead."""
         me = threading.get_ident()
         self.not_empty.silence()
         while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
@@ -315,17 +315,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def has_news(self, wanted: float = 1) -> bool:
         """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
-        return self._stirred or self._expiring or len(self.queue) >= wanted
+        return self._has_other_news or self._expiring or len(self.queue) >= wanted
 
     def drain(self) -> Drained:
         """Take everything out, with `mutex` held. The jobs stay in `taken` too: see `Ledger.inherited`.
 
         The jobs are taken last. So if a finalizer interrupts this, a job that it submits and cancels is never found
-        among the withdrawn ones before it is found in the queue, nor is a flush found before the jobs that it is for.
+        among the cancelled ones before it is found in the queue, nor is a flush found before the jobs that it is for.
         """
-        self._stirred = False  # first, so that whatever comes in from here on is found the next time
+        self._has_other_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
-        withdrawn, self._withdrawn = self._withdrawn, {}
+        cancelled, self._cancelled = self._cancelled, {}
         notes, self._notes = self._notes, []
         empty: deque[JobFuture[Any]] = deque()
         # R5: the leader finds a job and the word that it expires, or neither.
@@ -333,7 +333,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.taken, self.queue = self.queue, empty
         return Drained(
             self.taken,
-            withdrawn,
+            cancelled,
             notes,
             epoch - 1,
             closed,
@@ -353,15 +353,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def cancelled(self) -> list[JobState]:
         """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return list(self._withdrawn.values())
+        return list(self._cancelled.values())
 
-    def find_withdrawn(self) -> None:
+    def find_cancelled(self) -> None:
         """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
         for future in list(self.queue):
             if future._stage is JobState.CANCELLED:
-                self._withdrawn.setdefault(future, JobState.QUEUED)
-                self._stir()
+                self._cancelled.setdefault(future, JobState.QUEUED)
+                self._note_news()
 
-    def stage_in_books(self, future: JobFuture[Any]) -> JobState:
+    def recorded_stage(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
-        return self._withdrawn.get(future, future._stage)
+        return self._cancelled.get(future, future._stage)

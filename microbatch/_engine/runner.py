@@ -104,7 +104,7 @@ class Runner(ABC):
         for batch_run in list(self._dispatcher.running):
             if not batch_run.futures:
                 self._queue.post(partial(self._dispatcher.finish, batch_run))
-        self._ledger.tell_again()
+        self._ledger.announce_again()
 
     def _begin(self, batch_run: BatchRun) -> None:
         if self._listeners.batch_started:
@@ -119,12 +119,12 @@ class Runner(ABC):
         try:
             time = batch_run.service_time
             if self._listeners.batch_finished:
-                self._tell_of_end(batch_run.info, time, batch_run.started, futures)
+                self._notify_of_end(batch_run.info, time, batch_run.started, futures)
         except BaseException:  # from a user's clock; the worker is free all the same
             report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
         self._pass_on(partial(self._dispatcher.finish, batch_run, time))
 
-    def _tell_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
+    def _notify_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
         # Not `BatchRun.failed`, because not only the processor makes jobs fail.
         failed = [future._stage for future in futures].count(JobState.FAILED)
         notify(self._listeners.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
@@ -185,7 +185,7 @@ class PoolRunner(Runner):
             return
         try:
             self.recover(error)
-        except BaseException as fatal:  # too many interruptions; the worker thread fails with this exception too
+        except BaseException as fatal:  # too many interruptions; the batcher thread fails with this exception too
             self._queue.post(partial(_fail_by, fatal))
             if self._queue.is_leader():
                 self._queue.resign(NOW, 1)

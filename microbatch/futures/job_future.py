@@ -15,7 +15,7 @@ F3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition` of
     been notified, with its `_condition` held. Each of them is notified once. If the lock of the condition is taken, the
     thread that holds it notifies the watchers when it releases it (R11). One of the two threads always does: the first
     writes the outcome and then tries the lock, and the second releases the lock and then looks for the outcome. If a
-    caller cancels, the worker thread notifies the watchers, because a signal could keep the caller from releasing the
+    caller cancels, the batcher thread notifies the watchers, because a signal could keep the caller from releasing the
     lock.
 F4. Callbacks run without any lock, in the thread that settles or cancels.
 F5. In a forked child, a thread that does not exist there may hold the mutex. Nothing needs the mutex once there is an
@@ -43,10 +43,9 @@ from microbatch._basics.waiting import Flag, Waiter, Waiters
 from microbatch.futures.exceptions import Failures
 from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
 
-__all__ = ["Conclusion", "Attachments", "JobFuture", "Keep", "FutureOwner", "are_errors", "conclude"]
+__all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
 
 Value = TypeVar("Value")
-
 
 # As globals they are found in a fraction of the time.
 _QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
@@ -64,38 +63,39 @@ class FutureOwner(Protocol):
 
     mutex: Any
 
-    def know_caller(self) -> Any:
-        """Return what is known of the calling thread, which waits for a result. Call this with the mutex held."""
+    def current_caller(self) -> Any:
+        """Return the `Caller` of the calling thread, which waits for a result. Call this with the mutex held."""
 
     def explain(self, future: "JobFuture[Any]") -> str:
         """Return why the job has no outcome yet."""
 
-    def withdraw(self, future: "JobFuture[Any]") -> None:
-        """Cancel the job if it still waits, and have the worker thread notify the watchers of its future."""
+    def try_cancel(self, future: "JobFuture[Any]") -> None:
+        """Cancel the job if it still waits, and have the batcher thread notify the watchers of its future."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
 
 
 class Attachments(Waiters):
-    """What threads have attached to a future: waiters, watchers and callbacks. Guarded by the mutex.
+    """The waiters, watchers and callbacks of a future. Guarded by the mutex.
 
     Attributes:
-        watched: see F3.
-        told: whether all watchers have been notified of the outcome.
-        told_to: the watchers that have been notified.
+        watched: Whether the future is watched (F3).
+        all_notified: Whether all watchers have been notified of the outcome.
+        notified: The watchers that have been notified.
+        callbacks: The done-callbacks that have not run yet.
     """
 
     watched = False
-    told = False
+    all_notified = False
 
     def __init__(self) -> None:
-        self.told_to: list[Any] = []
-        self.callbacks: list[Callable[[Any], object]] = []  # R4: a finalizer may append, too
+        self.notified: list[Any] = []
+        self.callbacks: list[Callable[[Any], object]] = []
 
 
-class Keep:
-    """A done-callback that keeps *owner* alive until the job is done, and does not ask for the outcome."""
+class KeepAlive:
+    """A done-callback that keeps *owner* alive until the job is done. It does not count as asking for the outcome."""
 
     def __init__(self, owner: object) -> None:
         self._owner = owner
@@ -105,20 +105,24 @@ class Keep:
 
 
 class _Watchers(list[Any]):
-    """The objects through which `wait` and `as_completed` are notified. A signal in one of these harms no other thread."""
+    """The watchers of a future: the objects through which ``wait`` and ``as_completed`` are notified.
+
+    Each gets a `Flag` in place of its event. Otherwise a signal that interrupts one of these calls could leave the lock
+    of the event locked, and the thread that settles the future would block on it.
+    """
 
     def append(self, waiter: Any) -> None:
-        """Add one, before its thread begins to wait."""
+        """Add a watcher, before its thread begins to wait."""
         if isinstance(getattr(waiter, "event", None), threading.Event):
             waiter.event = Flag(waiter.event.is_set())
         super().append(waiter)
 
 
 class _Condition:
-    """What `wait` and `as_completed` lock while they look at a future, or change its list of watchers.
+    """The lock that ``wait`` and ``as_completed`` hold while they look at a future or change its list of watchers.
 
     Attributes:
-        waiters: the objects through which they are notified of the outcome. The standard library calls them waiters.
+        waiters: The watchers. The standard library calls them waiters.
     """
 
     def __init__(self, future: "JobFuture[Any]") -> None:
@@ -128,13 +132,13 @@ class _Condition:
         self._future = weakref.ref(future)
 
     def release(self) -> None:
-        """Release the lock, and notify the watchers if the future was settled meanwhile."""
+        """Release the lock, and notify the watchers if the future was settled in the meantime."""
         try:
             self.lock.release()
         finally:  # after a signal too
             future = self._future()
             if future is not None:
-                future._try_to_tell_watchers(self)
+                future._try_to_notify_watchers(self)
 
     # In one step, so that a signal can't leave the lock acquired.
     __enter__ = property(lambda self: self.lock.__enter__)
@@ -144,16 +148,17 @@ class _Condition:
 
 
 class JobFuture(Future[JobResult[Value]]):
-    """The future of one job: a `concurrent.futures.Future` in every respect, made by `Batcher.submit`.
+    """The future of one job. `Batcher.submit` returns it. You can use it like any `concurrent.futures.Future`.
 
     Attributes:
-        key: what the batcher's ``key`` says of it.
-        weight: what the batcher's ``weigh`` says of it, or 1.
-        submitted: the moment of its acceptance, on the batcher's clock.
-        expires: the moment at which it expires if no worker has taken it; infinite for never.
+        key: The key of the job, or None without a *key* function.
+        weight: The weight of the job, or 1 without a *weigh* function.
+        submitted: The moment at which the job was accepted, on the clock of the batcher.
+        expires_in: How many seconds after that moment the job expires if no worker has taken it. Infinite if it never
+            expires.
     """
 
-    # Here, so that what few jobs need takes neither time nor memory in each.
+    # Defaults in the class, so that attributes which few jobs need take no time and no memory in each future.
     key: Hashable = None
     weight: float = 1.0
     expires_in = NEVER
@@ -165,7 +170,7 @@ class JobFuture(Future[JobResult[Value]]):
     _own_result: JobResult[Any] | None = None
     _error: BaseException | None = None
     _failures: Failures | None = None
-    _own: tuple[BaseException, Any] | None = None  # the caller's exception, and its traceback before it is raised
+    _own: tuple[BaseException, Any] | None = None  # the exception for the caller, and its traceback before it is raised
     _context: Context | None = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
@@ -194,31 +199,31 @@ class JobFuture(Future[JobResult[Value]]):
 
     @property
     def state(self) -> JobState:
-        """Where the job is now; stale by nature until it is one of the last four."""
+        """The state of the job now. Until it is one of the last four, it may change at any time."""
         return self._stage
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether no worker has the job, and nothing else has become of it."""
+        """Whether the job still waits for a worker, and was neither cancelled nor has expired."""
         return self._stage in WAITING
 
     @property
     def context(self) -> Context | None:
-        """What `contextvars` held where the job was submitted, if a listener wants that (see `BatchListener`).
+        """The `contextvars` context in which the job was submitted, or None if no listener wants it.
 
-        A copy each time, for a context can't be entered by two at once.
+        See `BatchListener`. Each access returns a new copy, because two threads can't enter the same context at once.
         """
         return None if self._context is None else self._context.copy()
 
     def _keep_context(self) -> None:
-        """Keep the context of the calling thread; before the job is accepted."""
+        """Keep the context of the calling thread. Call this before the job is accepted."""
         self._context = copy_context()
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
         try:
             if self._stage not in OVER:
-                self._owner.withdraw(self)
+                self._owner.try_cancel(self)
         finally:  # after a signal too
             if self._stage is _CANCELLED:
                 self._call_back()
@@ -229,39 +234,42 @@ class JobFuture(Future[JobResult[Value]]):
         return self._stage is _CANCELLED
 
     def running(self) -> bool:
-        """Return whether a worker has the job now."""
+        """Return whether the batch of the job runs now."""
         return self._stage is _RUNNING
 
     def done(self) -> bool:
-        """Return whether there is an outcome: a result, an error, or a cancellation."""
+        """Return whether the future has an outcome: a result, an exception or a cancellation."""
         return self._stage in OVER
 
     def result(self, timeout: float | None = None) -> JobResult[Value]:
-        """Return the result of the job, waiting for it up to *timeout* seconds; None for as long as it takes.
+        """Wait for the outcome of the job, and return its result.
+
+        Args:
+            timeout: The maximum number of seconds to wait. None means no limit.
 
         Raises:
-            TimeoutError: there is none in that time (`concurrent.futures.TimeoutError` on Python 3.10). Its message
-                says why the job is still waiting.
-            CancelledError: the job was cancelled.
-            RuntimeError: it is not there, and the wait, in one of the batcher's own threads and without *timeout*,
-                might never end: that thread is needed to do the job.
-            Exception: whatever the job failed with.
+            TimeoutError: The job has no outcome after that time (`concurrent.futures.TimeoutError` on Python 3.10). The
+                message says why the job still waits.
+            CancelledError: The job was cancelled.
+            RuntimeError: One of the batcher's own threads calls this without a *timeout*, and the job has no outcome
+                yet. The wait could deadlock, because that thread may be needed to process the job.
+            Exception: The exception with which the job failed.
         """
         if self._stage not in OVER:
             self._wait(timeout)
         if self._stage is not _SUCCEEDED:
             error = self.exception()
             if error is not None:
-                # Without the frames that earlier readers have added to the traceback.
+                # Without the frames that earlier calls have added to the traceback.
                 trace = self._own[1] if self._own is not None else None
                 try:
                     raise BaseException.with_traceback(error, trace)
                 finally:
-                    del self, error, trace  # the exception refers to this frame, which must not refer back to it
+                    del self, error, trace  # the exception refers to this frame, so this would be a cycle
         return self._get_result()  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the job failed with, or None if it succeeded; otherwise as `result`."""
+        """Wait like `result`, and return the exception with which the job failed, or None if it succeeded."""
         if self._stage not in OVER:
             self._wait(timeout)
         if self._stage is _CANCELLED:
@@ -269,7 +277,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
-        """Have *fn* called with this future when it is done; at once if it is. What it raises is logged."""
+        """Call *fn* with this future when it is done, or at once if it is done already. Exceptions of *fn* are logged."""
         if self._stage not in OVER:
             with self._owner.mutex:
                 attachments = self._attach()
@@ -279,15 +287,15 @@ class JobFuture(Future[JobResult[Value]]):
         self._call(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
-        """Raise InvalidStateError: only its batcher settles this future."""
+        """Raise `InvalidStateError`, because only the batcher settles this future."""
         raise InvalidStateError("the future of a job is settled by its batcher")
 
     def set_result(self, result: object) -> NoReturn:
-        """Raise InvalidStateError: only its batcher settles this future."""
+        """Raise `InvalidStateError`, because only the batcher settles this future."""
         self.set_running_or_notify_cancel()
 
     def set_exception(self, exception: object) -> NoReturn:
-        """Raise InvalidStateError: only its batcher settles this future."""
+        """Raise `InvalidStateError`, because only the batcher settles this future."""
         self.set_running_or_notify_cancel()
 
     def __reduce__(self) -> NoReturn:
@@ -302,7 +310,7 @@ class JobFuture(Future[JobResult[Value]]):
         waiter = Waiter(owner.mutex)
         with owner.mutex:
             attachments = self._attach()
-            waiter.caller = owner.know_caller()
+            waiter.caller = owner.current_caller()
         try:
             attachments[waiter] = None
             if self._stage not in OVER and not waiter.hear(timeout) and self._stage not in OVER:
@@ -325,7 +333,7 @@ class JobFuture(Future[JobResult[Value]]):
         callback = None
         try:
             callback = take()
-            if type(callback) is not Keep:
+            if type(callback) is not KeepAlive:
                 self._note_asked()
             callback(self)
         except BaseException as error:
@@ -334,26 +342,26 @@ class JobFuture(Future[JobResult[Value]]):
 
     # -- for the batcher --
 
-    def _tell_watchers(self) -> None:
+    def _notify_watchers(self) -> None:
         """Notify the watchers of the outcome, or leave that to the thread that looks at this future now (F3)."""
         if self._attachments is not None and self._attachments.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # by the code that this call interrupts
-                self._try_to_tell_watchers(condition)
+                self._try_to_notify_watchers(condition)
 
-    def _try_to_tell_watchers(self, condition: _Condition) -> None:
+    def _try_to_notify_watchers(self, condition: _Condition) -> None:
         """Notify the watchers of the outcome, if there is one, unless *condition* is locked."""
         # Checked before the lock is acquired: a thread that acquires it always notifies them, so others may leave.
-        if not self._is_untold():
+        if not self._is_unannounced():
             return
         lock = condition.lock
         if lock._is_owned():  # still, since a signal kept an earlier call from its release
-            self._tell(condition.waiters)
+            self._notify_each(condition.waiters)
             return
         try:
             try:
                 if lock.acquire(False):
-                    self._tell(condition.waiters)
+                    self._notify_each(condition.waiters)
             finally:  # R8
                 if lock._is_owned():
                     lock.release()
@@ -365,7 +373,7 @@ class JobFuture(Future[JobResult[Value]]):
         """Wake all waiters and notify all watchers, in case an exception kept the thread that wrote the outcome from it."""
         with self._owner.mutex:
             self._wake_waiters()
-        self._tell_watchers()
+        self._notify_watchers()
 
     def _wake_waiters(self) -> None:
         """Wake all threads that wait for the outcome, which exists. Call this with the mutex held."""
@@ -391,10 +399,11 @@ class JobFuture(Future[JobResult[Value]]):
         stage = self._stage  # once: it changes at any time
         if stage not in OVER:
             return RUNNING if stage is _RUNNING else PENDING
-        untold = self._attachments is not None and self._attachments.watched and not self._attachments.told
+        attachments = self._attachments
+        unannounced = attachments is not None and attachments.watched and not attachments.all_notified
         if stage is _CANCELLED:
-            return CANCELLED if untold else CANCELLED_AND_NOTIFIED
-        return RUNNING if untold else FINISHED
+            return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
+        return RUNNING if unannounced else FINISHED
 
     def _get_result(self) -> JobResult[Value] | None:
         # Made on the first read, since many are never read; then kept, so that all readers get the same object.
@@ -448,37 +457,37 @@ class JobFuture(Future[JobResult[Value]]):
     _condition: threading.Condition = property(_get_condition)  # type: ignore[assignment]
     _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
 
-    def _is_untold(self) -> bool:
+    def _is_unannounced(self) -> bool:
         attachments = self._attachments
-        return attachments is not None and attachments.watched and not attachments.told and self.done()
+        return attachments is not None and attachments.watched and not attachments.all_notified and self.done()
 
-    def _tell(self, waiters: list[Any]) -> None:
+    def _notify_each(self, waiters: list[Any]) -> None:
         attachments = self._attachments
-        if attachments is None or not self._is_untold():
+        if attachments is None or not self._is_unannounced():
             return
         if waiters:
             self._note_asked()
         for waiter in waiters:
             if type(waiter) in _STANDARD_WAITERS:
-                self._tell_once(waiter, attachments)
-            elif waiter not in attachments.told_to:
+                self._notify_once(waiter, attachments)
+            elif waiter not in attachments.notified:
                 if self.cancelled():
                     waiter.add_cancelled(self)
                 elif self._stage is _SUCCEEDED:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-                attachments.told_to.append(waiter)
-        attachments.told = True
+                attachments.notified.append(waiter)
+        attachments.all_notified = True
 
-    def _tell_once(self, waiter: Any, attachments: Attachments) -> None:
+    def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of the waiter do, but once, wherever an exception breaks this off."""
         counts = type(waiter) is _AllCompletedWaiter
-        if waiter not in attachments.told_to:
+        if waiter not in attachments.notified:
             told, added = [waiter], [self]
             with getattr(waiter, "lock", None) or nullcontext():
                 # In one step (R4): there is no call from here to the end of the block.
-                attachments.told_to += told
+                attachments.notified += told
                 waiter.finished_futures += added
                 if counts:
                     waiter.num_pending_calls -= 1
@@ -492,7 +501,7 @@ def are_errors(outcomes: list[Any]) -> Iterable[bool]:
     return map(issubclass, map(type, outcomes), repeat(BaseException))
 
 
-class Conclusion(NamedTuple):
+class Settled(NamedTuple):
     """What became of futures that were to get their outcomes."""
 
     done: list[JobFuture[Any]]
@@ -501,17 +510,17 @@ class Conclusion(NamedTuple):
     """The number of these that have failed."""
     waiters: list[Waiter]
     """The waiters of these, which have been woken."""
-    untold: list[JobFuture[Any]]
+    unannounced: list[JobFuture[Any]]
     """Those of them with watchers or callbacks, which do not know of the outcome yet."""
 
 
-def conclude(
+def settle_all(
     futures: Iterable[JobFuture[Any]],
     outcomes: list[Any],
     service: Service | None,
     failures: Failures | None,
     failed: JobState = JobState.FAILED,
-) -> Conclusion:
+) -> Settled:
     """Give running jobs their outcomes, passing over those that have one. With the mutex held.
 
     Args:
@@ -520,7 +529,7 @@ def conclude(
         failures: gives the exceptions to the callers; None if there are none.
         failed: the stage of those whose outcome is an exception.
     """
-    done, count, waiters, untold = [], 0, list[Waiter](), []
+    done, count, waiters, unannounced = [], 0, list[Waiter](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         if broken and future._stage is _RUNNING and failures is not None:
             failures.add(future, outcome)
@@ -541,10 +550,10 @@ def conclude(
         if attachments is not None:
             waiters += attachments.copy()
             if attachments.watched or attachments.callbacks:
-                untold.append(future)
+                unannounced.append(future)
     for waiter in waiters:
         waiter.ring()
-    return Conclusion(done, count, waiters, untold)
+    return Settled(done, count, waiters, unannounced)
 
 
 def _settle_attribute_layout() -> None:

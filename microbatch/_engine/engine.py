@@ -25,7 +25,7 @@ from microbatch.errors import BatcherClosed, ForkedError, Rejected
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatcherShutDown, notify
 
-__all__ = ["Stage", "Worker"]
+__all__ = ["Stage", "Engine"]
 
 
 class Stage(Enum):
@@ -46,9 +46,9 @@ class Stage(Enum):
     NEW = "new"
     """No thread has been created, or none that counts."""
     STARTING = "starting"
-    """The worker thread has been created. It may not run yet, and can be called off."""
+    """The batcher thread has been created. It may not run yet, and can be called off."""
     OPENING = "opening"
-    """The worker thread runs, and starts the threads that run batches."""
+    """The batcher thread runs, and starts the threads that run batches."""
     RUNNING = "running"
     """All threads run."""
     ENDED = "ended"
@@ -59,7 +59,7 @@ class Stage(Enum):
 _NEW, _STARTING, _OPENING, _RUNNING, _ENDED = Stage
 
 
-class Worker:
+class Engine:
     """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
 
     The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. With a lock
@@ -214,7 +214,7 @@ class Worker:
         """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
-        except Exception:  # of a user's clock: the worker thread fails too, and soon ends
+        except Exception:  # of a user's clock: the batcher thread fails too, and soon ends
             return NEVER
 
     def disown_threads(self) -> None:
@@ -246,7 +246,7 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r}>"
 
-    # -- called by the worker thread --
+    # -- called by the batcher thread --
 
     def _run(self, latch: StartLatch) -> None:
         with self.queue.mutex:
@@ -266,7 +266,7 @@ class Worker:
         try:
             self._work()
         except BaseException as error:
-            report("the worker thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
+            report("the batcher thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
             self.queue.close()
             self.ledger.recover()  # otherwise jobs that were just taken out of the queue could be lost
             self.abandon(error)
