@@ -75,13 +75,13 @@ class Late(Signal):
             return self.trace
         if not INSTRUCTIONS_ARE_NOT_TRACED:
             return super().trace(frame, event, argument)
-        # In these versions, some instructions are not traced. At the end of a `with`, Python calls the tracer once more,
+        # Some instructions are not traced here. At the end of a `with`, Python calls the tracer once more,
         # although the lock is released in one step with the statement before it.
         if frame.f_globals.get("__name__", "").startswith(self._modules) and event == "line":
             if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(CLOSED):
                 self.places_left -= 1
                 if self.places_left < 0:
-                    self.came = True
+                    self.arrived = True
                     self._raise()
         return self.trace
 
@@ -94,7 +94,7 @@ class Second(logging.Handler):
         self.late = late
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "an exception from outside" in record.msg and not (self.late.armed or self.late.came):
+        if "an exception from outside" in record.msg and not (self.late.armed or self.late.arrived):
             self.late.armed = True
             frame: FrameType | None = sys._getframe()
             while frame is not None:
@@ -159,7 +159,7 @@ def test_a_late_exception_at_any_point_loses_no_job_and_blocks_no_waiter(
         missing = len(futures) - 1 - len(called)
         assert missing == 0 or missing == 1 and "exception calling callback" in caplog.text
         check(batcher.stats(), [first, *futures, *last])
-        if not late.came:
+        if not late.arrived:
             break
     assert place > 100
 
@@ -188,7 +188,7 @@ def test_a_second_exception_while_the_first_is_handled_ends_no_thread(thread: st
         threading.settrace(None)
         logging.getLogger("microbatch").removeHandler(second)
         check(batcher.stats(), futures)
-        tried += first.came and second.late.came
+        tried += first.arrived and second.late.arrived
     assert tried > 50  # not in all rounds: another thread may be faster
 
 
