@@ -165,7 +165,7 @@ def interrupt() -> None:
 def interrupt_everywhere(
     action: str, handle: Callable[[Scenario], Any], then: Callable[[Scenario], None] = Scenario.check
 ) -> list[tuple[Scenario, BaseException | None]]:
-    """For each point where a signal can arrive, do *action* in a new scenario with the signal there, and then *then*."""
+    """Do *action* once for each point where a signal can arrive, with *handle* called there. Call *then* after each."""
     make, do = ACTIONS[action]
     outcomes: list[tuple[Scenario, BaseException | None]] = []
     while True:
