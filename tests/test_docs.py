@@ -58,3 +58,15 @@ def test_the_reference_documents_each_public_name_exactly_once() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.rst"))
     entries = re.findall(r"^\.\. (?!automodule)[a-z:]+:: microbatch\.(\w+)(?:\(\))?$", pages, re.MULTILINE)
     assert sorted(microbatch.__all__) == sorted(entries)
+
+
+def test_the_map_names_only_files_and_objects_that_exist() -> None:
+    sources = [path for folder in ("microbatch", "tests", "docs") for path in (ROOT / folder).rglob("*.*")]
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in sources]
+    code = "".join(path.read_text(encoding="utf-8") for path in sources if path.suffix == ".py")
+    words = set(re.findall(r"\w+", code))
+    page = (ROOT / "docs" / "map.rst").read_text(encoding="utf-8")
+    names = re.findall(r"``([\w./]+)(?:\(\))?``", page)
+    files = [name for name in names if "/" in name or name.endswith(".py")]
+    assert [] == [name for name in files if not any(f"/{name}" in path for path in paths)]
+    assert [] == [name for name in names if name not in files and not words.issuperset(name.split("."))]

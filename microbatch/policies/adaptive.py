@@ -6,7 +6,7 @@ from collections import deque
 from microbatch._basics.arguments import check_count, check_positive
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report as log
-from microbatch.policies.base import GATES, BatchingPolicy, BatchReport, Window, exact, policy_repr
+from microbatch.policies.base import BuiltInPolicy, BatchReport, Window
 
 __all__ = ["Adaptive"]
 
@@ -15,7 +15,7 @@ __all__ = ["Adaptive"]
 _EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)
 
 
-class Adaptive(BatchingPolicy[object]):
+class Adaptive(BuiltInPolicy):
     """Dispatches a batch when it holds as many jobs as the processor can do in *target* seconds.
 
     It learns this number from past batches. No batch holds more jobs than that. Alone, the policy
@@ -47,6 +47,8 @@ class Adaptive(BatchingPolicy[object]):
         warm_up: How many of the first batches to ignore. These may be slow because caches are cold and connections
             closed.
     """
+
+    _gates = 0
 
     def __init__(self, target: float, *, least: int = 1, most: int = 1_000, warm_up: int = 3) -> None:
         self.target: float = check_positive("target", target)
@@ -114,10 +116,3 @@ class Adaptive(BatchingPolicy[object]):
 
     def _stepped(self, size: int, time: float) -> float:
         return size + 1 if time <= self.target else size * 0.75
-
-    def __repr__(self) -> str:
-        bounds = f"least={self.least}, most={self.most}, warm_up={self.warm_up}"
-        return policy_repr(self, Adaptive, f"{exact(self.target)}, {bounds}")
-
-
-GATES.update({Adaptive: 0})

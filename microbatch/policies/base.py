@@ -11,9 +11,9 @@ from microbatch._basics.clock import NEVER, NOW
 from microbatch.results import BatchInfo
 
 __all__ = [
-    "GATES",
     "BatchReport",
     "BatchingPolicy",
+    "BuiltInPolicy",
     "Both",
     "CallerActivity",
     "Either",
@@ -22,9 +22,7 @@ __all__ = [
     "check_policy",
     "count_gates",
     "learns",
-    "exact",
     "limit_for",
-    "policy_repr",
 ]
 
 Job = TypeVar("Job")
@@ -380,34 +378,43 @@ def learns(policy: BatchingPolicy[Any]) -> bool:
     return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
 
 
-GATES: dict[type, int] = {}
-"""The number of gates of each built-in policy.
-
-A gate is a moment before which a policy lets no batch be dispatched, whatever its jobs. It is the same for all keys. It
-depends only on which batches have started and ended, and on `CallerActivity.heard`. Apart from its gates, a built-in
-policy decides by what is in the batch and by what it has learned.
-"""
-
-
 def count_gates(policy: BatchingPolicy[Any]) -> int | None:
     """Return how many gates *policy* has, or None if that is unknown, as for a policy that a user wrote."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         first, second = count_gates(policy.first), count_gates(policy.second)
         return None if first is None or second is None else first + second
-    return GATES.get(type(policy))  # of exactly this type, because a subclass may decide differently
+    gates: int | None = vars(type(policy)).get("_gates")  # of exactly this type: see `BuiltInPolicy`
+    return gates
 
 
-def policy_repr(policy: BatchingPolicy[object], kind: type, arguments: str) -> str:
-    """Return code that creates a policy like *policy*, without anything that it has learned.
+class BuiltInPolicy(BatchingPolicy[object]):
+    """Base class of the policies of this package. The parameters of their constructors are their attributes too.
 
-    A subclass of *kind* that defines a constructor may take other arguments. For such a class, return the standard
-    repr.
+    Attributes:
+        _gates: The number of gates of the policy. A gate is a moment before which a policy lets no batch be dispatched,
+            whatever its jobs. It is the same for all keys. It depends only on which batches have started and ended, and
+            on `CallerActivity.heard`. Apart from its gates, a policy with this attribute decides by what is in the
+            batch and by what it has learned. The attribute does not count for a subclass, which may decide differently.
     """
-    own = type(policy)
-    same = all(getattr(own, maker) is getattr(kind, maker) for maker in ("__init__", "__new__"))
-    return f"{own.__name__}({arguments})" if same else object.__repr__(policy)
+
+    _gates: int
+
+    def __repr__(self) -> str:
+        """Return code that creates a policy like this one, without anything that it has learned.
+
+        A subclass that defines a constructor may take other arguments. For such a class, return the standard repr.
+        """
+        from inspect import signature  # here, because few programs need it and it takes long to import
+
+        own: type = type(self)
+        kind = next(base for base in own.__mro__ if "_gates" in vars(base))
+        if any(getattr(own, maker) is not getattr(kind, maker) for maker in ("__init__", "__new__")):
+            return object.__repr__(self)
+        values = {name: _exact(getattr(self, name)) for name in signature(kind).parameters}
+        arguments = [f"{name}={value}" if place else value for place, (name, value) in enumerate(values.items())]
+        return f"{own.__name__}({', '.join(arguments)})"
 
 
-def exact(number: float) -> str:
+def _exact(number: float) -> str:
     """Return the shortest literal that Python reads as *number*: ``60``, ``0.005``, or ``1e999`` for infinity."""
     return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero

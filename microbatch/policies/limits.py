@@ -2,12 +2,12 @@
 
 from microbatch._basics.arguments import check_count, check_positive
 from microbatch._basics.clock import NEVER, NOW
-from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
+from microbatch.policies.base import BuiltInPolicy, Hints, Window
 
 __all__ = ["Size", "Weight"]
 
 
-class Size(BatchingPolicy[object]):
+class Size(BuiltInPolicy):
     """Dispatches a batch when it holds *n* jobs, the most that it can hold (the max batch size).
 
     Alone, it waits for *n* jobs, however long that takes. A single caller that waits for each result before it submits
@@ -19,6 +19,8 @@ class Size(BatchingPolicy[object]):
     >>> [Size(3).fits(Window(count=count), weight=1.0) for count in (2, 3)]
     [True, False]
     """
+
+    _gates = 0
 
     def __init__(self, n: int) -> None:
         self.n: int = check_count("n", n)
@@ -40,11 +42,8 @@ class Size(BatchingPolicy[object]):
         """See `BatchingPolicy._room`."""
         return self.n - window.count
 
-    def __repr__(self) -> str:
-        return policy_repr(self, Size, str(self.n))
 
-
-class Weight(BatchingPolicy[object]):
+class Weight(BuiltInPolicy):
     """Dispatches a batch when its weight reaches *limit*, or when a waiting job no longer fits into it.
 
     A batch never weighs more than *limit*. The weight of a job comes from the *weigh* function of the batcher; without
@@ -58,6 +57,7 @@ class Weight(BatchingPolicy[object]):
     [True, False]
     """
 
+    _gates = 0
     hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, limit: float) -> None:
@@ -70,9 +70,3 @@ class Weight(BatchingPolicy[object]):
     def fits(self, window: Window[object], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
         return window.weight + weight <= self.limit
-
-    def __repr__(self) -> str:
-        return policy_repr(self, Weight, exact(self.limit))
-
-
-GATES.update({Size: 0, Weight: 0})

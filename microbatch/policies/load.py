@@ -3,13 +3,13 @@
 import sys
 
 from microbatch._basics.arguments import check_positive
-from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
+from microbatch.policies.base import BatchingPolicy, BuiltInPolicy, Hints, Window
 from microbatch.policies.limits import Size
 
 __all__ = ["AllWaiting", "DEFAULT_POLICY", "Natural"]
 
 
-class Natural(BatchingPolicy[object]):
+class Natural(BuiltInPolicy):
     """Dispatches a batch as soon as a worker is free, except in the two cases below.
 
     While all workers are busy, jobs gather. So batches grow with the load, and with the service time of the processor.
@@ -35,6 +35,7 @@ class Natural(BatchingPolicy[object]):
     In both cases, it stops waiting when a waiting job no longer fits into the batch.
     """
 
+    _gates = 1
     hints: Hints = Hints(watches_callers=True)
 
     def due(self, window: Window[object]) -> float:
@@ -51,11 +52,8 @@ class Natural(BatchingPolicy[object]):
             due = max(due, min(window.newest + patience, window.callers.return_by))
         return due
 
-    def __repr__(self) -> str:
-        return policy_repr(self, Natural, "")
 
-
-class AllWaiting(BatchingPolicy[object]):
+class AllWaiting(BuiltInPolicy):
     """Dispatches a batch as soon as every caller that was active in the last *recent* seconds waits for a result.
 
     A caller is active when it submits a job or gets a result. While it waits in `JobFuture.result`, it can't add a job.
@@ -74,6 +72,8 @@ class AllWaiting(BatchingPolicy[object]):
     -inf
     """
 
+    _gates = 1
+
     def __init__(self, recent: float = 0.1) -> None:
         self.recent: float = check_positive("recent", recent)
 
@@ -86,11 +86,6 @@ class AllWaiting(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.callers.heard + self.recent
 
-    def __repr__(self) -> str:
-        return policy_repr(self, AllWaiting, exact(self.recent))
-
-
-GATES.update({Natural: 1, AllWaiting: 1})
 
 DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Natural()
 """Dispatches a batch of at most 100 jobs as soon as a worker is free (natural batching).

@@ -2,12 +2,12 @@
 
 from microbatch._basics.arguments import check_count, check_number, check_positive
 from microbatch._basics.clock import NOW
-from microbatch.policies.base import GATES, BatchingPolicy, Hints, Window, exact, policy_repr
+from microbatch.policies.base import BuiltInPolicy, Hints, Window
 
 __all__ = ["FixedWindow", "Interval", "Rate", "Session"]
 
 
-class Interval(BatchingPolicy[object]):
+class Interval(BuiltInPolicy):
     """Dispatches a batch *seconds* after its first job was submitted (the linger time). Later jobs do not delay it.
 
     ``Interval(0)`` dispatches a batch as soon as a worker is free.
@@ -16,6 +16,7 @@ class Interval(BatchingPolicy[object]):
     10.5
     """
 
+    _gates = 0
     hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
@@ -25,11 +26,8 @@ class Interval(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + self.seconds
 
-    def __repr__(self) -> str:
-        return policy_repr(self, Interval, exact(self.seconds))
 
-
-class FixedWindow(BatchingPolicy[object]):
+class FixedWindow(BuiltInPolicy):
     """Dispatches a batch at the next multiple of *seconds* since the batcher started.
 
     With ``FixedWindow(5)``, the batches are due 5, 10, 15 seconds after the start, and so on. If a job is submitted
@@ -39,6 +37,7 @@ class FixedWindow(BatchingPolicy[object]):
     [105.0, 105.0, 105.0, 110.0]
     """
 
+    _gates = 0
     hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, seconds: float) -> None:
@@ -48,11 +47,8 @@ class FixedWindow(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.opened + (window.started - window.opened) % self.seconds
 
-    def __repr__(self) -> str:
-        return policy_repr(self, FixedWindow, exact(self.seconds))
 
-
-class Session(BatchingPolicy[object]):
+class Session(BuiltInPolicy):
     """Dispatches a batch *gap* seconds after its newest job was submitted, that is, when a burst is over (debounce).
 
     Each new job restarts the wait, so a steady stream of jobs can keep the batch open forever. Add
@@ -64,6 +60,7 @@ class Session(BatchingPolicy[object]):
     13.0
     """
 
+    _gates = 0
     hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, gap: float) -> None:
@@ -73,11 +70,8 @@ class Session(BatchingPolicy[object]):
         """See `BatchingPolicy.due`."""
         return window.newest + self.gap
 
-    def __repr__(self) -> str:
-        return policy_repr(self, Session, exact(self.gap))
 
-
-class Rate(BatchingPolicy[object]):
+class Rate(BuiltInPolicy):
     """Dispatches a batch as soon as fewer than *n* batches were dispatched in the last *per* seconds (a rate limit).
 
     It counts the batches of all keys of the batcher together. Combine it with ``&``, because ``|`` would let the other
@@ -88,6 +82,8 @@ class Rate(BatchingPolicy[object]):
 
     `Batcher.flush` respects the limit. `Batcher.shutdown` does not.
     """
+
+    _gates = 1
 
     def __init__(self, n: int, per: float) -> None:
         self.n: int = check_count("n", n)
@@ -105,9 +101,3 @@ class Rate(BatchingPolicy[object]):
     def _earliest(self, window: Window[object]) -> float:
         """See `BatchingPolicy._earliest`."""
         return NOW if len(window.sent) < self.n else window.sent[-self.n] + self.per
-
-    def __repr__(self) -> str:
-        return policy_repr(self, Rate, f"{self.n}, per={exact(self.per)}")
-
-
-GATES.update({Interval: 0, FixedWindow: 0, Session: 0, Rate: 1})
