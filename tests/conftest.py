@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Exempt all objects that exist now from garbage collection: many tests call it, and it would be slow."""
+    """Exempt all objects that exist now from garbage collection: many tests collect garbage, which would be slow."""
     gc.collect()
     gc.freeze()
 
@@ -54,7 +54,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Save which tests passed. Don't log the failed jobs that the tests leave behind at interpreter exit."""
+    """Save which tests passed. Disable the logger, or jobs that failed in the tests would be logged at exit."""
     logging.getLogger("microbatch").disabled = True
     cache = _cache(session.config)
     if cache is not None:

@@ -321,7 +321,7 @@ def call_with(function: Any, argument: str, value: Any) -> None:
     called(**{**NEEDED.get(path[-1], {}), name: value})
 
 
-def none_too(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
+def none_if_refused(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
     """Return None as one more wrong value, unless it is accepted."""
     return [] if None in accepted else wrong(TypeError, refused[0][1], None)
 
@@ -336,7 +336,7 @@ def message(name: str, must_be: str) -> str:
     [
         pytest.param(argument, error, must_be, value, id=f"{argument} {number} {type(value).__name__}")
         for argument, refused, accepted in ARGUMENTS
-        for number, (error, must_be, value) in enumerate(refused + none_too(refused, accepted))
+        for number, (error, must_be, value) in enumerate(refused + none_if_refused(refused, accepted))
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_starts(

@@ -88,7 +88,7 @@ class Interceptor:
 
     def _reply(self, parsed: dict[str, Any], **_: Any) -> None:
         if self._withheld:
-            self.give_back(parsed, self._withheld)
+            self.report_withheld(parsed, self._withheld)
 
     def entries(self, params: dict[str, Any]) -> list[Any]:
         raise NotImplementedError
@@ -99,7 +99,7 @@ class Interceptor:
     def name(self, entry: Any) -> str:
         raise NotImplementedError
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         raise NotImplementedError
 
 
@@ -115,7 +115,7 @@ class SendMessageBatch(Interceptor):
     def name(self, entry: Any) -> str:
         return str(entry["MessageBody"])
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         reason = {"SenderFault": False, "Code": "InternalError"}
         parsed.setdefault("Failed", []).extend({"Id": entry["Id"], **reason} for entry in entries)
 
@@ -132,7 +132,7 @@ class BatchWriteItem(Interceptor):
     def name(self, entry: Any) -> str:
         return str(entry["PutRequest"]["Item"]["id"]["S"])
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         parsed["UnprocessedItems"]["orders"] = entries
 
 

@@ -310,10 +310,10 @@ def test_an_unhashable_key_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["key", "weigh"])
 def test_stop_iteration_from_key_or_weigh_does_not_end_an_iteration_of_the_caller(name: str) -> None:
-    def stopped(job: Any) -> Any:
+    def raise_stop_iteration(job: Any) -> Any:
         return next(iter(()))
 
-    options: dict[str, Any] = {name: stopped}
+    options: dict[str, Any] = {name: raise_stop_iteration}
     with Batcher[Any, Any](echo, **options) as batcher:
         with pytest.raises(RuntimeError, match="key or weigh raised StopIteration"):
             list(map(batcher.submit, [1, 2]))
@@ -323,42 +323,44 @@ def test_stop_iteration_from_key_or_weigh_does_not_end_an_iteration_of_the_calle
 
 
 def test_a_policy_that_raises_fails_the_jobs_of_its_batch_and_the_next_batch_runs() -> None:
-    class Moody(BatchingPolicy[str]):
+    class RaisingForBad(BatchingPolicy[str]):
         def due(self, window: Window[str]) -> float:
             if "bad" in window.jobs:
-                raise SystemExit("moody")
+                raise SystemExit("bad")
             return NOW
 
-    with Batcher(echo, Moody()) as batcher:
+    with Batcher(echo, RaisingForBad()) as batcher:
         assert isinstance(batcher.submit("bad").exception(timeout=10), SystemExit)
         assert "good" == batcher.submit("good").result(timeout=10).value
     assert (1, 1, 1) == (batcher.stats().failed, batcher.stats().succeeded, batcher.stats().batches)
 
 
 def test_an_unhashable_reason_does_no_harm() -> None:
-    class Word(str):
+    class UnhashableStr(str):
         __hash__ = None  # type: ignore[assignment]
 
         def __str__(self) -> str:
             return self
 
-    class Wordy(Size):
+    class UnhashableReason(Size):
         def reason(self, window: Window[Any]) -> str:
-            return Word("wordy")
+            return UnhashableStr("unhashable")
 
-    with Batcher(echo, Wordy(1)) as batcher:
-        assert ["wordy", "wordy"] == [batcher.submit("job").result(timeout=10).batch.trigger for _ in range(2)]
+    with Batcher(echo, UnhashableReason(1)) as batcher:
+        assert ["unhashable", "unhashable"] == [
+            batcher.submit("job").result(timeout=10).batch.trigger for _ in range(2)
+        ]
 
 
 def test_a_job_that_fits_into_no_batch_fails_even_without_weigh() -> None:
-    class Nothing(BatchingPolicy[Any]):
+    class FittingNothing(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return NOW
 
         def fits(self, window: Window[Any], weight: float) -> bool:
             return False
 
-    with Batcher(echo, Nothing()) as batcher:
+    with Batcher(echo, FittingNothing()) as batcher:
         assert isinstance(batcher.submit(1).exception(timeout=10), JobTooLarge)
 
 
@@ -379,19 +381,19 @@ def test_a_job_whose_repr_raises_does_no_harm() -> None:
 
 
 def test_an_executor_that_runs_a_callback_twice_frees_only_one_worker() -> None:
-    class Twice(InlineExecutor):
+    class CallingBackTwice(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             done = super().submit(fn, *args, **kwargs)
 
-            class Doubled(Future[Any]):
+            class DoubledFuture(Future[Any]):
                 def add_done_callback(self, callback: Any) -> None:
                     callback(done)
                     callback(done)
                     raise OSError
 
-            return Doubled()
+            return DoubledFuture()
 
-    with Batcher(echo, Size(1), executor=Twice()) as batcher:
+    with Batcher(echo, Size(1), executor=CallingBackTwice()) as batcher:
         assert [0, 1, 2] == [batcher.submit(number).result(timeout=10).value for number in range(3)]
         batcher.flush()
     assert 0 == batcher._engine._dispatcher._collector.in_flight
@@ -485,13 +487,13 @@ def test_a_supplied_executor_runs_the_batches_and_is_not_shut_down() -> None:
 def test_an_executor_receives_only_the_processor_and_the_list_of_jobs() -> None:
     calls: list[Any] = []
 
-    class Spying(InlineExecutor):
+    class RecordingExecutor(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             calls.append((fn, args, kwargs))
             return super().submit(fn, *args, **kwargs)
 
     processor = RecordingProcessor[int]()
-    with Batcher(processor, Size(2), executor=Spying()) as batcher:
+    with Batcher(processor, Size(2), executor=RecordingExecutor()) as batcher:
         batcher.submit(1)
         batcher.submit(2)
     assert [(processor, ([1, 2],), {})] == calls

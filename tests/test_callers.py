@@ -26,7 +26,7 @@ class Recording(Natural):
 
 
 def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[list[Any]], list[Any]]:
-    """Return a processor that takes *seconds*, but first waits until *caller* waits for a result, except for "other"."""
+    """Return a processor that takes *seconds*, but first waits until *caller* waits, except for the job "other"."""
 
     def processor(jobs: list[Any]) -> list[Any]:
         while jobs != ["other"] and sys._current_frames()[caller].f_code is not Waiter.sleep.__code__:

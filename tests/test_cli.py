@@ -669,12 +669,12 @@ def test_an_error_is_reported_on_a_line_without_progress(with_and_without_tqdm: 
 
 
 def test_no_progress_is_shown_if_the_results_go_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Shown(io.BytesIO):
+    class TerminalStream(io.BytesIO):
         def isatty(self) -> bool:
             return True
 
     Path("in.jsonl").write_text("1\n2\n")
-    shown = Shown()
+    shown = TerminalStream()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown))
     assert "" == on_a_terminal("run", "processors:double", "in.jsonl")
     assert b"2\n4\n" == shown.getvalue()
@@ -686,14 +686,14 @@ def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it(
 ) -> None:
     from microbatch.cli import progress
 
-    class Hurried:
+    class FastClock:
         moment = 0.0
 
         def now(self) -> float:
             self.moment += 1.0
             return self.moment
 
-    monkeypatch.setattr(progress, "SystemClock", Hurried)
+    monkeypatch.setattr(progress, "SystemClock", FastClock)
     shown = on_a_terminal("demo", "--jobs", "20", "--threads", "2")
     for title in ("reading", "one commit per job", "through a Batcher"):
         assert re.search(rf"\r{title}: ", shown)

@@ -171,7 +171,7 @@ def test_an_idle_collector_keeps_no_memory_for_past_keys() -> None:
     assert sys.getsizeof(c._lanes) < 1_000
 
 
-def add_and_withdraw_again_and_again(c: Collector[Job], now: float) -> None:
+def add_and_withdraw_repeatedly(c: Collector[Job], now: float) -> None:
     for _ in range(1_000):
         now += 0.01
         job = Job("b", key="b", submitted=now)
@@ -187,11 +187,11 @@ def add_and_withdraw_again_and_again(c: Collector[Job], now: float) -> None:
     [(Session(3600), 0), (Session(0.1) & Rate(1, 3600), 0), (Session(0.1), 1), (Size(2) | Interval(3600), 1)],
     ids=str,
 )
-def test_timers_do_not_pile_up_for_a_batch_that_changes_again_and_again(policy: BatchingPolicy[Any], busy: int) -> None:
+def test_timers_do_not_pile_up_for_a_batch_that_changes_repeatedly(policy: BatchingPolicy[Any], busy: int) -> None:
     c = collector(policy)
     c.started(0)
     c.in_flight = busy
     c.add([Job("a", key="a"), Job("b", key="b")])
     assert [] == take_all(c, 0)
-    add_and_withdraw_again_and_again(c, 1.0)
+    add_and_withdraw_repeatedly(c, 1.0)
     assert len(c._timers._heap) + len(c._gated._heap) + len(c._ready._heap) < 300

@@ -52,11 +52,11 @@ def test_every_one_of_many_timers_fires() -> None:
 
 
 def test_a_due_time_larger_than_any_float_becomes_never() -> None:
-    class Late(BatchingPolicy[Any]):
+    class BeyondFloats(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return 10**400
 
-    c = collector(Late())
+    c = collector(BeyondFloats())
     c.add(jobs("a"))
     assert [] == take_all(c, 0)
     assert NEVER == c.next_moment()
@@ -64,13 +64,13 @@ def test_a_due_time_larger_than_any_float_becomes_never() -> None:
 
 @pytest.mark.parametrize("how", ["size", "interval", "flush", "pressed", "error"])
 def test_counting_starts_again_after_a_batch_whatever_dispatched_it(how: str) -> None:
-    class Grumbling(Size):
+    class RaisingForError(Size):
         def due(self, window: Window[Any]) -> float:
             if "error" in window.jobs:
                 raise KeyError
             return super().due(window)
 
-    c = collector(Grumbling(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
+    c = collector(RaisingForError(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
     c.add([Job(each) for each in {"size": "abc", "error": ["a", "error"]}.get(how, "ab")])
     if how == "flush":
         c.flush(0)
@@ -78,7 +78,7 @@ def test_counting_starts_again_after_a_batch_whatever_dispatched_it(how: str) ->
     c.add([Job("d", submitted=6, _epoch=1), Job("e", submitted=6, _epoch=1)])
     assert [] == take_all(c, 6)
     c.add([Job("f", submitted=6, _epoch=1)])
-    assert ["def:grumbling" if how != "pressed" else "def:size"] == take_all(c, 6)
+    assert ["def:raisingforerror" if how != "pressed" else "def:size"] == take_all(c, 6)
 
 
 def test_while_no_worker_is_free_only_expiry_causes_a_wake_up() -> None:
@@ -202,7 +202,7 @@ def test_neither_a_flush_nor_a_shutdown_creates_an_empty_batch() -> None:
     assert [] == take_all(c, 0, pressed=True)
 
 
-def test_the_collector_waits_for_all_missing_jobs_if_the_policy_need_not_see_each_one() -> None:
+def test_the_collector_wants_all_missing_jobs_together_if_the_policy_need_not_see_each_one() -> None:
     c = collector(Size(9) | Interval(0.005))
     assert 1 == c.wanted()
     c.add(jobs("a"), uniform=True)
@@ -213,7 +213,7 @@ def test_the_collector_waits_for_all_missing_jobs_if_the_policy_need_not_see_eac
 
 
 @pytest.mark.parametrize("returning, wanted", [(64, 56), (7, 7)])
-def test_a_batch_that_waits_for_callers_is_looked_at_again_when_most_of_them_are_back(
+def test_the_collector_wants_most_of_the_missing_callers_before_it_asks_the_policy_again(
     returning: int, wanted: int
 ) -> None:
     c = collector(Natural())
@@ -225,7 +225,7 @@ def test_a_batch_that_waits_for_callers_is_looked_at_again_when_most_of_them_are
 
 
 @pytest.mark.parametrize("policy, wanted", [(Interval(0.005), NEVER), (Weight(9) | Interval(0.005), 1)])
-def test_only_a_policy_that_can_find_the_batch_full_is_asked_again_for_more_jobs(
+def test_the_collector_wants_more_jobs_only_if_the_policy_may_find_the_batch_full(
     policy: BatchingPolicy[Any], wanted: float
 ) -> None:
     c = collector(policy)
@@ -233,12 +233,12 @@ def test_only_a_policy_that_can_find_the_batch_full_is_asked_again_for_more_jobs
     assert ([], wanted) == (take_all(c, 0.0), c.wanted())
 
 
-def test_a_policy_of_a_user_is_asked_again_for_each_job() -> None:
-    class Urgent(Interval):
+def test_the_collector_wants_each_job_at_once_if_the_policy_is_not_a_built_in_one() -> None:
+    class Custom(Interval):
         def due(self, window: Window[object]) -> float:
             return super().due(window)
 
-    c = collector(Size(9) | Urgent(0.005))
+    c = collector(Size(9) | Custom(0.005))
     c.add(jobs("a"), uniform=True)
     assert ([], 1) == (take_all(c, 0.0), c.wanted())
 

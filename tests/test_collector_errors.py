@@ -19,22 +19,22 @@ def test_a_policy_that_raises_breaks_its_batch_at_once_and_no_other_batch() -> N
 
 
 def test_a_reason_that_raises_breaks_the_batch() -> None:
-    class Speechless(Size):
+    class RaisingReason(Size):
         def reason(self, window: Window[Any]) -> str:
             raise LookupError
 
-    c = collector(Speechless(1))
+    c = collector(RaisingReason(1))
     c.add(jobs("a"))
     batch = c.take(0)
     assert batch is not None and isinstance(batch.error, LookupError)
 
 
 def test_the_jobs_of_a_batch_whose_reason_raises_fail_with_it() -> None:
-    class Speechless(Size):
+    class RaisingReason(Size):
         def reason(self, window: Window[Any]) -> str:
             raise LookupError
 
-    c = collector(Speechless(2))
+    c = collector(RaisingReason(2))
     c.add(jobs("ab", key="k"))
     batch = c.take(0)
     assert batch is not None
@@ -71,11 +71,11 @@ def test_a_job_that_fits_into_no_batch_fails_alone() -> None:
 
 
 def test_an_error_message_names_the_cause() -> None:
-    class Odd(Light):
+    class WrongDue(Light):
         def due(self, window: Window[Any]) -> float:
             return "soon"  # type: ignore[return-value]
 
-    c = collector(Odd())
+    c = collector(WrongDue())
     c.add([Job("a", weight=11), Job("b", weight=10)])
     errors = [batch.error for batch in (c.take(0), c.take(0)) if batch is not None]
     assert [

@@ -1,4 +1,4 @@
-"""Batches that a rate or other batches hold back, and lanes that are asked again later because their answer may change."""
+"""Batches that a rate limit or other batches hold back, and lanes that are asked again when their answer may change."""
 
 from typing import Any
 

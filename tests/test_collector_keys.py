@@ -110,7 +110,7 @@ def test_bytes_and_str_are_different_keys_even_if_python_refuses_to_compare_them
 
 
 def test_a_key_that_raises_when_compared_harms_no_other_key() -> None:
-    class Odd:
+    class RaisingEq:
         def __hash__(self) -> int:
             return 1
 
@@ -118,15 +118,15 @@ def test_a_key_that_raises_when_compared_harms_no_other_key() -> None:
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    same = Odd()
-    c.add([Job("a", key=same), Job("b", key=Odd()), Job("c", key=same)])
+    same = RaisingEq()
+    c.add([Job("a", key=same), Job("b", key=RaisingEq()), Job("c", key=same)])
     assert ["ac:size"] == take_all(c, 0)
     assert ["b:interval"] == take_all(c, 1)
     assert not c
 
 
 def test_a_key_that_raises_when_compared_harms_no_plain_key_with_the_same_hash() -> None:
-    class Odd:
+    class RaisingEq:
         def __hash__(self) -> int:
             return hash(1)
 
@@ -134,20 +134,20 @@ def test_a_key_that_raises_when_compared_harms_no_plain_key_with_the_same_hash()
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    c.add([Job("a", key=Odd()), Job("b", key=1), Job("c", key=Odd()), Job("d", key=1.0)])
+    c.add([Job("a", key=RaisingEq()), Job("b", key=1), Job("c", key=RaisingEq()), Job("d", key=1.0)])
     assert ["bd:size"] == take_all(c, 0)
     assert ["a:interval", "c:interval"] == take_all(c, 1)
     assert not c
 
 
 def test_a_key_whose_hash_changes_harms_no_other_key() -> None:
-    class Changing:
+    class ChangingHash:
         value = 1
 
         def __hash__(self) -> int:
             return self.value
 
-    key = Changing()
+    key = ChangingHash()
     c = collector(Size(2) | Interval(1), workers=9)
     c.add([Job("a", key=key)])
     key.value = 2
@@ -157,13 +157,13 @@ def test_a_key_whose_hash_changes_harms_no_other_key() -> None:
 
 
 def test_a_key_that_is_no_longer_hashable_equals_only_itself() -> None:
-    class Hashless:
+    class RaisingHash:
         def __hash__(self) -> int:
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    same = Hashless()
-    gone, stays = Job("a", key=same), Job("b", key=Hashless())
+    same = RaisingHash()
+    gone, stays = Job("a", key=same), Job("b", key=RaisingHash())
     c.add([gone, stays, Job("c", key=same), Job("d", key=same)])
     assert ["ac:size"] == take_all(c, 0)
     assert ["b:interval", "d:interval"] == take_all(c, 1)

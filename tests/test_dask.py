@@ -80,7 +80,7 @@ def strict(jobs: list[str]) -> list[Any]:
     return [ValueError(job) if job == "bad" else job.upper() for job in jobs]
 
 
-def deadly(jobs: list[str]) -> list[Any]:
+def kill_the_process(jobs: list[str]) -> list[Any]:
     """Kill this process at the first job that names an existing file, and remove that file."""
     for job in jobs:
         if job and os.path.exists(job):
@@ -98,7 +98,7 @@ def test_batches_are_processed_in_worker_processes(client: Client) -> None:
     assert os.getpid() not in {process for _, process, _ in results}
 
 
-def note(jobs: list[str]) -> list[str]:
+def log_done(jobs: list[str]) -> list[str]:
     with open(jobs[0], "a") as file:
         file.write("done\n")
     return jobs
@@ -106,7 +106,7 @@ def note(jobs: list[str]) -> list[str]:
 
 def test_equal_batches_are_all_processed(client: Client, tmp_path: Path) -> None:
     path = str(tmp_path / "notes")
-    with Batcher[str, str](note, Size(1), executor=client.get_executor(), max_workers=3) as batcher:
+    with Batcher[str, str](log_done, Size(1), executor=client.get_executor(), max_workers=3) as batcher:
         assert [path] * 5 == [result.value for result in batcher.map([path] * 5)]
     assert "done\n" * 5 == (tmp_path / "notes").read_text()
 
@@ -134,7 +134,7 @@ def test_an_unpicklable_job_is_named_in_the_error_of_its_batch_and_later_batches
 
 def test_dask_runs_a_batch_again_if_its_process_is_killed(client: Client, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
-    with Batcher[str, Any](deadly, Size(2), executor=client.get_executor()) as batcher:
+    with Batcher[str, Any](kill_the_process, Size(2), executor=client.get_executor()) as batcher:
         futures = [batcher.submit(job) for job in (str(tmp_path / "die"), "", "", "")]
         assert os.getpid() not in {future.result(timeout=60).value for future in futures}
     assert not (tmp_path / "die").exists()
@@ -204,7 +204,7 @@ def test_a_processor_that_no_worker_can_import_raises_the_import_error(
         processor(["a"])
 
 
-class Leaving:
+class ExitingWhenUnpickled:
     """Exits the process that unpickles it, unless that is prevented."""
 
     def __reduce__(self) -> Any:
@@ -215,20 +215,20 @@ def test_a_job_that_raises_system_exit_fails_alone(client: Client) -> None:
     outcomes = shared("leaving", where, Size(1), client=lambda: client, weigh=sys.exit)([1])
     assert [SystemExit] == [type(outcome) for outcome in outcomes]
     processor = shared("left by", where, Size(1), client=lambda: client)
-    before, leaving, after = processor(["before", Leaving(), "after"])
+    before, leaving, after = processor(["before", ExitingWhenUnpickled(), "after"])
     assert [before[1], SystemExit, before[1]] == [after[1], type(leaving), processor(["later"])[0][1]]
 
 
-class Choosy(BatchListener):
+class CancellingListener(BatchListener):
     """Cancels some jobs as soon as they are accepted."""
 
-    def job_accepted(self, fact: JobAccepted) -> None:
-        if fact.future.job == "unwanted":
-            fact.future.cancel()
+    def job_accepted(self, event: JobAccepted) -> None:
+        if event.future.job == "unwanted":
+            event.future.cancel()
 
 
 def test_a_job_cancelled_on_the_cluster_is_reported_as_cancelled(client: Client) -> None:
-    processor = shared("choosy", strict, Size(2), client=lambda: client, listeners=[Choosy()])
+    processor = shared("cancelling", strict, Size(2), client=lambda: client, listeners=[CancellingListener()])
     unwanted, *wanted = processor(["unwanted", "a", "b"])
     assert (CancelledError, ["A", "B"]) == (type(unwanted), wanted)
 
@@ -252,7 +252,7 @@ def test_the_shutdown_of_a_shared_batcher_does_not_wait_for_blocked_callers(clie
 def test_callers_get_an_error_if_a_shared_batcher_dies_and_later_jobs_get_a_new_one(
     client: Client, tmp_path: Path
 ) -> None:
-    processor = shared("deadly", deadly, Size(2), client=lambda: client)
+    processor = shared("kill_the_process", kill_the_process, Size(2), client=lambda: client)
     with Batcher[str, Any](processor, Size(2)) as batcher:
         before = [batcher.submit("") for _ in range(2)]
         first = before[0].result(timeout=60).value
@@ -280,12 +280,12 @@ def test_a_second_shutdown_does_not_affect_the_next_batcher_of_the_same_name(cli
     assert 1 == shared("again", strict, Size(1), client=lambda: client).stats().accepted
 
 
-def patient(jobs: list[str]) -> list[str]:
+def read_files(jobs: list[str]) -> list[str]:
     return [Path(job).read_text() for job in jobs]
 
 
 def test_a_caller_during_a_shutdown_gets_a_new_batcher(client: Client, tmp_path: Path) -> None:
-    closing, next_one = [shared("closing", patient, Size(1), client=lambda: client, max_workers=2) for _ in range(2)]
+    closing, next_one = [shared("closing", read_files, Size(1), client=lambda: client, max_workers=2) for _ in range(2)]
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("next")
     with ThreadPoolExecutor(2) as callers:

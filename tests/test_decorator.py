@@ -309,15 +309,15 @@ class Registry:
 
 
 def test_a_class_method_has_a_batcher_for_each_class() -> None:
-    class Dear(Registry):
+    class ExpensiveRegistry(Registry):
         rate = 3
 
-    assert (10, 15) == (Registry.priced(5), Dear.priced(5))
-    assert (10, 15) == (Registry().priced(5), Dear().priced.submit(5).result(timeout=10).value)
+    assert (10, 15) == (Registry.priced(5), ExpensiveRegistry.priced(5))
+    assert (10, 15) == (Registry().priced(5), ExpensiveRegistry().priced.submit(5).result(timeout=10).value)
     assert [10] == [result.value for result in Registry.priced.map([5])]
-    assert Registry.priced.batcher is Registry().priced.batcher is not Dear.priced.batcher
+    assert Registry.priced.batcher is Registry().priced.batcher is not ExpensiveRegistry.priced.batcher
     Registry.priced.shutdown()
-    Dear.priced.shutdown()
+    ExpensiveRegistry.priced.shutdown()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="a class method no longer binds the object that it wraps")

@@ -562,7 +562,7 @@ def test_a_batch_may_fail_while_failures_are_logged_at_interpreter_exit() -> Non
     from microbatch import Batcher, BatchListener, Size
     go, failed = threading.Event(), threading.Event()
     class Failed(BatchListener):
-        def batch_finished(self, fact):
+        def batch_finished(self, event):
             failed.set()
     def stuck(jobs):
         go.wait()

@@ -69,13 +69,13 @@ def test_several_batchers_with_full_queues_and_slow_processors_are_drained_at_ex
 
 def test_a_job_that_a_processor_submits_at_exit_is_refused_and_the_process_does_not_hang() -> None:
     script = """
-    def again(jobs):
+    def submit_another(jobs):
         try:
             b.submit(2)
         except RuntimeError as error:
             print(type(error).__name__)
         return jobs
-    b = Batcher(again, Size(9)); b.submit(1)
+    b = Batcher(submit_another, Size(9)); b.submit(1)
     """
     assert (0, "BatcherClosed\n", "") == run(script)
 
@@ -98,9 +98,9 @@ def test_a_processor_that_hangs_delays_the_exit_no_longer_than_the_exit_timeout(
     script = """
     import logging
     logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
-    b = Batcher(dead, Size(1), exit_timeout=0.2, name="inserts")
+    b = Batcher(hang, Size(1), exit_timeout=0.2, name="inserts")
     futures = [b.submit(number) for number in range(3)]
     futures[0].add_done_callback(lambda future: print(type(future.exception()).__name__, future.exception()))
     """
@@ -185,7 +185,7 @@ def test_a_blocked_submit_raises_at_exit_and_the_accepted_jobs_are_processed() -
 def test_each_batcher_has_its_own_exit_timeout() -> None:
     script = """
     released = threading.Event()
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     def outcome(future):
         print(future.job, "failed" if future.exception() else "done")
@@ -193,8 +193,8 @@ def test_each_batcher_has_its_own_exit_timeout() -> None:
             released.set()
     batchers = [
         Batcher(lambda jobs: released.wait() and jobs, exit_timeout=3600, name="third"),
-        Batcher(dead, exit_timeout=0.3, name="second"),
-        Batcher(dead, exit_timeout=0.1, name="first"),
+        Batcher(hang, exit_timeout=0.3, name="second"),
+        Batcher(hang, exit_timeout=0.1, name="first"),
     ]
     for batcher, name in zip(batchers, ("third", "second", "first")):
         batcher.submit(name).add_done_callback(outcome)
@@ -241,11 +241,11 @@ def test_an_executor_imported_after_the_first_job_runs_its_jobs_at_exit() -> Non
 def test_lost_jobs_are_reported_once_at_exit_however_many_kinds_of_executors_there_are() -> None:
     script = """
     from microbatch.testing import InlineExecutor
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     inline = Batcher(processor, executor=InlineExecutor())
     inline.submit(1)
-    b = Batcher(dead, exit_timeout=0.1)
+    b = Batcher(hang, exit_timeout=0.1)
     b.submit(2)
     """
     code, out, err = run(script)
@@ -280,7 +280,7 @@ def test_sigterm_turned_into_an_exit_drains_a_with_block() -> None:
 def test_ctrl_c_at_exit_stops_the_wait_and_a_second_one_leaves_no_future_unsettled() -> None:
     script = """
     interrupted = threading.Event()
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     def interrupt_at_the_end():
         try:
@@ -293,7 +293,7 @@ def test_ctrl_c_at_exit_stops_the_wait_and_a_second_one_leaves_no_future_unsettl
         interrupted.set()
         print(future.job, type(future.exception()).__name__, flush=True)
         os.kill(os.getpid(), signal.SIGINT)
-    b = Batcher(dead, Size(1), max_pending=2)
+    b = Batcher(hang, Size(1), max_pending=2)
     for number in (1, 2):
         b.submit(number).add_done_callback(outcome)
     threading.Thread(target=interrupt_at_the_end, daemon=True).start()

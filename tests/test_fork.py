@@ -213,7 +213,7 @@ def test_a_batcher_that_was_shut_down_stays_shut_down_in_the_child() -> None:
 def test_listeners_are_not_notified_of_the_shutdown_again_in_the_child() -> None:
     script = """
     class Telling(BatchListener):
-        def shutdown(self, fact):
+        def shutdown(self, event):
             print("shut down", flush=True)
     batcher = Batcher(echo, listeners=[Telling()])
     batcher.shutdown()

@@ -247,7 +247,7 @@ def test_a_cancel_while_another_thread_holds_the_lock_of_the_future_does_not_blo
 
 
 class Waiter:
-    """Stands in for the waiter that `wait` and `as_completed` add to a future. A test can't tell when they have added it."""
+    """Stands in for the waiter that `wait` adds to a future: a test can't tell when `wait` has added its own."""
 
     def __init__(self) -> None:
         self.received: list[Any] = []
@@ -336,9 +336,8 @@ def test_a_lock_of_a_future_that_is_never_released_delays_no_job() -> None:
         results = [in_thread(future.result).result(timeout=10).value for future in (stuck, other, third)]
         assert in_thread(batcher.flush).result(timeout=10)
     assert [2, 4, 6] == results
-    assert not concurrent.futures.wait(
-        [stuck, other, third], timeout=10
-    ).not_done  # possible because this thread holds the lock
+    # This thread holds the lock, so it can call `wait`.
+    assert not concurrent.futures.wait([stuck, other, third], timeout=10).not_done
     assert 3 == len(list(concurrent.futures.as_completed([stuck, other, third], timeout=10)))
 
 

@@ -111,9 +111,8 @@ def gunicorn(directory: Path, *options: str) -> Iterator[Server]:
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            yield Server(
-                process, os.path.relpath(directory / "server.sock")
-            )  # an absolute path may be too long for a socket
+            # An absolute path may be too long for a socket.
+            yield Server(process, os.path.relpath(directory / "server.sock"))
         finally:  # the server has stopped by then, unless the test has failed
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -282,9 +282,8 @@ def _bypasses_handlers(jump: dis.Instruction, code: CodeType) -> bool:
     if handler(jump.offset) is not None:
         return False
     around = handler(jump.argval)
-    while (
-        around is not None and instructions[around] != "PUSH_EXC_INFO"
-    ):  # the handler of a comprehension only cleans up
+    # The handler of a comprehension only cleans up.
+    while around is not None and instructions[around] != "PUSH_EXC_INFO":
         around = handler(around)
     return around is not None
 

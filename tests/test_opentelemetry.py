@@ -109,23 +109,23 @@ def test_spans_that_the_processor_starts_are_inside_the_span_of_the_batch(teleme
 
 
 def test_after_a_batch_no_span_is_left_in_its_thread(telemetry: Telemetry) -> None:
-    class Looking(BatchListener):
+    class CurrentSpans(BatchListener):
         def batch_finished(self, event: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
     current: list[trace.Span] = []
-    with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), Looking()]) as batcher:
+    with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), CurrentSpans()]) as batcher:
         batcher.submit("job")
     assert [trace.INVALID_SPAN] == current
 
 
 def test_after_a_batch_with_two_listeners_no_span_is_left_in_its_thread(telemetry: Telemetry) -> None:
-    class Looking(BatchListener):
+    class CurrentSpans(BatchListener):
         def batch_finished(self, event: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
     current: list[trace.Span] = []
-    listeners = [telemetry.listener(), telemetry.listener(), Looking()]
+    listeners = [telemetry.listener(), telemetry.listener(), CurrentSpans()]
     with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:
         batcher.submit("job")
     assert [trace.INVALID_SPAN] == current

@@ -151,10 +151,10 @@ def die(jobs: list[str]) -> list[str]:
 
 
 def test_with_a_reusable_pool_later_batches_run_after_a_process_was_killed() -> None:
-    def elsewhere(jobs: list[str]) -> Any:
+    def run_elsewhere(jobs: list[str]) -> Any:
         return get_reusable_executor(max_workers=2).submit(die, jobs).result()
 
-    with Batcher(elsewhere, Size(2), max_workers=2) as batcher:
+    with Batcher(run_elsewhere, Size(2), max_workers=2) as batcher:
         for future in [batcher.submit(job) for job in ("a", "bad")]:
             assert isinstance(future.exception(), BrokenExecutor)
         assert ["c", "d"] == [result.value for result in batcher.map(["c", "d"])]

@@ -141,9 +141,8 @@ class Scenario:
         assert all(future.done() for future in self.futures)
         stats = self.batcher.stats()
         assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled
-        assert (
-            len(self.futures) <= stats.accepted <= len(self.futures) + 1
-        )  # possibly one more, whose submit was interrupted
+        # One more job may have been accepted by a submit that was interrupted.
+        assert len(self.futures) <= stats.accepted <= len(self.futures) + 1
 
 
 ACTIONS: dict[str, tuple[Callable[[], Scenario], Callable[[Scenario], None]]] = {
@@ -489,9 +488,7 @@ def test_ctrl_c_at_any_point_of_a_submit_to_a_full_queue_does_not_affect_blocked
             before = in_thread(lambda: batcher.submit("before", timeout=50))
             clock.wait_for_sleeper(50)
             signal = Signal(interrupt, place, ("contextlib",))
-            error = signal.during(
-                lambda: batcher.submit("job", timeout=0)
-            )  # the traceback of the error keeps all frames
+            error = signal.during(lambda: batcher.submit("job", timeout=0))  # the traceback keeps all frames
             after = in_thread(lambda: batcher.submit("after", timeout=60))
             clock.wait_for_sleeper(60)
             processor.release()
