@@ -49,7 +49,7 @@ def test_a_batch_is_no_longer_full_once_the_job_that_did_not_fit_is_withdrawn() 
     assert ["ac:interval"] == take_all(c, 5)
 
 
-def test_jobs_may_stop_waiting_before_the_collector_is_told() -> None:
+def test_jobs_may_stop_waiting_before_the_collector_knows() -> None:
     c = collector(Size(1))
     c.started(0)
     c.add(letters := jobs("abcde"))

@@ -299,7 +299,7 @@ def test_waiters_are_notified_of_the_outcome(batcher: AnyBatcher, processor: Rec
     assert {(unwanted, "cancelled"), (good, "result"), (bad, "exception")} == set(waiter.received)
 
 
-def test_waiters_for_a_job_that_fails_with_the_worker_thread_are_notified_once() -> None:
+def test_waiters_for_a_job_that_fails_with_the_batcher_thread_are_notified_once() -> None:
     class Clock(ManualClock):
         broken = False
 

@@ -226,7 +226,7 @@ def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
         assert (2, 0) == (batcher.stats().accepted, batcher.stats().running)
 
 
-def test_a_second_exception_at_the_end_of_the_worker_thread_does_not_block_a_shutdown(
+def test_a_second_exception_at_the_end_of_the_batcher_thread_does_not_block_a_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     armed, called = raise_in_turn(monkeypatch, "late", (Engine, "_end"), (runner, "report")), list[str]()
@@ -319,7 +319,7 @@ def test_an_idle_thread_survives_a_late_exception_and_the_log_says_so(caplog: py
 
 
 @pytest.mark.parametrize("line", [0, 2], ids=["before", "halfway"])
-def test_a_job_between_the_queue_and_the_ledger_fails_if_the_worker_thread_gives_up(line: int) -> None:
+def test_a_job_between_the_queue_and_the_ledger_fails_if_the_batcher_thread_gives_up(line: int) -> None:
     """The fourth exception in a row arrives just when the leader has taken a job out of the queue."""
 
     class Clock(ManualClock):

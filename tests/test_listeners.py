@@ -250,7 +250,7 @@ def test_a_batch_that_the_executor_refuses_has_both_events() -> None:
     assert [1] == [event.failed for event in listener.events if isinstance(event, BatchFinished)]
 
 
-def test_jobs_that_fail_with_the_worker_thread_are_counted_as_failed_in_batch_finished(
+def test_jobs_that_fail_with_the_batcher_thread_are_counted_as_failed_in_batch_finished(
     clock: ManualClock, processor: RecordingProcessor[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = RecordingListener()

@@ -52,7 +52,7 @@ class InterruptingClock(ManualClock):
 
 
 @pytest.mark.parametrize("action, moment", [("submit", 3.0), ("cancel", NEVER), ("flush", NEVER)])
-def test_a_call_just_before_the_worker_thread_sleeps_wakes_it(action: str, moment: float) -> None:
+def test_a_call_just_before_the_batcher_thread_sleeps_wakes_it(action: str, moment: float) -> None:
     clock, known = InterruptingClock(), threading.Event()
     with Batcher(echo, Interval(9), clock=clock) as batcher:
         futures = [batcher.submit("starts the threads", expires_in=0)]
@@ -70,7 +70,7 @@ def test_a_call_just_before_the_worker_thread_sleeps_wakes_it(action: str, momen
         clock.wait_for_sleeper(moment)
 
 
-def test_a_shutdown_just_before_the_worker_thread_sleeps_wakes_it() -> None:
+def test_a_shutdown_just_before_the_batcher_thread_sleeps_wakes_it() -> None:
     clock = InterruptingClock()
     batcher = Batcher(echo, Interval(9), clock=clock)
     clock.call = lambda: batcher.shutdown(wait=False)
@@ -91,7 +91,7 @@ def test_an_idle_batcher_does_not_wake_up_as_time_passes() -> None:
         assert asleep == clock.sleeps
 
 
-def test_a_job_submitted_while_all_workers_are_busy_wakes_the_worker_thread_only_if_it_may_expire(
+def test_a_job_submitted_while_all_workers_are_busy_wakes_the_batcher_thread_only_if_it_may_expire(
     processor: RecordingProcessor[Any],
 ) -> None:
     clock = InterruptingClock()
@@ -109,7 +109,7 @@ def test_a_job_submitted_while_all_workers_are_busy_wakes_the_worker_thread_only
         assert [*range(100), "late"] == [future.result(timeout=10).value for future in futures]
 
 
-def test_an_overdue_batch_does_not_keep_the_worker_thread_awake(processor: RecordingProcessor[Any]) -> None:
+def test_an_overdue_batch_does_not_keep_the_batcher_thread_awake(processor: RecordingProcessor[Any]) -> None:
     clock = InterruptingClock()
     with Batcher(processor, Interval(1), clock=clock) as batcher:
         batcher.submit("running")
