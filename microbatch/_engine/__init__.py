@@ -22,8 +22,9 @@ R6. A waiter is woken before the step that it waits for and again after it. Befo
 R7. A thread registers its waiter before it looks whether it has to wait, and removes it in a ``finally``.
 R8. To find out whether it holds a lock, a thread asks the lock, not a variable: an exception may come in just when the
     lock is acquired or released.
-R9. A ``while`` loop with a condition stands in a function of its own, without ``with`` or ``try``. On CPython 3.13, an
-    exception that comes in where such a loop repeats passes by the ``with`` and ``try`` of the same function
+R9. A ``while`` loop with a condition stands in a function of its own, without ``with`` or ``try``. So does a
+    comprehension with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that comes
+    in where such a loop repeats passes by the ``with`` and ``try`` of the same function
     (https://github.com/python/cpython/issues/130279).
 R10. A container that other threads may change is copied before it is iterated over.
 R11. A thread that settles or cancels never waits for the ``_condition`` of a future, since its holder may have been

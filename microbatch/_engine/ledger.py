@@ -100,12 +100,15 @@ class Ledger:
     def announce_again(self) -> None:
         """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
         with self.queue.mutex:
-            futures = [*self._unsettled, *self._unannounced]
-            over = [future for future in futures if self.queue.recorded_stage(future) in OVER]
+            over = self._over()
         self.announce(over)
         for future in over:
             self._unannounced.pop(future, None)
         self.queue.wake_all()
+
+    def _over(self) -> list[JobFuture[Any]]:  # R9
+        futures = [*self._unsettled, *self._unannounced]
+        return [future for future in futures if self.queue.recorded_stage(future) in OVER]
 
     def announce(self, futures: list[JobFuture[Any]]) -> None:
         """Tell everyone who waits for these futures that they have outcomes. Does no harm if that was done before."""
