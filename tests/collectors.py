@@ -1,4 +1,4 @@
-"""A collector for tests: no thread, no lock, no clock. Moments are plain numbers."""
+"""Helpers to test a collector alone: no thread, no lock, no clock. Moments are plain numbers."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Job:
 
 
 class Light(BatchingPolicy[Any]):
-    """At most 10 in weight, and never due: only what is full goes."""
+    """At most 10 in weight, and never due: only a full batch is dispatched."""
 
     def due(self, window: Window[Any]) -> float:
-        return float("inf")  # which is not the object NEVER
+        return float("inf")  # not the same object as NEVER
 
     def fits(self, window: Window[Any], weight: float) -> bool:
         return window.weight + weight <= 10
@@ -44,7 +44,7 @@ class Broken(BatchingPolicy[Any]):
 
 
 class Counted(BatchingPolicy[Any]):
-    """A user's policy that says nothing about itself, and counts how often it is asked."""
+    """A policy without hints that counts how often it is asked."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -71,7 +71,7 @@ def withdraw(collector: Collector[Job], job: Job) -> None:
 
 
 def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> list[str]:
-    """Take every batch that may go, all at once running, as ``jobs:trigger``."""
+    """Take every batch that may be dispatched, finish none of them, and return each as ``jobs:trigger``."""
     taken = []
     while (batch := collector.take(now, pressed)) is not None:
         assert batch.error is None
@@ -81,7 +81,7 @@ def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> li
 
 
 def drain(c: Collector[Job], now: float = 0.0) -> list[Any]:
-    """Take all batches, each ending a moment after it began, and return the jobs in the order in which they went."""
+    """Take all batches, finish each a moment later, and return the jobs in the order in which they were dispatched."""
     taken = []
     while c:
         while (batch := c.take(now)) is not None:
@@ -94,6 +94,6 @@ def drain(c: Collector[Job], now: float = 0.0) -> list[Any]:
         elif (moment := c.next_moment()) < NEVER:
             now = max(now, moment)
         else:
-            raise AssertionError("nothing would ever go")
+            raise AssertionError("no batch would ever be dispatched")
         now += 0.25
     return taken

@@ -1,4 +1,4 @@
-"""What every test gets: no thread may be left when it ends."""
+"""Fixtures for all tests, an option for CI, and a check that each test ends all its threads."""
 
 import gc
 import logging
@@ -18,26 +18,26 @@ from microbatch import Batcher, JobFuture, Size
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
-# A shell that starts the tests in the background has Ctrl-C ignored, in all processes that they start too.
+# A shell that starts the tests in the background makes them, and the processes that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Have the garbage collector pass over what the tests themselves are made of, for many of them call it."""
+    """Exempt all objects that exist now from garbage collection: many tests collect garbage, which would be slow."""
     gc.collect()
     gc.freeze()
 
 
-_PASSED = "microbatch/passed"  # the key of the tests that passed last, in the cache of pytest
+_PASSED = "microbatch/passed"  # the key in pytest's cache for the tests that passed in the last run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add an option that runs what the light run leaves out or skips."""
-    parser.addoption("--left-out", action="store_true", help="run no test that passed in the run before")
+    """Add an option that runs only the tests that did not pass in the previous run."""
+    parser.addoption("--left-out", action="store_true", help="run no test that passed in the previous run")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that passed in the run before, if that is asked for."""
+    """Deselect the tests that passed in the previous run, with ``--left-out``."""
     if config.getoption("--left-out"):
         passed = set(_cache(config).get(_PASSED, []))
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
@@ -54,7 +54,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep failures that the tests have asked nobody about from being logged at the end of the interpreter."""
+    """Save which tests passed. Disable the logger, or jobs that failed in the tests would be logged at exit."""
     logging.getLogger("microbatch").disabled = True
     cache = _cache(session.config)
     if cache is not None:
@@ -62,17 +62,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _cache(config: pytest.Config) -> Any:
-    return getattr(config, "cache", None)  # there is none with `-p no:cacheprovider`
+    return getattr(config, "cache", None)  # `-p no:cacheprovider` disables it
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def check_that_no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     new = [thread for thread in threading.enumerate() if thread not in before]
-    left = [thread for thread in new if not thread.name.startswith("Dask-")]  # which one process keeps for all clients
+    # Dask keeps some threads for all clients of a process.
+    left = [thread for thread in new if not thread.name.startswith("Dask-")]
     if left:
-        gc.collect()  # a batcher that the test dropped ends when it is collected
+        gc.collect()  # a batcher that the test dropped shuts down when it is collected
     for thread in left:
         thread.join(timeout=10)
     assert [] == [thread.name for thread in left if thread.is_alive()]
@@ -85,7 +86,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def processor() -> Iterator[RecordingProcessor[Any]]:
-    """Holds every batch until the test, or its end, releases it."""
+    """A processor that holds every batch until the test calls its `release` or ends."""
     processor = RecordingProcessor[Any]()
     processor.hold()
     yield processor
@@ -93,12 +94,12 @@ def processor() -> Iterator[RecordingProcessor[Any]]:
 
 
 class FullBatcher(NamedTuple):
-    """A batcher whose processor holds the job `running`, with `max_pending=1`.
+    """A batcher with a full queue: its `max_pending` is 1, one job is running and one is waiting.
 
     Attributes:
         batcher: the batcher.
-        waiting: the future of the job `waiting`, which takes up the room.
-        blocked: the outcome of a call of `submit("blocked", timeout=5)`, which waits for room in another thread.
+        waiting: the future of the job `waiting`, which fills the queue.
+        blocked: the outcome of `submit("blocked", timeout=5)`, which is blocked in another thread.
     """
 
     batcher: Batcher[Any, Any]
@@ -108,7 +109,7 @@ class FullBatcher(NamedTuple):
 
 @pytest.fixture
 def full(processor: RecordingProcessor[Any], clock: ManualClock) -> Iterator[FullBatcher]:
-    """One job is running, one is waiting, and one caller is blocked until there is room."""
+    """A batcher that runs one job, whose queue is full with another, and that blocks a caller in `submit`."""
     with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
@@ -121,7 +122,7 @@ def full(processor: RecordingProcessor[Any], clock: ManualClock) -> Iterator[Ful
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The address of a server on an empty database."""
+    """The address of a server with an empty database."""
     if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
         pytest.skip("PostgreSQL is not installed")
     command = [sys.executable, str(Path(__file__).parent.parent / "examples" / "serve_postgresql.py")]

@@ -1,4 +1,4 @@
-"""Bad input at every door: the error says what must be and what came, and nothing has begun."""
+"""Every public argument is checked: the error says what is expected and what came, and nothing has started."""
 
 import inspect
 import io
@@ -43,13 +43,13 @@ NAN, INF = float("nan"), float("inf")
 HUGE = 10**5000  # beyond all floats, and more digits than Python prints
 
 
-class Shy:
+class Unprintable:
     def __repr__(self) -> str:
         raise LookupError("no repr")
 
 
 class Answering(BatchingPolicy[Any]):
-    """Says of itself, and of a window, what it is told to."""
+    """Returns the answers that it is given."""
 
     def __init__(self, needs: Any = 0, watches_flow: Any = True, due: Any = NEVER, room: Any = NEVER) -> None:
         self._hints = Hints(watches_flow=watches_flow, needs=needs)
@@ -90,29 +90,39 @@ def wrong(error: Any, must_be: str, *values: Any) -> list[Wrong]:
     return [(error, must_be, value) for value in values]
 
 
-# -- what is wrong of each kind --
+# -- wrong values of each kind --
 
-NO_FLAG = wrong(TypeError, "True or False", 5, 0, 0.5, NAN, "yes", Shy())
-NO_INTEGER = wrong(TypeError, "an integer", "3", True, 1.0, 1.5, NAN, INF, 1j, Fraction(3, 2), [3], Shy())
-NO_NUMBER = wrong(TypeError, "a number", "1", b"1", True, False, 1j, Decimal(1), [], [1] * 9999, "x" * 9999, Shy())
-NO_CALLABLE = wrong(TypeError, "callable", 3, True, NAN, "x", [], Shy())
+NO_FLAG = wrong(TypeError, "True or False", 5, 0, 0.5, NAN, "yes", Unprintable())
+NO_INTEGER = wrong(TypeError, "an integer", "3", True, 1.0, 1.5, NAN, INF, 1j, Fraction(3, 2), [3], Unprintable())
+NO_NUMBER = wrong(
+    TypeError, "a number", "1", b"1", True, False, 1j, Decimal(1), [], [1] * 9999, "x" * 9999, Unprintable()
+)
+NO_CALLABLE = wrong(TypeError, "callable", 3, True, NAN, "x", [], Unprintable())
 NOT_PLAIN = wrong(TypeError, "a plain function", coroutine, generator, Asynchronous(), partial(coroutine))
-NO_POLICY = wrong(TypeError, "a BatchingPolicy", 3, True, "size", echo, Size, Shy())
-NO_ITERABLE = wrong(TypeError, "iterable", 3, True, NAN, generator([]), Shy())
-NO_EXECUTOR = wrong(TypeError, r"a concurrent.futures.Executor", 3, True, "x", ThreadPoolExecutor, Shy())
+NO_POLICY = wrong(TypeError, "a BatchingPolicy", 3, True, "size", echo, Size, Unprintable())
+NO_ITERABLE = wrong(TypeError, "iterable", 3, True, NAN, generator([]), Unprintable())
+NO_EXECUTOR = wrong(TypeError, r"a concurrent.futures.Executor", 3, True, "x", ThreadPoolExecutor, Unprintable())
 NO_CLOCK = wrong(
-    TypeError, r"clock must have now\(\) and wait_until\(\)", 3, True, ManualClock, SimpleNamespace(now=float), Shy()
+    TypeError,
+    r"clock must have now\(\) and wait_until\(\)",
+    3,
+    True,
+    ManualClock,
+    SimpleNamespace(now=float),
+    Unprintable(),
 )
 NO_CLOCK += wrong(TypeError, r"clock must have now\(\) and wait_until\(\)", SimpleNamespace(now=1.5, wait_until=2))
-NO_LISTENERS = wrong(TypeError, "an iterable of BatchListeners", 3, True, NAN, BatchListener(), Shy())
-NO_LISTENERS += wrong(TypeError, "BatchListeners", [3], [None], "x", [BatchListener], (echo, echo), [Shy()])
-NO_TEXT = wrong(TypeError, "a non-empty string", 3, True, b"x", Shy())
+NO_LISTENERS = wrong(TypeError, "an iterable of BatchListeners", 3, True, NAN, BatchListener(), Unprintable())
+NO_LISTENERS += wrong(TypeError, "BatchListeners", [3], [None], "x", [BatchListener], (echo, echo), [Unprintable()])
+NO_TEXT = wrong(TypeError, "a non-empty string", 3, True, b"x", Unprintable())
 NO_TEXT += wrong(ValueError, "a non-empty string", "")
 NEGATIVE = wrong(ValueError, "at least 0", -1, -0.001, NAN, -INF, -HUGE, Fraction(-1, 2))
 INFINITE = wrong(ValueError, "below inf", INF, HUGE)
 ZERO = wrong(ValueError, "above 0", 0, 0.0, Fraction(0))
 BEYOND_WAITING = wrong(ValueError, r"below [\d.e+]+", INF, 1e308, HUGE)
-NO_KINDS = wrong(TypeError, "a class of exceptions, or a tuple of them", 3, "x", ValueError(), [ValueError], Shy())
+NO_KINDS = wrong(
+    TypeError, "a class of exceptions, or a tuple of them", 3, "x", ValueError(), [ValueError], Unprintable()
+)
 NO_KINDS += wrong(TypeError, "a class of exceptions, or a tuple of them", int, KeyboardInterrupt, (OSError, 3))
 BELOW_0 = wrong(ValueError, "at least 0", -1, -HUGE)
 BELOW_1 = wrong(ValueError, "at least 1", 0, -1, -HUGE)
@@ -121,15 +131,15 @@ NO_NEEDS = wrong(TypeError, r"the needs of a policy must be an integer", *(Answe
 NO_NEEDS += wrong(ValueError, r"the needs of a policy must be at least 0", Answering(needs=-1))
 NO_NEEDS += wrong(TypeError, "the watches_flow of a policy must be True or False", Answering(watches_flow=1))
 
-NEITHER = (3, True, NAN, Shy())
+NEITHER = (3, True, NAN, Unprintable())
 TRACE = '{"service_time": 1, "submitted": [1]}'
 
-# -- which kind each argument is of: what is wrong, what is right --
+# -- each argument, with its wrong and its valid values --
 
-ANYTHING: list[Any] = [None, NAN, Shy(), [], echo]
+ANYTHING: list[Any] = [None, NAN, Unprintable(), [], echo]
 SECONDS = [0, 0.5, Fraction(1, 2), 1e308, INF, HUGE]
-DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
-    ("Batcher.processor", NO_CALLABLE + NOT_PLAIN, [echo, list, Shy]),
+ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
+    ("Batcher.processor", NO_CALLABLE + NOT_PLAIN, [echo, list, Unprintable]),
     ("Batcher.policy", NO_POLICY + NO_NEEDS, [Size(1), Size(10_000), Size(HUGE) | Interval(1), Answering(needs=9)]),
     ("Batcher.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
     ("Batcher.weigh", NO_CALLABLE + NOT_PLAIN, [None, len]),
@@ -166,8 +176,8 @@ DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Adaptive.least", NO_INTEGER + BELOW_1, [1, 1000]),
     ("Adaptive.most", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Adaptive.warm_up", NO_INTEGER + BELOW_0, [0, HUGE]),
-    ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Shy()), [{}, os.environ]),
-    ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Shy()), ["", "x"]),
+    ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Unprintable()), [{}, os.environ]),
+    ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["", "x"]),
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("simulate.policy", NO_POLICY, [Size(1), Size(HUGE)]),
@@ -184,10 +194,14 @@ DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("callers.jobs", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("callers.think", NO_NUMBER + NEGATIVE + INFINITE, [0, 0.5, Fraction(1, 2), 1e308]),
     ("callers.turn", NO_NUMBER + NEGATIVE + INFINITE, [0, 0.5, Fraction(1, 2), 1e308]),
-    ("TraceRecorder.file", wrong(TypeError, "a file open for writing", 3, True, "x", b"x", [], Shy()), [io.StringIO()]),
+    (
+        "TraceRecorder.file",
+        wrong(TypeError, "a file open for writing", 3, True, "x", b"x", [], Unprintable()),
+        [io.StringIO()],
+    ),
     (
         "read_trace.lines",
-        wrong(TypeError, "the lines of a trace", 3, True, NAN, "a path", b"x", Shy()),
+        wrong(TypeError, "the lines of a trace", 3, True, NAN, "a path", b"x", Unprintable()),
         [[TRACE], {TRACE}],
     ),
     ("retrying.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
@@ -210,41 +224,41 @@ DOORS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("RecordingProcessor.wait_for_batches.count", NO_INTEGER + BELOW_0, [0]),
     ("RecordingProcessor.wait_for_batches.timeout", NO_NUMBER + NEGATIVE + BEYOND_WAITING, [0, 1e9]),
 ]
-DOORS += [
-    (door.replace("Batcher", "BatchedFunction"), refused, accepted)
-    for door, refused, accepted in DOORS
-    if re.match(r"Batcher\.(submit|map|shutdown)\.", door)
+ARGUMENTS += [
+    (argument.replace("Batcher", "BatchedFunction"), refused, accepted)
+    for argument, refused, accepted in ARGUMENTS
+    if re.match(r"Batcher\.(submit|map|shutdown)\.", argument)
 ]
-NO_DOORS = {
-    "BatchInfo.*": "a fact",
-    "JobResult.*": "a fact",
-    "BatchFinished.*": "a fact",
-    "BatchReport.*": "a fact",
-    "Hints.*": "looked at by the batcher that gets the policy",
-    "BatchStarted.*": "a fact",
-    "BatcherShutDown.*": "a fact",
-    "JobAccepted.*": "a fact",
-    "SimulationReport.*": "a fact, and a path for matplotlib, which looks at it",
-    "Trace.*": "a fact",
-    "simulate.seed": "for random.Random, which takes what it takes",
-    "BatcherStats.*": "a fact",
-    "Window.*": "a fact",
-    "BacklogFull.*": "a fact, as an exception",
-    "JobExpired.*": "a fact, as an exception",
-    "JobTooLarge.*": "a fact, as an exception",
-    "ResultCountError.*": "a fact, as an exception",
-    "JobFuture.*": "made by the batcher, and in all that its user calls a future of the standard library",
-    "InlineExecutor.submit.*": "an executor of the standard library, which calls anything",
+EXEMPT = {
+    "BatchInfo.*": "a record",
+    "JobResult.*": "a record",
+    "BatchFinished.*": "a record",
+    "BatchReport.*": "a record",
+    "Hints.*": "checked by the batcher that gets the policy",
+    "BatchStarted.*": "a record",
+    "BatcherShutDown.*": "a record",
+    "JobAccepted.*": "a record",
+    "SimulationReport.*": "a record, and a path for matplotlib, which checks it",
+    "Trace.*": "a record",
+    "simulate.seed": "passed to random.Random, which checks it",
+    "BatcherStats.*": "a record",
+    "Window.*": "a record",
+    "BacklogFull.*": "an exception",
+    "JobExpired.*": "an exception",
+    "JobTooLarge.*": "an exception",
+    "ResultCountError.*": "an exception",
+    "JobFuture.*": "created by the batcher, and otherwise a future of the standard library",
+    "InlineExecutor.submit.*": "an executor like those of the standard library, which call anything",
     "BatchedFunction.function": "made by batched()",
     "BatchedFunction.make": "made by batched()",
-    "BatchedFunction.__call__.others": "refused, whatever they are",
-    "batched.options": "for Batcher, which looks at them",
-    "*.window": "the batcher asks policies",
-    "*.fits.weight": "the batcher asks policies",
-    "*.event": "the batcher tells listeners",
-    "*.observe.report": "the batcher tells policies",
-    "ManualClock.wait_until.*": "the batcher waits",
-    "RecordingProcessor.__call__.jobs": "the batcher calls processors",
+    "BatchedFunction.__call__.others": "always refused",
+    "batched.options": "passed to Batcher, which checks them",
+    "*.window": "called by the batcher",
+    "*.fits.weight": "called by the batcher",
+    "*.event": "called by the batcher",
+    "*.observe.report": "called by the batcher",
+    "ManualClock.wait_until.*": "called by the batcher",
+    "RecordingProcessor.__call__.jobs": "called by the batcher",
 }
 NEEDED: dict[str, dict[str, Any]] = {
     "Batcher": {"processor": echo},
@@ -268,7 +282,7 @@ MODULES: Any = (microbatch, microbatch.testing, microbatch.simulation, microbatc
 
 
 def parameters() -> Iterator[str]:
-    """All parameters of what the package offers, as ``class.method.parameter``, ``class.parameter`` and the like."""
+    """Yield all public parameters, as ``class.method.parameter``, ``class.parameter`` and the like."""
     for module in MODULES:
         for name in module.__all__:
             offered = getattr(module, name)
@@ -282,17 +296,19 @@ def parameters() -> Iterator[str]:
                     yield from (f"{name}.{method}.{each}".replace(".__init__", "").replace("..", ".") for each in names)
 
 
-def exempt(door: str) -> set[str]:
-    return {pattern for pattern in NO_DOORS if fnmatch(door, pattern)}
+def exempt(argument: str) -> set[str]:
+    return {pattern for pattern in EXEMPT if fnmatch(argument, pattern)}
 
 
-def test_every_parameter_of_what_is_public_is_in_the_table_or_no_door() -> None:
-    assert sorted(door for door, _, _ in DOORS) == sorted(door for door in parameters() if not exempt(door))
-    assert set(NO_DOORS) == {pattern for door in parameters() for pattern in exempt(door)}
+def test_every_public_parameter_is_in_the_table_or_exempt() -> None:
+    assert sorted(argument for argument, _, _ in ARGUMENTS) == sorted(
+        argument for argument in parameters() if not exempt(argument)
+    )
+    assert set(EXEMPT) == {pattern for argument in parameters() for pattern in exempt(argument)}
 
 
-def knock(function: Any, door: str, value: Any) -> None:
-    """Call what has the door, of *function* and its batcher or of something new, with *value* there and all else right."""
+def call_with(function: Any, argument: str, value: Any) -> None:
+    """Call the owner of the argument with *value* for it, and with valid values for all other arguments."""
     owners = {
         "Batcher": function.batcher,
         "BatchedFunction": function,
@@ -300,14 +316,14 @@ def knock(function: Any, door: str, value: Any) -> None:
         "ManualClock": ManualClock(),
         "RecordingProcessor": RecordingProcessor[Any](),
     }
-    *path, name = door.split(".")
+    *path, name = argument.split(".")
     offered = next(vars(module)[path[0]] for module in MODULES if path[0] in module.__all__)
     called = getattr(owners[path[0]], path[1]) if path[1:] else offered
     called(**{**NEEDED.get(path[-1], {}), name: value})
 
 
-def none_too(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
-    """None is wrong wherever it is not right."""
+def none_if_refused(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
+    """Return None as one more wrong value, unless it is accepted."""
     return [] if None in accepted else wrong(TypeError, refused[0][1], None)
 
 
@@ -317,42 +333,44 @@ def message(name: str, must_be: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "door, error, must_be, value",
+    "argument, error, must_be, value",
     [
-        pytest.param(door, error, must_be, value, id=f"{door} {number} {type(value).__name__}")
-        for door, refused, accepted in DOORS
-        for number, (error, must_be, value) in enumerate(refused + none_too(refused, accepted))
+        pytest.param(argument, error, must_be, value, id=f"{argument} {number} {type(value).__name__}")
+        for argument, refused, accepted in ARGUMENTS
+        for number, (error, must_be, value) in enumerate(refused + none_if_refused(refused, accepted))
     ],
 )
-def test_a_wrong_argument_is_refused_before_anything_begins(door: str, error: Any, must_be: str, value: Any) -> None:
+def test_a_wrong_argument_is_refused_before_anything_starts(
+    argument: str, error: Any, must_be: str, value: Any
+) -> None:
     function, before = batched()(echo), threading.active_count()
-    with pytest.raises(error, match=message(door.split(".")[-1], must_be)):
-        knock(function, door, value)
+    with pytest.raises(error, match=message(argument.split(".")[-1], must_be)):
+        call_with(function, argument, value)
     assert (before, BatcherStats()) == (threading.active_count(), function.batcher.stats())
     assert "still open" == function("still open")
     function.shutdown()
 
 
 @pytest.mark.parametrize(
-    "door, value",
+    "argument, value",
     [
-        pytest.param(door, value, id=f"{door} {number} {type(value).__name__}")
-        for door, _, accepted in DOORS
+        pytest.param(argument, value, id=f"{argument} {number} {type(value).__name__}")
+        for argument, _, accepted in ARGUMENTS
         for number, value in enumerate(accepted)
     ],
 )
-def test_a_right_argument_is_accepted(door: str, value: Any) -> None:
+def test_a_valid_argument_is_accepted(argument: str, value: Any) -> None:
     function = batched()(echo)
-    with suppress(TimeoutError):  # nobody sleeps, and no batch comes
-        knock(function, door, value)
+    with suppress(TimeoutError):  # no thread sleeps, and no batch is dispatched
+        call_with(function, argument, value)
     function.shutdown()
 
 
-# -- what goes together --
+# -- combinations of arguments --
 
 
 @pytest.mark.parametrize("policy", [Size(9), Size(9) & Interval(1), Answering(needs=9)])
-def test_a_policy_that_needs_more_jobs_than_may_wait_is_refused(policy: Any) -> None:
+def test_a_policy_that_needs_more_jobs_than_max_pending_is_refused(policy: Any) -> None:
     with pytest.raises(ValueError, match="policy must be able to dispatch a batch of max_pending=8 jobs or fewer, got"):
         Batcher(echo, policy, max_pending=8)
 
@@ -360,22 +378,22 @@ def test_a_policy_that_needs_more_jobs_than_may_wait_is_refused(policy: Any) -> 
 @pytest.mark.parametrize(
     "policy, max_pending", [(Size(9) | Interval(1), 8), (Size(8), 8), (Size(9), 0), (DEFAULT_POLICY, 1)]
 )
-def test_a_policy_that_can_send_in_time_is_accepted(policy: Any, max_pending: int) -> None:
+def test_a_policy_that_can_dispatch_within_max_pending_is_accepted(policy: Any, max_pending: int) -> None:
     with Batcher(echo, policy, max_pending=max_pending) as batcher:
         batcher.submit(1)
 
 
-def test_any_number_of_batches_may_run_in_an_executor_of_the_callers() -> None:
+def test_max_workers_is_unlimited_with_a_supplied_executor() -> None:
     with Batcher(echo, executor=InlineExecutor(), max_workers=HUGE) as batcher:
         assert 1 == batcher.submit(1).result(timeout=10).value
 
 
-def test_each_part_of_a_policy_must_make_sense() -> None:
+def test_each_part_of_a_combined_policy_is_checked() -> None:
     with pytest.raises(TypeError, match=r"the needs of a policy must be an integer, got 'x'"):
         Answering(needs="x") | Size(3)
 
 
-# -- what the caller's functions answer --
+# -- return values of the caller's functions --
 
 
 @pytest.mark.parametrize(
@@ -383,7 +401,7 @@ def test_each_part_of_a_policy_must_make_sense() -> None:
     NO_NUMBER + NEGATIVE + INFINITE + wrong(TypeError, "a number", None),
     ids=lambda value: type(value).__name__,
 )
-def test_a_weight_that_cannot_be_added_up_is_refused(error: Any, must_be: str, weight: Any) -> None:
+def test_an_invalid_weight_is_refused(error: Any, must_be: str, weight: Any) -> None:
     with Batcher(echo, weigh=lambda job: weight) as batcher:
         with pytest.raises(error, match=message("the weight of a job", must_be)):
             batcher.submit(1)
@@ -391,12 +409,12 @@ def test_a_weight_that_cannot_be_added_up_is_refused(error: Any, must_be: str, w
 
 
 @pytest.mark.parametrize("weight", [0, 1e308, Fraction(1, 2)])
-def test_any_finite_number_is_a_weight(weight: Any) -> None:
+def test_any_finite_number_is_a_valid_weight(weight: Any) -> None:
     with Batcher(echo, weigh=lambda job: weight) as batcher:
         assert weight == batcher.submit(1).result(timeout=10).batch.weight
 
 
-def test_a_job_is_not_looked_at_before_the_arguments_are() -> None:
+def test_the_arguments_are_checked_before_the_job_is_read() -> None:
     looked_at: list[Any] = []
 
     class Jobs:
@@ -422,7 +440,7 @@ def test_a_job_is_not_looked_at_before_the_arguments_are() -> None:
 
 @pytest.mark.parametrize("answer", [NAN, "x", None, True])
 @pytest.mark.parametrize("question", ["due", "_room"])
-def test_a_policy_that_answers_with_no_number_fails_the_batch(question: str, answer: Any) -> None:
+def test_a_policy_that_returns_no_number_fails_the_batch(question: str, answer: Any) -> None:
     with Batcher(echo, Answering(**{question.strip("_"): answer})) as batcher:
         error = batcher.submit(1).exception(timeout=10)
     assert isinstance(error, TypeError)
@@ -431,14 +449,14 @@ def test_a_policy_that_answers_with_no_number_fails_the_batch(question: str, ans
 
 @pytest.mark.parametrize("question", ["due", "_room"])
 @pytest.mark.parametrize("combine", [operator.or_, operator.and_])
-def test_a_part_of_a_policy_that_answers_with_no_number_fails_the_batch(combine: Any, question: str) -> None:
+def test_a_part_of_a_combined_policy_that_returns_no_number_fails_the_batch(combine: Any, question: str) -> None:
     odd = Answering(**{question.strip("_"): NAN})
     for policy in (combine(odd, Size(2)), combine(Size(2), odd)):
         with Batcher(echo, policy) as batcher:
             assert isinstance(batcher.submit(1).exception(timeout=10), TypeError)
 
 
-def test_a_policy_may_answer_with_a_number_beyond_all_floats() -> None:
+def test_a_policy_may_return_a_number_larger_than_any_float() -> None:
     with Batcher(echo, Answering(due=HUGE, room=HUGE)) as batcher:
         first = batcher.submit(1)
         assert batcher.flush()
@@ -447,12 +465,12 @@ def test_a_policy_may_answer_with_a_number_beyond_all_floats() -> None:
 
 
 @pytest.mark.parametrize("now", [lambda: "noon", lambda: NAN, lambda: None])
-def test_a_clock_that_tells_no_time_is_refused(now: Any) -> None:
+def test_a_clock_that_returns_no_number_is_refused(now: Any) -> None:
     with pytest.raises(TypeError, match=r"the now\(\) of a clock must be a number, got "):
         Batcher(echo, clock=SimpleNamespace(now=now, wait_until=echo))
 
 
-def test_a_clock_that_is_false_is_still_the_clock() -> None:
+def test_a_clock_that_is_falsy_is_still_used() -> None:
     class Empty(ManualClock):
         def __len__(self) -> int:
             return 0
@@ -486,7 +504,7 @@ def test_an_unknown_option_is_refused_when_decorating() -> None:
 
 
 @pytest.mark.parametrize("policy", [echo, Size, "x"])
-def test_a_decorator_without_its_brackets_says_how_to_write_it(policy: Any) -> None:
+def test_batched_without_parentheses_says_how_to_write_it(policy: Any) -> None:
     with pytest.raises(
         TypeError, match=r"got .*: write @batched\(Size\(100\)\), or @batched\(\) for the default policy"
     ):

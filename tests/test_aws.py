@@ -1,4 +1,4 @@
-"""The recipes for SQS and DynamoDB, as docs/failures.rst has them, against a server of moto in a process of its own."""
+"""The SQS and DynamoDB recipes of docs/failures.rst, run against a moto server in a separate process."""
 
 import os
 import re
@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "failures.rst").read_text(encodi
 
 pytestmark = pytest.mark.server
 
-# It ends with its input, and so with the tests, however they end.
+# The server exits when its standard input is closed, so it never outlives the tests.
 SERVER = """
 import logging, sys
 from moto.server import ThreadedMotoServer
@@ -46,7 +46,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipes name no server, so it is named in the environment; of whoever runs the tests, nothing is used."""
+    """Point the recipes at the moto server through the environment, and hide the AWS settings of the machine."""
     for name in os.environ:
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -60,17 +60,17 @@ def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
 
 
-class Front:
-    """Stands before the server: holds all calls until `go_on`, and withholds from it what is `scarce`, once each.
+class Interceptor:
+    """Intercepts calls to the server: holds them until `go_on` is set, and withholds each entry in `throttled` once.
 
-    For moto always has capacity. What is withheld is not done, and the reply says so as AWS says it.
+    moto always has capacity, but AWS does not. The reply reports a withheld entry as AWS does.
     """
 
     operation: str
 
     def __init__(self, client: Any) -> None:
         self.calls: list[list[str]] = []
-        self.scarce: set[str] = set()
+        self.throttled: set[str] = set()
         self.called, self.go_on = threading.Event(), threading.Event()
         self._withheld: list[Any] = []
         service = client.meta.service_model.service_id.hyphenize()
@@ -82,13 +82,13 @@ class Front:
         assert self.go_on.wait(10)
         entries = self.entries(params)
         self.calls.append([self.name(entry) for entry in entries])
-        self._withheld = [entry for entry in entries if self.name(entry) in self.scarce]
-        self.scarce -= {self.name(entry) for entry in self._withheld}
+        self._withheld = [entry for entry in entries if self.name(entry) in self.throttled]
+        self.throttled -= {self.name(entry) for entry in self._withheld}
         return self.params(params, [entry for entry in entries if entry not in self._withheld])
 
     def _reply(self, parsed: dict[str, Any], **_: Any) -> None:
         if self._withheld:
-            self.give_back(parsed, self._withheld)
+            self.report_withheld(parsed, self._withheld)
 
     def entries(self, params: dict[str, Any]) -> list[Any]:
         raise NotImplementedError
@@ -99,11 +99,11 @@ class Front:
     def name(self, entry: Any) -> str:
         raise NotImplementedError
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         raise NotImplementedError
 
 
-class SendMessageBatch(Front):
+class SendMessageBatch(Interceptor):
     operation = "SendMessageBatch"
 
     def entries(self, params: dict[str, Any]) -> list[Any]:
@@ -115,12 +115,12 @@ class SendMessageBatch(Front):
     def name(self, entry: Any) -> str:
         return str(entry["MessageBody"])
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         reason = {"SenderFault": False, "Code": "InternalError"}
         parsed.setdefault("Failed", []).extend({"Id": entry["Id"], **reason} for entry in entries)
 
 
-class BatchWriteItem(Front):
+class BatchWriteItem(Interceptor):
     operation = "BatchWriteItem"
 
     def entries(self, params: dict[str, Any]) -> list[Any]:
@@ -132,12 +132,12 @@ class BatchWriteItem(Front):
     def name(self, entry: Any) -> str:
         return str(entry["PutRequest"]["Item"]["id"]["S"])
 
-    def give_back(self, parsed: dict[str, Any], entries: list[Any]) -> None:
+    def report_withheld(self, parsed: dict[str, Any], entries: list[Any]) -> None:
         parsed["UnprocessedItems"]["orders"] = entries
 
 
 def recipe(call: str) -> dict[str, Any]:
-    """Run the block of the page that has the *call*, and return its names."""
+    """Run the code block of the page that makes the *call*, and return its names."""
     blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", PAGE)
     (block,) = [block for block in blocks if f".{call}(" in block]
     names: dict[str, Any] = {}
@@ -146,19 +146,19 @@ def recipe(call: str) -> dict[str, Any]:
 
 
 class Recipe:
-    """What a recipe made, and what stands before its server."""
+    """The client and the batcher of a recipe, and the interceptor of its calls."""
 
-    def __init__(self, client: Any, batcher: Any, front: Front) -> None:
+    def __init__(self, client: Any, batcher: Any, interceptor: Interceptor) -> None:
         self.client = client
         self.batcher = batcher
-        self.front = front
+        self.interceptor = interceptor
 
     def submit_together(self, jobs: list[Any]) -> list[Any]:
-        """Submit the first job, and while it is on its way the others; return all futures, done."""
+        """Submit the first job and, while its call is in progress, the others. Return all futures, settled."""
         futures = [self.batcher.submit(job) for job in jobs[:1]]
-        assert self.front.called.wait(10)
+        assert self.interceptor.called.wait(10)
         futures += [self.batcher.submit(job) for job in jobs[1:]]
-        self.front.go_on.set()
+        self.interceptor.go_on.set()
         self.batcher.flush()
         return futures
 
@@ -192,35 +192,35 @@ def message(body: str, **more: Any) -> dict[str, Any]:
     return {"MessageBody": body, **more}
 
 
-def test_each_caller_gets_the_id_of_its_own_message_and_no_batch_is_above_ten(sqs: Recipe) -> None:
+def test_each_caller_gets_its_own_message_id_and_no_batch_exceeds_ten_messages(sqs: Recipe) -> None:
     bodies = [f"message {number}" for number in range(25)]
     results = [future.result() for future in sqs.submit_together([message(body) for body in bodies])]
     assert received(sqs, 25) == dict(zip([result.value for result in results], bodies))
-    assert [1, 10, 10, 4] == [len(call) for call in sqs.front.calls]
+    assert [1, 10, 10, 4] == [len(call) for call in sqs.interceptor.calls]
 
 
-def test_a_message_that_the_sender_got_wrong_fails_alone_and_is_not_sent_again(sqs: Recipe) -> None:
+def test_an_invalid_message_fails_alone_and_is_not_retried(sqs: Recipe) -> None:
     messages = [message("first"), message("good"), message("bad", DelaySeconds=901)]
     first, good, bad = sqs.submit_together(messages)
     assert {first.result().value: "first", good.result().value: "good"} == received(sqs, 2)
     assert isinstance(bad.exception(), ValueError) and "DelaySeconds" in str(bad.exception())
-    assert [["first"], ["good", "bad"]] == sqs.front.calls
+    assert [["first"], ["good", "bad"]] == sqs.interceptor.calls
 
 
-def test_a_message_that_sqs_had_no_capacity_for_is_sent_again_alone(sqs: Recipe) -> None:
-    sqs.front.scarce = {"b"}
+def test_a_throttled_message_is_retried_alone(sqs: Recipe) -> None:
+    sqs.interceptor.throttled = {"b"}
     futures = sqs.submit_together([message(body) for body in ("first", "a", "b", "c")])
     assert received(sqs, 4) == {future.result().value: future.job["MessageBody"] for future in futures}
-    assert [["first"], ["a", "b", "c"], ["b"]] == sqs.front.calls
+    assert [["first"], ["a", "b", "c"], ["b"]] == sqs.interceptor.calls
 
 
-def test_no_call_is_above_the_limit_of_bytes_and_what_is_above_it_alone_is_refused(sqs: Recipe) -> None:
+def test_no_call_exceeds_the_byte_limit_and_a_larger_message_is_refused(sqs: Recipe) -> None:
     half = "é" * (1_048_576 // 4)
     with pytest.raises(JobTooLarge):
         sqs.batcher.submit(message(half + half + "e"))
     futures = sqs.submit_together([message(body) for body in ("first", half, half, "e")])
     assert [None] * 4 == [future.exception() for future in futures]
-    assert [["first"], [half, half], ["e"]] == sqs.front.calls
+    assert [["first"], [half, half], ["e"]] == sqs.interceptor.calls
 
 
 # -- DynamoDB --
@@ -252,24 +252,24 @@ def item(key: str, what: str = "tea") -> dict[str, Any]:
     return {"id": {"S": key}, "what": {"S": what}}
 
 
-def test_every_item_is_written_and_no_batch_is_above_twenty_five(dynamodb: Recipe) -> None:
+def test_every_item_is_written_and_no_batch_exceeds_twenty_five_items(dynamodb: Recipe) -> None:
     keys = [str(number) for number in range(60)]
     futures = dynamodb.submit_together([item(key) for key in keys])
     assert [None] * 60 == [future.result().value for future in futures]
     assert dict.fromkeys(keys, "tea") == written(dynamodb)
-    assert [1, 25, 25, 9] == [len(call) for call in dynamodb.front.calls]
+    assert [1, 25, 25, 9] == [len(call) for call in dynamodb.interceptor.calls]
 
 
-def test_an_item_that_is_given_back_is_sent_again_alone(dynamodb: Recipe) -> None:
-    dynamodb.front.scarce = {"b"}
+def test_an_unprocessed_item_is_retried_alone(dynamodb: Recipe) -> None:
+    dynamodb.interceptor.throttled = {"b"}
     futures = dynamodb.submit_together([item(key) for key in ("first", "a", "b", "c")])
     assert [None] * 4 == [future.result().value for future in futures]
     assert {"first", "a", "b", "c"} == set(written(dynamodb))
-    assert [["first"], ["a", "b", "c"], ["b"]] == dynamodb.front.calls
+    assert [["first"], ["a", "b", "c"], ["b"]] == dynamodb.interceptor.calls
 
 
-def test_of_two_items_of_the_same_key_in_a_batch_the_later_one_is_left(dynamodb: Recipe) -> None:
+def test_of_two_items_with_the_same_key_in_a_batch_the_later_one_is_written(dynamodb: Recipe) -> None:
     futures = dynamodb.submit_together([item("first"), item("a", "tea"), item("b"), item("a", "milk")])
     assert [None] * 4 == [future.result().value for future in futures]
     assert {"first": "tea", "a": "milk", "b": "tea"} == written(dynamodb)
-    assert [["first"], ["a", "b"]] == dynamodb.front.calls
+    assert [["first"], ["a", "b"]] == dynamodb.interceptor.calls

@@ -1,4 +1,4 @@
-"""Submitting, limits, keys, weights, statistics, executors."""
+"""A batcher as a whole: submitting, back-pressure, keys, weights, statistics and executors."""
 
 import threading
 from collections.abc import Hashable
@@ -42,7 +42,7 @@ class Weighing(BatchingPolicy[Any]):
         return window.weight + weight <= 10
 
 
-def test_jobs_of_many_threads_each_get_their_own_result() -> None:
+def test_jobs_from_many_threads_each_get_their_own_result() -> None:
     with Batcher(RecordingProcessor[int](lambda job: job * 2), Size(7) | Interval(0.001), max_workers=3) as batcher:
 
         def call(start: int) -> list[int]:
@@ -115,7 +115,7 @@ def test_as_many_batches_run_at_once_as_there_are_workers() -> None:
             future.result(timeout=10)
 
 
-def test_a_batch_waits_for_a_free_worker_and_not_behind_the_executor() -> None:
+def test_batches_beyond_max_workers_wait_in_the_batcher_where_their_jobs_can_be_cancelled() -> None:
     processor = RecordingProcessor[str]()
     processor.hold()
     with Batcher(processor, Size(1), max_workers=2) as batcher:
@@ -125,10 +125,10 @@ def test_a_batch_waits_for_a_free_worker_and_not_behind_the_executor() -> None:
         processor.release()
 
 
-# -- the bound --
+# -- back-pressure --
 
 
-def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
+def test_submit_with_timeout_zero_raises_at_once_if_the_queue_is_full() -> None:
     processor = RecordingProcessor[str]()
     processor.hold()
     with Batcher(processor, Size(1), max_pending=2) as batcher:
@@ -144,24 +144,26 @@ def test_a_full_backlog_refuses_at_once_with_timeout_zero() -> None:
     assert [["running"], ["a"], ["b"]] == processor.batches
 
 
-def test_a_full_backlog_refuses_after_the_timeout(full: FullBatcher, clock: ManualClock) -> None:
+def test_submit_raises_after_its_timeout_if_the_queue_is_full(full: FullBatcher, clock: ManualClock) -> None:
     clock.advance(4.9)
     assert not full.blocked.done()
     clock.advance(0.1)
     assert isinstance(full.blocked.exception(timeout=10), BacklogFull)
 
 
-def test_a_blocked_submit_goes_on_when_there_is_room(full: FullBatcher, processor: RecordingProcessor[Any]) -> None:
+def test_a_blocked_submit_continues_when_the_queue_has_space(
+    full: FullBatcher, processor: RecordingProcessor[Any]
+) -> None:
     processor.release()
     assert "blocked" == full.blocked.result(timeout=10).result(timeout=10).value
 
 
-def test_a_cancelled_job_makes_room_for_a_blocked_one(full: FullBatcher) -> None:
+def test_cancelling_a_job_unblocks_a_blocked_submit(full: FullBatcher) -> None:
     assert full.waiting.cancel()
     assert "blocked" == full.blocked.result(timeout=10).job
 
 
-def test_shutdown_refuses_those_who_wait_for_room(full: FullBatcher, processor: RecordingProcessor[Any]) -> None:
+def test_a_shutdown_raises_in_a_blocked_submit(full: FullBatcher, processor: RecordingProcessor[Any]) -> None:
     full.batcher.shutdown(wait=False)
     assert isinstance(full.blocked.exception(timeout=10), BatcherClosed)
     processor.release()
@@ -188,13 +190,13 @@ def test_a_submit_from_the_processor_never_blocks() -> None:
     assert 1 == len(refused)
 
 
-def test_a_backlog_that_is_full_goes_even_if_the_policy_waits_for_more() -> None:
+def test_a_full_queue_is_dispatched_even_if_the_policy_waits_for_more_jobs() -> None:
     with Batcher(echo, Size(2), key=str, max_pending=3) as batcher:
         futures = [batcher.submit(number) for number in range(9)]
     assert list(range(9)) == [future.result().value for future in futures]
 
 
-def test_a_full_backlog_waits_for_its_interval_as_long_as_nobody_is_stuck(clock: ManualClock) -> None:
+def test_a_full_queue_waits_for_its_interval_while_no_submit_is_blocked(clock: ManualClock) -> None:
     with Batcher(echo, Size(100) | Interval(60), max_pending=2, clock=clock) as batcher:
         futures = [batcher.submit(1), batcher.submit(2)]
         with pytest.raises(BacklogFull):
@@ -206,7 +208,7 @@ def test_a_full_backlog_waits_for_its_interval_as_long_as_nobody_is_stuck(clock:
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_a_caller_that_waits_for_room_does_not_wait_for_a_timer_while_a_worker_is_idle(
+def test_a_blocked_submit_does_not_wait_for_a_timer_while_a_worker_is_idle(
     clock: ManualClock, timeout: float | None
 ) -> None:
     with Batcher(echo, Size(100) | Interval(4), max_pending=2, clock=clock) as batcher:
@@ -216,7 +218,7 @@ def test_a_caller_that_waits_for_room_does_not_wait_for_a_timer_while_a_worker_i
         assert 3 == blocked.result(timeout=10).job
 
 
-def test_a_full_queue_waits_for_a_rate_and_no_longer(clock: ManualClock) -> None:
+def test_a_full_queue_waits_until_the_rate_limit_allows_a_batch_and_no_longer(clock: ManualClock) -> None:
     with Batcher(echo, Interval(3600) & Rate(1, per=60), max_pending=1, clock=clock) as batcher:
         first = batcher.submit(1)
         second = in_thread(lambda: batcher.submit(2))
@@ -230,7 +232,7 @@ def test_a_full_queue_waits_for_a_rate_and_no_longer(clock: ManualClock) -> None
         assert 3 == third.result(timeout=10).job
 
 
-def test_no_bound_takes_everything() -> None:
+def test_max_pending_zero_means_no_limit() -> None:
     processor = RecordingProcessor[int]()
     processor.hold()
     with Batcher(processor, max_pending=0) as batcher:
@@ -242,7 +244,7 @@ def test_no_bound_takes_everything() -> None:
 # -- keys and weights --
 
 
-def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
+def test_jobs_with_different_keys_never_share_a_batch() -> None:
     processor = RecordingProcessor[str]()
     with Batcher(processor, Size(2), key=str.lower) as batcher:
         futures = [batcher.submit(job) for job in "aBAbc"]
@@ -251,7 +253,7 @@ def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
     assert "shutdown" == futures[4].result().batch.trigger
 
 
-def test_weights_count_against_the_limit_of_the_policy() -> None:
+def test_weights_count_towards_the_limit_of_the_policy() -> None:
     processor = RecordingProcessor[int]()
     with Batcher(processor, Weighing(), weigh=float) as batcher:
         futures = [batcher.submit(weight) for weight in (6, 4, 9, 3, 7)]
@@ -266,7 +268,7 @@ def test_without_weigh_each_job_weighs_one(key: Any) -> None:
     assert [(1.0, 2.0)] * 2 == [(future.weight, future.result().batch.weight) for future in futures]
 
 
-def test_a_job_is_weighed_once_and_in_submit() -> None:
+def test_a_job_is_weighed_once_in_the_thread_that_submits_it() -> None:
     weighed: list[Any] = []
 
     def weigh(job: Any) -> float:
@@ -278,7 +280,7 @@ def test_a_job_is_weighed_once_and_in_submit() -> None:
     assert [("a", threading.current_thread())] == weighed
 
 
-def test_a_job_above_the_limit_is_refused() -> None:
+def test_a_job_heavier_than_the_limit_is_refused() -> None:
     with Batcher(echo, Weighing(), weigh=float) as batcher:
         with pytest.raises(JobTooLarge, match="a job of weight 10.5 does not fit into any batch") as caught:
             batcher.submit(10.5)
@@ -286,7 +288,7 @@ def test_a_job_above_the_limit_is_refused() -> None:
         assert 0 == batcher.stats().accepted
 
 
-def test_an_exception_from_key_or_weigh_is_raised_and_nothing_is_accepted() -> None:
+def test_submit_raises_an_exception_from_key_or_weigh_and_does_not_accept_the_job() -> None:
     def refuse(job: Any) -> Any:
         raise LookupError(job)
 
@@ -297,7 +299,7 @@ def test_an_exception_from_key_or_weigh_is_raised_and_nothing_is_accepted() -> N
             assert 0 == batcher.stats().accepted
 
 
-def test_a_key_that_cannot_be_hashed_is_refused() -> None:
+def test_an_unhashable_key_is_refused() -> None:
     def listed(job: Any) -> Hashable:
         return [job]  # type: ignore[return-value]
 
@@ -307,11 +309,11 @@ def test_a_key_that_cannot_be_hashed_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["key", "weigh"])
-def test_a_stop_iteration_of_key_or_weigh_ends_no_iteration_of_the_caller(name: str) -> None:
-    def stopped(job: Any) -> Any:
+def test_stop_iteration_from_key_or_weigh_does_not_end_an_iteration_of_the_caller(name: str) -> None:
+    def raise_stop_iteration(job: Any) -> Any:
         return next(iter(()))
 
-    options: dict[str, Any] = {name: stopped}
+    options: dict[str, Any] = {name: raise_stop_iteration}
     with Batcher[Any, Any](echo, **options) as batcher:
         with pytest.raises(RuntimeError, match="key or weigh raised StopIteration"):
             list(map(batcher.submit, [1, 2]))
@@ -320,76 +322,78 @@ def test_a_stop_iteration_of_key_or_weigh_ends_no_iteration_of_the_caller(name: 
 # -- policies in the batcher --
 
 
-def test_a_policy_that_raises_fails_the_jobs_of_that_batch_and_the_next_one_runs() -> None:
-    class Moody(BatchingPolicy[str]):
+def test_a_policy_that_raises_fails_the_jobs_of_its_batch_and_the_next_batch_runs() -> None:
+    class RaisingForBad(BatchingPolicy[str]):
         def due(self, window: Window[str]) -> float:
             if "bad" in window.jobs:
-                raise SystemExit("moody")
+                raise SystemExit("bad")
             return NOW
 
-    with Batcher(echo, Moody()) as batcher:
+    with Batcher(echo, RaisingForBad()) as batcher:
         assert isinstance(batcher.submit("bad").exception(timeout=10), SystemExit)
         assert "good" == batcher.submit("good").result(timeout=10).value
     assert (1, 1, 1) == (batcher.stats().failed, batcher.stats().succeeded, batcher.stats().batches)
 
 
-def test_a_reason_that_cannot_be_hashed_stops_nothing() -> None:
-    class Word(str):
+def test_an_unhashable_reason_does_no_harm() -> None:
+    class UnhashableStr(str):
         __hash__ = None  # type: ignore[assignment]
 
         def __str__(self) -> str:
             return self
 
-    class Wordy(Size):
+    class UnhashableReason(Size):
         def reason(self, window: Window[Any]) -> str:
-            return Word("wordy")
+            return UnhashableStr("unhashable")
 
-    with Batcher(echo, Wordy(1)) as batcher:
-        assert ["wordy", "wordy"] == [batcher.submit("job").result(timeout=10).batch.trigger for _ in range(2)]
+    with Batcher(echo, UnhashableReason(1)) as batcher:
+        assert ["unhashable", "unhashable"] == [
+            batcher.submit("job").result(timeout=10).batch.trigger for _ in range(2)
+        ]
 
 
-def test_a_job_that_fits_nowhere_fails_without_weighing_too() -> None:
-    class Nothing(BatchingPolicy[Any]):
+def test_a_job_that_fits_into_no_batch_fails_even_without_weigh() -> None:
+    class FittingNothing(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return NOW
 
         def fits(self, window: Window[Any], weight: float) -> bool:
             return False
 
-    with Batcher(echo, Nothing()) as batcher:
+    with Batcher(echo, FittingNothing()) as batcher:
         assert isinstance(batcher.submit(1).exception(timeout=10), JobTooLarge)
 
 
-def test_a_repr_that_raises_stops_nothing() -> None:
-    class Shy:
+def test_a_job_whose_repr_raises_does_no_harm() -> None:
+    class Unprintable:
         def __repr__(self) -> str:
             return repr(self)
 
     def fail(future: Any) -> None:
-        raise ValueError(Shy())
+        raise ValueError(Unprintable())
 
     with Batcher(echo, Size(1)) as batcher:
         for _ in range(2):
-            future = batcher.submit(Shy(), expires_in=0)
+            future = batcher.submit(Unprintable(), expires_in=0)
             future.add_done_callback(fail)
             assert "JobExpired" == type(future.exception(timeout=10)).__name__
         batcher.add_shutdown_callback(lambda: fail(None))
 
 
-def test_an_executor_that_calls_back_twice_frees_one_worker_only() -> None:
-    class Twice(InlineExecutor):
+def test_an_executor_that_runs_a_callback_twice_frees_only_one_worker() -> None:
+    class CallingBackTwice(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             done = super().submit(fn, *args, **kwargs)
 
-            class Doubled(Future[Any]):
+            class DoubledFuture(Future[Any]):
                 def add_done_callback(self, callback: Any) -> None:
                     callback(done)
                     callback(done)
                     raise OSError
 
-            return Doubled()
+            return DoubledFuture()
 
-    with Batcher(echo, Size(1), executor=Twice()) as batcher:
+    with Batcher(echo, Size(1), executor=CallingBackTwice()) as batcher:
         assert [0, 1, 2] == [batcher.submit(number).result(timeout=10).value for number in range(3)]
         batcher.flush()
     assert 0 == batcher._engine._dispatcher._collector.in_flight
@@ -415,7 +419,7 @@ def test_a_policy_observes_each_batch_and_its_errors_are_logged(caplog: pytest.L
 # -- statistics --
 
 
-def test_statistics_count_every_job_in_one_state() -> None:
+def test_stats_count_every_job_in_exactly_one_state() -> None:
     processor = RecordingProcessor[str](lambda job: KeyError(job) if job == "bad" else job)
     processor.hold()
     with Batcher(processor, Size(2)) as batcher:
@@ -434,7 +438,7 @@ def test_statistics_count_every_job_in_one_state() -> None:
     assert (1, {"size": 1}) == (stats.batches, stats.triggers)
 
 
-def test_a_job_in_an_open_batch_is_batched_and_the_oldest_one_is_known(clock: ManualClock) -> None:
+def test_a_job_in_an_open_batch_is_batched_and_stats_give_the_age_of_the_oldest_job(clock: ManualClock) -> None:
     with Batcher(echo, Interval(60), clock=clock) as batcher:
         future = batcher.submit("a")
         clock.wait_for_sleeper(60.0)
@@ -447,7 +451,7 @@ def test_a_job_in_an_open_batch_is_batched_and_the_oldest_one_is_known(clock: Ma
     assert 0.0 == batcher.stats().oldest
 
 
-def test_the_sum_of_the_states_is_the_number_accepted_at_every_moment() -> None:
+def test_the_states_in_stats_always_add_up_to_the_number_of_accepted_jobs() -> None:
     over = threading.Event()
     wrong: list[BatcherStats] = []
 
@@ -472,7 +476,7 @@ def test_the_sum_of_the_states_is_the_number_accepted_at_every_moment() -> None:
 # -- executors --
 
 
-def test_an_executor_of_the_caller_runs_the_batches_and_is_not_shut_down() -> None:
+def test_a_supplied_executor_runs_the_batches_and_is_not_shut_down() -> None:
     with ThreadPoolExecutor(1, thread_name_prefix="mine") as executor:
         processor = RecordingProcessor[int](lambda job: threading.current_thread().name)
         with Batcher(processor, executor=executor) as batcher:
@@ -480,22 +484,22 @@ def test_an_executor_of_the_caller_runs_the_batches_and_is_not_shut_down() -> No
         assert 3 == executor.submit(int, "3").result()
 
 
-def test_an_executor_gets_the_processor_and_the_list_of_jobs_only() -> None:
+def test_an_executor_receives_only_the_processor_and_the_list_of_jobs() -> None:
     calls: list[Any] = []
 
-    class Spying(InlineExecutor):
+    class RecordingExecutor(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             calls.append((fn, args, kwargs))
             return super().submit(fn, *args, **kwargs)
 
     processor = RecordingProcessor[int]()
-    with Batcher(processor, Size(2), executor=Spying()) as batcher:
+    with Batcher(processor, Size(2), executor=RecordingExecutor()) as batcher:
         batcher.submit(1)
         batcher.submit(2)
     assert [(processor, ([1, 2],), {})] == calls
 
 
-def test_no_more_batches_are_in_an_executor_than_there_are_workers() -> None:
+def test_an_executor_never_has_more_than_max_workers_batches() -> None:
     processor = RecordingProcessor[int]()
     processor.hold()
     with ThreadPoolExecutor(8) as executor:
@@ -506,7 +510,7 @@ def test_no_more_batches_are_in_an_executor_than_there_are_workers() -> None:
             processor.release()
 
 
-def test_an_executor_that_refuses_fails_the_jobs_of_that_batch() -> None:
+def test_an_executor_that_refuses_a_batch_fails_its_jobs() -> None:
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     with Batcher(echo, executor=executor) as batcher:
@@ -515,7 +519,7 @@ def test_an_executor_that_refuses_fails_the_jobs_of_that_batch() -> None:
     assert 2 == batcher.stats().failed
 
 
-def test_a_batch_that_an_executor_drops_fails_its_jobs() -> None:
+def test_a_batch_that_an_executor_cancels_fails_its_jobs() -> None:
     class Dropping(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             future: Future[Any] = Future()
@@ -527,11 +531,11 @@ def test_a_batch_that_an_executor_drops_fails_its_jobs() -> None:
     assert "CancelledError" == type(error).__name__
 
 
-def test_every_refusal_is_a_rejection() -> None:
+def test_every_error_that_refuses_a_job_is_a_subclass_of_rejected() -> None:
     assert all(issubclass(error, Rejected) for error in (BacklogFull, BatcherClosed, JobTooLarge))
 
 
-def test_its_repr_names_it_and_its_policy() -> None:
+def test_the_repr_of_a_batcher_shows_its_name_and_its_policy() -> None:
     assert "<Batcher 'inserts' with Size(3) | Interval(1)>" == repr(
         Batcher(echo, Size(3) | Interval(1), name="inserts")
     )

@@ -1,4 +1,4 @@
-"""The benchmarks run, and their tables say what was measured. How fast anything was is never a reason to fail."""
+"""The benchmarks run, and their tables show what was measured. No test fails because something was slow."""
 
 import inspect
 import json
@@ -52,14 +52,14 @@ NO_EXTRA = [
 
 
 @pytest.mark.parametrize("name, contender, settings", NO_EXTRA)
-def test_a_measurement_gives_every_figure_of_its_table(name: str, contender: str, settings: dict[str, float]) -> None:
+def test_a_measurement_returns_every_figure_of_its_table(name: str, contender: str, settings: dict[str, float]) -> None:
     figures = MEASUREMENTS[name].run(CONTENDERS[contender], **settings)
     assert sorted(MEASUREMENTS[name].figures) == sorted(figures)
     assert all(math.isfinite(value) for value in figures.values())
 
 
 @pytest.mark.parametrize("measurement", MEASUREMENTS.values(), ids=MEASUREMENTS.keys())
-def test_what_a_measurement_says_of_itself_holds_together(measurement: Measurement) -> None:
+def test_the_description_of_a_measurement_is_consistent(measurement: Measurement) -> None:
     for cases in (measurement.cases, measurement.quick):
         for case in cases:
             inspect.signature(measurement.run).bind(Pool, **case.settings)
@@ -70,13 +70,13 @@ def test_what_a_measurement_says_of_itself_holds_together(measurement: Measureme
     assert set(measurement.growth or ()) <= {case.label for case in measurement.cases}
 
 
-def test_memory_is_read_from_the_system_too() -> None:
+def test_memory_usage_is_also_read_from_the_operating_system() -> None:
     outcome = measure(MEASUREMENTS["memory"], Pool, {"jobs": 130, "traced": 0})
     assert outcome.keys() <= ({"figures"} if Path("/proc/self/statm").exists() else {"skipped"})
 
 
 class Reversing(Contender):
-    """Gives each caller the result of another one."""
+    """Gives each caller the result of another caller."""
 
     name = label = "reversing"
 
@@ -94,7 +94,7 @@ class Reversing(Contender):
 
 
 class Absent(Reversing):
-    """Needs what is not installed."""
+    """Needs a package that is not installed."""
 
     name = label = distribution = "absent"
 
@@ -102,7 +102,7 @@ class Absent(Reversing):
         import a_module_that_is_not_there  # type: ignore[import-not-found]  # noqa: F401
 
 
-def test_who_mixes_up_results_gives_no_figures() -> None:
+def test_a_contender_that_mixes_up_results_gets_no_figures() -> None:
     expected = {"failed": "AssertionError: somebody got the result of another job"}
     assert expected == measure(MEASUREMENTS["gather"], Reversing, {"jobs": 10, "threads": 1})
     assert expected == measure(MEASUREMENTS["open"], Reversing, {"load": 0.1, "seconds": 0.02})
@@ -111,20 +111,20 @@ def test_who_mixes_up_results_gives_no_figures() -> None:
     assert expected == measure(MEASUREMENTS["memory"], Reversing, {"jobs": 10, "traced": 1})
 
 
-def test_who_is_not_installed_is_skipped_with_the_reason() -> None:
+def test_a_contender_that_is_not_installed_is_skipped_with_the_reason() -> None:
     expected = {"skipped": "can't be imported: No module named 'a_module_that_is_not_there'"}
     assert expected == measure(MEASUREMENTS["gather"], Absent, {"jobs": 10, "threads": 1})
     assert {"absent": "not installed"} == versions([Absent, Pool])
 
 
-def test_who_cannot_do_a_case_is_skipped_with_the_reason() -> None:
+def test_a_contender_that_does_not_support_a_case_is_skipped_with_the_reason() -> None:
     expected = {"skipped": "runs 1 batch at a time"}
     settings = {"workers": 2, "threads": 1, "seconds": 0}
     assert expected == measure(MEASUREMENTS["closed"], CONTENDERS["batched"], settings)
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_peer_that_is_installed_gives_each_caller_its_own_result(peer: str) -> None:
+def test_an_installed_peer_gives_each_caller_its_own_result(peer: str) -> None:
     if versions([CONTENDERS[peer]]) == {peer: "not installed"}:
         pytest.skip("not installed")
     outcome = launch(["gather", peer, "jobs=100", "threads=2"], 20)
@@ -133,7 +133,7 @@ def test_a_peer_that_is_installed_gives_each_caller_its_own_result(peer: str) ->
     assert ["figures"] == list(outcome)
 
 
-def test_a_process_that_hangs_or_crashes_is_an_outcome() -> None:
+def test_a_run_that_hangs_or_crashes_is_recorded_as_its_outcome() -> None:
     assert {"hung": "killed after 0.3 s"} == launch(["idle", "ThreadPoolExecutor", "seconds=60"], 0.3)
     assert {"failed": "exit status 2"} == {
         key: value.partition(":")[0] for key, value in launch(["gather", "nobody"], 20).items()
@@ -160,7 +160,7 @@ GROWING = replace(SMALL, growth=("few", "many"))
 WIDE = replace(GROWING, wide=True)
 
 
-def test_contenders_take_turns_and_those_who_drop_out_are_not_asked_again() -> None:
+def test_contenders_take_turns_and_one_that_is_skipped_or_hangs_is_not_run_again() -> None:
     asked: list[Sequence[str]] = []
 
     def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
@@ -198,7 +198,7 @@ def cells(table: Table) -> list[list[str]]:
     return [list(row[1:]) for row in table.rows]
 
 
-def test_a_table_has_medians_and_the_medians_of_ratios_within_a_repeat() -> None:
+def test_a_table_shows_medians_and_the_medians_of_the_ratios_within_each_repeat() -> None:
     few, many = tables(SMALL, SMALL.cases, some_runs(), LABELS)
     assert ["", "time, ms", "time, × ThreadPoolExecutor"] == list(few.headings)
     assert [["3.0", "0.30"], ["10.0", "1.00"], ["–", "–"]] == cells(few)
@@ -206,7 +206,7 @@ def test_a_table_has_medians_and_the_medians_of_ratios_within_a_repeat() -> None
     assert (["batched: skipped: why"], []) == (few.notes, many.notes)
 
 
-def test_a_table_says_how_a_case_compares_with_another_within_a_repeat() -> None:
+def test_a_table_compares_one_case_with_another_within_each_repeat() -> None:
     few, many = tables(GROWING, GROWING.cases, some_runs(), LABELS)
     assert "time, ms, × few" == many.headings[-1] not in few.headings
     assert ["1.00", "3.00", "–"] == [row[-1] for row in many.rows]
@@ -270,7 +270,7 @@ def test_the_command_prints_and_writes_tables_and_figures(tmp_path: Path, capsys
     assert str(tmp_path) not in text + raw and sys.executable not in text + raw
 
 
-def test_a_plot_is_the_same_each_time_and_knows_no_date_and_no_place(tmp_path: Path) -> None:
+def test_a_plot_is_reproducible_and_contains_no_date_and_no_path(tmp_path: Path) -> None:
     needs("matplotlib")
     drawn = []
     for measurement in (SMALL, WIDE):

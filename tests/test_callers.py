@@ -1,4 +1,4 @@
-"""Whom a batch waits for, and for how long."""
+"""Which callers a batch waits for, and for how long."""
 
 import sys
 import threading
@@ -14,8 +14,8 @@ from microbatch.testing import ManualClock
 from tests.threads import in_thread
 
 
-class Watching(Natural):
-    """Notes who is expected, and waits for nobody."""
+class Recording(Natural):
+    """Records which callers are expected, and waits for none of them."""
 
     def __init__(self) -> None:
         self.expected: list[float] = []
@@ -26,7 +26,7 @@ class Watching(Natural):
 
 
 def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[list[Any]], list[Any]]:
-    """Return a processor that takes some time once that thread waits for the result, unless it is the other's."""
+    """Return a processor that takes *seconds*, but first waits until *caller* waits, except for the job "other"."""
 
     def processor(jobs: list[Any]) -> list[Any]:
         while jobs != ["other"] and sys._current_frames()[caller].f_code is not Waiter.sleep.__code__:
@@ -38,7 +38,7 @@ def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[lis
 
 
 @pytest.mark.parametrize("seconds, held", [(8, 2), (1 / 32, 0.02), (1 / 128, 1 / 128)])
-def test_a_job_is_held_for_who_is_about_to_come_back_but_not_for_long(
+def test_a_batch_waits_briefly_for_a_caller_that_is_about_to_return(
     seconds: float, held: float, clock: ManualClock
 ) -> None:
     caller = threading.get_ident()
@@ -51,28 +51,30 @@ def test_a_job_is_held_for_who_is_about_to_come_back_but_not_for_long(
         assert 2 == other.result(timeout=10).batch.size
 
 
-@pytest.mark.parametrize("key", [None, lambda job: None], ids=["without keys", "with a key that says nothing"])
-def test_who_comes_back_at_once_is_expected_the_next_time_where_there_are_no_keys(
+@pytest.mark.parametrize("key", [None, lambda job: None], ids=["without keys", "with a constant key"])
+def test_a_caller_that_returns_at_once_is_expected_again_if_jobs_have_no_keys(
     key: Callable[[Any], Hashable] | None, clock: ManualClock
 ) -> None:
-    watching = Watching()
-    with Batcher(slow(clock, threading.get_ident()), watching, key=key, clock=clock) as batcher:
+    recording = Recording()
+    with Batcher(slow(clock, threading.get_ident()), recording, key=key, clock=clock) as batcher:
         for job in range(2):
             batcher.submit(job).result(timeout=10)
-        assert [] == watching.expected
+        assert [] == recording.expected
         in_thread(lambda: batcher.submit("other").result(timeout=10)).result(timeout=10)
-    assert ([18.0] if key is None else []) == watching.expected
+    assert ([18.0] if key is None else []) == recording.expected
 
 
 @pytest.mark.parametrize("whose", ["its own", "of another thread"])
-def test_a_thread_that_waits_for_one_job_after_another_and_submits_none_is_not_expected(
+def test_a_thread_that_waits_for_several_jobs_but_submits_no_more_is_not_expected(
     whose: str, clock: ManualClock
 ) -> None:
-    watching, go_on = Watching(), threading.Semaphore(0)
+    recording, go_on = Recording(), threading.Semaphore(0)
     with ThreadPoolExecutor(1) as waiting:
         waiter = waiting.submit(threading.get_ident).result(timeout=10)
         serve = slow(clock, waiter)
-        with Batcher(lambda jobs: serve(jobs) if go_on.acquire() else jobs, Size(1) | watching, clock=clock) as batcher:
+        with Batcher(
+            lambda jobs: serve(jobs) if go_on.acquire() else jobs, Size(1) | recording, clock=clock
+        ) as batcher:
 
             def submit() -> list[JobFuture[Any]]:
                 return [batcher.submit(job) for job in range(4)]
@@ -82,10 +84,10 @@ def test_a_thread_that_waits_for_one_job_after_another_and_submits_none_is_not_e
                 done = waiting.submit(future.result)
                 go_on.release()
                 done.result(timeout=10)
-    assert [] == watching.expected
+    assert [] == recording.expected
 
 
-def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock: ManualClock) -> None:
+def test_after_a_batch_that_took_an_hour_no_job_waits_while_all_workers_are_idle(clock: ManualClock) -> None:
     seconds = [1.0, 3600.0]
 
     def processor(jobs: list[int]) -> list[int]:
@@ -96,37 +98,37 @@ def test_after_a_batch_of_an_hour_no_job_waits_while_all_workers_are_idle(clock:
         assert [0, 1, 2] == [batcher.submit(job).result(timeout=10).value for job in range(3)]
 
 
-def test_a_batch_that_nobody_can_join_is_not_held_by_natural() -> None:
+def test_natural_does_not_hold_a_batch_that_no_job_can_join() -> None:
     window = Window[Any](count=1, opened=10.0, newest=10.0, sent=[9.75], in_flight=3, workers=4, service_time=2.0)
     held = Window[Any](**{**vars(window), "callers": CallerActivity(1, 11.0)})
     assert [10.25, 10.5] == [Natural().due(each) for each in (window, held)]
     assert 10.0 == Natural().due(Window(**{**vars(held), "full": True}))
 
 
-# -- who is waited for until all wait --
+# -- AllWaiting: a batch is due when all of its callers wait --
 
 
 def lingering(clock: ManualClock | None = None, **options: Any) -> Batcher[Any, Any]:
     return Batcher(list, Size(9) | AllWaiting(recent=0.5) | Interval(60), clock=clock, **options)
 
 
-def sleeps(future: JobFuture[Any]) -> bool:
-    """Return whether somebody waits for the future."""
+def has_waiter(future: JobFuture[Any]) -> bool:
+    """Return whether a thread waits for the future."""
     return future._attachments is not None and bool(list(future._attachments))
 
 
-def test_a_lone_caller_who_waits_does_not_linger() -> None:
+def test_the_batch_of_a_single_waiting_caller_does_not_linger() -> None:
     with lingering() as batcher:
         for job in range(3):
             result = batcher.submit(job).result(timeout=10)
             assert (1, "allwaiting") == (result.batch.size, result.batch.trigger)
 
 
-def test_a_batch_goes_when_the_last_of_its_callers_begins_to_wait(clock: ManualClock) -> None:
+def test_a_batch_is_dispatched_when_the_last_of_its_callers_begins_to_wait(clock: ManualClock) -> None:
     with lingering(clock) as batcher:
         mine = batcher.submit("mine")
         others = [in_thread(lambda: batcher.submit("another's").result(timeout=10)) for _ in range(2)]
-        while batcher.stats().batched < 3 or not all(map(sleeps, list(batcher._engine.ledger.unsettled())[1:])):
+        while batcher.stats().batched < 3 or not all(map(has_waiter, list(batcher._engine.ledger.unsettled())[1:])):
             pass
         clock.wait_for_sleeper(0.5)
         assert 0 == batcher.stats().batches
@@ -135,7 +137,7 @@ def test_a_batch_goes_when_the_last_of_its_callers_begins_to_wait(clock: ManualC
 
 
 @pytest.mark.parametrize("how", ["nobody waits", "wait()", "a callback"])
-def test_who_does_not_block_in_result_lets_a_batch_linger(how: str, clock: ManualClock) -> None:
+def test_a_batch_lingers_if_its_caller_does_not_block_in_result(how: str, clock: ManualClock) -> None:
     with lingering(clock) as batcher:
         future = batcher.submit("job")
         if how == "wait()":
@@ -154,7 +156,7 @@ def test_who_does_not_block_in_result_lets_a_batch_linger(how: str, clock: Manua
             assert {future} == waiter.result(timeout=10).done
 
 
-def test_who_got_a_result_and_went_away_is_not_waited_for_any_longer(clock: ManualClock) -> None:
+def test_a_caller_that_got_its_result_and_left_is_waited_for_no_longer_than_recent(clock: ManualClock) -> None:
     with lingering(clock) as batcher:
         batcher.submit("mine").result(timeout=10)
         late = in_thread(lambda: batcher.submit("late").result(timeout=10))
@@ -163,6 +165,6 @@ def test_who_got_a_result_and_went_away_is_not_waited_for_any_longer(clock: Manu
         assert "allwaiting" == late.result(timeout=10).batch.trigger
 
 
-def test_callers_are_recalled_for_jobs_with_keys_too() -> None:
+def test_callers_are_remembered_for_jobs_with_keys_too() -> None:
     with lingering(key=str) as batcher:
         assert "allwaiting" == batcher.submit("job").result(timeout=10).batch.trigger

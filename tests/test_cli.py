@@ -1,4 +1,4 @@
-"""``python -m microbatch``."""
+"""The command line, ``python -m microbatch``."""
 
 import contextlib
 import io
@@ -69,7 +69,7 @@ def hang(jobs):
     time.sleep(600)
 
 def hang_at_the_end(jobs):
-    until_main_is_in("wait")  # or it may notice a signal only when that wait ends
+    until_main_is_in("wait")  # otherwise a signal may be noticed only when that wait ends
     hang(jobs)
 
 def finish(jobs):
@@ -149,7 +149,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(target: str, text: str, *options: str) -> tuple[int, list[Any], str]:
-    """Process the lines of *text*; return the status, the values written, and what was said on standard error."""
+    """Process the lines of *text*; return the status, the values written, and the text on standard error."""
     Path("in.jsonl").write_text(text, encoding="utf-8")
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
@@ -160,7 +160,7 @@ def run(target: str, text: str, *options: str) -> tuple[int, list[Any], str]:
 
 @contextlib.contextmanager
 def command(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run the command; a test that fails does not wait for its end, which may never come."""
+    """Run the command. If the test fails, kill it: it might never end."""
     with subprocess.Popen(
         [sys.executable, "-m", "microbatch", *arguments],
         stdin=subprocess.PIPE,
@@ -177,29 +177,29 @@ def command(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def interrupt(process: "subprocess.Popen[str]") -> None:
-    """Send Ctrl-C, and then a line: if it came just before the wait for one, it is only noticed when that wait ends."""
+    """Send Ctrl-C, and then a line: a signal just before the wait for a line is only noticed when that wait ends."""
     process.send_signal(signal.SIGINT)
     assert process.stdin
     with contextlib.suppress(BrokenPipeError):
         os.write(process.stdin.fileno(), b"2\n")
 
 
-def test_results_come_in_the_order_of_the_input() -> None:
+def test_results_are_written_in_the_order_of_the_input() -> None:
     lines = "".join(f"{number}\n" for number in range(1000))
     assert (0, [number * 2 for number in range(1000)], "") == run("processors:double", lines, "--workers", "3")
 
 
-def test_a_batch_holds_no_more_than_its_size() -> None:
+def test_a_batch_has_at_most_as_many_jobs_as_the_size_option_says() -> None:
     status, values, _ = run("processors:sizes", "1\n" * 100, "--size", "7", "--interval", "60")
     assert (0, [7] * 98 + [2] * 2) == (status, values)
 
 
-def test_values_are_written_as_they_are() -> None:
+def test_json_values_are_written_unchanged() -> None:
     assert (0, ["äö", {"a": None}, 1.5]) == run("processors:slow", '"äö"\n{"a": null}\n1.5')[:2]
     assert '"äö"' in Path("out.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_line_that_is_not_json_is_reported_and_the_rest_goes_on() -> None:
+def test_a_line_that_is_not_json_is_reported_and_the_other_lines_are_processed() -> None:
     status, values, errors = run("processors:double", "1\nno\n\n \nNaN\n4")
     assert (1, [2, None, None, 8]) == (status, values)
     assert [
@@ -208,7 +208,7 @@ def test_a_line_that_is_not_json_is_reported_and_the_rest_goes_on() -> None:
     ] == (errors.splitlines())
 
 
-def test_a_line_that_is_not_text_is_reported() -> None:
+def test_a_line_that_is_not_utf8_is_reported() -> None:
     Path("in.jsonl").write_bytes(b'"\xff"\n1\n')
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
@@ -217,7 +217,7 @@ def test_a_line_that_is_not_text_is_reported() -> None:
     assert "null\n2\n" == Path("out.jsonl").read_text()
 
 
-def test_a_job_that_fails_is_reported_and_the_rest_goes_on() -> None:
+def test_a_job_that_fails_is_reported_and_the_other_lines_are_processed() -> None:
     assert (1, [1, 2, None, 4], "line 3: KeyError: 3\n") == run("processors:picky", "1\n2\n3\n4\n")
 
 
@@ -228,7 +228,7 @@ def test_a_batch_that_fails_is_reported_line_by_line() -> None:
 
 
 @pytest.mark.parametrize("target, word", [("objects", "not JSON serializable"), ("endless", "not JSON compliant")])
-def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> None:
+def test_a_result_that_json_cannot_represent_is_reported(target: str, word: str) -> None:
     status, values, errors = run(f"processors:{target}", "1\n")
     assert (1, [None]) == (status, values)
     assert word in errors and errors.startswith("line 1: ")
@@ -245,49 +245,49 @@ def test_a_value_that_json_cannot_hold_is_reported(target: str, word: str) -> No
         ("coloured", "1", " [31mred!!!"),
     ],
 )
-def test_whatever_a_line_does_the_rest_goes_on(target: str, line: str, error: str) -> None:
+def test_no_bad_line_stops_the_other_lines(target: str, line: str, error: str) -> None:
     status, values, errors = run(f"processors:{target}", f"{line}\n" + "7\n" * 1000, "--size", "1")
     assert (1, [None] + [7 if target == "same" else None] * 1000) == (status, values)
     assert errors.startswith(f"line 1: {error.lstrip()}")
     assert len(errors.splitlines()[0]) < 1100
 
 
-def test_a_callable_inside_a_class_can_be_named() -> None:
+def test_the_target_may_be_a_callable_inside_a_class() -> None:
     assert (0, [6], "") == run("processors:Group.double", "3")
 
 
-def test_a_line_that_failed_keeps_its_place_in_the_output() -> None:
+def test_a_failed_line_keeps_its_place_in_the_output() -> None:
     status, values, _ = run("processors:strict", "".join(f"{n}\n" for n in range(1, 8)), "--size", "2")
     assert (1, [1, 2, None, None, None, None, 7]) == (status, values)
 
 
-def test_bisecting_fails_only_the_lines_to_blame() -> None:
+def test_bisecting_fails_only_the_bad_lines() -> None:
     lines = "".join(f"{n}\n" for n in range(100))
     expected = [None if n in (3, 5) else n for n in range(100)]
     errors = "line 4: refused [3]\nline 6: refused [5]\n"
     assert (1, expected, errors) == run("processors:strict", lines, "--bisect")
 
 
-def test_bisecting_tells_all_lines_apart_however_many_are_to_blame() -> None:
+def test_bisecting_finds_every_bad_line_however_many_there_are() -> None:
     status, values, _ = run("processors:strict", "3\n" * 299 + "4\n", "--bisect", "--size", "300")
     assert (1, [None] * 299 + [4]) == (status, values)
 
 
-def test_bisecting_looks_for_the_line_whose_file_is_missing() -> None:
+def test_bisecting_finds_the_line_whose_file_is_missing() -> None:
     Path("there").write_text("text")
     status, values, errors = run("processors:missing_files", '"there"\n"nowhere"\n"there"\n', "--bisect")
     assert (1, ["text", None, "text"]) == (status, values)
     assert errors.startswith("line 2: FileNotFoundError: ")
 
 
-def test_bisecting_leaves_a_downstream_alone_that_nobody_reaches() -> None:
+def test_bisecting_does_not_call_an_unreachable_downstream_again() -> None:
     assert 1 == run("processors:unreachable", "1\n" * 8, "--bisect", "--size", "8")[0]
     assert [[1] * 8] == sys.modules["processors"].attempts
 
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a retry come at once."""
+    """Remove the pause before a retry."""
     tenacity = pytest.importorskip("tenacity")
     monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: tenacity.wait_none())
 
@@ -300,7 +300,7 @@ def test_n_retries_are_n_attempts_after_the_first(retries: str, expected: Any, n
     assert ("" if expected else f"line 1: ConnectionError: attempt {int(retries) + 1}\n") == errors
 
 
-def test_only_the_lines_to_blame_are_retried_where_a_batch_is_bisected(no_pause: None) -> None:
+def test_only_the_bad_lines_are_retried_if_a_batch_is_bisected(no_pause: None) -> None:
     lines = "".join(f"{n}\n" for n in range(1, 5))
     status, values, _ = run("processors:strict", lines, "--bisect", "--retry", "1", "--size", "4")
     assert (1, [1, 2, None, 4]) == (status, values)
@@ -324,7 +324,7 @@ def test_an_interrupt_ends_the_pause_before_a_retry(monkeypatch: pytest.MonkeyPa
     assert [[1]] == calls
 
 
-def test_without_tenacity_a_retry_says_what_to_install(
+def test_the_retry_option_without_tenacity_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tenacity", None)
@@ -334,23 +334,23 @@ def test_without_tenacity_a_retry_says_what_to_install(
 
 
 def errors_of(target: str, text: str, *options: str) -> list[dict[str, Any]]:
-    """Process the lines of *text*, and return what was written to the file for errors."""
+    """Process the lines of *text*, and return the entries of the errors file."""
     assert 1 == run(target, text, "--errors", "errors.jsonl", *options)[0]
     return [json.loads(line) for line in Path("errors.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_line_that_failed_is_an_object_in_the_file_for_errors() -> None:
+def test_the_errors_file_has_an_object_for_each_failed_line() -> None:
     assert [
         {"number": 2, "input": "nö", "error": "not JSON: Expecting value: line 1 column 1 (char 0)"},
         {"number": 4, "input": 3, "error": "KeyError: 3"},
     ] == errors_of("processors:picky", "1\nnö\n\n3\n4\n")
 
 
-def test_the_file_for_errors_has_the_input_as_it_was_before_the_processor_had_it() -> None:
+def test_the_errors_file_has_the_original_input_even_if_the_processor_changes_it() -> None:
     assert [{"a": 1e400}] == [entry["input"] for entry in errors_of("processors:emptying", ' {"a": 1e400} \n')]
 
 
-def test_the_file_for_errors_is_made_anew_and_empty_if_none_failed() -> None:
+def test_the_errors_file_is_overwritten_and_empty_if_no_line_fails() -> None:
     Path("errors.jsonl").write_text("of the last run")
     assert 0 == run("processors:same", "1\n", "--errors", "errors.jsonl")[0]
     assert "" == Path("errors.jsonl").read_text()
@@ -373,7 +373,7 @@ def test_errors_may_go_to_standard_output() -> None:
         (["--errors", "-", "-o", "-"], "the results and the errors can't both go to standard output"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: list[str], complaint: str) -> None:
+def test_unusable_files_are_refused_and_nothing_is_overwritten(options: list[str], complaint: str) -> None:
     Path("out.jsonl").write_text("of the last run")
     status, errors = 0, io.StringIO()
     Path("in.jsonl").write_text("1\n")
@@ -386,20 +386,20 @@ def test_files_that_cannot_be_used_are_refused_and_nothing_is_lost(options: list
 
 @pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["-o in.jsonl < in.jsonl", "in.jsonl >> in.jsonl"])
-def test_a_file_that_the_shell_opened_is_not_read_and_written_at_once(redirection: str) -> None:
+def test_a_file_redirected_by_the_shell_is_not_read_and_written_at_once(redirection: str) -> None:
     Path("in.jsonl").write_text("1\n")
     done = shell(f"run processors:double {redirection}")
     assert (2, "1\n") == (done.returncode, Path("in.jsonl").read_text())
     assert "can't be read and written at once" in done.stderr
 
 
-def test_what_a_processor_prints_does_not_get_between_the_results(capfdbinary: Any) -> None:
+def test_the_prints_of_a_processor_are_not_mixed_with_the_results(capfdbinary: Any) -> None:
     Path("in.jsonl").write_text("1\n2\n")
     assert 0 == main(["run", "processors:printing", "in.jsonl"])
     assert (b"1\n2\n", b"a word in between\n") == capfdbinary.readouterr()
 
 
-def test_an_empty_input_is_all_right() -> None:
+def test_an_empty_input_gives_an_empty_output() -> None:
     assert (0, [], "") == run("processors:double", "")
 
 
@@ -449,7 +449,7 @@ def test_an_empty_input_is_all_right() -> None:
         (["run", "processors:double", "--workers", "10001"], "argument --workers: must be an integer of at most 10000"),
     ],
 )
-def test_what_cannot_be_used_is_one_clear_line_and_status_2(
+def test_bad_arguments_give_a_one_line_error_and_status_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 2 == main(arguments)
@@ -460,7 +460,7 @@ def test_what_cannot_be_used_is_one_clear_line_and_status_2(
     assert "--help)" in err
 
 
-def test_a_result_is_written_before_the_next_line_comes() -> None:
+def test_a_result_is_written_before_the_next_line_arrives() -> None:
     with command("run", "processors:double") as process:
         assert process.stdin and process.stdout
         for number in range(3):
@@ -470,7 +470,7 @@ def test_a_result_is_written_before_the_next_line_comes() -> None:
     assert 0 == process.returncode
 
 
-def test_a_closed_pipe_ends_it_quietly() -> None:
+def test_a_closed_output_pipe_ends_the_command_quietly() -> None:
     with command("run", "processors:slow", "--size", "10") as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write("1\n" * 500)
@@ -486,7 +486,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert ("", 0) == (process.stderr.read(), process.wait(timeout=20))
 
 
-def test_ctrl_c_ends_it_without_a_traceback() -> None:
+def test_ctrl_c_ends_the_command_without_a_traceback() -> None:
     with command("run", "processors:double") as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write("1\n")
@@ -511,7 +511,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_batch_that_hangs(folder: Path) -> N
         assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
 
 
-def test_ctrl_c_after_the_last_line_drops_what_has_not_been_sent(folder: Path) -> None:
+def test_ctrl_c_after_the_last_line_drops_the_jobs_that_have_not_been_dispatched(folder: Path) -> None:
     with command("run", "processors:hang_at_the_end", "--size", "1") as process:
         assert process.stdin and process.stderr
         process.stdin.write("1\n2\n3\n")
@@ -525,7 +525,7 @@ def test_ctrl_c_after_the_last_line_drops_what_has_not_been_sent(folder: Path) -
         assert "<Batcher 'microbatch run'> lost 1 jobs" in process.stderr.read()
 
 
-def test_the_results_of_a_batch_that_runs_are_written_after_an_interrupt_and_none_beyond(folder: Path) -> None:
+def test_after_a_signal_the_results_of_the_running_batch_are_written_and_no_others(folder: Path) -> None:
     with command("run", "processors:finish", "--size", "1", "-o", "out.jsonl", "--errors", "errors.jsonl") as process:
         assert process.stdin and process.stderr
         process.stdin.write("1\n2\n3\n4\n")
@@ -538,28 +538,28 @@ def test_the_results_of_a_batch_that_runs_are_written_after_an_interrupt_and_non
     assert ("1\n2\n", "") == (Path("out.jsonl").read_text(), Path("errors.jsonl").read_text())
 
 
-def test_ctrl_c_ends_it_though_nobody_reads_the_results() -> None:
+def test_ctrl_c_ends_the_command_even_if_no_process_reads_the_results() -> None:
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     os.mkfifo("pipe")
     Path("in.jsonl").write_text('"%s"\n' % ("x" * 10_000) * 100)
     reader, held = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK), bytearray(4)
     try:
         with command("run", "processors:same", "in.jsonl", "-o", "pipe") as process:
-            while int.from_bytes(held, sys.byteorder) < 60_000:  # it will hold no line more
+            while int.from_bytes(held, sys.byteorder) < 60_000:  # the pipe is full: no further line fits
                 assert process.poll() is None
                 fcntl.ioctl(reader, termios.FIONREAD, held)
-            while process.poll() is None:  # the first Ctrl-C ends the reading, the second the waiting
+            while process.poll() is None:  # the first Ctrl-C stops the reading, the second the waiting
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-            # On a busy machine one more may come while the interpreter ends. A shell reports 130 for either.
+            # On a busy machine one more may arrive while the interpreter exits. A shell reports 130 for either.
             assert process.returncode in (130, -signal.SIGINT)
     finally:
         os.close(reader)
 
 
 def shell(line: str, stderr: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
-    """Run the command as a shell does, its streams buffered as they are unless the environment says otherwise."""
+    """Run the command in a shell, with its streams buffered as they are by default."""
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         ["sh", "-c", f"{sys.executable} -m microbatch {line}"],
@@ -573,18 +573,18 @@ def shell(line: str, stderr: int = subprocess.PIPE) -> "subprocess.CompletedProc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
-def test_a_closed_stream_is_one_clear_line(closed: str) -> None:
+def test_a_closed_standard_stream_gives_a_one_line_error(closed: str) -> None:
     done = shell(f"run processors:double {closed}")
     assert (2, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
 
 
-def test_nothing_that_belongs_to_standard_error_goes_to_standard_output() -> None:
+def test_errors_do_not_go_to_standard_output_if_standard_error_is_closed() -> None:
     Path("in.jsonl").write_text("no\n1\n")
     done = shell("run processors:double in.jsonl 2>&-")
     assert (1, "null\n2\n") == (done.returncode, done.stdout)
 
 
-def test_a_standard_error_that_nobody_reads_any_more_ends_nothing() -> None:
+def test_a_broken_standard_error_pipe_does_not_stop_the_command() -> None:
     Path("in.jsonl").write_text("no\n1\n")
     reader, writer = os.pipe()
     os.close(reader)
@@ -599,7 +599,7 @@ def test_a_standard_error_that_nobody_reads_any_more_ends_nothing() -> None:
 @pytest.mark.parametrize(
     "line", ["simulate Natural --rate 9 --cost 5ms --jobs 9", "demo --jobs 9", "run processors:same in.jsonl"]
 )
-def test_a_full_standard_output_is_one_clear_line(line: str) -> None:
+def test_a_full_device_as_standard_output_gives_a_one_line_error(line: str) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     Path("in.jsonl").write_text("1\n")
@@ -607,7 +607,7 @@ def test_a_full_standard_output_is_one_clear_line(line: str) -> None:
     assert (2, "microbatch: [Errno 28] No space left on device\n") == (done.returncode, done.stderr)
 
 
-def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     Path("in.jsonl").write_text("1\n" * 10)
@@ -616,7 +616,7 @@ def test_a_full_disk_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-def test_memory_holds_a_few_batches_and_not_the_input() -> None:
+def test_only_a_few_batches_of_the_input_are_held_in_memory() -> None:
     lines, length = 10_000, 2_000
     Path("in.jsonl").write_text('"%s"\n' % ("x" * length) * lines)
     tracemalloc.start()
@@ -632,7 +632,7 @@ class Terminal(io.StringIO):
 
 
 def on_a_terminal(*arguments: str) -> str:
-    """Return what standard error shows if it is a terminal."""
+    """Return the text that standard error shows on a terminal."""
     terminal = Terminal()
     with contextlib.redirect_stderr(terminal):
         assert main(arguments) in (0, 1)
@@ -653,47 +653,47 @@ def with_and_without_tqdm(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         monkeypatch.setitem(sys.modules, "tqdm", None)
 
 
-def test_a_terminal_sees_the_progress() -> None:
+def test_progress_is_shown_on_a_terminal() -> None:
     pytest.importorskip("tqdm")
     assert re.search(r"20 lines \[", run_on_a_terminal())
 
 
-def test_a_terminal_sees_plain_counts_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_without_tqdm_is_a_plain_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "microbatch.integrations.tqdm", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert run_on_a_terminal().endswith("\r20 lines\n")
 
 
-def test_progress_leaves_the_line_to_what_is_reported(with_and_without_tqdm: None) -> None:
+def test_an_error_is_reported_on_a_line_without_progress(with_and_without_tqdm: None) -> None:
     assert all(text.startswith("line ") for text in re.findall(r"[^\r\n]*line \d.*", run_on_a_terminal("no\n")))
 
 
-def test_results_on_a_terminal_are_progress_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Shown(io.BytesIO):
+def test_no_progress_is_shown_if_the_results_go_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TerminalStream(io.BytesIO):
         def isatty(self) -> bool:
             return True
 
     Path("in.jsonl").write_text("1\n2\n")
-    shown = Shown()
+    shown = TerminalStream()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown))
     assert "" == on_a_terminal("run", "processors:double", "in.jsonl")
     assert b"2\n4\n" == shown.getvalue()
 
 
 @pytest.mark.slow
-def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
+def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it(
     with_and_without_tqdm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from microbatch.cli import progress
 
-    class Hurried:
+    class FastClock:
         moment = 0.0
 
         def now(self) -> float:
             self.moment += 1.0
             return self.moment
 
-    monkeypatch.setattr(progress, "SystemClock", Hurried)
+    monkeypatch.setattr(progress, "SystemClock", FastClock)
     shown = on_a_terminal("demo", "--jobs", "20", "--threads", "2")
     for title in ("reading", "one commit per job", "through a Batcher"):
         assert re.search(rf"\r{title}: ", shown)
@@ -702,7 +702,7 @@ def test_the_demo_shows_its_progress_on_a_terminal_and_clears_it_away(
 
 
 @pytest.mark.slow
-def test_the_demo_says_nothing_on_the_way_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_shows_no_progress_if_standard_error_is_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["demo", "--jobs", "20", "--threads", "2"])
     assert "" == capsys.readouterr().err
 
@@ -713,7 +713,7 @@ def temporary_files(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def demo_in(folder: Path, *prefix: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run the demo, with *folder* for temporary files, and go on when it has made one."""
+    """Run the demo with *folder* for temporary files, and continue when it has created one."""
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     arguments = [*prefix, sys.executable, "-m", "microbatch", "demo", "--jobs", "2000"]
@@ -729,14 +729,14 @@ def demo_in(folder: Path, *prefix: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_demo_leaves_no_file_if_a_signal_ends_it(number: int, folder: Path) -> None:
+def test_the_demo_leaves_no_file_behind_if_a_signal_ends_it(number: int, folder: Path) -> None:
     with demo_in(folder / "temporary") as process:
         process.send_signal(number)
         assert 128 + number == process.wait(timeout=20)
     assert [] == temporary_files(folder / "temporary")
 
 
-def test_the_demo_leaves_no_file_if_signals_come_while_it_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_leaves_no_file_behind_if_signals_arrive_while_it_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
 
     def insert(database: Any, table: str, rows: Any) -> None:
@@ -753,7 +753,7 @@ def test_the_demo_leaves_no_file_if_signals_come_while_it_cleans_up(monkeypatch:
     assert [False] == [folder.exists() for folder in removed]
 
 
-def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
+def test_the_demo_does_not_react_to_a_signal_that_is_ignored(folder: Path) -> None:
     if shutil.which("nohup") is None:
         pytest.skip("this system has no nohup")
     with demo_in(folder / "temporary", "nohup") as process:
@@ -762,7 +762,7 @@ def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
         assert 128 + signal.SIGTERM == process.wait(timeout=20)
 
 
-def test_a_demo_whose_database_fails_is_one_clear_line(
+def test_a_failing_database_in_the_demo_gives_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def insert(database: Any, table: str, rows: Any) -> None:
@@ -774,7 +774,7 @@ def test_a_demo_whose_database_fails_is_one_clear_line(
 
 
 @pytest.mark.slow
-def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_shows_that_both_methods_insert_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["demo", "--jobs", "300", "--threads", "8", "--size", "4"])
     out = capsys.readouterr().out
     assert "300 function definitions of Python's standard library, from 8 threads" in out
@@ -786,7 +786,7 @@ def test_the_demo_shows_that_both_ways_leave_the_same_rows(capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_demo_leaves_no_file_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import tempfile
 
     (tmp_path / "temporary").mkdir()
@@ -795,14 +795,14 @@ def test_the_demo_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert [] == list((tmp_path / "temporary").iterdir())
 
 
-def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_option_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
     assert 0 == left.value.code
     assert re.match(r"microbatch \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_simulate_compares_policies_on_one_load(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_compares_policies_under_the_same_load(capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "simulate",
         "Size(4)",
@@ -821,7 +821,7 @@ def test_simulate_compares_policies_on_one_load(capsys: pytest.CaptureFixture[st
     assert eight.startswith("Size(8) | Interval(0.005) ") and "interval" in eight
 
 
-def test_simulate_compares_the_default_with_two_common_policies_if_none_is_named(
+def test_simulate_compares_the_default_with_two_common_policies_if_none_is_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert 0 == main(["simulate", "--cost", "5 ms + 20 us", "--rate", "100/s", "--jobs", "64"])
@@ -829,18 +829,18 @@ def test_simulate_compares_the_default_with_two_common_policies_if_none_is_named
     assert [repr(DEFAULT_POLICY), "Size(100) | Interval(0.005)", "Size(100) | Interval(0.05)"] == names
 
 
-def test_simulate_reads_a_policy_without_parentheses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_accepts_a_policy_without_parentheses(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["simulate", "Size(8) | Natural", "--cost", "5ms", "--rate", "100", "--jobs", "64"])
     assert capsys.readouterr().out.splitlines()[1].startswith("Size(8) | Natural() ")
 
 
-def test_simulate_knows_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_supports_callers_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["simulate", "Natural()", "--cost", "5ms", "--callers", "8", "--jobs", "8000"])
     assert "8.0" in capsys.readouterr().out.splitlines()[1].split()
 
 
 @pytest.mark.parametrize("cost, mean", [([], "1,500.00"), (["--cost", "250ms"], "500.00")])
-def test_simulate_takes_a_recorded_load(
+def test_simulate_replays_a_recorded_load(
     cost: list[str], mean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "trace.jsonl"
@@ -872,7 +872,7 @@ def test_simulate_takes_a_recorded_load(
         ),
     ],
 )
-def test_simulate_refuses_what_makes_no_sense(
+def test_simulate_refuses_invalid_options(
     options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 2 == main(["simulate", *options])

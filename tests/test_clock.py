@@ -1,4 +1,4 @@
-"""The only reader of time: it waits for a moment, and never polls."""
+"""The system clock waits for a moment without polling."""
 
 import threading
 from typing import Any
@@ -10,7 +10,7 @@ from microbatch._basics.clock import SystemClock
 
 
 class Recorder:
-    """Stands for a condition, and writes down how long it is waited for."""
+    """Stands in for a condition, and records the timeouts of its waits."""
 
     def __init__(self) -> None:
         self.timeouts: list[float | None] = []
@@ -25,19 +25,19 @@ def waited(moment: float) -> list[Any]:
     return recorder.timeouts  # type: ignore[no-any-return]
 
 
-def test_a_moment_that_never_comes_is_waited_for_without_a_timeout() -> None:
+def test_the_clock_waits_for_never_without_a_timeout() -> None:
     assert [None] == waited(NEVER)
 
 
 @pytest.mark.parametrize("moment", [NOW, 0.0])
-def test_a_moment_that_has_been_is_not_waited_for(moment: float) -> None:
+def test_the_clock_does_not_wait_for_a_moment_in_the_past(moment: float) -> None:
     assert [] == waited(moment)
 
 
-def test_a_moment_ahead_is_waited_for_in_one_go() -> None:
+def test_the_clock_waits_for_a_future_moment_in_a_single_wait() -> None:
     (timeout,) = waited(SystemClock().now() + 3600)
     assert 3500 < timeout <= 3600
 
 
-def test_a_moment_beyond_what_a_lock_can_wait_for_is_waited_for_as_long_as_it_can() -> None:
+def test_a_wait_is_limited_to_the_longest_timeout_that_a_lock_accepts() -> None:
     assert [threading.TIMEOUT_MAX] == waited(1e300)

@@ -1,4 +1,4 @@
-"""Batches are collected within their limits and in order. The collector alone: no thread, no lock, no clock."""
+"""The collector forms batches within their limits and in order. It is tested alone: no thread, no lock, no clock."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from microbatch._forming.collector import Batch, Collector
 from tests.collectors import Broken, Job, Light, Wavering, collector, jobs, take_all
 
 
-def test_a_batch_goes_when_it_is_full_and_the_rest_waits() -> None:
+def test_a_full_batch_is_dispatched_and_the_other_jobs_wait() -> None:
     c = collector(Size(3), workers=9)
     c.add(jobs("abcdefgh"))
     assert ["abc:size", "def:size"] == take_all(c, 0)
@@ -38,14 +38,14 @@ def test_a_due_batch_without_a_free_worker_takes_more_jobs_up_to_its_limit() -> 
     for job in jobs("bcde", submitted=1):
         c.add([job])
         assert [] == take_all(c, 1)
-    assert NEVER == c.next_moment()  # a due batch is no reason to wake up before a worker is free
+    assert NEVER == c.next_moment()  # no need to wake up for a due batch before a worker is free
     c.finished()
     assert ["bcd:size"] == take_all(c, 2)
     c.finished()
     assert ["e:interval"] == take_all(c, 3)
 
 
-def test_a_full_batch_that_its_policy_would_never_send_goes() -> None:
+def test_a_full_batch_is_dispatched_even_if_its_policy_is_never_due() -> None:
     c = collector(Light(), workers=9)
     c.add([Job("a", weight=6), Job("b", weight=4)])
     assert [] == take_all(c, 0)
@@ -53,14 +53,14 @@ def test_a_full_batch_that_its_policy_would_never_send_goes() -> None:
     assert ["ab:light"] == take_all(c, 0)
 
 
-def test_a_full_batch_goes_when_its_policy_says_so_and_no_sooner() -> None:
+def test_a_full_batch_is_not_dispatched_before_its_policy_is_due() -> None:
     c = collector(Light() | Interval(5))
     c.add([Job("a", weight=6), Job("b", weight=6)])
     assert ([], 5) == (take_all(c, 4.9), c.next_moment())
     assert ["a:interval"] == take_all(c, 5)
 
 
-def test_a_policy_sees_that_nothing_can_join_any_more() -> None:
+def test_a_policy_sees_that_no_more_jobs_can_join() -> None:
     class WhenFull(Light):
         def due(self, window: Window[Any]) -> float:
             return window.opened + (1 if window.full else 2)
@@ -79,7 +79,7 @@ def test_no_job_overtakes_one_that_did_not_fit() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_room_is_asked_once_for_all_jobs_that_fit_and_then_fits_once(size: int) -> None:
+def test_room_is_called_once_for_all_jobs_that_fit_and_then_fits_once(size: int) -> None:
     asked: list[Any] = []
 
     class Roomy(Size):
@@ -97,7 +97,7 @@ def test_room_is_asked_once_for_all_jobs_that_fit_and_then_fits_once(size: int) 
     assert [0, size, "fits", 0] == asked
 
 
-def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
+def test_fits_is_not_called_if_room_covers_all_jobs() -> None:
     class Roomy(Size):
         def fits(self, window: Window[Any], weight: float) -> bool:
             raise AssertionError
@@ -110,7 +110,7 @@ def test_fits_is_not_asked_where_there_is_room_for_all() -> None:
     assert ["abcde:roomy"] == take_all(c, 0)
 
 
-def test_the_jobs_that_joined_a_batch_are_noted_in_order() -> None:
+def test_joined_lists_the_jobs_in_the_order_in_which_they_joined_a_batch() -> None:
     c = collector(Size(2))
     c.add(jobs("abc"))
     assert c.take(0) is not None
@@ -119,7 +119,7 @@ def test_the_jobs_that_joined_a_batch_are_noted_in_order() -> None:
     assert "abc" == "".join(entry.job for entry in c.joined)
 
 
-def test_the_window_shows_the_batch_and_the_flow() -> None:
+def test_the_window_describes_the_open_batch_and_the_recent_batches() -> None:
     seen: list[Window[Any]] = []
 
     class Watching(BatchingPolicy[Any]):
@@ -140,7 +140,7 @@ def test_the_window_shows_the_batch_and_the_flow() -> None:
     assert (1, [7.0]) == (seen[-1].in_flight, list(seen[-1].sent)[:1])
 
 
-def test_a_batch_takes_at_once_as_many_jobs_as_adaptive_has_learned_that_it_may() -> None:
+def test_a_batch_takes_as_many_jobs_at_once_as_adaptive_currently_allows() -> None:
     policy = Adaptive(1.0, warm_up=0)
     c = collector(policy | Natural())
     c.add([Job(number) for number in range(100)])
@@ -155,7 +155,7 @@ def test_a_batch_takes_at_once_as_many_jobs_as_adaptive_has_learned_that_it_may(
     assert [1, 2, 4, 8, 16] == sizes[:5]
 
 
-def test_it_is_empty_when_the_last_job_has_left_it_whatever_became_of_that() -> None:
+def test_a_collector_is_empty_once_all_jobs_have_left_even_if_their_batches_failed() -> None:
     c = collector(Broken(), workers=9)
     assert not c
     c.add([Job("a", key=1), Job("bad", key=2), Job("bad", key=3)])
@@ -167,7 +167,7 @@ def test_it_is_empty_when_the_last_job_has_left_it_whatever_became_of_that() -> 
     assert not c
     c.add([Job("bad", key=4), Job("bad", key=5)])
     assert c.take(1) is not None
-    assert c  # for the other one
+    assert c  # the other job is still there
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_it_is_empty_when_the_last_job_has_left_it_whatever_became_of_that() -> 
         (Wavering(), 4, "not due until more jobs come, however long that takes"),
     ],
 )
-def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: float, words: str) -> None:
+def test_describe_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: float, words: str) -> None:
     c = collector(policy)
     c.started(0)
     for job in jobs("ab"):
@@ -190,14 +190,14 @@ def test_it_says_what_an_open_batch_waits_for(policy: BatchingPolicy[Any], now: 
     assert "" == c.describe_batch("another key", now)
 
 
-def test_when_nothing_more_can_come_the_oldest_lane_goes_first() -> None:
+def test_a_blocked_submit_makes_the_oldest_lane_due() -> None:
     c = collector(Size(3), workers=1)
     c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1)])
     assert [] == take_all(c, 0)
     assert ["ac:flush"] == take_all(c, 0, pressed=True)
 
 
-def test_nothing_is_pressed_unless_that_is_said() -> None:
+def test_no_batch_is_due_early_without_a_blocked_submit() -> None:
     c = collector(Size(3))
     c.add(jobs("a"))
     assert c.take(0) is None
@@ -209,7 +209,7 @@ def first_of(collector: Collector[Job], pressed: bool) -> Batch[Job]:
     return batch
 
 
-def test_a_caller_that_waits_for_room_makes_the_oldest_batch_due_whatever_timers_are_set() -> None:
+def test_a_blocked_submit_makes_the_oldest_batch_due_before_its_timer() -> None:
     c = collector(Size(3) | Interval(5), workers=9)
     c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1)])
     assert ([], 5) == (take_all(c, 0), c.next_moment())
@@ -218,7 +218,7 @@ def test_a_caller_that_waits_for_room_makes_the_oldest_batch_due_whatever_timers
     assert ([], 5) == (take_all(c, 0), c.next_moment())
 
 
-def test_a_caller_that_waits_for_room_makes_no_batch_due_before_a_rate_allows_it() -> None:
+def test_a_blocked_submit_makes_no_batch_due_before_the_rate_limit_allows_it() -> None:
     c = collector(Size(9) & Rate(1, per=60), workers=9)
     c.add(jobs("a"))
     assert ["a:flush"] == take_all(c, 10.0, pressed=True)
@@ -227,7 +227,7 @@ def test_a_caller_that_waits_for_room_makes_no_batch_due_before_a_rate_allows_it
     assert ["b:flush"] == take_all(c, 70.0)
 
 
-def test_a_caller_that_waits_for_room_changes_nothing_while_a_batch_is_due_or_no_worker_is_free() -> None:
+def test_a_blocked_submit_changes_nothing_if_a_batch_is_due_or_all_workers_are_busy() -> None:
     c = collector(Size(2) | Interval(5))
     c.add([Job("a", key=1), Job("b", key=2), Job("c", key=2)])
     assert ["bc:size"] == take_all(c, 0, pressed=True)

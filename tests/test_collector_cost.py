@@ -1,4 +1,4 @@
-"""What jobs, keys and batches cost, in calls and in memory."""
+"""The cost of jobs, keys and batches, in calls and in memory."""
 
 import sys
 from collections.abc import Callable
@@ -27,27 +27,27 @@ from tests.collectors import Counted, Job, collector, drain, jobs, take_all, wit
 
 @dataclass(eq=False)
 class CountingJob(Job):
-    """Counts how often one looks whether a job waits, or weighs it."""
+    """Counts how often its weight, or whether it is waiting, is read."""
 
-    looks: ClassVar[int]
+    reads: ClassVar[int]
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("_is_waiting", "weight"):
-            CountingJob.looks += 1
+            CountingJob.reads += 1
         return super().__getattribute__(name)
 
 
-def test_each_job_costs_a_few_looks_however_many_wait_for_their_alarm() -> None:
-    CountingJob.looks = 0
+def test_each_job_is_read_a_few_times_however_many_jobs_wait_to_expire() -> None:
+    CountingJob.reads = 0
     c = collector(Interval(1))
     for _ in range(3000):
         c.add([CountingJob("a", _expires=9)])
         assert c.take(0) is None
-    assert CountingJob.looks < 10 * 3000
+    assert CountingJob.reads < 10 * 3000
 
 
-def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None:
-    CountingJob.looks = 0
+def test_each_withdrawal_reads_a_few_jobs_however_long_the_backlog_is() -> None:
+    CountingJob.reads = 0
     c = collector(Size(1))
     backlog = [CountingJob("a") for _ in range(3000)]
     c.add(backlog)
@@ -55,7 +55,7 @@ def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None
     for job in backlog[-1000:]:
         withdraw(c, job)
         assert c.take(0) is None
-    assert CountingJob.looks < 10 * 3000
+    assert CountingJob.reads < 10 * 3000
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_each_withdrawal_costs_a_few_looks_however_long_the_backlog_is() -> None
         (lambda c: c.finished(), True, ["a", "a"]),
     ],
 )
-def test_a_policy_is_asked_again_only_after_something_changed(
+def test_a_policy_is_asked_again_only_after_a_change(
     change: Callable[[Collector[Job]], None], watching: bool, asked_again: list[str]
 ) -> None:
     asked: list[str] = []
@@ -105,7 +105,7 @@ class CountedIdle(Counted):
 
 @pytest.mark.parametrize("policy", [Counted, CountedIdle])
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_start_or_an_end_of_a_batch_asks_for_a_few_lanes_however_many_there_are(
+def test_the_start_or_end_of_a_batch_checks_a_few_lanes_however_many_there_are(
     policy: Callable[[], Counted], workers: int
 ) -> None:
     asked = policy()
@@ -125,7 +125,7 @@ def test_a_start_or_an_end_of_a_batch_asks_for_a_few_lanes_however_many_there_ar
     ],
     ids=repr,
 )
-def test_the_built_in_policies_are_asked_a_few_times_for_each_lane_and_go_in_order(
+def test_built_in_policies_are_asked_a_few_times_per_lane_and_lanes_are_dispatched_in_order(
     policy: BatchingPolicy[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
@@ -143,7 +143,7 @@ def test_the_built_in_policies_are_asked_a_few_times_for_each_lane_and_go_in_ord
     assert len(asked) < 400 * 20
 
 
-def test_each_lane_is_flushed_once_however_often_one_flushes() -> None:
+def test_each_lane_is_flushed_once_however_often_flush_is_called() -> None:
     policy = Counted()
     policy.moment = lambda window: NEVER  # type: ignore[method-assign]
     c = collector(policy & Rate(1, per=60))
@@ -155,7 +155,7 @@ def test_each_lane_is_flushed_once_however_often_one_flushes() -> None:
     assert policy.asked < 400 * 4
 
 
-def test_a_key_without_jobs_costs_nothing() -> None:
+def test_a_key_without_jobs_uses_no_memory() -> None:
     c = collector(Size(1), workers=1000)
     c.add([Job("a", key=key) for key in range(500)])
     assert 500 == len(take_all(c, 0))
@@ -163,7 +163,7 @@ def test_a_key_without_jobs_costs_nothing() -> None:
     assert {} == c._lanes
 
 
-def test_an_idle_collector_keeps_no_room_for_the_keys_that_it_had() -> None:
+def test_an_idle_collector_keeps_no_memory_for_past_keys() -> None:
     c = collector(Size(1))
     c.add([Job(key, key=key) for key in range(10_000)])
     assert 10_000 == len(drain(c))
@@ -171,7 +171,7 @@ def test_an_idle_collector_keeps_no_room_for_the_keys_that_it_had() -> None:
     assert sys.getsizeof(c._lanes) < 1_000
 
 
-def cancelled_again_and_again(c: Collector[Job], now: float) -> None:
+def add_and_withdraw_repeatedly(c: Collector[Job], now: float) -> None:
     for _ in range(1_000):
         now += 0.01
         job = Job("b", key="b", submitted=now)
@@ -187,11 +187,11 @@ def cancelled_again_and_again(c: Collector[Job], now: float) -> None:
     [(Session(3600), 0), (Session(0.1) & Rate(1, 3600), 0), (Session(0.1), 1), (Size(2) | Interval(3600), 1)],
     ids=str,
 )
-def test_a_batch_that_changes_for_ever_is_noted_a_few_times_only(policy: BatchingPolicy[Any], busy: int) -> None:
+def test_timers_do_not_pile_up_for_a_batch_that_changes_repeatedly(policy: BatchingPolicy[Any], busy: int) -> None:
     c = collector(policy)
     c.started(0)
     c.in_flight = busy
     c.add([Job("a", key="a"), Job("b", key="b")])
     assert [] == take_all(c, 0)
-    cancelled_again_and_again(c, 1.0)
+    add_and_withdraw_repeatedly(c, 1.0)
     assert len(c._timers._heap) + len(c._gated._heap) + len(c._ready._heap) < 300

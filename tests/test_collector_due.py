@@ -8,7 +8,7 @@ from microbatch import NEVER, NOW, BatchingPolicy, CallerActivity, Interval, Nat
 from tests.collectors import Job, collector, jobs, take_all, withdraw
 
 
-def test_an_interval_counts_from_the_first_job_and_later_ones_do_not_push_it_back() -> None:
+def test_an_interval_runs_from_the_first_job_and_later_jobs_do_not_extend_it() -> None:
     c = collector(Interval(5))
     c.add(jobs("a", submitted=10))
     assert ([], 15) == (take_all(c, 10), c.next_moment())
@@ -17,13 +17,13 @@ def test_an_interval_counts_from_the_first_job_and_later_ones_do_not_push_it_bac
     assert ["ab:interval"] == take_all(c, 15)
 
 
-def test_a_moment_in_the_past_is_now() -> None:
+def test_a_batch_whose_due_time_has_passed_is_dispatched_at_once() -> None:
     c = collector(Interval(5))
     c.add(jobs("a", submitted=10))
     assert ["a:interval"] == take_all(c, 99)
 
 
-def test_the_timer_of_a_batch_that_went_does_not_send_the_next_one() -> None:
+def test_the_timer_of_a_dispatched_batch_does_not_dispatch_the_next_one() -> None:
     c = collector(Size(2) | Interval(5), workers=9)
     c.add(jobs("a"))
     assert ([], 5) == (take_all(c, 0), c.next_moment())
@@ -34,7 +34,7 @@ def test_the_timer_of_a_batch_that_went_does_not_send_the_next_one() -> None:
     assert ["c:interval"] == take_all(c, 9)
 
 
-def test_each_open_batch_has_a_timer_of_its_own() -> None:
+def test_each_open_batch_has_its_own_timer() -> None:
     c = collector(Interval(5), workers=9)
     for moment, key in enumerate("abc"):
         c.add([Job(key, key=key, submitted=moment)])
@@ -43,7 +43,7 @@ def test_each_open_batch_has_a_timer_of_its_own() -> None:
     ]
 
 
-def test_each_of_very_many_timers_rings() -> None:
+def test_every_one_of_many_timers_fires() -> None:
     c = collector(Interval(5), workers=1000)
     c.add([Job("a", key=key, submitted=key) for key in range(500)])
     for now in range(500):
@@ -51,26 +51,26 @@ def test_each_of_very_many_timers_rings() -> None:
         assert ["a:interval"] == take_all(c, now + 5)
 
 
-def test_a_moment_beyond_all_floats_is_one_that_a_clock_can_calculate_with() -> None:
-    class Late(BatchingPolicy[Any]):
+def test_a_due_time_larger_than_any_float_becomes_never() -> None:
+    class BeyondFloats(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return 10**400
 
-    c = collector(Late())
+    c = collector(BeyondFloats())
     c.add(jobs("a"))
     assert [] == take_all(c, 0)
     assert NEVER == c.next_moment()
 
 
 @pytest.mark.parametrize("how", ["size", "interval", "flush", "pressed", "error"])
-def test_counting_begins_anew_after_whatever_made_a_batch_go(how: str) -> None:
-    class Grumbling(Size):
+def test_counting_starts_again_after_a_batch_whatever_dispatched_it(how: str) -> None:
+    class RaisingForError(Size):
         def due(self, window: Window[Any]) -> float:
             if "error" in window.jobs:
                 raise KeyError
             return super().due(window)
 
-    c = collector(Grumbling(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
+    c = collector(RaisingForError(3) | Interval(5) if how != "pressed" else Size(3), workers=1)
     c.add([Job(each) for each in {"size": "abc", "error": ["a", "error"]}.get(how, "ab")])
     if how == "flush":
         c.flush(0)
@@ -78,10 +78,10 @@ def test_counting_begins_anew_after_whatever_made_a_batch_go(how: str) -> None:
     c.add([Job("d", submitted=6, _epoch=1), Job("e", submitted=6, _epoch=1)])
     assert [] == take_all(c, 6)
     c.add([Job("f", submitted=6, _epoch=1)])
-    assert ["def:grumbling" if how != "pressed" else "def:size"] == take_all(c, 6)
+    assert ["def:raisingforerror" if how != "pressed" else "def:size"] == take_all(c, 6)
 
 
-def test_no_moment_is_given_before_a_worker_is_free_but_for_expiry() -> None:
+def test_while_no_worker_is_free_only_expiry_causes_a_wake_up() -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     take_all(c, 0)
@@ -90,7 +90,7 @@ def test_no_moment_is_given_before_a_worker_is_free_but_for_expiry() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 1000])
-def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_busy(workers: int) -> None:
+def test_a_batch_that_will_be_due_causes_no_wake_up_while_all_workers_are_busy(workers: int) -> None:
     c = collector(Interval(5), workers)
     for _ in range(workers):
         c.started(0)
@@ -102,7 +102,7 @@ def test_a_batch_that_will_be_due_is_no_reason_to_wake_up_while_all_workers_are_
 
 
 @pytest.mark.parametrize("now", [2, 3])
-def test_a_batch_that_takes_more_jobs_keeps_its_place_in_the_line_for_a_worker(now: float) -> None:
+def test_a_due_batch_that_takes_more_jobs_keeps_its_turn_for_a_worker(now: float) -> None:
     c = collector(Interval(1))
     c.started(0)
     c.add([Job("a", key="first", submitted=1), Job("b", key="second", submitted=1)])
@@ -113,7 +113,7 @@ def test_a_batch_that_takes_more_jobs_keeps_its_place_in_the_line_for_a_worker(n
     assert ["ac:interval"] == take_all(c, now)
 
 
-def test_a_batch_leaves_the_line_for_a_worker_if_its_policy_changes_its_mind() -> None:
+def test_a_batch_loses_its_turn_for_a_worker_if_its_policy_changes_its_mind() -> None:
     class Hesitant(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return NEVER if window.count == 2 else NOW
@@ -130,7 +130,7 @@ def test_a_batch_leaves_the_line_for_a_worker_if_its_policy_changes_its_mind() -
     assert ["abc:hesitant"] == take_all(c, 0)
 
 
-def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
+def test_a_flush_dispatches_the_earlier_jobs_within_the_limits() -> None:
     c = collector(Size(3), workers=9)
     c.add(jobs("abcd", _epoch=0))
     c.flush(0)
@@ -139,7 +139,7 @@ def test_a_flush_sends_what_came_before_it_within_the_limits() -> None:
     assert [] == take_all(c, 0)
 
 
-def test_a_flush_brings_forward_a_batch_that_is_due_later_with_all_that_has_joined_it() -> None:
+def test_a_flush_makes_a_batch_due_at_once_with_all_jobs_that_have_joined_it() -> None:
     c = collector(Interval(10))
     c.add([*jobs("a", _epoch=1), *jobs("b", _epoch=3)])
     assert [] == take_all(c, 0)
@@ -148,7 +148,7 @@ def test_a_flush_brings_forward_a_batch_that_is_due_later_with_all_that_has_join
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["a flush", "a shutdown"])
-def test_a_batch_that_was_due_anyway_keeps_its_reason_through(closing: bool) -> None:
+def test_a_batch_that_was_due_anyway_keeps_its_reason(closing: bool) -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     c.flush(0, closing)
@@ -156,7 +156,7 @@ def test_a_batch_that_was_due_anyway_keeps_its_reason_through(closing: bool) -> 
 
 
 @pytest.mark.parametrize("earliest", [5.0, 9.0])
-def test_a_flush_changes_nothing_for_a_batch_that_is_due_no_later_by_itself(earliest: float) -> None:
+def test_a_flush_changes_nothing_if_it_would_not_make_the_batch_due_earlier(earliest: float) -> None:
     class Slow(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return 5.0
@@ -170,7 +170,7 @@ def test_a_flush_changes_nothing_for_a_batch_that_is_due_no_later_by_itself(earl
     assert [[], ["a:slow"]] == [take_all(c, 4), take_all(c, 5)]
 
 
-def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -> None:
+def test_a_batch_follows_its_policy_again_once_its_flushed_jobs_are_withdrawn() -> None:
     c = collector(Size(9) & Natural() | Interval(5))
     c.in_flight = 1
     flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, _epoch=1)
@@ -186,7 +186,7 @@ def test_a_batch_of_which_no_job_is_left_that_was_flushed_goes_by_its_policy() -
     assert ["b:interval"] == take_all(c, 6.5)[:1]
 
 
-def test_after_close_everything_is_due() -> None:
+def test_after_a_shutdown_every_batch_is_due() -> None:
     c = collector(Size(3), workers=9)
     c.add(jobs("a"))
     c.flush(-1, closing=True)
@@ -195,14 +195,14 @@ def test_after_close_everything_is_due() -> None:
     assert ["bcd:size", "e:shutdown"] == take_all(c, 0)
 
 
-def test_neither_flush_nor_close_makes_an_empty_batch() -> None:
+def test_neither_a_flush_nor_a_shutdown_creates_an_empty_batch() -> None:
     c = collector(Size(3))
     c.flush(0)
     c.flush(-1, closing=True)
     assert [] == take_all(c, 0, pressed=True)
 
 
-def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> None:
+def test_the_collector_wants_all_missing_jobs_together_if_the_policy_need_not_see_each_one() -> None:
     c = collector(Size(9) | Interval(0.005))
     assert 1 == c.wanted()
     c.add(jobs("a"), uniform=True)
@@ -213,7 +213,7 @@ def test_a_policy_that_is_not_to_be_asked_for_each_job_is_not_woken_for_it() -> 
 
 
 @pytest.mark.parametrize("returning, wanted", [(64, 56), (7, 7)])
-def test_a_batch_that_waits_for_callers_is_looked_at_again_when_most_of_them_are_back(
+def test_the_collector_wants_most_of_the_missing_callers_before_it_asks_the_policy_again(
     returning: int, wanted: int
 ) -> None:
     c = collector(Natural())
@@ -225,7 +225,7 @@ def test_a_batch_that_waits_for_callers_is_looked_at_again_when_most_of_them_are
 
 
 @pytest.mark.parametrize("policy, wanted", [(Interval(0.005), NEVER), (Weight(9) | Interval(0.005), 1)])
-def test_only_a_policy_that_can_find_the_batch_full_is_asked_again_for_more_jobs(
+def test_the_collector_wants_more_jobs_only_if_the_policy_may_find_the_batch_full(
     policy: BatchingPolicy[Any], wanted: float
 ) -> None:
     c = collector(policy)
@@ -233,18 +233,18 @@ def test_only_a_policy_that_can_find_the_batch_full_is_asked_again_for_more_jobs
     assert ([], wanted) == (take_all(c, 0.0), c.wanted())
 
 
-def test_a_policy_of_a_user_is_asked_again_for_each_job() -> None:
-    class Urgent(Interval):
+def test_the_collector_wants_each_job_at_once_if_the_policy_is_not_a_built_in_one() -> None:
+    class Custom(Interval):
         def due(self, window: Window[object]) -> float:
             return super().due(window)
 
-    c = collector(Size(9) | Urgent(0.005))
+    c = collector(Size(9) | Custom(0.005))
     c.add(jobs("a"), uniform=True)
     assert ([], 1) == (take_all(c, 0.0), c.wanted())
 
 
 @pytest.mark.parametrize("case", ["far off", "of a key", "one of two"])
-def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
+def test_the_collector_wants_each_job_at_once_if_its_timer_is_far_off_or_jobs_have_keys(case: str) -> None:
     c = collector(Size(9) | Interval(1 if case == "far off" else 0.005))
     c.add(jobs("a", key=1 if case == "of a key" else None), uniform=case != "of a key")
     if case == "one of two":
@@ -252,7 +252,7 @@ def test_who_waits_long_or_is_one_of_many_joins_at_once(case: str) -> None:
     assert ([], 1) == (take_all(c, 0.0), c.wanted())
 
 
-def test_a_job_that_may_expire_has_the_policy_asked_for_each_job_again() -> None:
+def test_the_collector_wants_each_job_at_once_after_a_job_that_may_expire() -> None:
     c = collector(Size(4) | Interval(60))
     c.add(jobs("a"), uniform=True)
     assert [] == take_all(c, 0)

@@ -1,4 +1,4 @@
-"""What breaks a batch, and that it breaks no other."""
+"""An error breaks the batch that it concerns, and no other batch."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from microbatch import NEVER, BatchingPolicy, JobTooLarge, Size, Window
 from tests.collectors import Broken, Job, Light, collector, jobs, take_all
 
 
-def test_a_policy_that_raises_breaks_that_batch_at_once_and_no_other() -> None:
+def test_a_policy_that_raises_breaks_its_batch_at_once_and_no_other_batch() -> None:
     c = collector(Broken(), workers=1)
     c.add([Job("a", key=1)])
     assert ["a:interval"] != take_all(c, 1)
@@ -19,29 +19,29 @@ def test_a_policy_that_raises_breaks_that_batch_at_once_and_no_other() -> None:
 
 
 def test_a_reason_that_raises_breaks_the_batch() -> None:
-    class Speechless(Size):
+    class RaisingReason(Size):
         def reason(self, window: Window[Any]) -> str:
             raise LookupError
 
-    c = collector(Speechless(1))
+    c = collector(RaisingReason(1))
     c.add(jobs("a"))
     batch = c.take(0)
     assert batch is not None and isinstance(batch.error, LookupError)
 
 
 def test_the_jobs_of_a_batch_whose_reason_raises_fail_with_it() -> None:
-    class Speechless(Size):
+    class RaisingReason(Size):
         def reason(self, window: Window[Any]) -> str:
             raise LookupError
 
-    c = collector(Speechless(2))
+    c = collector(RaisingReason(2))
     c.add(jobs("ab", key="k"))
     batch = c.take(0)
     assert batch is not None
     assert ("k", ["a", "b"]) == (batch.key, [entry.job for entry in batch.entries])
 
 
-def test_a_limit_that_raises_breaks_batch_after_batch_until_none_is_left() -> None:
+def test_a_fits_that_raises_breaks_one_batch_after_another_until_no_job_is_left() -> None:
     class Raising(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
             return NEVER
@@ -59,7 +59,7 @@ def test_a_limit_that_raises_breaks_batch_after_batch_until_none_is_left() -> No
     assert not c
 
 
-def test_a_job_that_fits_nowhere_breaks_alone() -> None:
+def test_a_job_that_fits_into_no_batch_fails_alone() -> None:
     c = collector(Light(), workers=9)
     c.add([Job("a", weight=11), Job("b", weight=10)])
     batch = c.take(0)
@@ -70,12 +70,12 @@ def test_a_job_that_fits_nowhere_breaks_alone() -> None:
     assert ["b:flush"] == take_all(c, 0)
 
 
-def test_an_error_says_what_it_is_about() -> None:
-    class Odd(Light):
+def test_an_error_message_names_the_cause() -> None:
+    class WrongDue(Light):
         def due(self, window: Window[Any]) -> float:
             return "soon"  # type: ignore[return-value]
 
-    c = collector(Odd())
+    c = collector(WrongDue())
     c.add([Job("a", weight=11), Job("b", weight=10)])
     errors = [batch.error for batch in (c.take(0), c.take(0)) if batch is not None]
     assert [

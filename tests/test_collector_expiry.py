@@ -7,7 +7,7 @@ from microbatch import NEVER, BatchingPolicy, Interval, Size, Window
 from tests.collectors import Job, Light, Wavering, collector, jobs, take_all, withdraw
 
 
-def test_expired_jobs_are_given_at_their_moment_and_leave_their_batch() -> None:
+def test_jobs_expire_at_their_moment_and_leave_their_batch() -> None:
     c = collector(Interval(10))
     early, late = Job("a", _expires=3), Job("b", submitted=1)
     c.add([early, late])
@@ -19,7 +19,7 @@ def test_expired_jobs_are_given_at_their_moment_and_leave_their_batch() -> None:
     assert ["b:interval"] == take_all(c, 11)
 
 
-def test_a_withdrawn_job_makes_room_in_its_batch() -> None:
+def test_a_withdrawn_job_frees_its_place_in_its_batch() -> None:
     c = collector(Size(2))
     first, *others = jobs("abc")
     c.add([first])
@@ -31,7 +31,7 @@ def test_a_withdrawn_job_makes_room_in_its_batch() -> None:
     assert ["bc:size"] == take_all(c, 0)
 
 
-def test_a_job_that_is_withdrawn_behind_a_full_batch_leaves_its_place_to_the_next() -> None:
+def test_the_next_job_takes_the_place_of_one_withdrawn_behind_a_full_batch() -> None:
     c = collector(Size(2))
     c.add(letters := jobs("abcdefg"))
     assert ["ab:size"] == take_all(c, 0)
@@ -41,7 +41,7 @@ def test_a_job_that_is_withdrawn_behind_a_full_batch_leaves_its_place_to_the_nex
         assert [batch] == take_all(c, 0)
 
 
-def test_full_is_lifted_when_the_job_that_did_not_fit_is_withdrawn() -> None:
+def test_a_batch_is_no_longer_full_once_the_job_that_did_not_fit_is_withdrawn() -> None:
     c = collector(Light() | Interval(5))
     heavy, light = Job("b", weight=6), Job("c", weight=1)
     c.add([Job("a", weight=6), heavy, light])
@@ -49,7 +49,7 @@ def test_full_is_lifted_when_the_job_that_did_not_fit_is_withdrawn() -> None:
     assert ["ac:interval"] == take_all(c, 5)
 
 
-def test_jobs_may_have_stopped_to_wait_before_that_is_said() -> None:
+def test_jobs_may_stop_waiting_before_the_collector_knows() -> None:
     c = collector(Size(1))
     c.started(0)
     c.add(letters := jobs("abcde"))
@@ -63,7 +63,7 @@ def test_jobs_may_have_stopped_to_wait_before_that_is_said() -> None:
     assert not c
 
 
-def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
+def test_a_lane_with_only_withdrawn_jobs_gives_no_batch() -> None:
     c = collector(Interval(0))
     (job,) = jobs("a")
     c.add([job])
@@ -73,7 +73,7 @@ def test_a_lane_of_withdrawn_jobs_only_is_no_batch() -> None:
     assert not c
 
 
-def test_a_batch_whose_jobs_are_all_withdrawn_while_it_is_due_is_no_batch() -> None:
+def test_a_due_batch_whose_jobs_are_all_withdrawn_is_not_dispatched() -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     take_all(c, 0)
@@ -86,7 +86,7 @@ def test_a_batch_whose_jobs_are_all_withdrawn_while_it_is_due_is_no_batch() -> N
     assert (False, NEVER) == (bool(c), c.next_moment())
 
 
-def test_weights_do_not_drift_when_jobs_leave() -> None:
+def test_the_weight_of_a_batch_does_not_drift_when_jobs_leave() -> None:
     seen: list[float] = []
 
     class Watching(BatchingPolicy[Any]):
@@ -103,14 +103,14 @@ def test_weights_do_not_drift_when_jobs_leave() -> None:
     assert 1.1 == seen[-1]
 
 
-def test_alarms_of_jobs_that_went_are_forgotten() -> None:
+def test_the_expiry_times_of_dispatched_jobs_are_forgotten() -> None:
     c = collector(Size(1), workers=10**6)
     for _ in range(1000):
         entry = Job("a", _expires=10.0**9)
         c.add([entry])
         take_all(c, 0)
         entry._is_waiting = False
-    c.add(jobs("a", _expires=5))  # one that waits, so that the collector is not idle
+    c.add(jobs("a", _expires=5))  # a waiting job, so that the collector is not idle
     assert len(c._expiries._heap) < 200
     take_all(c, 0)
     assert NEVER == c.next_moment()
@@ -129,7 +129,7 @@ def test_a_backlog_of_withdrawn_jobs_is_forgotten_while_the_workers_are_busy() -
     assert len(c._lanes[None].backlog) < 300
 
 
-def test_the_line_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> None:
+def test_the_queue_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     take_all(c, 0)
@@ -143,7 +143,7 @@ def test_the_line_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> No
     assert len(c._ready._heap) < 300
 
 
-def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
+def test_dispatched_and_withdrawn_jobs_are_freed_while_other_jobs_wait() -> None:
     c = collector(Wavering(), workers=10**6)
     c.add([Job("x", key=key, _expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
@@ -161,7 +161,7 @@ def test_what_went_or_was_withdrawn_is_freed_while_other_jobs_wait() -> None:
     assert len(known) < 800
 
 
-def test_a_backlog_that_is_withdrawn_at_one_go_is_freed() -> None:
+def test_a_backlog_that_is_withdrawn_all_at_once_is_freed() -> None:
     c = collector(Size(1))
     c.add(jobs("abcdefgh"))
     assert ["a:size"] == take_all(c, 0)

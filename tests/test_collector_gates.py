@@ -1,4 +1,4 @@
-"""Batches that are held back by a rate or by other batches, and lanes in doubt, which are asked again later."""
+"""Batches that a rate limit or other batches hold back, and lanes that are asked again when their answer may change."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from microbatch import NEVER, NOW, BatchingPolicy, Hints, Natural, Rate, Size, W
 from tests.collectors import Counted, Job, collector, jobs, take_all
 
 
-def test_a_rate_is_kept_by_all_keys_together() -> None:
+def test_a_rate_limit_applies_to_all_keys_together() -> None:
     c = collector(Size(1) & Rate(2, per=60), workers=9)
     c.add([Job(letter, key=letter) for letter in "abcde"])
     assert ["a:size & rate", "b:size & rate"] == take_all(c, 10.0)
@@ -16,14 +16,14 @@ def test_a_rate_is_kept_by_all_keys_together() -> None:
     assert ["c:size & rate", "d:size & rate"] == take_all(c, 70.0)
 
 
-def test_a_rate_above_the_usual_memory_is_kept() -> None:
+def test_a_rate_limit_beyond_the_usual_history_is_kept() -> None:
     c = collector(Size(1) & Rate(2_000, per=60), workers=9_999)
     c.add(jobs("a" * 3_000))
     assert 2_000 == len(take_all(c, 10.0))
     assert 1_000 == len(take_all(c, 70.0))
 
 
-def test_a_flush_keeps_to_a_rate_and_a_shutdown_does_not() -> None:
+def test_a_flush_keeps_to_the_rate_limit_and_a_shutdown_does_not() -> None:
     c = collector(Size(9) & Rate(1, per=60), workers=9)
     c.add(jobs("ab"))
     c.flush(0)
@@ -37,9 +37,9 @@ def test_a_flush_keeps_to_a_rate_and_a_shutdown_does_not() -> None:
     assert ["d:shutdown"] == take_all(c, 70.1)
 
 
-def test_who_is_held_back_by_another_start_is_asked_again_when_its_turn_comes() -> None:
+def test_a_lane_held_back_by_the_start_of_another_batch_is_asked_again_in_its_turn() -> None:
     c = collector(Natural(), workers=2)
-    c.finished(4.0)  # of one of old
+    c.finished(4.0)  # an earlier batch
     c.started(0.0)
     c.add([Job("a", key="a"), Job("b", key="b"), Job("c", key="c")])
     assert ["a:natural"] == take_all(c, 10.0)
@@ -50,9 +50,9 @@ def test_who_is_held_back_by_another_start_is_asked_again_when_its_turn_comes() 
     assert ["c:natural"] == take_all(c, 14.0)
 
 
-def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
+def test_a_batch_that_natural_holds_back_is_dispatched_when_all_workers_are_idle() -> None:
     c = collector(Natural(), workers=2)
-    c.finished(4000.0)  # of one of old
+    c.finished(4000.0)  # an earlier batch
     c.started(0.0)
     c.add(jobs("a"))
     assert ["a:natural"] == take_all(c, 10.0)
@@ -62,9 +62,9 @@ def test_who_is_held_back_for_others_goes_when_all_workers_are_idle() -> None:
     assert ["b:natural"] == take_all(c, 11.0)
 
 
-def test_a_full_batch_does_not_wait_where_others_are_held_back() -> None:
+def test_a_full_batch_is_dispatched_while_other_batches_are_held_back() -> None:
     c = collector(Size(2) | Natural(), workers=4)
-    c.finished(4.0)  # of one of old
+    c.finished(4.0)  # an earlier batch
     c.started(0.0)
     c.add([Job("a", key="a"), Job("b", key="b")])
     assert ["a:natural"] == take_all(c, 10.0)
@@ -73,7 +73,7 @@ def test_a_full_batch_does_not_wait_where_others_are_held_back() -> None:
     assert ["b:natural"] == take_all(c, 11.0)
 
 
-def test_one_slow_batch_does_not_count() -> None:
+def test_one_slow_batch_does_not_change_the_service_time() -> None:
     seen: list[float] = []
 
     class Watching(BatchingPolicy[Any]):
@@ -91,7 +91,7 @@ def test_one_slow_batch_does_not_count() -> None:
 
 @pytest.mark.parametrize("text", ["Natural()", "Size(100) | Natural()", "Natural() & Rate(100, 1)"])
 @pytest.mark.parametrize("keys", [["a"], ["a", "b"]], ids=len)
-def test_a_batch_goes_sooner_when_batches_turn_out_to_take_less_time(text: str, keys: list[str]) -> None:
+def test_a_batch_is_dispatched_sooner_once_batches_turn_out_to_be_faster(text: str, keys: list[str]) -> None:
     c = collector(eval(text), workers=4)
     for service_time in (100.0, 1.0):
         c.started(0)
@@ -122,13 +122,13 @@ def test_a_policy_that_watches_the_flow_is_asked_again_when_a_batch_ends() -> No
 
 
 class Quiet(Size):
-    """Not even a flush sends it while another batch runs."""
+    """Not even a flush dispatches a batch while another one runs."""
 
     def _earliest(self, window: Window[Any]) -> float:
         return NOW if window.in_flight == 0 else NEVER
 
 
-def test_an_earliest_that_looks_at_the_flow_is_asked_again_though_its_class_inherits_that_it_does_not() -> None:
+def test_an_overridden_earliest_is_asked_again_when_a_batch_ends_despite_inherited_hints() -> None:
     c = collector(Quiet(2), workers=4)
     c.add(jobs("ab"))
     assert ["ab:quiet"] == take_all(c, 0)
@@ -139,7 +139,7 @@ def test_an_earliest_that_looks_at_the_flow_is_asked_again_though_its_class_inhe
     assert ["c:flush"] == take_all(c, 2)
 
 
-def test_every_lane_in_doubt_is_asked_in_the_end_even_if_nothing_more_happens_and_then_no_more() -> None:
+def test_every_lane_whose_answer_may_have_changed_is_asked_again_in_the_end_and_then_left_alone() -> None:
     class Picky(Counted):
         def moment(self, window: Window[Any]) -> float:
             return NOW if window.in_flight == 0 and window.key in ("first", 900) else NEVER
@@ -165,7 +165,7 @@ def test_every_lane_in_doubt_is_asked_in_the_end_even_if_nothing_more_happens_an
     assert before == policy.asked
 
 
-def test_what_others_say_of_themselves_puts_no_lane_in_doubt() -> None:
+def test_lanes_are_not_asked_again_if_their_policy_does_not_watch_the_flow() -> None:
     class Steady(Counted):
         hints = Hints(watches_flow=False)
 

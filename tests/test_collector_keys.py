@@ -13,7 +13,7 @@ from tests.collectors import Job, collector, take_all
 from tests.extras import needs
 
 
-def test_jobs_of_unequal_keys_never_share_a_batch() -> None:
+def test_jobs_with_different_keys_never_share_a_batch() -> None:
     c = collector(Size(2), workers=9)
     c.add([Job("a", key=1), Job("b", key=2), Job("c", key=1), Job("d", key=2), Job("e", key=3)])
     assert ["ac:size", "bd:size"] == take_all(c, 0)
@@ -31,13 +31,13 @@ def test_a_busy_key_does_not_starve_the_others() -> None:
 
 
 class Eager(BatchingPolicy[Any]):
-    """Goes alone too once five batches have gone."""
+    """A single job is due too, once five batches have been dispatched."""
 
     def due(self, window: Window[Any]) -> float:
         return NOW if window.count >= 2 or len(window.sent) >= 5 else NEVER
 
 
-def test_a_batch_that_has_become_due_goes_though_another_key_is_always_ready() -> None:
+def test_a_due_batch_is_dispatched_even_if_another_key_is_always_ready() -> None:
     c = collector(Eager())
     c.add([Job("rare", key="rare")])
     for batch in range(10):
@@ -50,14 +50,14 @@ def test_a_batch_that_has_become_due_goes_though_another_key_is_always_ready() -
 
 
 class Colliding(int):
-    """Unequal to others of its kind, with an equal hash."""
+    """Integers that differ, but all have the same hash."""
 
     def __hash__(self) -> int:
         return 1
 
 
 @pytest.mark.parametrize("kind", [int, Colliding, lambda number: ("table", int(number))], ids=["int", "hash", "tuple"])
-def test_keys_share_a_batch_if_they_are_equal_and_only_then(kind: Callable[[str], Hashable]) -> None:
+def test_jobs_share_a_batch_if_and_only_if_their_keys_are_equal(kind: Callable[[str], Hashable]) -> None:
     c = collector(Size(2), workers=9)
     c.add([Job(letter, key=kind(number)) for letter, number in zip("abcdef", "213213")])
     assert ["ad:size", "be:size", "cf:size"] == take_all(c, 0)
@@ -87,7 +87,7 @@ def test_equal_keys_share_a_batch_whatever_their_types(keys: list[Hashable]) -> 
     check_that_they_share_a_batch(keys)
 
 
-def test_keys_of_numpy_share_a_batch_with_equal_keys_of_python() -> None:
+def test_numpy_keys_share_a_batch_with_equal_python_keys() -> None:
     needs("numpy")
     import numpy
 
@@ -97,7 +97,7 @@ def test_keys_of_numpy_share_a_batch_with_equal_keys_of_python() -> None:
         check_that_they_share_a_batch(keys)
 
 
-def test_bytes_and_text_are_different_keys_even_where_python_refuses_to_compare_them() -> None:
+def test_bytes_and_str_are_different_keys_even_if_python_refuses_to_compare_them() -> None:
     script = """if True:
         from microbatch import Batcher, Size
         with Batcher(list, Size(2), key=lambda job: job) as batcher:
@@ -109,8 +109,8 @@ def test_bytes_and_text_are_different_keys_even_where_python_refuses_to_compare_
     assert ("1 2 1 2\n", "") == (done.stdout, done.stderr)
 
 
-def test_a_key_that_raises_when_compared_harms_nobody() -> None:
-    class Odd:
+def test_a_key_that_raises_when_compared_harms_no_other_key() -> None:
+    class RaisingEq:
         def __hash__(self) -> int:
             return 1
 
@@ -118,15 +118,15 @@ def test_a_key_that_raises_when_compared_harms_nobody() -> None:
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    same = Odd()
-    c.add([Job("a", key=same), Job("b", key=Odd()), Job("c", key=same)])
+    same = RaisingEq()
+    c.add([Job("a", key=same), Job("b", key=RaisingEq()), Job("c", key=same)])
     assert ["ac:size"] == take_all(c, 0)
     assert ["b:interval"] == take_all(c, 1)
     assert not c
 
 
-def test_a_key_that_raises_when_compared_harms_no_plain_key_with_its_hash() -> None:
-    class Odd:
+def test_a_key_that_raises_when_compared_harms_no_plain_key_with_the_same_hash() -> None:
+    class RaisingEq:
         def __hash__(self) -> int:
             return hash(1)
 
@@ -134,20 +134,20 @@ def test_a_key_that_raises_when_compared_harms_no_plain_key_with_its_hash() -> N
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    c.add([Job("a", key=Odd()), Job("b", key=1), Job("c", key=Odd()), Job("d", key=1.0)])
+    c.add([Job("a", key=RaisingEq()), Job("b", key=1), Job("c", key=RaisingEq()), Job("d", key=1.0)])
     assert ["bd:size"] == take_all(c, 0)
     assert ["a:interval", "c:interval"] == take_all(c, 1)
     assert not c
 
 
-def test_a_key_whose_hash_changes_harms_nobody() -> None:
-    class Changing:
+def test_a_key_whose_hash_changes_harms_no_other_key() -> None:
+    class ChangingHash:
         value = 1
 
         def __hash__(self) -> int:
             return self.value
 
-    key = Changing()
+    key = ChangingHash()
     c = collector(Size(2) | Interval(1), workers=9)
     c.add([Job("a", key=key)])
     key.value = 2
@@ -156,14 +156,14 @@ def test_a_key_whose_hash_changes_harms_nobody() -> None:
     assert not c
 
 
-def test_a_key_that_loses_its_hash_is_only_itself() -> None:
-    class Hashless:
+def test_a_key_that_is_no_longer_hashable_equals_only_itself() -> None:
+    class RaisingHash:
         def __hash__(self) -> int:
             raise RuntimeError
 
     c = collector(Size(2) | Interval(1), workers=9)
-    same = Hashless()
-    gone, stays = Job("a", key=same), Job("b", key=Hashless())
+    same = RaisingHash()
+    gone, stays = Job("a", key=same), Job("b", key=RaisingHash())
     c.add([gone, stays, Job("c", key=same), Job("d", key=same)])
     assert ["ac:size"] == take_all(c, 0)
     assert ["b:interval", "d:interval"] == take_all(c, 1)

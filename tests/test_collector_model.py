@@ -1,4 +1,4 @@
-"""Anything may happen to a collector, in any order."""
+"""A collector keeps its invariants under random sequences of operations."""
 
 import random
 from typing import Any
@@ -23,8 +23,8 @@ from microbatch import (
 from tests.collectors import Job, collector, take_all, withdraw
 
 
-class LedgerOfJobs(RuleBasedStateMachine):
-    """Anything may happen in any order: limits hold, order holds, nothing is lost, and no batch is empty."""
+class CollectorMachine(RuleBasedStateMachine):
+    """In any order of operations, the limits and the order hold, no job is lost, and no batch is empty."""
 
     waiting = Bundle("waiting")
 
@@ -86,22 +86,22 @@ class LedgerOfJobs(RuleBasedStateMachine):
             for job in batch.entries:
                 assert job._is_waiting and job.key == batch.key and job._expires > self.now
                 earlier = [other for other in self.added[: job.job] if other._is_waiting and other.key == job.key]
-                assert [] == earlier, "a job overtook one of its key"
+                assert [] == earlier, "a job overtook another one of the same key"
                 job._is_waiting = False
                 self.gone.append(job)
             self.running += 1
             self.collector.started(self.now)
-        if self.running < 2:  # with a free worker, nothing that is due is left
+        if self.running < 2:  # with a free worker, no due job is left
             left = [job for job in self.added if job._is_waiting]
             assert all(job._epoch > self.flushed and job.submitted + 2 > self.now for job in left)
             assert self.collector.next_moment() > self.now
 
     @invariant()
-    def no_more_than_the_workers_run(self) -> None:
+    def no_more_batches_run_than_there_are_workers(self) -> None:
         assert self.running <= 2
 
     @invariant()
-    def nothing_is_lost(self) -> None:
+    def no_job_is_lost(self) -> None:
         held = {entry for lane in self.collector._lanes.values() for entry in [*lane.open, *lane.backlog]}
         assert {job for job in self.added if job._is_waiting} <= held
 
@@ -114,8 +114,8 @@ class LightEnough(BatchingPolicy[Any]):
         return window.weight + weight <= 6
 
 
-TestLedgerOfJobs = pytest.mark.slow(LedgerOfJobs.TestCase)
-TestLedgerOfJobs.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCollectorMachine = pytest.mark.slow(CollectorMachine.TestCase)
+TestCollectorMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 BUILT_IN = [
@@ -136,7 +136,7 @@ BUILT_IN = [
 
 @pytest.mark.parametrize("text", BUILT_IN)
 @pytest.mark.parametrize("workers", [1, 4])
-def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str, workers: int) -> None:
+def test_no_due_batch_is_left_while_a_worker_is_free(text: str, workers: int) -> None:
     for seed in range(20):
         chance = random.Random(seed)
         c = collector(eval(text, vars(microbatch)), workers)
@@ -159,6 +159,6 @@ def test_with_a_free_worker_no_batch_is_left_that_its_policy_calls_due(text: str
                 heard = chance.choice([NOW, now])
             c.note_callers(CallerActivity(heard=heard))
             take_all(c, now)
-            if c.has_worker and c.next_moment() > now + 0.002 and c._lanes:  # none is still to be asked
+            if c.has_worker and c.next_moment() > now + 0.002 and c._lanes:  # no lane is still to be asked
                 due = [c._answer(lane, c._new_window(lane), now)[0] for lane in c._lanes.values()]
                 assert min(due) > now

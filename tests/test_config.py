@@ -1,4 +1,4 @@
-"""Policies from the environment."""
+"""Policies that environment variables choose."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ def make() -> BatchingPolicy[object]:
     return Size(7)
 
 
-def make_none() -> int:
+def make_a_number() -> int:
     return 7
 
 
-def make_trouble() -> BatchingPolicy[object]:
+def make_and_raise() -> BatchingPolicy[object]:
     raise OSError("no")
 
 
@@ -70,7 +70,7 @@ def make_trouble() -> BatchingPolicy[object]:
     ids=str,
 )
 @pytest.mark.parametrize("prefix", ["MICROBATCH_", "X_", ""])
-def test_variables_say_the_policy(variables: dict[str, str], policy: str, prefix: str) -> None:
+def test_environment_variables_choose_the_policy(variables: dict[str, str], policy: str, prefix: str) -> None:
     environ = {prefix + name: value for name, value in variables.items()}
     assert policy == repr(policy_from_env({"BATCH_CAPACITY_": "no", **environ}, prefix))
 
@@ -116,24 +116,26 @@ def test_variables_say_the_policy(variables: dict[str, str], policy: str, prefix
             "X_STRATEGY must be a strategy, or package.module:factory that can be imported",
         ),
         (
-            {"STRATEGY": "tests.test_config:make_none"},
+            {"STRATEGY": "tests.test_config:make_a_number"},
             "X_STRATEGY must be a factory that returns a BatchingPolicy, not one that returns 7, got",
         ),
     ],
     ids=str,
 )
-def test_a_bad_variable_is_named_with_what_it_must_be(variables: dict[str, str], complaint: str) -> None:
+def test_the_error_for_a_bad_variable_names_it_and_says_what_is_expected(
+    variables: dict[str, str], complaint: str
+) -> None:
     with pytest.raises(ValueError) as refused:
         policy_from_env({f"X_{name}": value for name, value in variables.items()}, "X_")
     assert str(refused.value).startswith(complaint)
 
 
-def test_what_a_factory_raises_comes_out() -> None:
+def test_an_exception_from_a_factory_is_raised() -> None:
     with pytest.raises(OSError):
-        policy_from_env({"STRATEGY": "tests.test_config:make_trouble"}, "")
+        policy_from_env({"STRATEGY": "tests.test_config:make_and_raise"}, "")
 
 
-def test_a_batcher_takes_its_policy_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_env_reads_the_policy_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICROBATCH_BATCH_CAPACITY", "3")
     monkeypatch.setenv("Y_BATCH_CAPACITY", "2")
     with (
@@ -144,9 +146,9 @@ def test_a_batcher_takes_its_policy_from_the_environment(monkeypatch: pytest.Mon
         assert [3] == [future.result().batch.size for future in [batcher.submit(n) for n in range(3)][:1]]
 
 
-def test_a_subclass_is_made_of_the_subclass() -> None:
+def test_from_env_of_a_subclass_returns_an_instance_of_the_subclass() -> None:
     class Mine(Batcher[Any, Any]):
-        """With something more."""
+        """A subclass of Batcher."""
 
     with Mine.from_env(list, environ={}) as batcher:
         assert isinstance(batcher, Mine)

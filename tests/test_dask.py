@@ -1,4 +1,4 @@
-"""Batches on a Dask cluster of processes: processed there, and formed there for many processes."""
+"""Batches on a Dask cluster of processes: run there by an executor, or formed there for many client processes."""
 
 import gc
 import importlib
@@ -80,8 +80,8 @@ def strict(jobs: list[str]) -> list[Any]:
     return [ValueError(job) if job == "bad" else job.upper() for job in jobs]
 
 
-def deadly(jobs: list[str]) -> list[Any]:
-    """Kills its process for the first job that it is to die for, whose file it takes away."""
+def kill_the_process(jobs: list[str]) -> list[Any]:
+    """Kill this process at the first job that names an existing file, and remove that file."""
     for job in jobs:
         if job and os.path.exists(job):
             os.remove(job)
@@ -89,7 +89,7 @@ def deadly(jobs: list[str]) -> list[Any]:
     return [os.getpid() for _ in jobs]
 
 
-def test_batches_are_processed_in_other_processes(client: Client) -> None:
+def test_batches_are_processed_in_worker_processes(client: Client) -> None:
     executor = client.get_executor()
     with Batcher[int, Any](where, Size(10), executor=executor, max_workers=3) as batcher:
         results = [future.result(timeout=60).value for future in [batcher.submit(number) for number in range(100)]]
@@ -98,20 +98,20 @@ def test_batches_are_processed_in_other_processes(client: Client) -> None:
     assert os.getpid() not in {process for _, process, _ in results}
 
 
-def note(jobs: list[str]) -> list[str]:
+def log_done(jobs: list[str]) -> list[str]:
     with open(jobs[0], "a") as file:
         file.write("done\n")
     return jobs
 
 
-def test_batches_that_are_equal_are_all_processed(client: Client, tmp_path: Path) -> None:
+def test_equal_batches_are_all_processed(client: Client, tmp_path: Path) -> None:
     path = str(tmp_path / "notes")
-    with Batcher[str, str](note, Size(1), executor=client.get_executor(), max_workers=3) as batcher:
+    with Batcher[str, str](log_done, Size(1), executor=client.get_executor(), max_workers=3) as batcher:
         assert [path] * 5 == [result.value for result in batcher.map([path] * 5)]
     assert "done\n" * 5 == (tmp_path / "notes").read_text()
 
 
-def test_no_more_batches_are_in_the_cluster_than_there_are_workers(client: Client) -> None:
+def test_the_cluster_never_has_more_than_max_workers_batches(client: Client) -> None:
     in_flight = InFlight()
     executor = client.get_executor()
     with Batcher[int, Any](where, Size(1), executor=executor, max_workers=2, listeners=[in_flight]) as batcher:
@@ -119,7 +119,7 @@ def test_no_more_batches_are_in_the_cluster_than_there_are_workers(client: Clien
     assert 2 == in_flight.most
 
 
-def test_a_job_that_dask_can_not_send_is_named_to_all_of_its_batch_and_later_ones_run(
+def test_an_unpicklable_job_is_named_in_the_error_of_its_batch_and_later_batches_run(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "distributed")
@@ -132,9 +132,9 @@ def test_a_job_that_dask_can_not_send_is_named_to_all_of_its_batch_and_later_one
     assert ["c", "d", "e"] == [future.result().value[0] for future in later]
 
 
-def test_a_batch_whose_process_is_killed_is_run_again_by_dask(client: Client, tmp_path: Path) -> None:
+def test_dask_runs_a_batch_again_if_its_process_is_killed(client: Client, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
-    with Batcher[str, Any](deadly, Size(2), executor=client.get_executor()) as batcher:
+    with Batcher[str, Any](kill_the_process, Size(2), executor=client.get_executor()) as batcher:
         futures = [batcher.submit(job) for job in (str(tmp_path / "die"), "", "", "")]
         assert os.getpid() not in {future.result(timeout=60).value for future in futures}
     assert not (tmp_path / "die").exists()
@@ -172,7 +172,7 @@ def test_all_processes_share_one_batcher_and_each_gets_its_own_results(client: C
     assert 800 == shared("across", where, client=lambda: client).stats().succeeded
 
 
-def test_results_and_errors_are_as_those_of_a_batcher_here(client: Client) -> None:
+def test_results_and_errors_of_a_shared_batcher_are_like_those_of_a_local_one(client: Client) -> None:
     processor = shared("strict", strict, Size(3) | Weight(9) | Natural(), client=lambda: client, weigh=len)
     with Batcher[Any, Any](processor, Size(5)) as batcher:
         good, bad, heavy, other, lock = [
@@ -188,13 +188,13 @@ def locks(jobs: list[Any]) -> list[Any]:
     return [threading.Lock() if job == "lock" else job for job in jobs]
 
 
-def test_a_result_that_can_not_be_sent_fails_alone(client: Client) -> None:
+def test_an_unpicklable_result_fails_alone(client: Client) -> None:
     outcomes = shared("locks", locks, Size(2), client=lambda: client)(["lock", "good"])
     assert isinstance(outcomes[0], PicklingError) and "the result can't be sent" in str(outcomes[0])
     assert "good" == outcomes[1]
 
 
-def test_a_processor_that_no_worker_has_is_told_as_what_it_is(
+def test_a_processor_that_no_worker_can_import_raises_the_import_error(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "only_here.py").write_text("def process(jobs): return jobs")
@@ -204,53 +204,55 @@ def test_a_processor_that_no_worker_has_is_told_as_what_it_is(
         processor(["a"])
 
 
-class Leaving:
-    """Ends the process that reads it, if it is let."""
+class ExitingWhenUnpickled:
+    """Exits the process that unpickles it, unless that is prevented."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (7,)
 
 
-def test_a_job_that_ends_the_process_fails_alone(client: Client) -> None:
+def test_a_job_that_raises_system_exit_fails_alone(client: Client) -> None:
     outcomes = shared("leaving", where, Size(1), client=lambda: client, weigh=sys.exit)([1])
     assert [SystemExit] == [type(outcome) for outcome in outcomes]
     processor = shared("left by", where, Size(1), client=lambda: client)
-    before, leaving, after = processor(["before", Leaving(), "after"])
+    before, leaving, after = processor(["before", ExitingWhenUnpickled(), "after"])
     assert [before[1], SystemExit, before[1]] == [after[1], type(leaving), processor(["later"])[0][1]]
 
 
-class Choosy(BatchListener):
+class CancellingListener(BatchListener):
     """Cancels some jobs as soon as they are accepted."""
 
-    def job_accepted(self, fact: JobAccepted) -> None:
-        if fact.future.job == "unwanted":
-            fact.future.cancel()
+    def job_accepted(self, event: JobAccepted) -> None:
+        if event.future.job == "unwanted":
+            event.future.cancel()
 
 
-def test_a_job_that_is_cancelled_there_is_told_as_that(client: Client) -> None:
-    processor = shared("choosy", strict, Size(2), client=lambda: client, listeners=[Choosy()])
+def test_a_job_cancelled_on_the_cluster_is_reported_as_cancelled(client: Client) -> None:
+    processor = shared("cancelling", strict, Size(2), client=lambda: client, listeners=[CancellingListener()])
     unwanted, *wanted = processor(["unwanted", "a", "b"])
     assert (CancelledError, ["A", "B"]) == (type(unwanted), wanted)
 
 
-def test_where_there_is_no_room_it_waits(client: Client) -> None:
+def test_a_caller_of_a_shared_batcher_waits_while_the_queue_is_full(client: Client) -> None:
     processor = shared("small", where, Size(2) | Interval(0.001), client=lambda: client, max_pending=2)
     assert list(range(50)) == [job for job, _, _ in processor(list(range(50)))]
 
 
-def test_its_shutdown_does_not_wait_for_those_who_wait_for_room(client: Client) -> None:
+def test_the_shutdown_of_a_shared_batcher_does_not_wait_for_blocked_callers(client: Client) -> None:
     processor = shared("crowd", strict, Size(1) & Rate(1, per=3600), client=lambda: client, max_pending=1)
     with ThreadPoolExecutor(40) as callers:
         waiting = [callers.submit(processor, [name]) for name in ["a"] * 40]
-        while processor.stats().accepted < 2:  # one is done, one has the room, and all others wait
+        while processor.stats().accepted < 2:  # one job is done, one fills the queue, and the other callers are blocked
             pass
         processor.shutdown()
         outcomes = [future.result(timeout=60)[0] for future in waiting]
     assert {str, BatcherClosed} == {type(outcome) for outcome in outcomes}
 
 
-def test_callers_hear_that_the_batcher_has_died_and_later_jobs_have_another_one(client: Client, tmp_path: Path) -> None:
-    processor = shared("deadly", deadly, Size(2), client=lambda: client)
+def test_callers_get_an_error_if_a_shared_batcher_dies_and_later_jobs_get_a_new_one(
+    client: Client, tmp_path: Path
+) -> None:
+    processor = shared("kill_the_process", kill_the_process, Size(2), client=lambda: client)
     with Batcher[str, Any](processor, Size(2)) as batcher:
         before = [batcher.submit("") for _ in range(2)]
         first = before[0].result(timeout=60).value
@@ -261,7 +263,7 @@ def test_callers_hear_that_the_batcher_has_died_and_later_jobs_have_another_one(
         assert first != after[0].result(timeout=60).value
 
 
-def test_after_its_shutdown_it_refuses_jobs_and_who_says_its_name_gets_another_one(client: Client) -> None:
+def test_after_a_shutdown_jobs_are_refused_and_the_same_name_gives_a_new_batcher(client: Client) -> None:
     processor = shared("short", strict, Size(2), client=lambda: client)
     assert ["A", "B"] == processor(["a", "b"])
     processor.shutdown()
@@ -269,7 +271,7 @@ def test_after_its_shutdown_it_refuses_jobs_and_who_says_its_name_gets_another_o
     assert ["A", "B"] == shared("short", strict, Size(2), client=lambda: client)(["a", "b"])
 
 
-def test_one_that_is_shut_down_again_leaves_the_next_one_its_name(client: Client) -> None:
+def test_a_second_shutdown_does_not_affect_the_next_batcher_of_the_same_name(client: Client) -> None:
     one, two, after = [shared("again", strict, Size(1), client=lambda: client) for _ in range(3)]
     assert [["A"], ["B"]] == [one(["a"]), two(["b"])]
     one.shutdown()
@@ -278,17 +280,17 @@ def test_one_that_is_shut_down_again_leaves_the_next_one_its_name(client: Client
     assert 1 == shared("again", strict, Size(1), client=lambda: client).stats().accepted
 
 
-def patient(jobs: list[str]) -> list[str]:
+def read_files(jobs: list[str]) -> list[str]:
     return [Path(job).read_text() for job in jobs]
 
 
-def test_who_comes_while_it_is_shut_down_gets_another_one(client: Client, tmp_path: Path) -> None:
-    closing, next_one = [shared("closing", patient, Size(1), client=lambda: client, max_workers=2) for _ in range(2)]
+def test_a_caller_during_a_shutdown_gets_a_new_batcher(client: Client, tmp_path: Path) -> None:
+    closing, next_one = [shared("closing", read_files, Size(1), client=lambda: client, max_workers=2) for _ in range(2)]
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("next")
     with ThreadPoolExecutor(2) as callers:
         waiting = callers.submit(closing, [str(tmp_path / "pipe")])
-        with (tmp_path / "pipe").open("w") as pipe:  # from here on it is being processed
+        with (tmp_path / "pipe").open("w") as pipe:  # from here on the job is being processed
             over = callers.submit(closing.shutdown)
             while not isinstance(closing([str(tmp_path / "file")])[0], BatcherClosed):
                 pass
@@ -298,7 +300,7 @@ def test_who_comes_while_it_is_shut_down_gets_another_one(client: Client, tmp_pa
         assert ["last"] == waiting.result(timeout=60)
 
 
-def test_who_has_lost_the_way_to_the_batcher_finds_the_same_one_again(client: Client) -> None:
+def test_a_caller_that_lost_its_connection_reaches_the_same_batcher_again(client: Client) -> None:
     connected = []
 
     def connect() -> Client:
@@ -313,12 +315,12 @@ def test_who_has_lost_the_way_to_the_batcher_finds_the_same_one_again(client: Cl
             pass
         connected[0].close()
         assert isinstance(lost.exception(timeout=60), CollectorLost)
-    assert ["MINE"] == processor(["mine"])  # in a batch with the one whose result is lost
+    assert ["MINE"] == processor(["mine"])  # in a batch with the job whose result is lost
     assert 2 == here.stats().succeeded == len(connected)
     connected[1].close()
 
 
-def test_callers_have_another_one_after_the_cluster_has_been_restarted(client: Client) -> None:
+def test_callers_get_a_new_batcher_after_the_cluster_restarts(client: Client) -> None:
     processor = shared("restarted", strict, Size(1), client=lambda: client)
     assert ["A"] == processor(["a"])
     client.restart()
@@ -328,11 +330,11 @@ def test_callers_have_another_one_after_the_cluster_has_been_restarted(client: C
 def cancel(client: Client, name: str) -> None:
     variable = Variable(name, client=client)
     client.cancel([variable.get()], force=True)
-    while variable.get().status == "finished":  # the scheduler has not heard of it yet
+    while variable.get().status == "finished":  # until the scheduler knows of the cancellation
         pass
 
 
-def test_callers_hear_that_the_batcher_has_been_cancelled(client: Client) -> None:
+def test_callers_get_an_error_if_a_shared_batcher_is_cancelled(client: Client) -> None:
     processor = shared("cancelled", strict, Size(2), client=lambda: client)
     with ThreadPoolExecutor(1) as callers:
         lost = callers.submit(processor, ["lost"])
@@ -343,7 +345,7 @@ def test_callers_hear_that_the_batcher_has_been_cancelled(client: Client) -> Non
     assert ["A", "B"] == processor(["a", "b"])
 
 
-def test_no_lock_is_left_over_where_it_has_looked_for_a_batcher(client: Client) -> None:
+def test_no_lock_is_left_over_from_looking_up_a_batcher(client: Client) -> None:
     processor = shared("locked", strict, Size(1), client=lambda: client)
     for _ in range(3):
         assert ["A"] == processor(["a"])
@@ -353,18 +355,18 @@ def test_no_lock_is_left_over_where_it_has_looked_for_a_batcher(client: Client) 
     assert not any(type(each) is Lock and each.name == "microbatch-locked" for each in gc.get_objects())
 
 
-def test_nobody_waits_for_a_batcher_with_a_client_that_is_closed(tmp_path: Path) -> None:
+def test_callers_get_an_error_if_their_client_is_closed_while_they_wait_for_a_batcher(tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster.py", 0) as address, ThreadPoolExecutor(8) as callers:
         client = Client(address, set_as_default=False)
         processors = [shared(name, strict, client=lambda: client) for name in "abcdefgh"]
         waiting = [callers.submit(processor, ["a"]) for processor in processors]
-        while len(client.futures) < 8:  # there is no worker to make them
+        while len(client.futures) < 8:  # there is no worker to create the batchers
             pass
         client.close()
         assert {CollectorLost} == {type(future.exception(timeout=60)) for future in waiting}
 
 
-def test_a_client_that_asks_the_processor_for_itself_fails() -> None:
+def test_a_client_factory_that_uses_its_own_processor_fails() -> None:
     processor = shared("circle", strict, client=lambda: processor.stats())
     with pytest.raises(CollectorLost, match="nothing was sent"):
         processor(["a"])
@@ -400,16 +402,14 @@ if __name__ == "__main__":
 """
 
 
-def test_a_child_that_is_forked_while_its_parent_connects_has_a_client_of_its_own(
-    client: Client, tmp_path: Path
-) -> None:
+def test_a_child_forked_while_its_parent_connects_has_its_own_client(client: Client, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(FORKED))
     command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address]
     assert "CHILD\nPARENT\n" == subprocess.check_output(command, env=ENVIRONMENT, text=True)
 
 
 class Fickle:
-    """A processor that can't be read while there is a file."""
+    """A processor that can't be unpickled while a file exists."""
 
     def __init__(self, path: str) -> None:
         if os.path.exists(path):
@@ -453,7 +453,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_child_that_found_no_batcher_at_first_looks_again(client: Client, tmp_path: Path) -> None:
+def test_a_child_that_found_no_batcher_at_first_tries_again(client: Client, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(FORKED_LATER))
     command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address, str(tmp_path / "there")]
     assert "PARENT\nnot now\nCHILD\n" == subprocess.check_output(command, env=ENVIRONMENT, text=True)
@@ -477,13 +477,13 @@ if __name__ == "__main__":
 """
 
 
-def test_a_caller_that_dies_does_not_disturb_the_others(client: Client, tmp_path: Path) -> None:
+def test_a_caller_that_dies_does_not_affect_the_others(client: Client, tmp_path: Path) -> None:
     processor = shared("left", strict, Size(2), client=lambda: client)
     assert 0 == processor.stats().accepted
     (tmp_path / "program.py").write_text(textwrap.dedent(DYING))
     command = [sys.executable, str(tmp_path / "program.py"), client.scheduler.address]
     assert 7 == subprocess.run(command, env=ENVIRONMENT).returncode
-    assert ["MINE"] == processor(["mine"])  # in a batch with that of the dead
+    assert ["MINE"] == processor(["mine"])  # in a batch with the job of the dead caller
     assert 2 == processor.stats().succeeded
 
 
@@ -495,7 +495,7 @@ def tenants(rows: list[Row]) -> list[str]:
     return [f"{row.tenant} of {len({each.tenant for each in rows})}" for row in rows]
 
 
-def test_what_the_page_shows_works(client: Client) -> None:
+def test_the_examples_of_the_page_work(client: Client) -> None:
     names: dict[str, Any] = {"client": client, "insert_many": tenants, "Batcher": Batcher}
     rows = [Row(tenant) for tenant in ("acme", "initech", "hooli", "umbrella")] * 3
     found = [block.replace('Client("tcp://scheduler:8786")', "client") for block in blocks("processes")]
@@ -504,7 +504,7 @@ def test_what_the_page_shows_works(client: Client) -> None:
         with names[batcher] as opened:
             values = [result.value for result in opened.map(rows)]
         assert [row.tenant for row in rows] == [value.split()[0] for value in values]
-    assert max(int(value.split()[-1]) for value in values) < 4  # by shards, which no two batches share
+    assert max(int(value.split()[-1]) for value in values) < 4  # each batch has the tenants of one shard
 
 
 @pytest.mark.parametrize(
@@ -515,6 +515,6 @@ def test_what_the_page_shows_works(client: Client) -> None:
         ({"key": threading.Lock().acquire}, "processor, policy and options must be picklable: "),
     ],
 )
-def test_bad_arguments_are_refused_here(arguments: Any, complaint: str) -> None:
+def test_bad_arguments_are_refused_in_the_calling_process(arguments: Any, complaint: str) -> None:
     with pytest.raises(TypeError, match=complaint):
         shared("bad", strict, client=lambda: None, **arguments)

@@ -1,4 +1,4 @@
-"""Errors of real database drivers reach every caller with all that they say: which constraint, which row."""
+"""Errors of real database drivers reach every caller with their details, such as the constraint and the row."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def futures_of(insert: Callable[[list[int]], None], jobs: list[int]) -> list[Job
 
 @pytest.mark.server
 @pytest.mark.parametrize("driver", [psycopg2, psycopg], ids=["psycopg2", "psycopg"])
-def test_each_caller_reads_the_diagnostics_of_postgresql(driver: Any, postgresql: str) -> None:
+def test_each_caller_can_read_the_diagnostics_of_postgresql(driver: Any, postgresql: str) -> None:
     connection = driver.connect(postgresql)
     cursor = connection.cursor()
     cursor.execute(CREATE)
@@ -48,7 +48,7 @@ def test_each_caller_reads_the_diagnostics_of_postgresql(driver: Any, postgresql
 
 
 @pytest.mark.server
-def test_each_caller_walks_from_an_error_of_django_to_that_of_the_driver(postgresql: str) -> None:
+def test_each_caller_can_follow_a_django_error_to_the_error_of_the_driver(postgresql: str) -> None:
     script = """
     import sys
     import django
@@ -79,7 +79,7 @@ def test_each_caller_walks_from_an_error_of_django_to_that_of_the_driver(postgre
     assert ("one_row_per_order\n" * 2, "") == (done.stdout, done.stderr)
 
 
-def test_each_caller_reads_the_details_of_a_bulk_write_of_mongodb_and_may_change_its_own() -> None:
+def test_each_caller_has_its_own_copy_of_the_details_of_a_mongodb_bulk_write_error() -> None:
     rows = list(range(2_000))
 
     def insert(jobs: list[int]) -> None:

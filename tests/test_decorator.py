@@ -1,4 +1,4 @@
-"""`batched`: functions and methods of many jobs, called with one."""
+"""`batched`: functions and methods that take many jobs are called with one."""
 
 import copy
 import dataclasses
@@ -38,26 +38,26 @@ def double(numbers: list[int]) -> list[int]:
 
 @pytest.fixture(autouse=True, scope="module")
 def shut_down_at_the_end() -> Any:
-    double(0)  # so that its threads are no test's
+    double(0)  # starts its threads before any test
     yield
     double.shutdown()
 
 
-def test_it_takes_a_single_job_and_returns_its_plain_value() -> None:
+def test_a_batched_function_takes_a_single_job_and_returns_its_plain_value() -> None:
     assert 14 == double(7)
 
 
-def test_it_looks_like_the_function() -> None:
+def test_a_batched_function_keeps_the_name_and_the_docstring() -> None:
     assert ("double", "Double numbers.") == (getattr(double, "__name__"), double.__doc__)
 
 
-def test_its_batcher_is_at_hand() -> None:
+def test_a_batched_function_has_the_methods_of_its_batcher() -> None:
     assert isinstance(double.batcher, Batcher)
     assert 6 == double.submit(3, timeout=1, expires_in=60).result(timeout=10).value
     assert [2, 4] == [result.value for result in double.map([1, 2], buffersize=1)]
 
 
-def test_calls_of_many_threads_go_together() -> None:
+def test_calls_from_several_threads_share_a_batch() -> None:
     processor = RecordingProcessor[int]()
     function = batched(Size(4))(processor)
     callers: list[Future[Any]] = [Future() for _ in range(4)]
@@ -69,14 +69,14 @@ def test_calls_of_many_threads_go_together() -> None:
     assert function.shutdown()
 
 
-def test_an_error_of_a_job_is_raised() -> None:
+def test_the_exception_of_a_job_is_raised() -> None:
     function = batched()(RecordingProcessor[str](lambda job: KeyError(job)))
     with pytest.raises(KeyError):
         function("a")
     function.shutdown()
 
 
-def test_each_instance_of_a_class_has_a_batcher_of_its_own() -> None:
+def test_each_instance_of_a_class_has_its_own_batcher() -> None:
     cheap, dear = Shop(2), Shop(3)
     assert (10, 15) == (cheap.price(5), dear.price(5))
     assert ([[5]], [[5]]) == (cheap.batches, dear.batches)
@@ -96,7 +96,7 @@ def test_a_copied_instance_does_not_share_the_batcher_of_the_original() -> None:
     twin.price.shutdown()
 
 
-def test_a_bound_method_that_is_kept_keeps_its_instance() -> None:
+def test_a_bound_method_keeps_its_instance_alive() -> None:
     price = Shop(4).price
     gc.collect()
     assert 8 == price(2)
@@ -106,7 +106,7 @@ def test_a_bound_method_that_is_kept_keeps_its_instance() -> None:
         gc.collect()
 
 
-def test_a_pending_job_keeps_the_instance() -> None:
+def test_a_pending_job_keeps_its_instance_alive() -> None:
     shop = Shop(3)
     batcher, future, reference = shop.price.batcher, shop.price.submit(7), weakref.ref(shop)
     del shop
@@ -115,7 +115,7 @@ def test_a_pending_job_keeps_the_instance() -> None:
     assert reference() is None
 
 
-def test_an_instance_that_nobody_uses_can_be_collected() -> None:
+def test_an_unused_instance_can_be_garbage_collected() -> None:
     shop = Shop(2)
     shop.price(1)
     shop.price.shutdown()
@@ -125,7 +125,7 @@ def test_an_instance_that_nobody_uses_can_be_collected() -> None:
     assert reference() is None
 
 
-def test_a_batcher_that_outlives_its_instance_says_so() -> None:
+def test_a_batcher_that_outlives_its_instance_fails_its_jobs_with_reference_error() -> None:
     batcher = Shop(2).price.batcher
     gc.collect()
     with batcher:
@@ -133,7 +133,7 @@ def test_a_batcher_that_outlives_its_instance_says_so() -> None:
 
 
 @pytest.mark.slow
-def test_a_finalizer_may_use_the_method() -> None:
+def test_a_finalizer_may_use_a_batched_method() -> None:
     class Repository:
         def __init__(self) -> None:
             self.me = self
@@ -155,11 +155,11 @@ def test_a_finalizer_may_use_the_method() -> None:
     gc.collect()
 
 
-def test_the_class_gives_the_decorated_function() -> None:
+def test_the_class_attribute_is_the_decorated_function() -> None:
     assert "Price items." == Shop.price.__doc__
 
 
-# -- in classes of all kinds --
+# -- in all kinds of classes --
 
 
 def doubled(items: list[int]) -> list[int]:
@@ -230,7 +230,7 @@ if sys.version_info >= (3, 11):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_instances_and_those_with_slots_have_a_batcher_each(kind: Any) -> None:
+def test_equal_instances_and_instances_with_slots_each_have_their_own_batcher(kind: Any) -> None:
     first, second = kind(), kind()
     assert (6, 8) == (first.price(3), second.price.submit(4).result(timeout=10).value)
     assert first.price.batcher is first.price.batcher is not second.price.batcher
@@ -249,7 +249,7 @@ def refused(make: Callable[[], object]) -> str:
     return str(caught.value if isinstance(caught.value, TypeError) else caught.value.__cause__)
 
 
-def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused_when_it_is_made() -> None:
+def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused() -> None:
     def dataclass() -> object:
         @dataclasses.dataclass(slots=True)
         class Shop:
@@ -276,7 +276,7 @@ def test_a_class_whose_instances_cannot_be_weakly_referenced_is_refused_when_it_
         assert "add '__weakref__' to its __slots__" in refused(make) and "weakref_slot=True" in refused(make)
 
 
-def test_an_instance_that_cannot_be_weakly_referenced_says_so_where_its_class_could_not_be_refused() -> None:
+def test_a_call_on_an_instance_that_cannot_be_weakly_referenced_raises() -> None:
     class Shop(Mixin):
         __slots__ = ("rate",)
 
@@ -308,26 +308,26 @@ class Registry:
         return [item * 2 for item in items]
 
 
-def test_each_class_has_a_batcher_for_a_class_method() -> None:
-    class Dear(Registry):
+def test_a_class_method_has_a_batcher_for_each_class() -> None:
+    class ExpensiveRegistry(Registry):
         rate = 3
 
-    assert (10, 15) == (Registry.priced(5), Dear.priced(5))
-    assert (10, 15) == (Registry().priced(5), Dear().priced.submit(5).result(timeout=10).value)
+    assert (10, 15) == (Registry.priced(5), ExpensiveRegistry.priced(5))
+    assert (10, 15) == (Registry().priced(5), ExpensiveRegistry().priced.submit(5).result(timeout=10).value)
     assert [10] == [result.value for result in Registry.priced.map([5])]
-    assert Registry.priced.batcher is Registry().priced.batcher is not Dear.priced.batcher
+    assert Registry.priced.batcher is Registry().priced.batcher is not ExpensiveRegistry.priced.batcher
     Registry.priced.shutdown()
-    Dear.priced.shutdown()
+    ExpensiveRegistry.priced.shutdown()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="a class method does not bind what it wraps any more")
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="a class method no longer binds the object that it wraps")
 def test_a_class_method_around_a_batched_function_works() -> None:
     priced: Any = Registry.classmethod_above
     assert (10, 10) == (priced(5), priced.submit(5).result(timeout=10).value)
     priced.shutdown()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="a class method binds what it wraps")
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="a class method binds the object that it wraps")
 def test_a_class_method_around_a_batched_function_says_how_to_write_it() -> None:
     priced: Any = Registry.classmethod_above
     for use in (partial(priced, 5), partial(priced.submit, 5), partial(priced.map, [5])):
@@ -336,14 +336,14 @@ def test_a_class_method_around_a_batched_function_says_how_to_write_it() -> None
 
 
 @pytest.mark.parametrize("name", ["doubled", "staticmethod_above"])
-def test_a_static_method_has_one_batcher_in_either_order(name: str) -> None:
+def test_a_static_method_has_one_batcher_in_either_order_of_the_decorators(name: str) -> None:
     of_class, of_instance = getattr(Registry, name), getattr(Registry(), name)
     assert (10, 10) == (of_class(5), of_instance(5))
     assert of_class.batcher is of_instance.batcher
     of_class.shutdown()
 
 
-def test_a_method_without_its_instance_says_so_and_starts_nothing() -> None:
+def test_a_method_called_without_an_instance_raises_and_starts_nothing() -> None:
     price: Any = Shop.price
     for use in (partial(price, 5), partial(price, Shop(2), 5), partial(price.submit, 5), partial(price.map, [5])):
         with pytest.raises(TypeError, match="price takes self and a list of jobs: call it on an instance"):
@@ -354,15 +354,15 @@ def test_a_method_without_its_instance_says_so_and_starts_nothing() -> None:
 @pytest.mark.parametrize(
     "function",
     [lambda: [], lambda a, b, c: [], classmethod(lambda items: []), staticmethod(lambda a, b: [])],
-    ids=["no argument", "three", "a class method without jobs", "a static method with two"],
+    ids=["no parameter", "three parameters", "a class method without jobs", "a static method with two"],
 )
-def test_a_function_with_other_arguments_is_refused_when_it_is_decorated(function: Any) -> None:
+def test_a_function_with_the_wrong_parameters_is_refused_when_it_is_decorated(function: Any) -> None:
     with pytest.raises(TypeError, match="function must take a list of jobs, or self and a list of jobs, got <"):
         batched()(function)
 
 
 class Doubling:
-    """Has attributes with the names of ours."""
+    """Has attributes with the same names as a batched function."""
 
     def __init__(self) -> None:
         self.submit = self.batcher = self._owner = "mine"
@@ -382,16 +382,16 @@ class Doubling:
         lambda *arguments: doubled(arguments[-1]),
         lambda items, rate=2: priced(items, rate),
     ],
-    ids=["partial", "partial by place", "an object", "a bound method", "wrapped", "any arguments", "with a default"],
+    ids=["partial", "partial by position", "an object", "a bound method", "wrapped", "any arguments", "with a default"],
 )
-def test_whatever_can_be_called_with_a_list_of_jobs_can_be_decorated(function: Any) -> None:
+def test_any_callable_that_takes_a_list_of_jobs_can_be_decorated(function: Any) -> None:
     decorated = batched(Size(2) | Interval(0))(function)
     assert (6, 6) == (decorated(3), decorated.submit(3).result(timeout=10).value)
     decorated.shutdown()
 
 
 @pytest.mark.parametrize("function", [partial(priced, rate=2), Doubling(), Doubling().__call__])
-def test_what_a_class_would_not_bind_is_not_bound(function: Any) -> None:
+def test_a_callable_that_a_class_does_not_bind_is_not_bound(function: Any) -> None:
     decorated = batched(Size(2) | Interval(0))(function)
     kind: Any = type("Shop", (), {"price": decorated})
     assert (6, 6) == (kind.price(3), kind().price(3))

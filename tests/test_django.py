@@ -41,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def shut_everything_down() -> Iterator[None]:
     yield
     batchers.shutdown()
     connections.close_all()
@@ -63,7 +63,7 @@ recording = RecordingProcessor[Any]()
 policy = Size(2)
 
 
-def test_a_batcher_is_made_of_its_settings_when_it_is_first_asked_for() -> None:
+def test_a_batcher_is_created_from_its_settings_on_first_use() -> None:
     with configured(POLICY=HERE + "policy", MAX_WORKERS=2, WEIGH=HERE + "one"):
         batcher = batchers["rows"]
         assert batcher is batchers["rows"]
@@ -72,7 +72,7 @@ def test_a_batcher_is_made_of_its_settings_when_it_is_first_asked_for() -> None:
         assert batcher.explain().startswith("<Batcher 'rows' with Size(2)>")
 
 
-def test_all_threads_get_the_same() -> None:
+def test_all_threads_get_the_same_batcher() -> None:
     with configured():
         got: list[Any] = []
         threads = [threading.Thread(target=lambda: got.append(batchers["rows"])) for _ in range(8)]
@@ -83,7 +83,7 @@ def test_all_threads_get_the_same() -> None:
         assert 8 == len(got) and {batchers["rows"]} == set(got)
 
 
-def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
+def test_a_batcher_created_while_the_others_are_shut_down_is_kept() -> None:
     class Interrupting(Size):
         @property
         def hints(self) -> Hints:
@@ -95,12 +95,12 @@ def test_one_that_is_made_while_the_others_are_shut_down_is_kept() -> None:
 
 
 @pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
-def test_a_name_that_is_not_in_the_settings_is_a_key_error(names: dict[str, Any], only: str) -> None:
+def test_a_name_that_is_not_in_the_settings_raises_key_error(names: dict[str, Any], only: str) -> None:
     with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', only {only}"):
         batchers["row"]
 
 
-def test_without_the_setting_there_are_none() -> None:
+def test_without_the_setting_there_are_no_batchers() -> None:
     assert ([], 0) == (list(batchers), len(batchers))
     call_command("check")
 
@@ -126,7 +126,7 @@ def test_without_the_setting_there_are_none() -> None:
         ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no setting 'NAME', only EXECUTOR, "),
     ],
 )
-def test_a_bad_setting_is_reported_by_its_name_before_anything_runs(setting: Any, complaint: str) -> None:
+def test_a_bad_setting_is_reported_by_its_name_by_the_system_check(setting: Any, complaint: str) -> None:
     with override_settings(MICROBATCH=setting):
         with pytest.raises(SystemCheckError) as caught:
             call_command("check")
@@ -136,7 +136,7 @@ def test_a_bad_setting_is_reported_by_its_name_before_anything_runs(setting: Any
                 batchers["rows"]
 
 
-def test_other_settings_give_other_batchers_and_those_before_are_shut_down() -> None:
+def test_changed_settings_give_new_batchers_and_the_old_ones_are_shut_down() -> None:
     with configured():
         first = batchers["rows"]
         future = first.submit(1)
@@ -149,7 +149,7 @@ def test_other_settings_give_other_batchers_and_those_before_are_shut_down() -> 
 
 
 def used(jobs: list[Any]) -> list[Any]:
-    """Use the database, and return the connections that are used for that."""
+    """Use the database, and return for each job the connection of Django and that of the driver."""
     connection = connections["default"]
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
@@ -161,7 +161,7 @@ def yielded(jobs: list[Any]) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("processor", [used, yielded])
-def test_after_a_batch_no_connection_is_left_open(processor: Any) -> None:
+def test_no_connection_is_left_open_after_a_batch(processor: Any) -> None:
     with Batcher[Any, Any](closing_old_connections(processor), Size(1)) as batcher:
         wrapper, raw = batcher.submit(1).result(timeout=10).value
         batcher.flush()
@@ -169,7 +169,7 @@ def test_after_a_batch_no_connection_is_left_open(processor: Any) -> None:
         assert wrapper.connection is None
 
 
-def test_after_a_batch_that_raises_none_is_left_open_either() -> None:
+def test_no_connection_is_left_open_after_a_batch_that_raises() -> None:
     def processor(jobs: list[Any]) -> None:
         left.extend(used(jobs))
         raise ValueError
@@ -180,14 +180,14 @@ def test_after_a_batch_that_raises_none_is_left_open_either() -> None:
     assert left[0][0].connection is None
 
 
-def test_a_connection_that_may_live_longer_goes_from_batch_to_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_persistent_connection_is_reused_by_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(conf.settings.DATABASES["default"], "CONN_MAX_AGE", None)
     with Batcher[Any, Any](closing_old_connections(used), Size(1)) as batcher:
         (wrapper, first), (_, second) = (batcher.submit(job).result(timeout=10).value for job in (1, 2))
         batcher.flush()
         assert first is second is wrapper.connection
     batchers.shutdown()
-    assert wrapper.connection is None  # or a test database could not be dropped
+    assert wrapper.connection is None  # otherwise a test database could not be dropped
 
 
 def test_tests_can_share_their_connection_with_the_batches() -> None:
@@ -199,7 +199,7 @@ def test_tests_can_share_their_connection_with_the_batches() -> None:
         assert own is batchers["rows"].submit(3).result(timeout=10).value[0]
 
 
-def test_sharing_ends_when_all_that_was_submitted_is_done() -> None:
+def test_sharing_ends_when_all_submitted_jobs_are_settled() -> None:
     with configured(PROCESSOR=used):
         with sharing_connections():
             futures = [batchers["rows"].submit(number) for number in range(9)]
@@ -213,7 +213,7 @@ def test_sharing_may_be_nested() -> None:
         assert connections["default"] is batchers["rows"].submit(1).result(timeout=10).value[0]
 
 
-def test_sharing_waits_for_jobs_that_jobs_submit() -> None:
+def test_sharing_waits_for_jobs_that_other_jobs_submit() -> None:
     def passing_on(jobs: list[Any]) -> list[Any]:
         return [batchers["first"].submit(job) for job in jobs]
 

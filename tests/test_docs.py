@@ -1,4 +1,4 @@
-"""What the pages show on a command line, where they lead, and that the reference is whole."""
+"""The commands, pictures and links of the pages work, and the reference is complete."""
 
 import re
 import shlex
@@ -21,12 +21,12 @@ SIMULATIONS = [
 ]
 
 
-def test_there_are_commands() -> None:
+def test_the_pages_contain_commands() -> None:
     assert len(SIMULATIONS) > 5
 
 
 @pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
-def test_a_command_that_a_page_shows_does_what_it_says(
+def test_a_command_from_a_page_runs_and_prints_a_row_for_each_policy(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -43,18 +43,18 @@ def test_a_command_that_a_page_shows_does_what_it_says(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_each_picture_of_a_page_is_there(page: Path) -> None:
+def test_each_picture_of_a_page_exists(page: Path) -> None:
     for path in re.findall(r"^\.\. image:: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         assert (page.parent / path).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_each_page_that_a_page_leads_to_is_there(page: Path) -> None:
+def test_each_page_that_a_page_links_to_exists(page: Path) -> None:
     for path in re.findall(r"<([\w./]+\.rst)(?:#[\w-]+)?>`__", page.read_text(encoding="utf-8")):
         assert (page.parent / path).is_file(), path
 
 
-def test_the_reference_has_each_name_of_the_package_once() -> None:
+def test_the_reference_documents_each_public_name_exactly_once() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.rst"))
     entries = re.findall(r"^\.\. (?!automodule)[a-z:]+:: microbatch\.(\w+)(?:\(\))?$", pages, re.MULTILINE)
     assert sorted(microbatch.__all__) == sorted(entries)

@@ -1,4 +1,4 @@
-"""The programs in examples/ print what they say."""
+"""The programs in examples/ run, and print the expected output."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def output(example: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() -> None:
+def test_the_same_ten_jobs_appear_in_the_log_in_the_spans_and_in_a_scrape() -> None:
     lines = output("observing.py")
     log, tree, scrape = (part.splitlines() for part in "\n".join(lines).split("\n\n"))
     batches = [line for line in log if "batch " in line]
@@ -45,7 +45,7 @@ def test_the_same_ten_jobs_are_seen_in_the_log_in_the_spans_and_by_a_scrape() ->
 
 
 @pytest.mark.server
-def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:
+def test_postgresql_rows_are_inserted_in_batches_and_each_caller_gets_its_own_id(postgresql: str) -> None:
     needs("psycopg", "psycopg_pool")
     lines = output("postgresql.py", postgresql)
     assert "each caller has the id of its own row: True" == lines[-1]
@@ -53,7 +53,7 @@ def test_rows_for_postgresql_go_in_batches_and_each_caller_gets_its_own_id(postg
 
 
 @pytest.mark.server
-def test_items_for_an_api_go_in_batches_and_each_caller_gets_its_own_reply() -> None:
+def test_api_calls_are_made_in_batches_and_each_caller_gets_its_own_reply() -> None:
     lines = output("bulk_api.py")
     assert "each caller has the length of its own word: True" == lines[-1]
     assert int(lines[2].split()[-2].replace(",", "")) < 1_000

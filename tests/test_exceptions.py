@@ -1,4 +1,4 @@
-"""What an exception carries when it reaches a caller, and what becomes of one that reaches nobody."""
+"""The exceptions that callers get, and the log of the failures that no caller asks about."""
 
 import asyncio
 import dataclasses
@@ -36,7 +36,7 @@ def caught(function: Callable[[], Any], kind: type[Error]) -> Error:
 
 
 def futures_of(raised: Any, count: int = 2) -> list[JobFuture[Any]]:
-    """Return the futures of jobs whose batch fails with *raised*, or with what it raises when it is called."""
+    """Return the futures of a batch that fails with *raised*, or with the exception that calling it raises."""
 
     def processor(jobs: list[Any]) -> None:
         raised() if callable(raised) else None
@@ -54,23 +54,23 @@ def depth(trace: TracebackType | None) -> int:
     return len(list(traceback.walk_tb(trace)))
 
 
-# -- what a caller gets --
+# -- the exceptions that callers get --
 
 
-def test_a_job_that_is_alone_in_its_batch_gets_the_original_exception() -> None:
+def test_the_only_job_of_a_batch_gets_the_original_exception() -> None:
     raised = ValueError("x")
     assert [raised] == errors_of(raised, count=1)
 
 
 @pytest.mark.parametrize("returned", [list, iter], ids=["in a list", "in an iterator"])
-def test_a_job_that_is_alone_in_failing_gets_the_original_exception(returned: Callable[[Any], Any]) -> None:
+def test_the_only_failed_job_of_a_batch_gets_the_original_exception(returned: Callable[[Any], Any]) -> None:
     bad = KeyError("b")
     with Batcher[Any, Any](lambda jobs: returned([1, bad, 3]), Size(3)) as batcher:
         futures = [batcher.submit(job) for job in "abc"]
     assert bad is futures[1].exception()
 
 
-def test_the_last_job_that_a_generator_leaves_gets_the_original_exception() -> None:
+def test_the_last_job_that_a_generator_leaves_without_a_result_gets_the_original_exception() -> None:
     raised = KeyError("b")
 
     def processor(jobs: list[Any]) -> Iterator[Any]:
@@ -91,7 +91,7 @@ class ApiError(Exception):
 
 
 class Odd(Exception):
-    """Has slots with names that a group of exceptions has, and one that holds a list."""
+    """Has slots named like the attributes of an exception group, and one that holds a list."""
 
     __slots__ = ("message", "exceptions", "nothing", "tags")
 
@@ -111,7 +111,7 @@ class Frozen(Exception):
 
 
 class Registered(Exception):
-    """Of a class that keeps account of its subclasses."""
+    """Has a class that records its subclasses."""
 
     subclasses: list[type] = []
 
@@ -150,7 +150,7 @@ def undefined() -> Any:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_each_of_several_callers_gets_all_that_the_exception_carried(raised: BaseException, fields: list[str]) -> None:
+def test_each_of_several_callers_gets_all_data_of_the_exception(raised: BaseException, fields: list[str]) -> None:
     one, other = errors_of(raised)
     assert 3 == len({id(raised), id(one), id(other)})
     for error in (one, other):
@@ -185,7 +185,7 @@ def test_each_caller_can_walk_the_chain_of_causes() -> None:
         assert (None, 403, False) == (error.__cause__, error.__context__.status, error.__suppress_context__)
 
 
-def test_a_chain_that_leads_back_to_its_beginning_is_copied_as_it_is() -> None:
+def test_a_circular_chain_of_causes_is_copied_as_a_circle() -> None:
     raised, cause = ValueError("a"), ValueError("b")
     raised.__cause__, cause.__context__ = cause, raised
     one, other = errors_of(raised)
@@ -193,7 +193,7 @@ def test_a_chain_that_leads_back_to_its_beginning_is_copied_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("raised", [ValueError("x"), ValueError("x", LARGE)], ids=["a copy", "a view"])
-def test_callers_share_no_state_that_they_can_change(raised: Any) -> None:
+def test_callers_share_no_mutable_state_of_an_exception(raised: Any) -> None:
     raised.rows, raised.by_name, raised.kinds, raised.causes = [1, [2]], {"a": {"b": []}}, {1}, Counter("a")
     raised.inner = KeyError("inner")
     raised.__cause__ = raised.inner
@@ -210,14 +210,14 @@ def test_callers_share_no_state_that_they_can_change(raised: Any) -> None:
         assert ({}, False) == (vars(error.__cause__), hasattr(error, "own"))
 
 
-def test_callers_share_no_list_in_a_slot_and_no_code_of_an_exit() -> None:
+def test_callers_share_neither_a_list_in_a_slot_nor_the_code_of_a_system_exit() -> None:
     for raised, name in ((Odd("x"), "tags"), (SystemExit(["a"]), "code")):
         one, other = errors_of(raised)
         getattr(one, name).append("of its caller")
         assert ["a"] == getattr(other, name)
 
 
-def test_jobs_that_fail_each_with_its_own_exception_do_not_share_the_cause() -> None:
+def test_jobs_that_fail_with_different_exceptions_do_not_share_a_common_cause() -> None:
     def processor(jobs: list[Any]) -> list[Any]:
         common, errors = ConnectionError("down"), [ValueError(job) for job in jobs]
         for error in errors:
@@ -232,14 +232,14 @@ def test_jobs_that_fail_each_with_its_own_exception_do_not_share_the_cause() -> 
     assert one.__cause__ is not other.__cause__
 
 
-def test_an_exception_among_its_own_arguments_is_copied_as_it_is() -> None:
+def test_an_exception_among_its_own_arguments_is_copied() -> None:
     raised = ValueError()
     raised.args = (raised,)
     one, other = errors_of(raised)
     assert one.args == (one,) and other.args == (other,)
 
 
-def test_what_is_nested_too_deeply_to_be_copied_is_shared() -> None:
+def test_a_value_nested_too_deeply_to_be_copied_is_shared() -> None:
     nested: list[Any] = []
     for _ in range(5_000):
         nested = [nested]
@@ -248,7 +248,7 @@ def test_what_is_nested_too_deeply_to_be_copied_is_shared() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no notes")
-def test_a_note_of_one_caller_is_not_seen_by_another() -> None:
+def test_a_note_that_one_caller_adds_is_not_seen_by_another() -> None:
     raised: Any = ValueError("x")
     raised.add_note("of the processor")
     one, other = errors_of(raised)
@@ -258,7 +258,7 @@ def test_a_note_of_one_caller_is_not_seen_by_another() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
-def test_the_members_of_a_group_are_found_by_each_caller() -> None:
+def test_each_caller_finds_the_members_of_an_exception_group() -> None:
     member = ApiError("refused", 403)
     raised = ExceptionGroup("several", [member, KeyError("x")])  # type: ignore[name-defined] # noqa: F821
     for error in errors_of(raised):
@@ -268,7 +268,7 @@ def test_the_members_of_a_group_are_found_by_each_caller() -> None:
 
 
 @pytest.mark.parametrize("place", ["args", "attribute"])
-def test_a_large_container_is_copied_for_the_caller_that_looks_at_it(place: str) -> None:
+def test_a_large_container_is_copied_when_a_caller_reads_it(place: str) -> None:
     raised: Any = ValueError("refused", LARGE)
     if place == "attribute":
         raised.args = ("refused",)
@@ -292,7 +292,7 @@ def test_a_large_container_is_copied_for_the_caller_that_looks_at_it(place: str)
 
 
 class Counting(Exception):
-    """Counts how often its text is asked for, and how often it is compared."""
+    """Counts how often it is converted to text or compared."""
 
     calls = 0
 
@@ -305,26 +305,26 @@ class Counting(Exception):
     __hash__ = Exception.__hash__
 
 
-def test_no_text_of_an_exception_is_made_and_nothing_is_compared_for_each_job() -> None:
+def test_copying_an_exception_for_each_job_neither_formats_nor_compares_it() -> None:
     Counting.calls = 0
     errors = errors_of(Counting(Counting("argument"), [Counting("item")]), count=100)
     assert (100, 0) == (len(set(map(id, errors))), Counting.calls)
 
 
 @pytest.mark.slow
-def test_ten_thousand_jobs_fail_with_an_exception_that_holds_them_all() -> None:
+def test_ten_thousand_jobs_can_fail_with_an_exception_that_holds_them_all() -> None:
     raised: Any = ValueError("refused", list(range(10_000)))
     raised.rows = {number: [number] for number in range(10_000)}
     before = time.process_time()
     errors = errors_of(raised, count=10_000)
-    # Each with a copy of its own, this took minutes and gigabytes: a failure here is not one of a slow machine.
+    # With a full copy for each job, this took minutes and gigabytes. A slow machine alone does not fail it.
     assert time.process_time() - before < 20
     assert 10_000 == len(set(map(id, errors)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
-def test_ten_thousand_jobs_fail_with_a_group_that_has_a_member_for_each() -> None:
+def test_ten_thousand_jobs_can_fail_with_an_exception_group_that_has_a_member_for_each() -> None:
     members = [KeyError(number) for number in range(10_000)]
     before = time.process_time()
     errors = errors_of(ExceptionGroup("refused", members), count=10_000)  # type: ignore[name-defined] # noqa: F821
@@ -333,13 +333,13 @@ def test_ten_thousand_jobs_fail_with_a_group_that_has_a_member_for_each() -> Non
     assert all(len(error.exceptions) == 10_000 for error in errors)
 
 
-def test_a_traceback_does_not_grow_with_the_readers_of_one_future() -> None:
+def test_a_traceback_does_not_grow_each_time_it_is_raised_from_a_future() -> None:
     for future in (futures_of(nameless, count=1) + futures_of(nameless))[:2]:
         depths = {depth(caught(lambda: future.result(timeout=0), AttributeError).__traceback__) for _ in range(5)}
         assert 1 == len(depths)
 
 
-def test_a_reader_gets_the_same_exception_each_time() -> None:
+def test_a_future_gives_the_same_exception_each_time() -> None:
     for future in futures_of(ValueError("x")):
         assert future.exception() is future.exception() is caught(future.result, ValueError)
 
@@ -347,7 +347,7 @@ def test_a_reader_gets_the_same_exception_each_time() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ask", [JobFuture.exception, lambda future: wait([future])], ids=["exception()", "wait()"])
 def test_two_threads_may_ask_for_the_exception_of_one_future_at_once(ask: Callable[[JobFuture[Any]], Any]) -> None:
-    """The second asks while the first is at its first line, then at its second, and so on."""
+    """The second thread asks while the first is at its first line, then at its second line, and so on."""
     for place in count():
         (future, other), lines = futures_of(ValueError("x")), count()
 
@@ -377,7 +377,7 @@ def test_an_exception_that_can_neither_be_copied_nor_subclassed_is_shared() -> N
     assert [raised, raised] == errors_of(raised)
 
 
-def test_an_exception_of_a_type_that_only_its_own_code_makes_is_copied() -> None:
+def test_an_exception_of_a_type_without_a_usable_constructor_is_copied() -> None:
     needs("pydantic")
     import pydantic
 
@@ -386,14 +386,12 @@ def test_an_exception_of_a_type_that_only_its_own_code_makes_is_copied() -> None
         assert ("int_parsing", "x") == (error.errors()[0]["type"], error.errors()[0]["input"])
 
 
-# -- iteration that stops --
+# -- StopIteration --
 
 
 @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
 @pytest.mark.parametrize("way", ["raised", "returned"])
-def test_a_stop_of_an_iteration_reaches_the_caller_as_a_runtime_error_with_the_original_as_its_cause(
-    kind: type[Exception], way: str
-) -> None:
+def test_a_stop_iteration_reaches_the_caller_as_the_cause_of_a_runtime_error(kind: type[Exception], way: str) -> None:
     stop = kind("x")
 
     def processor(jobs: list[Any]) -> list[Any]:
@@ -410,24 +408,24 @@ def test_a_stop_of_an_iteration_reaches_the_caller_as_a_runtime_error_with_the_o
     assert stop is asyncio.run(caller()).__cause__
 
 
-def test_each_of_several_callers_gets_a_runtime_error_of_its_own() -> None:
+def test_each_of_several_callers_gets_its_own_runtime_error() -> None:
     one, other = errors_of(StopIteration(3))
     assert [RuntimeError, RuntimeError] == [type(one), type(other)]
     assert [(3,), (3,)] == [one.__cause__.args, other.__cause__.args]
     assert one.__cause__ is not other.__cause__
 
 
-# -- failures that nobody asks about --
+# -- failures that no caller asks about --
 
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    gc.collect()  # whatever earlier tests have left
+    gc.collect()  # logs the failures that earlier tests left behind
     caplog.set_level(logging.ERROR, "microbatch")
     return caplog
 
 
-def test_a_batch_whose_failure_nobody_asks_about_is_logged_once(log: pytest.LogCaptureFixture) -> None:
+def test_a_failed_batch_that_no_caller_asks_about_is_logged_once(log: pytest.LogCaptureFixture) -> None:
     def processor(jobs: list[Any]) -> None:
         raise ConnectionError("the database is down")
 
@@ -440,7 +438,7 @@ def test_a_batch_whose_failure_nobody_asks_about_is_logged_once(log: pytest.LogC
     assert "in processor\n" in log.text
 
 
-def test_only_the_jobs_that_nobody_asked_about_are_counted(log: pytest.LogCaptureFixture) -> None:
+def test_the_log_counts_only_the_jobs_that_no_caller_asked_about(log: pytest.LogCaptureFixture) -> None:
     with Batcher[Any, Any](lambda jobs: [KeyError(1), "good", KeyError(3)], Size(3)) as batcher:
         asked, *_ = [batcher.submit(job) for job in "abc"]
         asked.exception(timeout=10)
@@ -449,9 +447,7 @@ def test_only_the_jobs_that_nobody_asked_about_are_counted(log: pytest.LogCaptur
     assert [(3,)] == [record.exc_info[1].args for record in log.records if record.exc_info and record.exc_info[1]]
 
 
-def test_a_job_that_expires_and_that_nobody_asks_about_is_logged(
-    log: pytest.LogCaptureFixture, clock: ManualClock
-) -> None:
+def test_an_expired_job_that_no_caller_asks_about_is_logged(log: pytest.LogCaptureFixture, clock: ManualClock) -> None:
     with Batcher(RecordingProcessor[Any](), Size(2), clock=clock) as batcher:
         batcher.submit("job", expires_in=5)
         clock.wait_for_sleeper(5)
@@ -481,7 +477,7 @@ NAMES = ["exception", "result", "wait", "as_completed", "callback", "asyncio"]
 
 @pytest.mark.parametrize("ask", ASKING, ids=NAMES)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_failure_that_somebody_asks_about_is_not_logged(
+def test_a_failure_that_a_caller_asks_about_is_not_logged(
     ask: Callable[[JobFuture[Any]], Any], when: str, log: pytest.LogCaptureFixture, processor: RecordingProcessor[Any]
 ) -> None:
     with Batcher[Any, Any](lambda jobs: processor(jobs)[1:], Size(1)) as batcher:
@@ -500,7 +496,9 @@ def test_a_failure_that_somebody_asks_about_is_not_logged(
     assert [] == [record for record in log.records if record.name == "microbatch"]
 
 
-def test_a_future_that_is_only_looked_at_counts_as_one_that_nobody_asked_about(log: pytest.LogCaptureFixture) -> None:
+def test_reading_only_the_state_of_a_failed_future_does_not_keep_it_from_being_logged(
+    log: pytest.LogCaptureFixture,
+) -> None:
     future = futures_of(ValueError("x"), count=1)[0]
     assert future.done() and not future.cancelled() and "failed" in repr(future)
     assert [] == [record for record in log.records if record.name == "microbatch"]
@@ -508,7 +506,7 @@ def test_a_future_that_is_only_looked_at_counts_as_one_that_nobody_asked_about(l
     assert 1 == len(log.records)
 
 
-def test_a_failed_call_of_a_batched_method_that_nobody_asks_about_is_logged(log: pytest.LogCaptureFixture) -> None:
+def test_a_failed_job_of_a_batched_method_that_no_caller_asks_about_is_logged(log: pytest.LogCaptureFixture) -> None:
     class Service:
         @batched()
         def process(self, jobs: list[Any]) -> None:
@@ -520,7 +518,7 @@ def test_a_failed_call_of_a_batched_method_that_nobody_asks_about_is_logged(log:
     assert 1 == len(log.records)
 
 
-def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(log: pytest.LogCaptureFixture) -> None:
+def test_a_failure_that_no_caller_asked_about_is_logged_while_no_lock_is_held(log: pytest.LogCaptureFixture) -> None:
     class Handler(logging.Handler):
         accepted: list[int] = []
 
@@ -532,14 +530,14 @@ def test_the_log_of_a_failure_that_nobody_asked_about_is_written_without_a_lock(
     logging.getLogger("microbatch").addHandler(handler)
     try:
         with Batcher[Any, Any](list) as batcher:
-            with future._owner.mutex:  # as a garbage collection may come anywhere
+            with future._owner.mutex:  # a garbage collection may happen anywhere
                 del future
                 assert [] == [record for record in log.records if record.name == "microbatch"]
     finally:
         logging.getLogger("microbatch").removeHandler(handler)
 
 
-def test_a_failure_whose_future_is_kept_until_the_interpreter_ends_is_logged_then() -> None:
+def test_a_failure_whose_future_is_kept_until_the_interpreter_exits_is_logged_then() -> None:
     script = """
     from microbatch import Batcher
     def processor(jobs):
@@ -558,13 +556,13 @@ def test_a_failure_whose_future_is_kept_until_the_interpreter_ends_is_logged_the
     assert done.stderr.rstrip().endswith("ConnectionError: the database is down")
 
 
-def test_a_batch_that_fails_while_failures_are_logged_at_the_end_of_the_interpreter_disturbs_nothing() -> None:
+def test_a_batch_may_fail_while_failures_are_logged_at_interpreter_exit() -> None:
     script = """
     import atexit, sys, threading
     from microbatch import Batcher, BatchListener, Size
     go, failed = threading.Event(), threading.Event()
     class Failed(BatchListener):
-        def batch_finished(self, fact):
+        def batch_finished(self, event):
             failed.set()
     def stuck(jobs):
         go.wait()
@@ -589,7 +587,7 @@ def test_a_batch_that_fails_while_failures_are_logged_at_the_end_of_the_interpre
     assert 3 <= len(lines), done.stderr
 
 
-def test_what_a_map_leaves_undone_after_a_failure_is_not_logged(log: pytest.LogCaptureFixture) -> None:
+def test_jobs_that_a_failed_map_leaves_behind_are_not_logged(log: pytest.LogCaptureFixture) -> None:
     def processor(jobs: list[Any]) -> None:
         raise ConnectionError("the database is down")
 

@@ -1,4 +1,4 @@
-"""The end of the interpreter: every accepted job is processed, and then the process ends."""
+"""Interpreter exit: every accepted job is processed, and then the process ends."""
 
 import re
 import signal
@@ -47,12 +47,12 @@ def run(script: str, directory: Path | None = None) -> tuple[int, str, str]:
     ],
     ids=["plain", "sys.exit", "exception", "interval", "thread", "workers", "exception in a thread"],
 )
-def test_a_forgotten_shutdown_loses_nothing(script: str, status: int) -> None:
+def test_a_forgotten_shutdown_loses_no_job(script: str, status: int) -> None:
     code, out, err = run(script)
     assert (status, "1\n") == (code, out), err
 
 
-def test_several_batchers_with_full_queues_and_slow_processors_are_drained() -> None:
+def test_several_batchers_with_full_queues_and_slow_processors_are_drained_at_exit() -> None:
     script = """
     import time
     def slow(jobs):
@@ -67,20 +67,20 @@ def test_several_batchers_with_full_queues_and_slow_processors_are_drained() -> 
     assert (0, sorted([*range(21)] * 3)) == (code, sorted(map(int, out.split()))), err
 
 
-def test_a_job_that_a_processor_submits_at_the_end_is_refused_and_nothing_hangs() -> None:
+def test_a_job_that_a_processor_submits_at_exit_is_refused_and_the_process_does_not_hang() -> None:
     script = """
-    def again(jobs):
+    def submit_another(jobs):
         try:
             b.submit(2)
         except RuntimeError as error:
             print(type(error).__name__)
         return jobs
-    b = Batcher(again, Size(9)); b.submit(1)
+    b = Batcher(submit_another, Size(9)); b.submit(1)
     """
     assert (0, "BatcherClosed\n", "") == run(script)
 
 
-def test_a_first_job_that_comes_too_late_is_refused() -> None:
+def test_the_first_job_of_a_batcher_is_refused_at_exit() -> None:
     script = """
     import atexit
     b = Batcher(processor)
@@ -94,13 +94,13 @@ def test_a_first_job_that_comes_too_late_is_refused() -> None:
     assert (0, "BatcherClosed\n", "") == run(script)
 
 
-def test_a_processor_that_never_returns_does_not_hold_up_the_end_for_longer_than_it_may() -> None:
+def test_a_processor_that_hangs_delays_the_exit_no_longer_than_the_exit_timeout() -> None:
     script = """
     import logging
     logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
-    b = Batcher(dead, Size(1), exit_timeout=0.2, name="inserts")
+    b = Batcher(hang, Size(1), exit_timeout=0.2, name="inserts")
     futures = [b.submit(number) for number in range(3)]
     futures[0].add_done_callback(lambda future: print(type(future.exception()).__name__, future.exception()))
     """
@@ -119,7 +119,7 @@ def test_a_processor_that_never_returns_does_not_hold_up_the_end_for_longer_than
     ["import atexit; atexit.register(b.shutdown)", "threading.Thread(target=b.shutdown).start()"],
     ids=["in an atexit function", "in another thread"],
 )
-def test_a_shutdown_does_not_wait_for_what_the_end_of_the_interpreter_has_given_up(shutdown: str) -> None:
+def test_a_shutdown_at_exit_does_not_wait_for_jobs_that_were_given_up(shutdown: str) -> None:
     script = """
     import logging
     logging.disable()
@@ -129,7 +129,7 @@ def test_a_shutdown_does_not_wait_for_what_the_end_of_the_interpreter_has_given_
     assert (0, "", "") == run(textwrap.dedent(script) + shutdown)
 
 
-def test_ctrl_c_inside_a_with_block_settles_all_that_was_accepted() -> None:
+def test_ctrl_c_inside_a_with_block_settles_all_accepted_jobs() -> None:
     script = """
     def settled(future):
         print("done" if future.exception() is None else "failed")
@@ -142,14 +142,14 @@ def test_ctrl_c_inside_a_with_block_settles_all_that_was_accepted() -> None:
     assert ("1\ndone\n", True) == (out, "KeyboardInterrupt" in err)
 
 
-def test_the_batcher_of_an_imported_module_is_drained(tmp_path: Path) -> None:
+def test_the_batcher_of_an_imported_module_is_drained_at_exit(tmp_path: Path) -> None:
     (tmp_path / "inserts.py").write_text(
         "from microbatch import *\nbatcher = Batcher(lambda jobs: print(*jobs), Size(9))"
     )
     assert (0, "1\n", "") == run("import inserts; inserts.batcher.submit(1); del inserts", tmp_path)
 
 
-def test_a_batcher_that_was_made_and_used_in_a_thread_that_has_ended_is_drained() -> None:
+def test_a_batcher_created_in_a_thread_that_has_ended_is_drained_at_exit() -> None:
     script = """
     def work():
         global b
@@ -160,13 +160,13 @@ def test_a_batcher_that_was_made_and_used_in_a_thread_that_has_ended_is_drained(
     assert (0, "1\n", "") == run(script)
 
 
-def test_a_thread_that_is_blocked_in_submit_is_refused_at_the_end_and_what_was_accepted_is_done() -> None:
+def test_a_blocked_submit_raises_at_exit_and_the_accepted_jobs_are_processed() -> None:
     script = """
     full, refused = threading.Event(), threading.Event()
     def slow(jobs):
         refused.wait()
         return processor(jobs)
-    def submit_for_ever():
+    def submit_too_many():
         for number in (1, 2):
             b.submit(number)
         full.set()
@@ -176,16 +176,16 @@ def test_a_thread_that_is_blocked_in_submit_is_refused_at_the_end_and_what_was_a
             print(error, flush=True)
             refused.set()
     b = Batcher(slow, Size(1), max_pending=1)
-    threading.Thread(target=submit_for_ever).start()
+    threading.Thread(target=submit_too_many).start()
     full.wait()
     """
     assert (0, "the batcher is shut down\n1\n2\n", "") == run(script)
 
 
-def test_each_batcher_is_waited_for_as_long_as_its_own_exit_timeout_says() -> None:
+def test_each_batcher_has_its_own_exit_timeout() -> None:
     script = """
     released = threading.Event()
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     def outcome(future):
         print(future.job, "failed" if future.exception() else "done")
@@ -193,8 +193,8 @@ def test_each_batcher_is_waited_for_as_long_as_its_own_exit_timeout_says() -> No
             released.set()
     batchers = [
         Batcher(lambda jobs: released.wait() and jobs, exit_timeout=3600, name="third"),
-        Batcher(dead, exit_timeout=0.3, name="second"),
-        Batcher(dead, exit_timeout=0.1, name="first"),
+        Batcher(hang, exit_timeout=0.3, name="second"),
+        Batcher(hang, exit_timeout=0.1, name="first"),
     ]
     for batcher, name in zip(batchers, ("third", "second", "first")):
         batcher.submit(name).add_done_callback(outcome)
@@ -203,7 +203,7 @@ def test_each_batcher_is_waited_for_as_long_as_its_own_exit_timeout_says() -> No
     assert (0, "first failed\nsecond failed\nthird done\n") == (code, out), err
 
 
-def test_a_callers_executor_that_is_not_done_in_time_fails_its_jobs_and_only_python_waits_for_it() -> None:
+def test_jobs_in_a_slow_supplied_executor_fail_after_the_exit_timeout_but_python_waits_for_it() -> None:
     script = """
     from concurrent.futures import ThreadPoolExecutor
     started, released = threading.Event(), threading.Event()
@@ -222,7 +222,7 @@ def test_a_callers_executor_that_is_not_done_in_time_fails_its_jobs_and_only_pyt
     assert (0, "BatcherClosed\n1\n") == (code, out), err
 
 
-def test_an_executor_whose_module_is_imported_after_the_first_job_does_its_jobs_at_the_end() -> None:
+def test_an_executor_imported_after_the_first_job_runs_its_jobs_at_exit() -> None:
     script = """
     first = Batcher(processor)
     first.submit(0).result()
@@ -230,7 +230,7 @@ def test_an_executor_whose_module_is_imported_after_the_first_job_does_its_jobs_
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     pool = ProcessPoolExecutor(1, get_context("spawn"))
-    pool.submit(int).result()  # Python 3.12 starts no process any more at the end
+    pool.submit(int).result()  # from Python 3.12 on, no process can be started at exit
     second = Batcher(list, Size(9), executor=pool)
     for job in (1, 2):
         second.submit(job).add_done_callback(lambda future: print(future.result().value))
@@ -238,21 +238,21 @@ def test_an_executor_whose_module_is_imported_after_the_first_job_does_its_jobs_
     assert (0, "0\n1\n2\n", "") == run(script)
 
 
-def test_the_end_gives_up_once_however_many_kinds_of_executors_there_are() -> None:
+def test_lost_jobs_are_reported_once_at_exit_however_many_kinds_of_executors_there_are() -> None:
     script = """
     from microbatch.testing import InlineExecutor
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     inline = Batcher(processor, executor=InlineExecutor())
     inline.submit(1)
-    b = Batcher(dead, exit_timeout=0.1)
+    b = Batcher(hang, exit_timeout=0.1)
     b.submit(2)
     """
     code, out, err = run(script)
     assert (0, "1\n", 1) == (code, out, err.count(" lost ")), err
 
 
-def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_page_make_it_an_exit() -> None:
+def test_sigterm_drains_nothing_unless_the_lines_from_the_docs_turn_it_into_an_exit() -> None:
     three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", PAGE)
     assert three_lines is not None
     script = """
@@ -265,7 +265,7 @@ def test_sigterm_kills_without_any_of_this_unless_the_lines_of_the_page_make_it_
     assert (0, "1\n", "") == run(textwrap.dedent(three_lines[1]) + textwrap.dedent(script))
 
 
-def test_sigterm_that_is_an_exit_drains_a_with_block() -> None:
+def test_sigterm_turned_into_an_exit_drains_a_with_block() -> None:
     script = """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(5))
     with Batcher(processor, Size(9)) as b:
@@ -277,23 +277,23 @@ def test_sigterm_that_is_an_exit_drains_a_with_block() -> None:
     assert (5, "1\nended\n", "") == run(script)
 
 
-def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_unsettled() -> None:
+def test_ctrl_c_at_exit_stops_the_wait_and_a_second_one_leaves_no_future_unsettled() -> None:
     script = """
     interrupted = threading.Event()
-    def dead(jobs):
+    def hang(jobs):
         threading.Event().wait()
     def interrupt_at_the_end():
         try:
             for number in range(3, 9):
                 b.submit(number)
         except BatcherClosed:
-            while not interrupted.wait(0.1):  # a signal just before a wait does not interrupt it
+            while not interrupted.wait(0.1):  # a signal just before the wait does not interrupt it
                 os.kill(os.getpid(), signal.SIGINT)
     def outcome(future):
         interrupted.set()
         print(future.job, type(future.exception()).__name__, flush=True)
         os.kill(os.getpid(), signal.SIGINT)
-    b = Batcher(dead, Size(1), max_pending=2)
+    b = Batcher(hang, Size(1), max_pending=2)
     for number in (1, 2):
         b.submit(number).add_done_callback(outcome)
     threading.Thread(target=interrupt_at_the_end, daemon=True).start()
@@ -303,7 +303,7 @@ def test_ctrl_c_at_the_end_stops_the_waiting_and_a_second_one_leaves_no_future_u
     assert "KeyboardInterrupt" in err and "the interpreter did not wait for them any longer" in err
 
 
-def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
+def test_ctrl_c_while_jobs_are_given_up_at_exit_leaves_no_future_unsettled() -> None:
     script = """
     told = []
     def interrupt(frame, event, argument):
@@ -322,7 +322,7 @@ def test_ctrl_c_while_the_end_gives_up_leaves_no_future_unsettled() -> None:
     assert "KeyboardInterrupt" in err
 
 
-def test_ctrl_c_as_the_end_begins_gives_up_and_says_so() -> None:
+def test_ctrl_c_as_the_exit_begins_gives_up_the_jobs_and_reports_them() -> None:
     script = """
     def interrupt(frame, event, argument):
         if frame.f_code.co_name == "check_for_fork":
@@ -337,7 +337,7 @@ def test_ctrl_c_as_the_end_begins_gives_up_and_says_so() -> None:
     assert "lost 1 jobs" in err
 
 
-def test_a_clock_that_raises_at_the_end_costs_only_the_jobs_of_its_own_batcher() -> None:
+def test_a_clock_that_raises_at_exit_fails_only_the_jobs_of_its_own_batcher() -> None:
     script = """
     import logging, os, time
     logging.disable()

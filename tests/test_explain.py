@@ -1,4 +1,4 @@
-"""What a batcher says of itself."""
+"""`explain()` and timeout errors say why a job still waits."""
 
 import threading
 from concurrent.futures import TimeoutError
@@ -10,7 +10,7 @@ from microbatch import NOW, Batcher, BatchingPolicy, Interval, JobFuture, JobSta
 from microbatch.testing import ManualClock, RecordingProcessor
 
 
-def test_an_unused_batcher_says_so() -> None:
+def test_an_unused_batcher_has_no_jobs_and_no_batches_to_explain() -> None:
     with Batcher[str, str](list, Size(3), name="rows") as batcher:
         expected = [
             "<Batcher 'rows' with Size(3)>",
@@ -19,7 +19,7 @@ def test_an_unused_batcher_says_so() -> None:
         assert [*expected, "batches: 0"] == batcher.explain().splitlines()
 
 
-def test_it_says_when_each_open_batch_is_due_and_by_which_policy() -> None:
+def test_explain_says_when_each_open_batch_is_due_and_by_which_policy() -> None:
     clock = ManualClock()
     with Batcher[str, str](list, Size(3) | Interval(0.5), key=str.lower, clock=clock) as batcher:
         batcher.submit("a")
@@ -37,7 +37,7 @@ def test_it_says_when_each_open_batch_is_due_and_by_which_policy() -> None:
         ] == batcher.explain().splitlines()[1:]
 
 
-def test_it_says_what_a_batch_waits_for() -> None:
+def test_explain_says_what_a_batch_waits_for() -> None:
     processor = RecordingProcessor[str]()
     processor.hold()
     with Batcher(processor, Size(1) | Interval(9), max_pending=0) as batcher:
@@ -55,7 +55,7 @@ def test_it_says_what_a_batch_waits_for() -> None:
     assert last[0].endswith("with Size(1) | Interval(9)>, shut down") and "batches: 3 (size 3)" == last[-1]
 
 
-def test_it_says_that_only_more_jobs_can_help() -> None:
+def test_explain_says_that_a_batch_is_not_due_until_more_jobs_come() -> None:
     with Batcher[str, str](list, Size(2)) as batcher:
         future = batcher.submit("job")
         while future.state is not JobState.BATCHED:
@@ -68,7 +68,7 @@ def test_it_says_that_only_more_jobs_can_help() -> None:
         assert f"the job is still batched; {expected}" == str(caught.value)
 
 
-def test_a_wait_that_runs_out_says_why_the_job_still_waits(processor: RecordingProcessor[str]) -> None:
+def test_a_timeout_error_says_why_the_job_still_waits(processor: RecordingProcessor[str]) -> None:
     clock = ManualClock()
     with Batcher[str, str](processor, Size(2) | Interval(9), clock=clock) as batcher:
 
@@ -90,7 +90,7 @@ def test_a_wait_that_runs_out_says_why_the_job_still_waits(processor: RecordingP
         processor.release()
 
 
-def test_it_answers_while_a_policy_is_being_asked() -> None:
+def test_explain_answers_while_a_policy_is_being_asked() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     class Slow(BatchingPolicy[Any]):
@@ -106,7 +106,7 @@ def test_it_answers_while_a_policy_is_being_asked() -> None:
         go_on.set()
 
 
-def test_it_does_without_a_reason_that_raises() -> None:
+def test_explain_leaves_out_a_reason_that_raises() -> None:
     clock = ManualClock()
 
     class Mute(Interval):

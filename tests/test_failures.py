@@ -35,7 +35,7 @@ from tests import test_exit, test_fork
 PAGE = (Path(__file__).parent.parent / "docs" / "failures.rst").read_text(encoding="utf-8")
 
 
-def test_each_row_of_the_page_has_its_test_in_the_same_order() -> None:
+def test_each_row_of_the_table_has_a_test_in_the_same_order() -> None:
     border = re.search(r"^(=+)  =+  =+$", PAGE, re.MULTILINE)
     assert border is not None
     rows = [line[: len(border[1])].strip() for line in PAGE.split(border[0])[2].splitlines()]
@@ -44,7 +44,7 @@ def test_each_row_of_the_page_has_its_test_in_the_same_order() -> None:
 
 
 def seen(futures: "Iterable[Future[Any]]") -> list[Any]:
-    """Return what each caller sees: the value, or the kind of the exception."""
+    """Return what each caller sees: the value, or the type of the exception."""
     outcomes: list[Any] = []
     for future in futures:
         try:
@@ -55,7 +55,7 @@ def seen(futures: "Iterable[Future[Any]]") -> list[Any]:
 
 
 def run(processor: Callable[[list[str]], Any], jobs: str = "abc", **options: Any) -> list[Any]:
-    """Send *jobs* as one batch, and return what each caller sees."""
+    """Process *jobs* as one batch, and return what each caller sees."""
     with Batcher[str, Any](processor, Size(len(jobs)), **options) as batcher:
         return seen([batcher.submit(job) for job in jobs])
 
@@ -68,10 +68,10 @@ def fail(job: Any) -> Any:
     raise LookupError(job)
 
 
-# -- it is refused --
+# -- a job is refused --
 
 
-def test_there_is_no_room(processor: RecordingProcessor[Any]) -> None:
+def test_the_queue_is_full(processor: RecordingProcessor[Any]) -> None:
     with Batcher(processor, Size(1), max_pending=1) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
@@ -108,7 +108,7 @@ def test_the_batcher_is_shut_down() -> None:
         batcher.submit(1)
 
 
-# -- it waits --
+# -- a job waits --
 
 
 def test_a_job_expires(clock: ManualClock) -> None:
@@ -151,7 +151,7 @@ def test_the_policy_raises() -> None:
     assert [["a", "b"]] == processor.batches
 
 
-# -- it is processed --
+# -- a job is processed --
 
 
 def test_one_result_is_an_exception() -> None:
@@ -194,7 +194,7 @@ def test_something_else_is_returned(returned: Any) -> None:
 
 def test_a_listener_or_a_callback_raises(caplog: pytest.LogCaptureFixture) -> None:
     class Raising(BatchListener):
-        def batch_finished(self, fact: Any) -> None:
+        def batch_finished(self, event: Any) -> None:
             fail("from the listener")
 
     with Batcher(echo, Size(2), listeners=[Raising()]) as batcher:
@@ -216,7 +216,7 @@ def test_a_caller_stops_waiting(processor: RecordingProcessor[Any]) -> None:
     assert [["a"], ["a"]] == processor.batches
 
 
-# -- it ends --
+# -- the batcher, the interpreter or the process ends --
 
 
 def test_a_shutdown_cancels(processor: RecordingProcessor[Any]) -> None:
@@ -241,7 +241,7 @@ def test_a_shutdown_runs_out_of_time(processor: RecordingProcessor[Any]) -> None
     assert [["running"], ["waiting"]] == processor.batches
 
 
-def test_the_interpreter_ends() -> None:
+def test_the_interpreter_exits() -> None:
     assert (0, "a b\n", "") == test_exit.run("b = Batcher(processor, Size(9)); b.submit('a'); b.submit('b')")
 
 
@@ -272,10 +272,10 @@ def test_the_process_forks() -> None:
     assert "child ForkedError\nparent a\n" == test_fork.run(script)
 
 
-# -- an executor does it --
+# -- an executor runs the batch --
 
 
-def test_a_job_can_not_be_sent() -> None:
+def test_a_job_cannot_be_pickled() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         with Batcher[Any, Any](list, Size(2), executor=executor) as batcher:
             for future in [batcher.submit(job) for job in ("a", threading.Lock())]:
@@ -307,7 +307,7 @@ def test_a_process_of_the_executor_dies() -> None:
 def test_the_executor_runs_a_batch_again() -> None:
     class Forgetful(InlineExecutor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
-            fn(*args, **kwargs)  # and the worker is lost
+            fn(*args, **kwargs)  # the result is lost with its worker
             return super().submit(fn, *args, **kwargs)
 
     processor = RecordingProcessor[str]()
@@ -315,17 +315,17 @@ def test_the_executor_runs_a_batch_again() -> None:
     assert [["a", "b", "c"], ["a", "b", "c"]] == processor.batches
 
 
-# -- it is wrapped --
+# -- the processor is wrapped --
 
 
-def second_time_lucky(processor: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+def retrying_once(processor: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     return retrying(processor, stop=stop_after_attempt(2), wait=wait_none())
 
 
 def test_some_jobs_fail_under_retrying() -> None:
     outcomes = iter(["a", LookupError("b"), LookupError("c"), "b", KeyError("c")])
     processor = RecordingProcessor[str](lambda job: next(outcomes))
-    assert ["a", "b", KeyError] == run(second_time_lucky(processor))
+    assert ["a", "b", KeyError] == run(retrying_once(processor))
     assert [["a", "b", "c"], ["b", "c"]] == processor.batches
 
 
@@ -337,7 +337,7 @@ def test_a_batch_fails_under_retrying() -> None:
         for job in jobs:
             yield job if job == "a" or len(calls) > 1 else fail(job)
 
-    assert ["a", "b", "c"] == run(second_time_lucky(processor))
+    assert ["a", "b", "c"] == run(retrying_once(processor))
     assert [["a", "b", "c"], ["b", "c"]] == calls
 
 
@@ -359,7 +359,7 @@ def test_jobs_are_equal_under_deduplicating() -> None:
 
 
 def test_a_wrapped_generator_ends_early() -> None:
-    wrappers: list[Any] = [second_time_lucky, bisecting, deduplicating, partial(within, context=nullcontext)]
+    wrappers: list[Any] = [retrying_once, bisecting, deduplicating, partial(within, context=nullcontext)]
     for wrap in wrappers:
         processor = RecordingProcessor[str]()
         assert [ResultCountError] * 3 == run(wrap(lambda jobs: iter(processor(jobs)[:2])))

@@ -25,7 +25,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "flask_app"
 
 
 class App(Flask):
-    """Remembers what was set up and torn down, and shuts its batchers down."""
+    """Records the rows of each application context when it is torn down."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -58,7 +58,7 @@ def test_a_batch_runs_in_the_context_of_its_application(app: App) -> None:
     assert [["a", "b"], None] == app.torn_down
 
 
-def test_each_application_has_a_batcher_of_its_own(app: App) -> None:
+def test_each_application_has_its_own_batcher(app: App) -> None:
     inserts = FlaskBatcher[str, str](insert_many, Size(1))
     other = App("other")
     for each in (app, other):
@@ -72,14 +72,14 @@ def test_each_application_has_a_batcher_of_its_own(app: App) -> None:
         inserts.batcher.shutdown()
 
 
-def test_an_application_may_have_several(app: App) -> None:
+def test_an_application_may_have_several_batchers(app: App) -> None:
     upper = FlaskBatcher[str, str](lambda rows: [row.upper() for row in rows], app=app)
     lower = FlaskBatcher[str, str](lambda rows: [row.lower() for row in rows], app=app)
     with app.app_context():
         assert ["AB", "ab"] == [each.submit("Ab").result(timeout=10).value for each in (upper, lower)]
 
 
-def test_an_application_may_have_other_options(app: App) -> None:
+def test_init_app_may_override_the_options_for_one_application(app: App) -> None:
     inserts = FlaskBatcher[str, str](insert_many, Size(100), name="rows", max_workers=2)
     inserts.init_app(app, policy=Size(1))
     with app.app_context():
@@ -99,7 +99,7 @@ def test_bad_arguments_are_refused_at_once(arguments: Any, options: Any, complai
         FlaskBatcher(*arguments, **options)
 
 
-def test_an_application_goes_with_its_batcher() -> None:
+def test_an_application_can_be_garbage_collected_with_its_batcher() -> None:
     inserts = FlaskBatcher[str, str](insert_many)
     app = Flask("shop")
     inserts.init_app(app)
@@ -112,7 +112,7 @@ def test_an_application_goes_with_its_batcher() -> None:
     assert alive() is None
 
 
-def test_without_an_application_or_its_init_app_there_is_none(app: App) -> None:
+def test_submit_raises_without_an_application_context_or_without_init_app(app: App) -> None:
     inserts = FlaskBatcher[str, str](insert_many)
     with pytest.raises(RuntimeError, match="outside of application context"):
         inserts.submit("a")
@@ -120,7 +120,9 @@ def test_without_an_application_or_its_init_app_there_is_none(app: App) -> None:
         inserts.submit("a")
 
 
-def test_the_example_answers_each_request_with_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_answers_each_request_with_its_own_order_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE))
     import application
 
@@ -142,7 +144,7 @@ def test_the_example_answers_each_request_with_its_own_number(tmp_path: Path, mo
         del sys.modules["application"]
 
 
-def test_the_example_starts_though_another_worker_switches_the_new_database(
+def test_the_example_starts_even_if_another_worker_locks_the_new_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[str] = []

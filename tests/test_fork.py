@@ -1,4 +1,4 @@
-"""After a fork: the child has an empty, working batcher, and the parent's jobs stay the parent's."""
+"""After a fork, the child has an empty, working batcher, and the parent keeps its jobs."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ def in_child(function):
     child = os.fork()
     if child == 0:
         status = 1
-        signal.alarm(10)  # so that a child that hangs outlives no test
+        signal.alarm(10)  # a child that hangs must not outlive the test
         try:
             function()
             status = 0
@@ -39,7 +39,7 @@ def echo(jobs):
 """
 
 
-# As in a server that forks in C (uWSGI), but for CPython's own locks, which such a fork leaves to luck.
+# Like a server that forks in C, such as uWSGI, except that CPython still reinitializes its own locks.
 NO_HOOKS = """
 import concurrent.futures.thread, logging, os, threading
 os.register_at_fork = lambda **hooks: None
@@ -53,7 +53,7 @@ def run(script: str, timeout: float = 30, head: str = "") -> str:
     return done.stdout
 
 
-def test_a_batcher_that_was_used_before_works_in_the_child_and_in_the_parent() -> None:
+def test_a_batcher_used_before_the_fork_works_in_the_child_and_in_the_parent() -> None:
     script = """
     batcher = Batcher(echo, Size(2) | Interval(0.01))
     print("parent", batcher.submit(1).result(timeout=10).value, flush=True)
@@ -63,7 +63,7 @@ def test_a_batcher_that_was_used_before_works_in_the_child_and_in_the_parent() -
     assert "parent 1\nchild 2 1 True\nparent 3 2\n" == run(script)
 
 
-def test_the_child_does_not_do_the_parents_jobs() -> None:
+def test_the_child_does_not_process_the_jobs_of_the_parent() -> None:
     script = """
     def processor(jobs):
         print(os.getpid() == parent, jobs, flush=True)
@@ -103,7 +103,7 @@ def test_inherited_futures_fail_at_once_in_the_child_and_not_in_the_parent() -> 
     assert "[0, 1, 2, 3, 4] 1\n" == run(script)
 
 
-def test_a_future_that_was_cancelled_before_can_be_cancelled_again_and_waited_for_in_the_child() -> None:
+def test_a_future_cancelled_before_the_fork_can_be_cancelled_and_waited_for_in_the_child() -> None:
     script = """
     def hold():
         with future._owner.mutex:  # as any call of the batcher does, for a moment
@@ -165,7 +165,7 @@ def test_a_thread_that_waits_for_futures_during_the_fork_does_not_deadlock_the_c
     assert "['ForkedError', 'ForkedError']\n" == run(script)
 
 
-def test_a_first_job_that_another_thread_submits_during_the_fork_does_not_deadlock_the_child() -> None:
+def test_a_first_submit_in_another_thread_during_the_fork_does_not_deadlock_the_child() -> None:
     script = """
     starting, go_on = threading.Event(), threading.Event()
     def stop_with_all_locks_of_the_start_held(frame, event, argument):
@@ -196,7 +196,7 @@ def test_a_settled_future_keeps_its_result_in_the_child() -> None:
     assert "1\n" == run(script)
 
 
-def test_a_batcher_that_was_shut_down_stays_so_in_the_child() -> None:
+def test_a_batcher_that_was_shut_down_stays_shut_down_in_the_child() -> None:
     script = """
     batcher = Batcher(echo)
     batcher.shutdown()
@@ -210,10 +210,10 @@ def test_a_batcher_that_was_shut_down_stays_so_in_the_child() -> None:
     assert "closed\n" == run(script)
 
 
-def test_the_shutdown_of_a_batcher_is_not_told_once_more_in_the_child() -> None:
+def test_listeners_are_not_notified_of_the_shutdown_again_in_the_child() -> None:
     script = """
     class Telling(BatchListener):
-        def shutdown(self, fact):
+        def shutdown(self, event):
             print("shut down", flush=True)
     batcher = Batcher(echo, listeners=[Telling()])
     batcher.shutdown()
@@ -240,7 +240,7 @@ def test_a_trace_that_is_written_during_the_fork_does_not_block_the_child() -> N
     assert "2 True\n" == run(script)
 
 
-def test_a_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
+def test_a_batcher_with_a_supplied_executor_refuses_jobs_in_the_child() -> None:
     script = """
     with ThreadPoolExecutor(1) as executor, Batcher(echo, executor=executor) as batcher:
         batcher.submit(1).result()
@@ -255,7 +255,7 @@ def test_a_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> Non
     assert "the executor belongs to the parent process\n3\n" == run(script)
 
 
-def test_a_child_that_ends_as_any_program_does_its_jobs_first() -> None:
+def test_a_child_that_exits_normally_processes_its_jobs_first() -> None:
     script = """
     batcher = Batcher(echo, Size(9))
     batcher.submit("parent").add_done_callback(lambda future: print(future.result().value, flush=True))
@@ -267,7 +267,7 @@ def test_a_child_that_ends_as_any_program_does_its_jobs_first() -> None:
     assert "child\nparent\n" == run(script)
 
 
-def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> None:
+def test_forks_while_many_threads_submit_neither_lose_jobs_nor_deadlock() -> None:
     script = """
     over = threading.Event()
     with Batcher(echo, Size(5) | Interval(0), max_workers=2, max_pending=50) as batcher:
@@ -296,7 +296,7 @@ def test_forks_while_many_threads_submit_lose_nothing_and_deadlock_nothing() -> 
     "first_use",
     ["batcher.submit('x')", "next(batcher.map('x'))", "batcher.flush()", "batcher.stats()", "batcher.shutdown()"],
 )
-def test_a_fork_that_calls_no_hook_is_noticed_by_the_first_use_in_the_child(first_use: str) -> None:
+def test_a_fork_without_hooks_is_noticed_by_the_first_use_in_the_child(first_use: str) -> None:
     script = f"""
     batcher, other = Batcher(echo, Interval(0)), Batcher(echo, Size(9))
     inherited = [batcher.submit(1), batcher.submit(2), other.submit(3)]
@@ -314,7 +314,7 @@ def test_a_fork_that_calls_no_hook_is_noticed_by_the_first_use_in_the_child(firs
 
 
 @pytest.mark.parametrize("use", ["pass", "batcher.submit('child')", "warnings.simplefilter('error'); del batcher"])
-def test_a_child_of_a_fork_that_calls_no_hook_ends_as_any_program_and_does_its_own_jobs_only(use: str) -> None:
+def test_a_child_of_a_fork_without_hooks_exits_normally_and_processes_only_its_own_jobs(use: str) -> None:
     script = f"""
     def show(jobs):
         print(*jobs, flush=True)
@@ -331,7 +331,7 @@ def test_a_child_of_a_fork_that_calls_no_hook_ends_as_any_program_and_does_its_o
     assert f"{own}3\nparent\n" == run(script, head=NO_HOOKS)
 
 
-def test_a_batcher_that_is_made_in_the_child_of_a_fork_that_calls_no_hook_keeps_its_jobs() -> None:
+def test_a_batcher_created_in_the_child_of_a_fork_without_hooks_keeps_its_jobs() -> None:
     script = """
     def child():
         batcher = Batcher(echo, Size(2))
@@ -342,7 +342,7 @@ def test_a_batcher_that_is_made_in_the_child_of_a_fork_that_calls_no_hook_keeps_
     assert "True True 1 True\n" == run(script, head=NO_HOOKS)
 
 
-def test_a_hook_that_is_called_before_ours_may_use_a_batcher_in_the_child() -> None:
+def test_a_fork_hook_that_runs_before_ours_may_use_a_batcher_in_the_child() -> None:
     head = """
 import concurrent.futures.thread, logging, os, threading
 born = []
@@ -356,7 +356,7 @@ os.register_at_fork(after_in_child=lambda: born.append(batcher.submit("born")))
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_the_workers_of_multiprocessing_have_a_batcher_of_their_own(method: str, tmp_path: Path) -> None:
+def test_each_worker_of_multiprocessing_has_its_own_batcher(method: str, tmp_path: Path) -> None:
     script = f"""
         import multiprocessing
         from microbatch import Batcher
@@ -392,7 +392,7 @@ def test_a_mark_tells_a_process_from_its_children(platform: str, monkeypatch: py
     assert 0 == os.waitpid(child, 0)[1]
 
 
-def test_a_child_that_is_forked_while_a_bar_is_drawn_has_no_bar_and_works() -> None:
+def test_a_child_forked_while_a_progress_bar_is_drawn_works_without_the_bar() -> None:
     script = """
     from microbatch.integrations.tqdm import TqdmListener
 
@@ -412,7 +412,7 @@ def test_a_child_that_is_forked_while_a_bar_is_drawn_has_no_bar_and_works() -> N
     assert "2 True\n" == run(script)
 
 
-def test_a_finished_future_can_be_waited_for_in_the_child_though_a_thread_of_the_parent_looked_at_it() -> None:
+def test_the_child_can_wait_for_a_settled_future_whose_lock_was_held_during_the_fork() -> None:
     script = """
     from concurrent.futures import as_completed
     def look():
@@ -438,7 +438,7 @@ def test_a_child_does_nothing_for_a_batcher_that_it_does_not_use() -> None:
     class Clock:
         made = 0
         def now(self):
-            Clock.made += os.getpid() != parent  # each time a worker is made, before its first job
+            Clock.made += os.getpid() != parent  # each time a worker is created, before its first job
             return 0.0
         def wait_until(self, condition, moment):
             condition.wait()
@@ -455,7 +455,7 @@ def test_a_child_does_nothing_for_a_batcher_that_it_does_not_use() -> None:
 
 @pytest.mark.parametrize("head", ["", NO_HOOKS], ids=["hooks", "no hooks"])
 @pytest.mark.parametrize("first_use", ["submit(1).result().value", "flush()", "shutdown()"])
-def test_a_batcher_that_another_thread_uses_during_the_fork_but_did_not_start_works_in_the_child(
+def test_an_unstarted_batcher_in_use_by_another_thread_during_the_fork_works_in_the_child(
     first_use: str, head: str
 ) -> None:
     script = f"""
@@ -477,7 +477,7 @@ def test_a_batcher_that_another_thread_uses_during_the_fork_but_did_not_start_wo
     assert f"{expected} True\n2 True\n" == run(script, head=head)
 
 
-def test_a_batcher_that_another_thread_makes_during_the_fork_works_in_the_parent() -> None:
+def test_a_batcher_that_another_thread_creates_during_the_fork_works_in_the_parent() -> None:
     script = """
     making, go_on = threading.Event(), threading.Event()
     class Clock:
@@ -503,7 +503,7 @@ def test_a_batcher_that_another_thread_makes_during_the_fork_works_in_the_parent
     assert "child 2\nparent 1\n" == run(script)
 
 
-def test_an_unused_batcher_with_an_executor_of_the_callers_refuses_in_the_child() -> None:
+def test_an_unused_batcher_with_a_supplied_executor_refuses_jobs_in_the_child() -> None:
     script = """
     with ThreadPoolExecutor(1) as executor, Batcher(echo, executor=executor) as batcher:
         def child():
@@ -518,13 +518,13 @@ def test_an_unused_batcher_with_an_executor_of_the_callers_refuses_in_the_child(
     assert "the executor belongs to the parent process\nTrue\n2\n" == run(script)
 
 
-def test_several_threads_of_a_child_may_be_the_first_to_use_a_batcher_there() -> None:
+def test_several_threads_of_a_child_may_make_the_first_use_of_a_batcher_at_once() -> None:
     script = """
     class Clock:
         waiting = None
         def now(self):
             if self.waiting is not None:
-                self.waiting.wait(timeout=5)  # until all have found that they are in a child
+                self.waiting.wait(timeout=5)  # until all threads have found that they are in a child
             return 0.0
         def wait_until(self, condition, moment):
             condition.wait()
@@ -542,7 +542,7 @@ def test_several_threads_of_a_child_may_be_the_first_to_use_a_batcher_there() ->
     assert "4 4 4 4\n4 True\n" == run(script)
 
 
-def test_a_child_of_a_child_has_a_batcher_of_its_own_too() -> None:
+def test_the_child_of_a_child_has_its_own_batcher() -> None:
     script = """
     used, unused, closed = (Batcher(echo, name=name) for name in ("used", "unused", "closed"))
     closed.shutdown()

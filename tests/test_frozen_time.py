@@ -1,4 +1,4 @@
-"""Under a tool that freezes time, a caller still gets its batch."""
+"""Batches are still dispatched while freezegun freezes the time."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def echo(jobs: list[Any]) -> list[Any]:
 
 
 def deeply(function: Any, depth: int = 8) -> Any:
-    """Call from deeper than the frames that freezegun looks at to spare ``threading``."""
+    """Call *function* deep in the stack: freezegun spares ``threading`` only if it is near the top."""
     return function() if depth == 0 else deeply(function, depth - 1)
 
 
@@ -25,17 +25,17 @@ def use() -> Any:
         return batcher.submit("job").result(timeout=10).value
 
 
-def test_a_batcher_made_inside_the_freeze_sends() -> None:
+def test_a_batcher_created_while_time_is_frozen_dispatches() -> None:
     with freeze_time("2020-01-01"):
         assert "job" == deeply(use)
 
 
-def test_a_batcher_made_before_the_freeze_sends() -> None:
+def test_a_batcher_created_before_time_is_frozen_dispatches() -> None:
     with Batcher(echo, Interval(0.01)) as batcher, freeze_time("2020-01-01"):
         assert "job" == deeply(lambda: batcher.submit("job").result(timeout=10).value)
 
 
-def test_a_library_imported_inside_the_freeze_sends() -> None:
+def test_a_library_imported_while_time_is_frozen_dispatches() -> None:
     script = """
 from freezegun import freeze_time
 def use():

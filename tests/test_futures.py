@@ -1,4 +1,4 @@
-"""A `JobFuture` is a `concurrent.futures.Future`, with all that the standard library does with one."""
+"""A `JobFuture` is a `concurrent.futures.Future`: whatever the standard library does with futures works with it."""
 
 import asyncio
 import concurrent.futures
@@ -24,7 +24,7 @@ from microbatch import Batcher, JobFuture, JobResult, JobState, Size
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
-Held = Batcher[Any, Any]
+AnyBatcher = Batcher[Any, Any]
 
 
 def double(job: Any) -> Any:
@@ -33,7 +33,7 @@ def double(job: Any) -> Any:
 
 @pytest.fixture
 def processor() -> Iterator[RecordingProcessor[Any]]:
-    """Holds every batch until the test, or its end, releases it."""
+    """Holds every batch until the test releases it or ends."""
     processor = RecordingProcessor[Any](double)
     processor.hold()
     yield processor
@@ -41,23 +41,23 @@ def processor() -> Iterator[RecordingProcessor[Any]]:
 
 
 @pytest.fixture
-def batcher(processor: RecordingProcessor[Any]) -> Iterator[Held]:
+def batcher(processor: RecordingProcessor[Any]) -> Iterator[AnyBatcher]:
     batcher = Batcher[Any, Any](processor, Size(1))
     yield batcher
     processor.release()
     batcher.shutdown()
 
 
-def test_the_futures_of_this_python_have_the_insides_that_ours_stand_in_for() -> None:
+def test_a_standard_future_has_exactly_the_attributes_that_a_job_future_replaces() -> None:
     known = {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"}
     assert known == vars(Future()).keys()
 
 
-def test_it_is_a_future(batcher: Held) -> None:
+def test_a_job_future_is_a_standard_future(batcher: AnyBatcher) -> None:
     assert isinstance(batcher.submit(1), Future)
 
 
-def test_it_goes_through_its_states(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_a_job_future_goes_through_its_states(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     running, waiting = batcher.submit(1), batcher.submit(2)
     processor.wait_for_batches(1)
     assert (JobState.RUNNING, True, False) == (running.state, running.running(), running.done())
@@ -69,15 +69,15 @@ def test_it_goes_through_its_states(batcher: Held, processor: RecordingProcessor
     assert f"<JobFuture at {id(running):#x} succeeded>" == repr(running)
 
 
-def test_what_some_programs_read_of_any_future_tells_a_running_job_from_one_that_waits(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_the_private_state_of_a_future_tells_a_running_job_from_a_waiting_one(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     running, waiting = batcher.submit(1), batcher.submit(2)
     processor.wait_for_batches(1)
     assert ("RUNNING", "PENDING") == (running._state, waiting._state)
 
 
-def test_a_timeout_leaves_the_job_alone(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_a_timeout_does_not_affect_the_job(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     future = batcher.submit(1)
     with pytest.raises(concurrent.futures.TimeoutError):
         future.result(timeout=0)
@@ -87,7 +87,7 @@ def test_a_timeout_leaves_the_job_alone(batcher: Held, processor: RecordingProce
     assert (2, None) == (future.result(timeout=10).value, future.exception())
 
 
-def test_a_running_job_cannot_be_cancelled(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_a_running_job_cannot_be_cancelled(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     future = batcher.submit(1)
     processor.wait_for_batches(1)
     assert not future.cancel()
@@ -96,7 +96,7 @@ def test_a_running_job_cannot_be_cancelled(batcher: Held, processor: RecordingPr
     assert not future.cancel()
 
 
-def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     batcher.submit(1)
     processor.wait_for_batches(1)
     future = batcher.submit(2)
@@ -110,7 +110,7 @@ def test_a_waiting_job_can_be_cancelled_more_than_once(batcher: Held, processor:
 
 
 @pytest.mark.parametrize("when", [FIRST_COMPLETED, FIRST_EXCEPTION, ALL_COMPLETED])
-def test_wait_sees_what_was_done_before(when: str) -> None:
+def test_wait_returns_futures_that_were_settled_before(when: str) -> None:
     with Batcher(RecordingProcessor[Any](double), Size(9)) as batcher:
         futures = [batcher.submit(job) for job in (1, "bad", "unwanted")]
         assert futures[2].cancel()
@@ -118,22 +118,22 @@ def test_wait_sees_what_was_done_before(when: str) -> None:
     assert (set(futures), set()) == (done, not_done)
 
 
-def test_wait_for_the_first_completed_is_woken(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_wait_returns_at_the_first_completed_future(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     first, second = batcher.submit(1), batcher.submit(2)
     waiting = in_thread(lambda: concurrent.futures.wait([first, second], 10, FIRST_COMPLETED))
     processor.release()
     assert waiting.result(timeout=10).done >= {first}
 
 
-def test_wait_for_the_first_exception_is_woken(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_wait_returns_at_the_first_exception(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     bad, good = batcher.submit("bad"), batcher.submit(2)
     waiting = in_thread(lambda: concurrent.futures.wait([bad, good], 10, FIRST_EXCEPTION))
     processor.release()
     assert bad in waiting.result(timeout=10).done
 
 
-def test_wait_for_all_is_woken_by_results_errors_and_cancellations(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_wait_for_all_futures_counts_results_exceptions_and_cancellations(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     futures = [batcher.submit(job) for job in (1, "bad", 3)]
     processor.wait_for_batches(1)
@@ -143,7 +143,7 @@ def test_wait_for_all_is_woken_by_results_errors_and_cancellations(
     assert (set(futures), set()) == waiting.result(timeout=10)
 
 
-def test_as_completed_gives_every_future_once(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_as_completed_yields_every_future_once(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     futures = [batcher.submit(job) for job in (1, "bad", 3, 4)]
     processor.wait_for_batches(1)
     completed = in_thread(lambda: list(concurrent.futures.as_completed(futures, timeout=10)))
@@ -153,15 +153,15 @@ def test_as_completed_gives_every_future_once(batcher: Held, processor: Recordin
     assert 4 == len(completed.result())
 
 
-def test_many_threads_may_wait_for_one_job(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_many_threads_may_wait_for_one_job(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     future = batcher.submit(1)
     waiting = [in_thread(lambda: future.result(timeout=10).value) for _ in range(16)]
     processor.release()
     assert [2] * 16 == [each.result(timeout=10) for each in waiting]
 
 
-def test_callbacks_run_once_in_order_whether_added_before_or_after(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_callbacks_run_once_and_in_order_whether_added_before_or_after_the_result(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     seen: list[str] = []
     future = batcher.submit(1)
@@ -173,8 +173,8 @@ def test_callbacks_run_once_in_order_whether_added_before_or_after(
     assert ["first", "second", "late"] == seen
 
 
-def test_asyncio_awaits_it() -> None:
-    async def main(batcher: Held) -> list[Any]:
+def test_asyncio_can_await_a_job_future() -> None:
+    async def main(batcher: AnyBatcher) -> list[Any]:
         futures = [asyncio.wrap_future(batcher.submit(number, timeout=0)) for number in range(3)]
         return [result.value for result in await asyncio.gather(*futures)]
 
@@ -182,15 +182,15 @@ def test_asyncio_awaits_it() -> None:
         assert [0, 2, 4] == asyncio.run(main(batcher))
 
 
-def test_asyncio_gets_its_exception() -> None:
-    async def main(batcher: Held) -> Any:
+def test_asyncio_raises_the_exception_of_a_job_future() -> None:
+    async def main(batcher: AnyBatcher) -> Any:
         return await asyncio.wrap_future(batcher.submit("bad"))
 
     with Batcher(RecordingProcessor[Any](double)) as batcher, pytest.raises(ValueError):
         asyncio.run(main(batcher))
 
 
-def test_cancelling_the_awaiting_task_cancels_the_job(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_cancelling_the_awaiting_task_cancels_the_job(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     batcher.submit("blocks")
     processor.wait_for_batches(1)
 
@@ -207,7 +207,9 @@ def test_cancelling_the_awaiting_task_cancels_the_job(batcher: Held, processor: 
     assert [["blocks"]] == processor.batches
 
 
-def test_cancelling_the_job_cancels_what_asyncio_awaits(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_cancelling_the_job_cancels_the_awaited_asyncio_future(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
+) -> None:
     batcher.submit("blocks")
     processor.wait_for_batches(1)
 
@@ -221,22 +223,22 @@ def test_cancelling_the_job_cancels_what_asyncio_awaits(batcher: Held, processor
     asyncio.run(main())
 
 
-def test_a_result_can_be_pickled() -> None:
+def test_a_job_result_can_be_pickled() -> None:
     with Batcher(RecordingProcessor[Any](double)) as batcher:
         result = batcher.submit(1).result()
     assert isinstance(result, JobResult)
     assert result == pickle.loads(pickle.dumps(result))
 
 
-def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_the_batcher() -> None:
+def test_a_cancel_while_another_thread_holds_the_lock_of_the_future_does_not_block_the_batcher() -> None:
     counted: list[Any] = []
     with Batcher(RecordingProcessor(double), Size(9)) as batcher:
         future = batcher.submit("job")
         canceller = threading.Thread(target=future.cancel)
         counter = threading.Thread(target=lambda: counted.append(batcher.stats()), daemon=True)
-        with future._condition:  # as wait() holds it, where a signal handler that uses the batcher may come in
+        with future._condition:  # `wait` holds it when a signal handler that uses the batcher runs
             canceller.start()
-            canceller.join(0.1)  # which it can't, for it waits for the reader
+            canceller.join(0.1)  # it may have to wait for the lock that this thread holds
             counter.start()
             counter.join(10)
         canceller.join(10)
@@ -245,43 +247,45 @@ def test_a_cancellation_that_waits_for_a_reader_of_the_future_keeps_nobody_from_
 
 
 class Waiter:
-    """Stands for what `wait` and `as_completed` put into a future. They give no sign that they have, so a test can't."""
+    """Stands in for the waiter that `wait` adds to a future: a test can't tell when `wait` has added its own."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.received: list[Any] = []
 
     def add_result(self, future: Future[Any]) -> None:
-        self.told.append((future, "result"))
+        self.received.append((future, "result"))
 
     def add_exception(self, future: Future[Any]) -> None:
-        self.told.append((future, "exception"))
+        self.received.append((future, "exception"))
 
     def add_cancelled(self, future: Future[Any]) -> None:
-        self.told.append((future, "cancelled"))
+        self.received.append((future, "cancelled"))
 
 
-def test_a_cancellation_does_not_wait_for_those_who_watch(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_a_cancel_does_not_wait_for_a_thread_that_holds_the_lock_of_the_future(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
+) -> None:
     batcher.submit("runs")
     processor.wait_for_batches(1)
     future = batcher.submit("waits")
-    with future._condition:  # as `wait` holds it, while it may wait for the batcher's mutex
+    with future._condition:  # `wait` holds it too, while it may wait for the batcher's mutex
         assert in_thread(future.cancel).result(timeout=10)
     assert {future} == concurrent.futures.wait([future], timeout=10).done
 
 
-def test_who_watches_hears_of_a_cancellation_even_if_a_reader_of_the_future_waits_for_the_batcher_first() -> None:
+def test_wait_learns_of_a_cancellation_even_if_the_cancelling_thread_held_the_lock_of_the_future() -> None:
     with Batcher[Any, Any](list, Size(2)) as batcher:
         future = batcher.submit("unwanted")
         watching = in_thread(lambda: concurrent.futures.wait([future], timeout=10).done)
         while not future._waiters:
             pass
-        with future._condition:  # as `wait` holds it, where a signal handler that uses the batcher may come in
+        with future._condition:  # `wait` holds it when a signal handler that uses the batcher runs
             assert future.cancel()
             assert "job" == [batcher.submit("job") for _ in range(2)][0].result(timeout=10).value
         assert {future} == watching.result(timeout=20) == concurrent.futures.wait([future], timeout=10).done
 
 
-def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: RecordingProcessor[Any]) -> None:
+def test_waiters_are_notified_of_the_outcome(batcher: AnyBatcher, processor: RecordingProcessor[Any]) -> None:
     good, bad, unwanted = futures = [batcher.submit(job) for job in (1, "bad", 3)]
     processor.wait_for_batches(1)
     waiter = Waiter()
@@ -291,11 +295,11 @@ def test_those_who_wait_are_told_how_it_ended(batcher: Held, processor: Recordin
     unwanted.cancel()
     processor.release()
     batcher.shutdown()
-    assert 3 == len(waiter.told)
-    assert {(unwanted, "cancelled"), (good, "result"), (bad, "exception")} == set(waiter.told)
+    assert 3 == len(waiter.received)
+    assert {(unwanted, "cancelled"), (good, "result"), (bad, "exception")} == set(waiter.received)
 
 
-def test_those_who_wait_for_a_job_that_fails_with_the_worker_thread_are_told_once() -> None:
+def test_waiters_for_a_job_that_fails_with_the_batcher_thread_are_notified_once() -> None:
     class Clock(ManualClock):
         broken = False
 
@@ -310,44 +314,45 @@ def test_those_who_wait_for_a_job_that_fails_with_the_worker_thread_are_told_onc
         with future._condition:
             future._waiters.append(waiter)
         clock.broken = True
-        unwanted.cancel()  # which wakes the batcher thread
+        unwanted.cancel()  # wakes the batcher thread
         assert isinstance(future.exception(timeout=10), OSError)
         clock.broken = False
-    assert [(future, "exception")] == waiter.told
+    assert [(future, "exception")] == waiter.received
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_neither_it_nor_its_batcher_can_be_copied(duplicate: Any, batcher: Held) -> None:
+def test_neither_a_job_future_nor_a_batcher_can_be_copied(duplicate: Any, batcher: AnyBatcher) -> None:
     with pytest.raises(TypeError, match="a Batcher has threads, and can't be copied or pickled"):
         duplicate(batcher)
     with pytest.raises(TypeError, match="a JobFuture belongs to its batcher, and can't be copied or pickled"):
         duplicate(batcher.submit(1))
 
 
-def test_a_lock_that_a_watcher_never_releases_holds_up_no_job() -> None:
+def test_a_lock_of_a_future_that_is_never_released_delays_no_job() -> None:
     with Batcher[Any, Any](RecordingProcessor(double), Size(3)) as batcher:
         stuck, other = batcher.submit(1), batcher.submit(2)
-        stuck._condition.acquire()  # as Ctrl-C in `wait` leaves it
+        stuck._condition.acquire()  # Ctrl-C in `wait` leaves it acquired
         third = batcher.submit(3)
         results = [in_thread(future.result).result(timeout=10).value for future in (stuck, other, third)]
         assert in_thread(batcher.flush).result(timeout=10)
     assert [2, 4, 6] == results
-    assert not concurrent.futures.wait([stuck, other, third], timeout=10).not_done  # for which this thread has the lock
+    # This thread holds the lock, so it can call `wait`.
+    assert not concurrent.futures.wait([stuck, other, third], timeout=10).not_done
     assert 3 == len(list(concurrent.futures.as_completed([stuck, other, third], timeout=10)))
 
 
-def test_a_watcher_that_looks_at_a_future_as_it_is_settled_is_told_when_it_has_looked(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_a_waiter_added_while_the_future_is_settled_is_notified_once_the_lock_is_released(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     future, waiter = batcher.submit(1), Waiter()
     with future._condition:
         processor.release()
         assert 2 == future.result(timeout=10).value
         batcher.flush()
-        assert "RUNNING" == future._state  # to watchers it is not done until they are told
+        assert "RUNNING" == future._state  # for waiters it is not done until they are notified
         future._waiters.append(waiter)
-        assert [] == waiter.told
-    assert [(future, "result")] == waiter.told
+        assert [] == waiter.received
+    assert [(future, "result")] == waiter.received
     assert "FINISHED" == future._state
 
 
@@ -369,11 +374,11 @@ def test_waiting_in_a_processor_for_a_job_of_its_batcher_raises(wait: Any) -> No
     with Batcher[Any, Any](processor) as own:
         error = own.submit("outer").exception(timeout=10)
         assert isinstance(error, RuntimeError) and "can't wait for its jobs" in str(error)
-        in_thread(lambda: theirs.set_result(1)).result(timeout=10)  # whose lock is not left taken
+        in_thread(lambda: theirs.set_result(1)).result(timeout=10)  # its lock was released
         assert "job" == own.submit("job").result(timeout=10).value
 
 
-def test_a_processor_may_wait_for_jobs_that_are_done() -> None:
+def test_a_processor_may_wait_for_settled_jobs() -> None:
     def processor(jobs: list[Any]) -> list[Any]:
         return [len(wait_for(job).done) for job in jobs]
 
@@ -383,8 +388,8 @@ def test_a_processor_may_wait_for_jobs_that_are_done() -> None:
         assert 1 == batcher.submit([done]).result(timeout=10).value
 
 
-def test_a_future_lets_go_of_its_job_on_request_once_it_is_done(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_the_job_of_a_settled_future_can_be_deleted_to_free_it(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     class Large:
         def __mul__(self, factor: int) -> int:
@@ -409,8 +414,8 @@ def test_a_future_lets_go_of_its_job_on_request_once_it_is_done(
     assert 2 == future.result().value
 
 
-def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_one_from_it_that_settles(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_waiters_are_notified_even_if_the_future_is_settled_while_a_thread_releases_its_lock(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     future, waiter = batcher.submit(1), Waiter()
     processor.wait_for_batches(1)
@@ -418,7 +423,7 @@ def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_o
     future._waiters.append(waiter)
 
     class Lock:
-        """Has the future settled just before this thread releases it for the second time."""
+        """Has the future settled just before this thread releases the lock for the second time."""
 
         def __init__(self) -> None:
             self._lock = condition.lock
@@ -442,18 +447,18 @@ def test_a_thread_that_looks_whether_watchers_are_to_be_told_does_not_keep_the_o
     processor.release()
     future.result(timeout=10)
     batcher.flush(timeout=10)
-    assert [(future, "result")] == waiter.told
+    assert [(future, "result")] == waiter.received
 
 
-def test_a_watcher_that_a_signal_has_left_with_the_lock_of_its_event_taken_keeps_nobody_from_going_on(
-    batcher: Held, processor: RecordingProcessor[Any]
+def test_a_waiter_whose_event_has_a_lock_that_is_never_released_blocks_no_other_thread(
+    batcher: AnyBatcher, processor: RecordingProcessor[Any]
 ) -> None:
     future = batcher.submit("job")
     watching = in_thread(lambda: concurrent.futures.wait([future], timeout=10))
-    while not future._waiters:  # which is asked of it with its lock taken
+    while not future._waiters:  # until `wait` has added its waiter and released the lock
         pass
     (waiter,) = future._waiters
-    lock = getattr(getattr(waiter.event, "_cond", None), "_lock", None)  # as `threading.Event` has it
+    lock = getattr(getattr(waiter.event, "_cond", None), "_lock", None)  # an attribute of `threading.Event`
     if lock is not None:
         lock.acquire()
     processor.release()

@@ -16,7 +16,7 @@ import gevent
 from microbatch import Batcher, Interval, Size
 
 def double(jobs):
-    time.sleep(0.001)  # which lets the other greenlets go on
+    time.sleep(0.001)  # lets the other greenlets run
     return [job * 2 for job in jobs]
 
 batcher = Batcher(double, Size(10) | Interval(0.005), max_workers=2)
@@ -37,7 +37,7 @@ batcher.submit(3).add_done_callback(lambda future: print("at exit", future.resul
 """
 
 
-def test_greenlets_submit_wait_flush_fork_and_exit_as_threads_do() -> None:
+def test_greenlets_submit_wait_flush_fork_and_exit_like_threads() -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert ("True True\nTrue True\nchild 4 True\nat exit 6\n", "") == (done.stdout, done.stderr)

@@ -1,4 +1,4 @@
-"""Under gunicorn, which loads the application, and so starts the threads of its batcher, before it forks the workers."""
+"""Under gunicorn with `preload_app`: the threads of the batcher start before the workers are forked."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ import os
 from microbatch import Batcher, ForkedError, Interval, Size
 
 def say(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole lines, whatever other processes write
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # writes whole lines, whatever other processes write
 
 def squares(jobs):
     return [job * job for job in jobs]
@@ -94,7 +94,7 @@ class Server:
         return Answer(int(value), int(worker), int(batch_size), error)
 
     def stop(self) -> list[list[str]]:
-        """End it as a service manager does; return all that was kept: in which process, and which jobs."""
+        """Stop the server as a service manager does. Return for each process the jobs that it kept."""
         self.process.send_signal(signal.SIGTERM)
         self._kept += [line.strip().partition(" ")[2] for line in self._said]
         assert 0 == self.process.wait(timeout=10)
@@ -111,14 +111,15 @@ def gunicorn(directory: Path, *options: str) -> Iterator[Server]:
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            yield Server(process, os.path.relpath(directory / "server.sock"))  # an absolute path may be too long
-        finally:  # it has stopped by then, unless the test has failed
+            # An absolute path may be too long for a socket.
+            yield Server(process, os.path.relpath(directory / "server.sock"))
+        finally:  # the server has stopped by then, unless the test has failed
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("options", [(), ("--worker-class=gthread", "--threads=4")], ids=["sync", "gthread"])
-def test_each_request_gets_its_own_result_and_each_process_does_its_own_jobs(
+def test_each_request_gets_its_own_result_and_each_process_processes_its_own_jobs(
     options: list[str], tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(8) as clients, gunicorn(tmp_path, "--workers=2", *options) as server:
@@ -140,14 +141,14 @@ def test_each_request_gets_its_own_result_and_each_process_does_its_own_jobs(
     assert by_worker == {int(line[0]): sorted(map(int, line[1:])) for line in kept if "parents" not in line}
 
 
-def test_the_workers_after_a_reload_and_after_a_crash_have_a_working_batcher(tmp_path: Path) -> None:
+def test_workers_started_after_a_reload_or_a_crash_have_a_working_batcher(tmp_path: Path) -> None:
     with gunicorn(tmp_path) as server:
         first = server.wait_for_worker()
         assert first == server.get(1).worker
         server.process.send_signal(signal.SIGHUP)
         second = server.wait_for_worker()
         while (answer := server.get(2)).worker != second:
-            pass  # the first one goes only when the second is there
+            pass  # the first worker stops only when the second is ready
         assert Answer(4, second, 1, "ForkedError") == answer
         os.kill(second, signal.SIGKILL)
         third = server.wait_for_worker()

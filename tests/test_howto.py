@@ -1,4 +1,4 @@
-"""What the pages on Django, Flask, asyncio and downstreams say to write, written and run."""
+"""The code on the pages on Django, Flask, asyncio and downstreams works as shown."""
 
 import asyncio
 import importlib
@@ -24,7 +24,7 @@ def page(name: str) -> str:
 
 
 def blocks(name: str) -> list[str]:
-    """Return the code on a page that is no doctest."""
+    """Return the code blocks of a page that are not doctests."""
     found = [textwrap.dedent(block) for block in re.findall(BLOCK, page(name))]
     return [block for block in found if ">>>" not in block]
 
@@ -64,7 +64,7 @@ def test_a_new_django_project_that_follows_the_page_works(tmp_path: Path) -> Non
     assert "Ran 1 test" in done and "OK" in done
 
 
-def test_the_page_on_django_names_all_settings_and_shows_a_real_complaint(tmp_path: Path) -> None:
+def test_the_page_on_django_names_all_settings_and_shows_an_actual_error_message(tmp_path: Path) -> None:
     needs("django")
     from microbatch.integrations.django import _ARGUMENTS
 
@@ -106,7 +106,7 @@ def test_a_fastapi_application_that_follows_the_page_works() -> None:
     assert "shut down" in names["batcher"].explain()
 
 
-def test_what_the_page_on_downstreams_shows_is_what_the_examples_do() -> None:
+def test_each_line_of_code_on_the_page_on_downstreams_is_in_an_example() -> None:
     examples = "".join(path.read_text() for path in (ROOT / "examples").glob("*.py")).replace("self.", "")
     shown = [line.strip() for block in blocks("downstreams") for line in block.splitlines()]
     assert [] == [line for line in shown if not line.startswith("def ") and line not in examples]

@@ -1,4 +1,4 @@
-"""Whatever it is that a user injects, and whatever it raises: all futures are settled, and the next job is done."""
+"""If injected code raises any exception, all futures are settled and the next job is processed."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ def failing(jobs: list[Any]) -> list[Any]:
     return [KeyError() if job == "fail" else job for job in jobs]
 
 
-HOW = {
+VERBS = {
     JobState.SUCCEEDED: "succeed",
     JobState.FAILED: "fail",
     JobState.CANCELLED: "cancel",
@@ -29,7 +29,7 @@ HOW = {
 
 
 class Bomb:
-    """Raises when it is touched while it is armed, and is passed over otherwise."""
+    """Raises when it is touched while it is armed. Otherwise, it returns the value that it is touched with."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -60,7 +60,7 @@ def iterator(bomb: Bomb, jobs: list[Any]) -> Iterator[Any]:
 
 
 def policy(bomb: Bomb, name: str) -> BatchingPolicy[Any]:
-    """Return a policy that sends two jobs together, with a bomb in the method of that name."""
+    """Return a policy that dispatches two jobs together, with a bomb in the method *name*."""
 
     class Mined(BatchingPolicy[Any]):
         def due(self, window: Window[Any]) -> float:
@@ -90,7 +90,7 @@ def policy(bomb: Bomb, name: str) -> BatchingPolicy[Any]:
 
 
 class Mined(Executor):
-    """Runs what it is given at once; with a bomb in `submit`, or in what it returns."""
+    """Runs each function at once, with a bomb in `submit` or in the future that it returns."""
 
     def __init__(self, bomb: Bomb, place: str) -> None:
         self.bomb = bomb
@@ -123,7 +123,7 @@ PLACES: dict[str, Callable[[Bomb], dict[str, Any]]] = {
     "executor's future": lambda bomb: {"executor": Mined(bomb, "future")},
 }
 
-REFUSED = ("key", "weigh")  # raise in `submit`, and nothing is accepted
+REFUSED = ("key", "weigh")  # these raise in `submit`, and the job is not accepted
 
 ERRORS = [ValueError("x"), SystemExit(), KeyboardInterrupt(), GeneratorExit(), StopIteration()]
 
@@ -134,29 +134,31 @@ def bomb(request: pytest.FixtureRequest) -> Bomb:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_whatever_raises_all_futures_are_settled_and_the_next_job_is_done(place: str, bomb: Bomb) -> None:
+def test_an_exception_from_injected_code_leaves_no_future_unsettled_and_the_next_job_succeeds(
+    place: str, bomb: Bomb
+) -> None:
     with Batcher(**{"processor": echo, **PLACES[place](bomb)}) as batcher:
         assert "before" == batcher.submit("before").result(timeout=10).value
         bomb.armed = True
         futures = []
         for job in "ab":
             if place in REFUSED:
-                stops = isinstance(bomb.error, StopIteration)  # which could end an iteration of the caller
+                stops = isinstance(bomb.error, StopIteration)  # it could end an iteration of the caller
                 with pytest.raises(RuntimeError if stops else type(bomb.error)):
                     batcher.submit(job)
             else:
                 futures.append(batcher.submit(job))
         assert batcher.flush(timeout=10)
         assert all(future.done() for future in futures)
-        bomb.armed = place == "policy.observe"  # which is called some time later, and changes nothing
+        bomb.armed = place == "policy.observe"  # called some time later, and changes nothing
         assert "after" == batcher.submit("after").result(timeout=10).value
     stats = batcher.stats()
     assert 2 + len(futures) == stats.accepted == stats.succeeded + stats.failed
-    assert bomb.explosions > 0 or place == "key.__eq__", "the bomb did not go off"
+    assert bomb.explosions > 0 or place == "key.__eq__", "the bomb did not explode"
 
 
 @pytest.mark.parametrize("how", ["succeed", "fail", "cancel", "expire"])
-def test_a_callback_that_raises_stops_neither_the_next_one_nor_the_next_job(how: str, bomb: Bomb) -> None:
+def test_a_done_callback_that_raises_stops_neither_the_next_callback_nor_the_next_job(how: str, bomb: Bomb) -> None:
     called: list[Any] = []
     bomb.armed = True
     with Batcher[Any, Any](failing, Interval(60)) as batcher:
@@ -168,10 +170,10 @@ def test_a_callback_that_raises_stops_neither_the_next_one_nor_the_next_job(how:
         assert batcher.flush(timeout=10)
         after = batcher.submit("after")
     assert "after" == after.result(timeout=0).value
-    assert ([future], 1, how) == (called, bomb.explosions, HOW[future.state])
+    assert ([future], 1, how) == (called, bomb.explosions, VERBS[future.state])
 
 
-def test_a_shutdown_callback_that_raises_stops_neither_the_next_one_nor_the_shutdown(bomb: Bomb) -> None:
+def test_a_shutdown_callback_that_raises_stops_neither_the_next_callback_nor_the_shutdown(bomb: Bomb) -> None:
     called: list[str] = []
     bomb.armed = True
     for used in (False, True):
@@ -193,7 +195,7 @@ def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
     def fail(*_: Any) -> None:
         raise KeyError
 
-    class Grumbling(Size):
+    class Raising(Size):
         def observe(self, report: Any) -> None:
             fail()
 
@@ -203,7 +205,7 @@ def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
     for name in ("microbatch", "concurrent.futures"):
         logging.getLogger(name).addHandler(handler)
     try:
-        with Batcher[Any, Any](lambda jobs: iter([*jobs, "surplus"]), Grumbling(1)) as batcher:
+        with Batcher[Any, Any](lambda jobs: iter([*jobs, "surplus"]), Raising(1)) as batcher:
             batcher.add_shutdown_callback(fail)
             for job in "ab":
                 future = batcher.submit(job)
@@ -216,7 +218,7 @@ def test_a_logging_handler_that_raises_stops_nothing(bomb: Bomb) -> None:
             logging.getLogger(name).removeHandler(handler)
 
 
-def test_a_job_that_cannot_be_compared_hashed_or_shown_is_a_job_like_any_other(bomb: Bomb) -> None:
+def test_a_job_that_cannot_be_compared_hashed_or_printed_is_processed_like_any_other(bomb: Bomb) -> None:
     class Job:
         def __eq__(self, other: object) -> bool:
             raise bomb.error
@@ -230,14 +232,16 @@ def test_a_job_that_cannot_be_compared_hashed_or_shown_is_a_job_like_any_other(b
     job = Job()
     with Batcher[Any, Any](lambda jobs: [bomb.error] * len(jobs)) as batcher:
         future = batcher.submit(job)
-        future.add_done_callback(lambda future: repr(future.job))  # which raises, and is logged
+        future.add_done_callback(lambda future: repr(future.job))  # this raises, and is logged
         expected = RuntimeError if isinstance(bomb.error, StopIteration) else type(bomb.error)
         assert expected is type(future.exception(timeout=10))
         assert (job is future.job, JobState.FAILED) == (True, future.state)
         assert batcher.flush(timeout=10)
 
 
-def test_a_clock_that_raises_in_the_thread_of_one_batch_costs_no_other_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clock_that_raises_in_the_thread_of_one_batch_does_not_affect_other_batches(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Clock(ManualClock):
         thread, failures = 0, 0
 

@@ -1,7 +1,7 @@
-"""An exception comes into a thread of the batcher from outside, too late for the call whose time it was to limit.
+"""A late exception, raised from outside in a thread of the batcher, loses no job and ends no thread.
 
-Libraries that limit the time of a call have Python raise an exception in the thread that makes it. One that comes late
-arrives between two batches, at any statement of ours.
+Libraries that limit the time of a call make Python raise an exception in the calling thread. If it comes too late, it
+arrives between two batches, at any statement of the batcher.
 """
 
 import ctypes
@@ -39,13 +39,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_failure_is_left() -> Iterator[None]:
-    """Have the last failures logged now: their tracebacks parse code, which breaks an `ast.parse` of a later test."""
+def log_failures_now() -> Iterator[None]:
+    """Log the last failures now: their tracebacks parse code, which would break `ast.parse` in a later test."""
     yield
     gc.collect()
 
 
-# Lines at whose beginning Python lets nothing in, though it calls a tracer: there is no call and no jump before them.
+# Python calls a tracer at the start of these lines, but never interrupts there: no call and no jump precedes them.
 CLOSED = ("with ", "waiter.finished_futures += ", "if counts:", "waiter.num_pending_calls -= ")
 
 
@@ -54,7 +54,7 @@ class TimeLimit(Exception):
 
 
 class Late(Signal):
-    """Raises `TimeLimit` at the *place*-th point where Python lets one in, in the threads of a batcher of that name."""
+    """Raises `TimeLimit` at the *place*-th point where Python can be interrupted, in the threads of this name."""
 
     def __init__(self, place: int, thread: str, modules: tuple[str, ...] = ("microbatch.",)) -> None:
         super().__init__(self._raise, place, modules)
@@ -75,26 +75,26 @@ class Late(Signal):
             return self.trace
         if not INSTRUCTIONS_ARE_NOT_TRACED:
             return super().trace(frame, event, argument)
-        # There, some instructions are not traced. At the end of a `with` the lock is released in one step with what is
-        # before it, though Python calls the tracer once more.
+        # Some instructions are not traced here. At the end of a `with`, Python calls the tracer once more,
+        # although the lock is released in one step with the statement before it.
         if frame.f_globals.get("__name__", "").startswith(self._modules) and event == "line":
             if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(CLOSED):
                 self.places_left -= 1
                 if self.places_left < 0:
-                    self.came = True
+                    self.arrived = True
                     self._raise()
         return self.trace
 
 
 class Second(logging.Handler):
-    """When the log says that a first one came in, has *late* raise another in that thread."""
+    """Arms *late* in a thread when the log says that a first exception arrived in it."""
 
     def __init__(self, late: Late) -> None:
         super().__init__()
         self.late = late
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "an exception from outside" in record.msg and not (self.late.armed or self.late.came):
+        if "an exception from outside" in record.msg and not (self.late.armed or self.late.arrived):
             self.late.armed = True
             frame: FrameType | None = sys._getframe()
             while frame is not None:
@@ -104,18 +104,18 @@ class Second(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def no_tracer_is_left() -> Iterator[None]:
+def remove_the_tracer() -> Iterator[None]:
     yield
     threading.settrace(None)
 
 
-def use(batcher: Batcher[Any, Any], clock: ManualClock, told: list[Any]) -> list[JobFuture[Any]]:
-    """Submit jobs that end in every way, with all kinds of waiters."""
+def use(batcher: Batcher[Any, Any], clock: ManualClock, called: list[Any]) -> list[JobFuture[Any]]:
+    """Submit jobs with every possible outcome, and wait for them in every possible way."""
     futures = [batcher.submit(job) for job in ("a", "b", ValueError("c"))]
     futures.append(batcher.submit("expires", expires_in=5))
     cancelled = batcher.submit("cancelled")
     for future in futures:
-        future.add_done_callback(told.append)
+        future.add_done_callback(called.append)
     cancelled.cancel()
     watching = in_thread(lambda: wait(futures, timeout=20))
     iterating = in_thread(lambda: sorted(map(id, as_completed(futures, timeout=20))))
@@ -131,21 +131,21 @@ def use(batcher: Batcher[Any, Any], clock: ManualClock, told: list[Any]) -> list
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of one that comes into a finalizer
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # for an exception in a finalizer
 @pytest.mark.parametrize("thread", ["late", "late_0"])
 @pytest.mark.parametrize("policy", [Size(2) | Interval(60)], ids=str)
-def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
+def test_a_late_exception_at_any_point_loses_no_job_and_blocks_no_waiter(
     thread: str, policy: BatchingPolicy[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     for place in count():
         caplog.clear()
-        late, clock, told = Late(place, thread), ManualClock(), list[Any]()
+        late, clock, called = Late(place, thread), ManualClock(), list[Any]()
         threading.settrace(late.trace)
         with Batcher[Any, Any](list, policy, clock=clock, name="late") as batcher:
             first = batcher.submit("first")
             batcher.flush(timeout=10)
             late.armed = True
-            futures = use(batcher, clock, told)
+            futures = use(batcher, clock, called)
             late.armed = False
             last = [batcher.submit("last"), batcher.submit("last")]
             assert in_thread(batcher.flush).result(timeout=20)
@@ -155,19 +155,19 @@ def test_wherever_it_comes_in_nothing_is_lost_and_nobody_waits_for_ever(
             error = future.exception(timeout=0)
             assert error is None or isinstance(error, (TimeLimit, ValueError, JobExpired))
         assert futures[-1].cancelled() and "first" == first.result(timeout=0).value
-        # One that comes in just before or after a callback is taken for one of the callback, and logged.
-        missing = len(futures) - 1 - len(told)
+        # An exception just before or after a callback is logged as if the callback had raised it.
+        missing = len(futures) - 1 - len(called)
         assert missing == 0 or missing == 1 and "exception calling callback" in caplog.text
         check(batcher.stats(), [first, *futures, *last])
-        if not late.came:
+        if not late.arrived:
             break
     assert place > 100
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # for an exception in a finalizer
 @pytest.mark.parametrize("thread, at", [("late", 0), ("late", 8), ("late", 40), ("late_0", 0), ("late_0", 3)])
-def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_either(thread: str, at: int) -> None:
+def test_a_second_exception_while_the_first_is_handled_ends_no_thread(thread: str, at: int) -> None:
     tried = 0
     for place in range(100):
         first, second = Late(at, thread), Second(Late(place, thread, ("microbatch.", "concurrent.futures.thread")))
@@ -188,12 +188,12 @@ def test_a_second_one_that_comes_in_while_the_first_is_handled_ends_no_thread_ei
         threading.settrace(None)
         logging.getLogger("microbatch").removeHandler(second)
         check(batcher.stats(), futures)
-        tried += first.came and second.late.came
-    assert tried > 50  # not all: another thread may have been quicker
+        tried += first.arrived and second.late.arrived
+    assert tried > 50  # not in all rounds: another thread may be faster
 
 
 def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[Any, str]) -> threading.Event:
-    """Raise `TimeLimit` at the start of each of these functions, in this order, once the event is set."""
+    """Once the returned event is set, raise `TimeLimit` at the start of each of these functions, in this order."""
     armed, left = threading.Event(), list(places)
 
     def wrap(place: tuple[Any, str]) -> None:
@@ -212,7 +212,7 @@ def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[A
     return armed
 
 
-def test_a_second_one_that_comes_in_as_the_books_are_put_right_leaves_no_job_in_them(
+def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     armed = raise_in_turn(monkeypatch, "late_0", (Ledger, "_strike_out"), (Ledger, "recover"))
@@ -226,7 +226,7 @@ def test_a_second_one_that_comes_in_as_the_books_are_put_right_leaves_no_job_in_
         assert (2, 0) == (batcher.stats().accepted, batcher.stats().running)
 
 
-def test_a_second_one_that_comes_in_at_the_end_of_the_worker_thread_keeps_no_shutdown_waiting(
+def test_a_second_exception_at_the_end_of_the_batcher_thread_does_not_block_a_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     armed, called = raise_in_turn(monkeypatch, "late", (Engine, "_end"), (runner, "report")), list[str]()
@@ -238,7 +238,7 @@ def test_a_second_one_that_comes_in_at_the_end_of_the_worker_thread_keeps_no_shu
     assert ["called"] == called
 
 
-def test_a_second_one_that_comes_in_as_a_batch_is_handed_to_an_executor_leaves_no_job_unsettled(
+def test_a_second_exception_while_a_batch_is_passed_to_an_executor_leaves_no_job_unsettled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     places = (Future, "add_done_callback"), (runner.ExecutorRunner, "_named")
@@ -251,13 +251,13 @@ def test_a_second_one_that_comes_in_as_a_batch_is_handed_to_an_executor_leaves_n
 
 
 def raise_in(thread: threading.Thread) -> None:
-    """Have Python raise `TimeLimit` in a thread, at the next point where it can."""
+    """Make Python raise `TimeLimit` in a thread, at the next point where it can be interrupted."""
     raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeLimit))
     assert 1 == raised
 
 
 def check(stats: BatcherStats, futures: list[JobFuture[Any]]) -> None:
-    """Check that each job is in the state that the books have it in."""
+    """Check that the statistics agree with the states of the jobs."""
     states = [future.state.value for future in futures]
     expected = {state: states.count(state) for state in ("succeeded", "failed", "cancelled", "expired")}
     assert expected == {state: getattr(stats, state) for state in expected}
@@ -271,8 +271,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _is_left_out(jump: dis.Instruction, code: CodeType) -> bool:
-    """Return whether a ``with`` or ``try`` holds where this jump leads, but not at the jump itself."""
+def _bypasses_handlers(jump: dis.Instruction, code: CodeType) -> bool:
+    """Return whether the target of this jump is inside a ``with`` or ``try``, but the jump itself is outside."""
     instructions = {each.offset: each.opname for each in dis.get_instructions(code)}
     entries = dis._parse_exception_table(code)  # type: ignore[attr-defined]
 
@@ -282,24 +282,25 @@ def _is_left_out(jump: dis.Instruction, code: CodeType) -> bool:
     if handler(jump.offset) is not None:
         return False
     around = handler(jump.argval)
-    while around is not None and instructions[around] != "PUSH_EXC_INFO":  # that of a comprehension only cleans up
+    # The handler of a comprehension only cleans up.
+    while around is not None and instructions[around] != "PUSH_EXC_INFO":
         around = handler(around)
     return around is not None
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="there, an exception that comes in is always caught")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before Python 3.12, the handlers cover every instruction")
 @pytest.mark.parametrize("path", sorted((ROOT / "microbatch").rglob("*.py")), ids=lambda path: path.stem)
-def test_no_loop_goes_on_where_an_exception_that_comes_in_would_pass_by_the_handlers_of_its_function(
+def test_no_loop_jumps_back_from_outside_a_try_or_with_into_one(
     path: Path,
 ) -> None:
     asynchronous = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     for code in _codes(compile(path.read_text(), str(path), "exec")):
-        if not code.co_flags & asynchronous:  # these run in a thread of an event loop
+        if not code.co_flags & asynchronous:  # coroutines run in the thread of an event loop
             jumps = [each for each in dis.get_instructions(code) if each.opname == "JUMP_BACKWARD"]
-            assert [] == [code.co_name for jump in jumps if _is_left_out(jump, code)]
+            assert [] == [code.co_name for jump in jumps if _bypasses_handlers(jump, code)]
 
 
-def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_idle_thread_survives_a_late_exception_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     threads: list[threading.Thread] = []
 
     def processor(jobs: list[Any]) -> list[Any]:
@@ -317,9 +318,9 @@ def test_an_idle_thread_goes_on_after_it_and_the_log_says_so(caplog: pytest.LogC
     assert "an exception from outside interrupted a thread of microbatch" in caplog.text
 
 
-@pytest.mark.parametrize("line", [0, 2], ids=["before", "half way"])
-def test_a_job_between_the_queue_and_the_books_when_the_worker_thread_gives_up_fails_with_it(line: int) -> None:
-    """The fourth exception in a row comes in just when the leader has taken a job out of the queue."""
+@pytest.mark.parametrize("line", [0, 2], ids=["before", "halfway"])
+def test_a_job_between_the_queue_and_the_ledger_fails_if_the_batcher_thread_gives_up(line: int) -> None:
+    """The fourth exception in a row arrives just when the leader has taken a job out of the queue."""
 
     class Clock(ManualClock):
         def now(self) -> float:
@@ -343,7 +344,7 @@ def test_a_job_between_the_queue_and_the_books_when_the_worker_thread_gives_up_f
     batcher = Batcher[Any, Any](list, Size(1), name="late", clock=clock, executor=InlineExecutor())
     first = batcher.submit("first")
     assert "first" == first.result(timeout=10).value
-    clock.wait_for_sleeper(NEVER)  # nothing but the flush wakes the batcher thread from now on
+    clock.wait_for_sleeper(NEVER)  # from now on, only the flush wakes the batcher thread
     armed += [True] * 4
     batcher.flush(wait=False)
     last = taken.get(timeout=10)

@@ -1,4 +1,4 @@
-"""The rooms of the package: a room imports only from the rooms below it. ``docs/map.rst`` says what each is for."""
+"""The layers of the package: each imports only from those below it. ``docs/map.rst`` explains what each is for."""
 
 import ast
 import subprocess
@@ -23,9 +23,9 @@ INTEGRATIONS = {
     "integrations.prometheus": {"prometheus_client"},
     "integrations.tqdm": {"tqdm"},
 }
-"""And what each of them needs."""
+"""The integrations, and the packages that each needs."""
 
-FLOORS = [
+LAYERS = [
     {"_basics"},
     {"errors", "results"},
     {"futures", "policies", "processors", "testing"},
@@ -38,9 +38,9 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-"""The rooms, from the ground up: modules, and packages, which are one room each."""
+"""The layers from the bottom up, with the modules and packages in each."""
 
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
@@ -61,27 +61,27 @@ def imports(module: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.startswith("microbatch"))
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_room_has_a_floor() -> None:
-    assert set(FLOOR) == set(map(room, MODULES))
+def test_every_package_has_a_layer() -> None:
+    assert set(LAYER) == set(map(package, MODULES))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_its_own_room_and_from_the_floors_below(module: str) -> None:
-    others = {room(name) for name in imports(module)} - {room(module)}
-    assert [] == [name for name in others if FLOOR[name] >= FLOOR[room(module)]]
+def test_a_module_imports_only_from_its_own_package_and_from_the_layers_below(module: str) -> None:
+    others = {package(name) for name in imports(module)} - {package(module)}
+    assert [] == [name for name in others if LAYER[name] >= LAYER[package(module)]]
 
 
-def test_within_a_room_the_modules_import_each_other_in_one_direction() -> None:
+def test_there_are_no_circular_imports() -> None:
     graph = {module: {name for name in imports(module) if name in FILES} for module in MODULES}
-    assert sorted(TopologicalSorter(graph).static_order()) == MODULES  # a circle would raise CycleError
+    assert sorted(TopologicalSorter(graph).static_order()) == MODULES  # a cycle would raise CycleError
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_beyond_the_standard_library_is_imported_at_import_time(module: str) -> None:
+def test_top_level_imports_are_from_the_standard_library_except_in_integrations(module: str) -> None:
     tree = parsed(module)
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
@@ -98,11 +98,11 @@ def test_importing_the_package_loads_no_costly_module() -> None:
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert set() == loaded & COSTLY
     own = {name.partition(".")[2] for name in loaded if name.startswith("microbatch.")}
-    assert set() == {module for module in own if room(module) in {"cli", "integrations", "simulation", "testing"}}
+    assert set() == {module for module in own if package(module) in {"cli", "integrations", "simulation", "testing"}}
 
 
 @pytest.mark.parametrize("module", INTEGRATIONS)
-def test_an_integration_needs_only_what_anybody_can_use(module: str) -> None:
+def test_an_integration_imports_only_public_names_and_processors(module: str) -> None:
     assert set(imports(module)) <= {"__init__", "batcher", "processors"}
 
 
@@ -117,6 +117,6 @@ def test_an_integration_needs_only_what_anybody_can_use(module: str) -> None:
         ({"futures.job_future"}, "futures._base"),
     ],
 )
-def test_one_file_knows_what_it_is_about(modules: "set[str]", word: str) -> None:
+def test_each_confined_name_appears_only_in_its_modules(modules: "set[str]", word: str) -> None:
     code = {module: ast.unparse(parsed(module)) for module in MODULES}
     assert {module for module in MODULES if word in code[module]} <= modules

@@ -1,4 +1,4 @@
-"""Flush, shutdown, cancellation, expiry, and what is kept alive."""
+"""Flush, shutdown, cancellation, expiry, and which objects are kept alive."""
 
 import concurrent.futures
 import gc
@@ -22,7 +22,7 @@ def echo(jobs: list[Any]) -> list[Any]:
 # -- flush --
 
 
-def test_flush_sends_what_the_policy_holds_back_and_waits_for_it() -> None:
+def test_flush_dispatches_the_jobs_that_the_policy_holds_back_and_waits_for_them() -> None:
     with Batcher(echo, Size(100)) as batcher:
         futures = [batcher.submit(number) for number in range(3)]
         assert batcher.flush()
@@ -39,7 +39,7 @@ def test_flush_without_waiting_returns_at_once(processor: RecordingProcessor[Any
         assert 1 == future.result(timeout=10).value
 
 
-def test_flush_tells_that_its_timeout_ran_out(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
+def test_flush_returns_false_if_its_timeout_runs_out(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
     with Batcher(processor, Size(100), clock=clock) as batcher:
         batcher.submit(1)
         assert not batcher.flush(timeout=0)
@@ -62,7 +62,7 @@ def test_flush_does_not_wait_for_later_jobs(processor: RecordingProcessor[Any], 
         assert not after.done()
 
 
-def test_flush_respects_the_hard_limits() -> None:
+def test_a_flush_keeps_to_the_limits_of_the_policy() -> None:
     processor = RecordingProcessor[int]()
     with Batcher(processor, Size(3) & Interval(60)) as batcher:
         for number in range(7):
@@ -71,7 +71,7 @@ def test_flush_respects_the_hard_limits() -> None:
     assert [[0, 1, 2], [3, 4, 5], [6]] == processor.batches
 
 
-def test_flush_of_nothing_is_true() -> None:
+def test_a_flush_without_jobs_returns_true() -> None:
     batcher = Batcher(echo)
     assert batcher.flush()
     batcher.submit(1).result()
@@ -80,7 +80,7 @@ def test_flush_of_nothing_is_true() -> None:
     assert batcher.flush()
 
 
-def test_flush_counts_a_cancelled_job_as_settled(processor: RecordingProcessor[Any]) -> None:
+def test_a_flush_counts_a_cancelled_job_as_settled(processor: RecordingProcessor[Any]) -> None:
     with Batcher(processor, Size(1)) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
@@ -94,7 +94,7 @@ def test_flush_counts_a_cancelled_job_as_settled(processor: RecordingProcessor[A
 # -- shutdown --
 
 
-def test_shutdown_sends_all_that_waits() -> None:
+def test_shutdown_dispatches_all_waiting_jobs() -> None:
     batcher = Batcher(echo, Size(100))
     future = batcher.submit(1)
     assert batcher.shutdown()
@@ -120,7 +120,9 @@ def test_a_submit_after_shutdown_is_refused() -> None:
             list(batcher.map([3]))
 
 
-def test_shutdown_without_waiting_lets_the_rest_go_on(processor: RecordingProcessor[Any]) -> None:
+def test_shutdown_without_waiting_leaves_the_accepted_jobs_to_the_worker_threads(
+    processor: RecordingProcessor[Any],
+) -> None:
     batcher = Batcher(processor, Size(1))
     futures = [batcher.submit(number) for number in range(3)]
     assert batcher.shutdown(wait=False)
@@ -129,7 +131,7 @@ def test_shutdown_without_waiting_lets_the_rest_go_on(processor: RecordingProces
     assert batcher.shutdown()
 
 
-def test_shutdown_tells_that_its_timeout_ran_out(processor: RecordingProcessor[Any]) -> None:
+def test_shutdown_returns_false_if_its_timeout_runs_out(processor: RecordingProcessor[Any]) -> None:
     batcher = Batcher(processor)
     future = batcher.submit(1)
     assert not batcher.shutdown(timeout=0)
@@ -138,7 +140,7 @@ def test_shutdown_tells_that_its_timeout_ran_out(processor: RecordingProcessor[A
     assert future.done()
 
 
-def test_shutdown_can_cancel_what_no_worker_has_taken(processor: RecordingProcessor[Any]) -> None:
+def test_shutdown_can_cancel_the_jobs_that_no_worker_has_taken(processor: RecordingProcessor[Any]) -> None:
     batcher = Batcher(processor, Size(1))
     running, *waiting = [batcher.submit(number) for number in range(4)]
     processor.wait_for_batches(1)
@@ -150,7 +152,7 @@ def test_shutdown_can_cancel_what_no_worker_has_taken(processor: RecordingProces
     assert [[0]] == processor.batches
 
 
-def test_a_with_block_shuts_down_after_an_exception_too() -> None:
+def test_a_with_block_shuts_the_batcher_down_even_after_an_exception() -> None:
     with pytest.raises(KeyError):
         with Batcher(echo, Size(100)) as batcher:
             future = batcher.submit(1)
@@ -167,7 +169,7 @@ def test_many_threads_may_shut_down_and_flush_at_once(processor: RecordingProces
     assert all(future.done() for future in futures)
 
 
-def test_shutdown_ends_though_others_keep_submitting() -> None:
+def test_shutdown_returns_even_if_other_threads_keep_submitting() -> None:
     batcher = Batcher(echo, Size(5))
     accepted: list[JobFuture[Any]] = []
 
@@ -189,7 +191,7 @@ def test_shutdown_ends_though_others_keep_submitting() -> None:
 
 @pytest.mark.parametrize("call", ["flush", "shutdown"])
 @pytest.mark.parametrize("place", ["processor", "callback"])
-def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: str) -> None:
+def test_a_thread_of_the_batcher_that_waits_for_the_batcher_gets_an_error(place: str, call: str) -> None:
     refused: list[BaseException] = []
 
     def wait(_: Any = None) -> None:
@@ -210,7 +212,9 @@ def test_the_batchers_own_threads_are_refused_to_wait_for_it(place: str, call: s
 
 @pytest.mark.parametrize("call", ["result", "exception"])
 @pytest.mark.parametrize("place", ["processor", "callback", "expiry"])
-def test_the_batchers_own_threads_are_refused_to_wait_for_its_jobs(place: str, call: str, clock: ManualClock) -> None:
+def test_a_thread_of_the_batcher_that_waits_for_a_job_without_a_timeout_gets_an_error(
+    place: str, call: str, clock: ManualClock
+) -> None:
     caught: list[BaseException] = []
 
     def wait(_: Any = None) -> None:
@@ -247,7 +251,7 @@ def test_a_callback_may_read_the_other_results_of_its_batch() -> None:
     assert [2] == seen
 
 
-def test_a_callback_may_submit_more(clock: ManualClock) -> None:
+def test_a_callback_may_submit_another_job(clock: ManualClock) -> None:
     more: list[JobFuture[Any]] = []
     with Batcher(echo, Size(1)) as batcher:
         batcher.submit(1).add_done_callback(lambda future: more.append(batcher.submit(2)))
@@ -275,7 +279,7 @@ def test_shutdown_callbacks_run_once_in_order_after_the_last_job(caplog: pytest.
     assert [True, "last", "late"] == seen
 
 
-def test_a_shutdown_callback_may_not_wait_for_the_shutdown_that_calls_it() -> None:
+def test_a_shutdown_callback_that_waits_for_the_shutdown_that_calls_it_gets_an_error() -> None:
     outcomes: list[Any] = []
 
     def callback() -> None:
@@ -289,7 +293,7 @@ def test_a_shutdown_callback_may_not_wait_for_the_shutdown_that_calls_it() -> No
     assert [True] == outcomes
 
 
-def test_shutdown_callbacks_run_without_any_job_too() -> None:
+def test_shutdown_callbacks_run_even_if_there_was_no_job() -> None:
     seen: list[Any] = []
     with Batcher(echo) as batcher:
         batcher.add_shutdown_callback(lambda: seen.append(batcher.shutdown(wait=False)))
@@ -299,7 +303,7 @@ def test_shutdown_callbacks_run_without_any_job_too() -> None:
 # -- cancellation --
 
 
-def test_a_cancelled_job_never_reaches_the_processor_and_leaves_its_batch() -> None:
+def test_a_cancelled_job_leaves_its_batch_and_never_reaches_the_processor() -> None:
     processor = RecordingProcessor[str]()
     with Batcher(processor, Size(2)) as batcher:
         unwanted = batcher.submit("unwanted")
@@ -309,14 +313,14 @@ def test_a_cancelled_job_never_reaches_the_processor_and_leaves_its_batch() -> N
     assert [["a", "b"]] == processor.batches
 
 
-def test_a_batch_of_cancelled_jobs_only_is_not_sent() -> None:
+def test_a_batch_of_only_cancelled_jobs_is_not_dispatched() -> None:
     processor = RecordingProcessor[str]()
     with Batcher(processor, Size(3)) as batcher:
         assert batcher.submit("a").cancel() and batcher.submit("b").cancel()
     assert ([], 0) == (processor.batches, batcher.stats().batches)
 
 
-def test_cancelling_races_with_dispatch_and_one_of_them_wins() -> None:
+def test_a_job_is_either_cancelled_or_dispatched_if_both_happen_at_once() -> None:
     processor = RecordingProcessor[int]()
     with Batcher(processor, Size(3) | Interval(0), max_workers=2) as batcher:
         futures = [batcher.submit(number) for number in range(3000)]
@@ -339,7 +343,7 @@ def test_a_callback_of_a_cancelled_job_may_wait_for_the_batcher(processor: Recor
 # -- expiry --
 
 
-def test_a_job_expires_at_its_moment_and_not_only_when_its_batch_goes(clock: ManualClock) -> None:
+def test_a_job_expires_on_time_and_not_only_when_its_batch_is_dispatched(clock: ManualClock) -> None:
     processor = RecordingProcessor[str]()
     with Batcher(processor, Size(2), clock=clock) as batcher:
         doomed = batcher.submit("doomed", expires_in=5)
@@ -367,12 +371,12 @@ def test_a_job_expires_while_all_workers_are_busy(processor: RecordingProcessor[
     assert 1 == batcher.stats().succeeded
 
 
-def test_a_job_with_no_time_at_all_expires() -> None:
+def test_a_job_that_expires_in_zero_seconds_is_never_processed() -> None:
     with Batcher(echo) as batcher:
         assert isinstance(batcher.submit(1, expires_in=0).exception(timeout=10), JobExpired)
 
 
-def test_a_job_that_is_sent_in_time_does_not_expire(clock: ManualClock) -> None:
+def test_a_job_that_is_dispatched_in_time_does_not_expire(clock: ManualClock) -> None:
     with Batcher(echo, Interval(4), clock=clock) as batcher:
         future = batcher.submit(1, expires_in=5)
         clock.wait_for_sleeper(4.0)
@@ -383,7 +387,7 @@ def test_a_job_that_is_sent_in_time_does_not_expire(clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("expires_in", [float("inf"), 10**400, 1e300])
-def test_huge_times_are_legal(expires_in: float) -> None:
+def test_huge_times_are_accepted(expires_in: float) -> None:
     with Batcher(echo, Interval(expires_in)) as batcher:
         future = batcher.submit(1, expires_in=expires_in, timeout=expires_in)
         assert batcher.flush(timeout=expires_in)
@@ -394,7 +398,7 @@ def test_huge_times_are_legal(expires_in: float) -> None:
 # -- intervals on the clock --
 
 
-def test_an_interval_runs_from_the_first_job(clock: ManualClock) -> None:
+def test_an_interval_is_counted_from_the_first_job(clock: ManualClock) -> None:
     processor = RecordingProcessor[str]()
     with Batcher(processor, Interval(10), clock=clock, executor=InlineExecutor()) as batcher:
         batcher.submit("a")
@@ -408,18 +412,18 @@ def test_an_interval_runs_from_the_first_job(clock: ManualClock) -> None:
     assert [["a", "b"]] == processor.batches
 
 
-# -- what is kept alive --
+# -- objects that are kept alive --
 
 
-class Thing:
+class Referable:
     pass
 
 
 class Failure(Exception):
-    """Unlike a built-in one, it can be referred to weakly."""
+    """An exception that, unlike a built-in one, can be weakly referenced."""
 
 
-def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingProcessor[Any]) -> None:
+def test_a_waiting_job_needs_little_memory(processor: RecordingProcessor[Any]) -> None:
     count = 20_000
     with Batcher(processor, max_pending=0) as batcher:
         batcher.submit("running")
@@ -433,28 +437,28 @@ def test_a_waiting_job_takes_little_memory_beyond_its_own(processor: RecordingPr
         finally:
             tracemalloc.stop()
         processor.release()
-    # In bytes; a Future of the standard library alone takes 1,500. Python 3.10 gives some objects a dict each.
+    # In bytes. A Future of the standard library alone takes 1,500. Python 3.10 gives some objects a dict each.
     assert taken / count < (300 if sys.version_info >= (3, 11) else 600)
 
 
 @pytest.mark.slow
-def test_an_idle_batcher_keeps_no_job_value_or_error_alive() -> None:
+def test_an_idle_batcher_keeps_no_job_value_or_exception_alive() -> None:
     def fail_or_answer(jobs: list[Any]) -> list[Any]:
         if len(jobs) > 1:
             raise Failure
-        return [Thing()]
+        return [Referable()]
 
     def use(batcher: Batcher[Any, Any], size: int) -> list[Any]:
-        thing = Thing()
-        futures = [batcher.submit(thing, expires_in=3600) for _ in range(size)]
+        job = Referable()
+        futures = [batcher.submit(job, expires_in=3600) for _ in range(size)]
         batcher.flush()
         outcomes = [future.exception() if size > 1 else future.result().value for future in futures]
-        return [weakref.ref(each) for each in (thing, *outcomes, *futures)]
+        return [weakref.ref(each) for each in (job, *outcomes, *futures)]
 
     with Batcher(fail_or_answer, Size(2), key=id) as batcher:
         for size in (1, 2):
             kept = use(batcher, size)
-            batcher.submit(0).cancel()  # the batcher thread goes round once more
+            batcher.submit(0).cancel()  # the batcher thread runs its loop once more
             batcher.flush()
             gc.collect()
             assert [None] * len(kept) == [reference() for reference in kept]
@@ -494,7 +498,7 @@ def test_a_future_that_is_kept_does_not_keep_its_batcher_alive(recwarn: pytest.W
     assert [ResourceWarning] == [warning.category for warning in recwarn]
 
 
-def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor() -> None:
+def test_after_a_shutdown_a_batcher_and_the_owner_of_its_processor_can_be_garbage_collected() -> None:
     class Service:
         def __init__(self) -> None:
             self.batcher = Batcher[int, int](self.process, Size(1))
@@ -513,7 +517,7 @@ def test_after_a_shutdown_nothing_keeps_a_batcher_and_the_owner_of_its_processor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Batcher, Batcher[int, int]], ids=["plain", "with types"])
-def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: Any) -> None:
+def test_a_dropped_batcher_processes_its_jobs_and_warns_where_it_was_created(kind: Any) -> None:
     batcher = kind(echo, Size(100), name="dropped")
     future = batcher.submit(1)
     with pytest.warns(ResourceWarning, match=r"batcher 'dropped', created at .*test_lifecycle\.py:\d+, was never shut"):
@@ -522,7 +526,7 @@ def test_a_dropped_batcher_finishes_its_jobs_and_says_where_it_was_made(kind: An
     assert "shutdown" == future.result(timeout=10).batch.trigger
 
 
-def test_a_dropped_batcher_that_was_never_used_or_was_shut_down_is_no_matter() -> None:
+def test_a_dropped_batcher_that_was_never_used_or_was_shut_down_gives_no_warning() -> None:
     Batcher(echo)
     batcher = Batcher(echo)
     batcher.submit(1)
@@ -531,7 +535,7 @@ def test_a_dropped_batcher_that_was_never_used_or_was_shut_down_is_no_matter() -
     gc.collect()
 
 
-def test_a_dropped_object_whose_method_is_the_processor_is_freed_if_it_was_never_used() -> None:
+def test_a_dropped_object_whose_method_is_the_processor_of_an_unused_batcher_is_freed() -> None:
     class Service:
         def __init__(self) -> None:
             self.batcher = Batcher(self.insert)
@@ -544,7 +548,7 @@ def test_a_dropped_object_whose_method_is_the_processor_is_freed_if_it_was_never
     assert reference() is None
 
 
-def test_a_flush_ends_though_a_job_was_cancelled_while_shutting_down() -> None:
+def test_a_flush_returns_even_if_a_job_was_cancelled_during_the_shutdown() -> None:
     for _ in range(100):
         batcher = Batcher(echo, Size(100))
         future = batcher.submit(1)
@@ -554,7 +558,7 @@ def test_a_flush_ends_though_a_job_was_cancelled_while_shutting_down() -> None:
         assert batcher.flush(timeout=10)
 
 
-def test_a_job_that_is_cancelled_while_its_last_batch_is_formed_is_not_sent_and_not_waited_for() -> None:
+def test_a_job_cancelled_while_its_batch_is_formed_at_shutdown_is_neither_dispatched_nor_waited_for() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     class Slow(Size):
@@ -562,7 +566,7 @@ def test_a_job_that_is_cancelled_while_its_last_batch_is_formed_is_not_sent_and_
 
         def due(self, window: Any) -> float:
             self.asked += 1
-            if self.asked == 2:  # the first time at the submit, the second at the shutdown
+            if self.asked == 2:  # first at the submit, then at the shutdown
                 asked.set()
                 assert go_on.wait(10)
             return super().due(window)
@@ -580,14 +584,14 @@ def test_a_job_that_is_cancelled_while_its_last_batch_is_formed_is_not_sent_and_
     assert ([], 1, 0) == (processor.batches, batcher.stats().cancelled, batcher.stats().batches)
 
 
-def test_flushing_what_was_never_started_costs_nothing() -> None:
+def test_flushing_an_unused_batcher_leaves_no_notes_in_the_queue() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
     assert [] == batcher._engine.queue._notes
 
 
-def test_only_one_of_several_shutdowns_runs_the_callbacks() -> None:
+def test_several_shutdowns_at_once_run_the_callbacks_only_once() -> None:
     first, go_on, seen = threading.Event(), threading.Event(), []
     batcher = Batcher(echo)
 

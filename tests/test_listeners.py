@@ -1,4 +1,4 @@
-"""What listeners are told, when, and that they change nothing."""
+"""Listeners: which events they receive, when, and in which thread, and that they affect no job."""
 
 import sys
 import threading
@@ -26,21 +26,21 @@ from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
-class Listening(BatchListener):
-    """Remembers what it is told."""
+class RecordingListener(BatchListener):
+    """Records the events that it receives."""
 
     def __init__(self) -> None:
-        self.facts: list[Any] = []
+        self.events: list[Any] = []
         self.threads: list[str] = []
 
-    def hear(self, event: Any) -> None:
-        self.facts.append(event)
+    def record(self, event: Any) -> None:
+        self.events.append(event)
         self.threads.append(threading.current_thread().name)
 
-    job_accepted = batch_started = batch_finished = shutdown = hear
+    job_accepted = batch_started = batch_finished = shutdown = record
 
     def kinds(self) -> list[str]:
-        return [type(fact).__name__ for fact in self.facts]
+        return [type(event).__name__ for event in self.events]
 
 
 def failing(jobs: list[Any]) -> list[Any]:
@@ -48,18 +48,20 @@ def failing(jobs: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
-def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, clock: ManualClock) -> None:
+def test_a_listener_receives_an_event_for_each_job_each_batch_and_the_shutdown(
+    executor: Any, clock: ManualClock
+) -> None:
     def processor(jobs: list[Any]) -> list[Any]:
         clock.advance(0.5)
         return failing(jobs)
 
-    listener = Listening()
+    listener = RecordingListener()
     with Batcher[Any, Any](
         processor, Size(2), executor=executor, listeners=[listener], clock=clock, name="rows"
     ) as batcher:
         held = [batcher.submit("good"), batcher.submit("bad")]
-    accepted, others = listener.facts[:1], listener.facts[1:]
-    accepted += [others.pop([type(fact) for fact in others].index(JobAccepted))]
+    accepted, others = listener.events[:1], listener.events[1:]
+    accepted += [others.pop([type(event) for event in others].index(JobAccepted))]
     info = held[0].result().batch
     assert [JobAccepted("rows", future) for future in held] == accepted
     assert [
@@ -69,13 +71,13 @@ def test_a_listener_is_told_of_jobs_batches_and_the_shutdown(executor: Any, cloc
     ] == others
 
 
-def test_facts_of_a_batch_come_in_the_thread_that_runs_it() -> None:
+def test_the_events_of_a_batch_are_sent_in_the_thread_that_runs_the_batch() -> None:
     def processor(jobs: list[str]) -> list[str]:
         ran_in.append(threading.current_thread().name)
         return jobs
 
     ran_in: list[str] = []
-    listener = Listening()
+    listener = RecordingListener()
     with Batcher(processor, Size(1), listeners=[listener], name="rows") as batcher:
         batcher.submit("job").result(timeout=10)
     threads = dict(zip(listener.kinds(), listener.threads))
@@ -83,8 +85,8 @@ def test_facts_of_a_batch_come_in_the_thread_that_runs_it() -> None:
     assert ran_in == [threads["BatchStarted"]] == [threads["BatchFinished"]] != [threads["BatcherShutDown"]]
 
 
-def test_with_an_executor_of_the_callers_a_batch_has_started_before_it_is_handed_over() -> None:
-    listener = Listening()
+def test_with_a_supplied_executor_batch_started_is_sent_before_the_batch_is_passed_to_it() -> None:
+    listener = RecordingListener()
     with ThreadPoolExecutor(1, "pool") as executor:
         with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener], name="rows") as batcher:
             batcher.submit("job").result(timeout=10)
@@ -92,25 +94,25 @@ def test_with_an_executor_of_the_callers_a_batch_has_started_before_it_is_handed
 
 
 @pytest.mark.parametrize("executor", [None, InlineExecutor()], ids=["own threads", "an executor"])
-def test_a_listener_that_takes_its_time_adds_nothing_to_the_service_time(executor: Any, clock: ManualClock) -> None:
-    class Slow(Listening):
-        def batch_started(self, fact: BatchStarted) -> None:
+def test_a_slow_listener_does_not_add_to_the_service_time(executor: Any, clock: ManualClock) -> None:
+    class Slow(RecordingListener):
+        def batch_started(self, event: BatchStarted) -> None:
             clock.advance(1.0)
 
     listener = Slow()
     with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener], clock=clock) as batcher:
         result = batcher.submit("job").result(timeout=10)
     assert (1.0, 0.0) == (result.queue_time, result.service_time)
-    assert [(1.0, 0.0)] == [(f.started, f.service_time) for f in listener.facts if isinstance(f, BatchFinished)]
+    assert [(1.0, 0.0)] == [(f.started, f.service_time) for f in listener.events if isinstance(f, BatchFinished)]
 
 
-def test_a_batch_is_finished_when_all_of_it_can_be_read_and_before_its_thread_takes_the_next() -> None:
+def test_batch_finished_is_sent_after_all_futures_are_settled_and_before_the_next_batch_starts() -> None:
     running: list[str] = []
 
     class Reading(BatchListener):
-        def batch_finished(self, fact: BatchFinished) -> None:
-            assert all(future.done() for future in fact.futures)
-            running.append(f"finished {fact.batch.id}")
+        def batch_finished(self, event: BatchFinished) -> None:
+            assert all(future.done() for future in event.futures)
+            running.append(f"finished {event.batch.id}")
 
     def processor(jobs: list[int]) -> list[int]:
         running.append(f"started {jobs[0]}")
@@ -123,9 +125,9 @@ def test_a_batch_is_finished_when_all_of_it_can_be_read_and_before_its_thread_ta
 
 
 @pytest.mark.parametrize("kind", ["job_accepted", "batch_started", "batch_finished", "shutdown"])
-def test_a_listener_is_called_without_a_lock(kind: str) -> None:
+def test_a_listener_is_called_while_no_lock_is_held(kind: str) -> None:
     class Asking(BatchListener):
-        def ask(self, fact: Any) -> None:
+        def ask(self, event: Any) -> None:
             answers.append(in_thread(lambda: batcher.stats().accepted).result(timeout=10))
 
     answers: list[int] = []
@@ -135,7 +137,7 @@ def test_a_listener_is_called_without_a_lock(kind: str) -> None:
     assert [1] == answers
 
 
-def test_a_listener_is_called_without_a_lock_for_a_job_that_comes_while_another_is_accepted() -> None:
+def test_a_listener_is_called_while_no_lock_is_held_if_one_submit_interrupts_another() -> None:
     class Interrupted(ManualClock):
         def now(self) -> float:
             if jobs:
@@ -143,8 +145,8 @@ def test_a_listener_is_called_without_a_lock_for_a_job_that_comes_while_another_
             return super().now()
 
     class Asking(BatchListener):
-        def job_accepted(self, fact: JobAccepted) -> None:
-            answers[fact.future.job] = in_thread(lambda: batcher.stats().accepted).result(timeout=10)
+        def job_accepted(self, event: JobAccepted) -> None:
+            answers[event.future.job] = in_thread(lambda: batcher.stats().accepted).result(timeout=10)
 
     jobs: list[str] = []
     answers: dict[str, int] = {}
@@ -158,12 +160,12 @@ def test_a_listener_is_called_without_a_lock_for_a_job_that_comes_while_another_
 user: "ContextVar[str]" = ContextVar("user")
 
 
-def test_a_future_keeps_the_context_of_its_submission_for_a_listener_that_wants_it() -> None:
+def test_a_future_keeps_the_context_of_its_submit_if_a_listener_wants_it() -> None:
     class Users(BatchListener):
         wants_context = True
 
-        def batch_finished(self, fact: BatchFinished) -> None:
-            users.extend(future.context.run(user.get) for future in fact.futures if future.context)
+        def batch_finished(self, event: BatchFinished) -> None:
+            users.extend(future.context.run(user.get) for future in event.futures if future.context)
 
     def submit(name: str) -> None:
         user.set(name)
@@ -176,8 +178,8 @@ def test_a_future_keeps_the_context_of_its_submission_for_a_listener_that_wants_
     assert ["Ada", "Grace"] == sorted(users)
 
 
-def test_a_context_is_never_entered_twice() -> None:
-    class Wanting(Listening):
+def test_each_future_has_a_context_of_its_own() -> None:
+    class Wanting(RecordingListener):
         wants_context = True
 
     def one(job: str) -> JobFuture[str]:
@@ -197,22 +199,22 @@ def enter_all(contexts: Sequence[Context | None], function: Callable[[], str]) -
     return contexts[0].run(enter_all, contexts[1:], function)
 
 
-def test_without_such_a_listener_no_future_keeps_a_context() -> None:
-    with Batcher[str, str](list, listeners=[Listening()]) as batcher:
+def test_a_future_keeps_no_context_if_no_listener_wants_it() -> None:
+    with Batcher[str, str](list, listeners=[RecordingListener()]) as batcher:
         assert batcher.submit("job").context is None
 
 
-@pytest.mark.parametrize("listeners", [[], [Listening()]], ids=["no listener", "a listener"])
-def test_without_a_listener_nothing_is_called_for_its_sake(listeners: list[BatchListener]) -> None:
-    def look(frame: FrameType, event: str, argument: object) -> None:
+@pytest.mark.parametrize("listeners", [[], [RecordingListener()]], ids=["no listener", "a listener"])
+def test_without_listeners_no_code_of_the_listeners_module_runs(listeners: list[BatchListener]) -> None:
+    def note_call(frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
             called.add(frame.f_globals["__name__"])
 
     called: set[str] = set()
-    threading.setprofile(look)
+    threading.setprofile(note_call)
     try:
-        with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:  # whose own threads inherit it
-            sys.setprofile(look)
+        with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:  # its own threads inherit the profiler
+            sys.setprofile(note_call)
             batcher.submit("job").result(timeout=10)
             sys.setprofile(None)
     finally:
@@ -229,42 +231,42 @@ def test_a_listener_that_raises_is_logged_and_stops_nothing(error: Any, caplog: 
 
         job_accepted = batch_started = batch_finished = shutdown = fail
 
-    listener, called = Listening(), list[str]()
+    listener, called = RecordingListener(), list[str]()
     with Batcher[str, str](list, Size(1), listeners=[Raising(), listener]) as batcher:
         batcher.add_shutdown_callback(lambda: called.append("called"))
         assert ["a", "b"] == [batcher.submit(job).result(timeout=10).value for job in "ab"]
     assert ["called"] == called
-    assert 7 == len(listener.facts) == len(caplog.records)
+    assert 7 == len(listener.events) == len(caplog.records)
     assert {"the fail() of a listener raised"} == {record.getMessage() for record in caplog.records}
 
 
-def test_a_batch_that_the_executor_does_not_take_has_started_and_finished() -> None:
-    listener, executor = Listening(), ThreadPoolExecutor(1)
+def test_a_batch_that_the_executor_refuses_has_both_events() -> None:
+    listener, executor = RecordingListener(), ThreadPoolExecutor(1)
     executor.shutdown()
     with Batcher[str, str](list, Size(1), executor=executor, listeners=[listener]) as batcher:
         assert isinstance(batcher.submit("job").exception(timeout=10), RuntimeError)
     kinds = [kind for kind in listener.kinds() if kind != "JobAccepted"]
     assert ["BatchStarted", "BatchFinished", "BatcherShutDown"] == kinds
-    assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]
+    assert [1] == [event.failed for event in listener.events if isinstance(event, BatchFinished)]
 
 
-def test_jobs_that_fail_with_the_worker_thread_are_told_as_failed(
+def test_jobs_that_fail_with_the_batcher_thread_are_counted_as_failed_in_batch_finished(
     clock: ManualClock, processor: RecordingProcessor[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = Listening()
+    listener = RecordingListener()
     with Batcher[str, str](processor, Size(1), listeners=[listener], clock=clock) as batcher:
         running, waiting = batcher.submit("running"), batcher.submit("waiting")
         processor.wait_for_batches(1)
         with monkeypatch.context() as broken:
             broken.setattr(clock, "now", lambda: 1 / 0)
-            waiting.cancel()  # which has the batcher thread look at the clock
+            waiting.cancel()  # makes the batcher thread read the clock
             assert isinstance(running.exception(timeout=10), ZeroDivisionError)
         processor.release()
-    assert [1] == [fact.failed for fact in listener.facts if isinstance(fact, BatchFinished)]
+    assert [1] == [event.failed for event in listener.events if isinstance(event, BatchFinished)]
 
 
-def test_jobs_that_no_worker_took_are_in_no_fact_of_a_batch(clock: ManualClock) -> None:
-    listener = Listening()
+def test_jobs_that_no_worker_has_taken_are_in_no_event_of_a_batch(clock: ManualClock) -> None:
+    listener = RecordingListener()
     with Batcher[str, str](list, Interval(60), listeners=[listener], clock=clock) as batcher:
         cancelled, expired = batcher.submit("cancelled"), batcher.submit("expired", expires_in=1.0)
         cancelled.cancel()
@@ -272,18 +274,18 @@ def test_jobs_that_no_worker_took_are_in_no_fact_of_a_batch(clock: ManualClock) 
         expired.exception(timeout=10)
     assert JobState.EXPIRED is expired.state
     assert ["JobAccepted", "JobAccepted", "BatcherShutDown"] == listener.kinds()
-    assert (2, 1, 1) == tuple(getattr(listener.facts[2].stats, name) for name in ("accepted", "cancelled", "expired"))
+    assert (2, 1, 1) == tuple(getattr(listener.events[2].stats, name) for name in ("accepted", "cancelled", "expired"))
 
 
-def test_a_clock_that_raises_at_the_end_keeps_no_shutdown_callback_from_its_call(
+def test_a_shutdown_callback_runs_even_if_the_clock_raises_for_the_shutdown_event(
     clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(BatchListener):
-        def batch_finished(self, fact: BatchFinished) -> None:
+        def batch_finished(self, event: BatchFinished) -> None:
             clock.now = explode  # type: ignore[method-assign]
 
-        def shutdown(self, fact: BatcherShutDown) -> None:
-            """Wants to hear of it."""
+        def shutdown(self, event: BatcherShutDown) -> None:
+            """Does nothing, but has the batcher read the clock for the event."""
 
     def explode() -> float:
         raise OSError("no clock")
@@ -295,20 +297,20 @@ def test_a_clock_that_raises_at_the_end_keeps_no_shutdown_callback_from_its_call
     assert ended.wait(10)
 
 
-def test_a_batcher_that_was_never_used_tells_of_its_shutdown_once() -> None:
-    listener = Listening()
+def test_an_unused_batcher_sends_one_shutdown_event() -> None:
+    listener = RecordingListener()
     with Batcher[str, str](list, listeners=[listener]) as batcher:
         pass
     batcher.shutdown()
     assert ["BatcherShutDown"] == listener.kinds()
 
 
-def test_whoever_has_one_of_the_methods_is_a_listener() -> None:
+def test_an_object_with_any_of_the_methods_is_a_listener() -> None:
     class Counting:
         count = 0
 
-        def batch_finished(self, fact: BatchFinished) -> None:
-            self.count += fact.batch.size
+        def batch_finished(self, event: BatchFinished) -> None:
+            self.count += event.batch.size
 
     counting: Any = Counting()
     with Batcher[str, str](list, listeners=(counting for _ in range(2))) as batcher:
@@ -317,20 +319,20 @@ def test_whoever_has_one_of_the_methods_is_a_listener() -> None:
 
 
 class Asynchronous(BatchListener):
-    async def shutdown(self, fact: BatcherShutDown) -> None:  # type: ignore[override]
-        """Would never run."""
+    async def shutdown(self, event: BatcherShutDown) -> None:  # type: ignore[override]
+        """Never runs."""
 
 
 @pytest.mark.parametrize(
     "listeners, complaint",
     [
-        (Listening(), "listeners must be an iterable of BatchListeners, got <"),
-        ([Listening], "listeners must be BatchListeners, got <class"),
+        (RecordingListener(), "listeners must be an iterable of BatchListeners, got <"),
+        ([RecordingListener], "listeners must be BatchListeners, got <class"),
         ([None], "listeners must be BatchListeners, got None"),
         ([print], "listeners must be BatchListeners, got <built-in"),
         ([Asynchronous()], r"the shutdown\(\) of a listener must be a plain function, got the asynchronous <bound"),
     ],
 )
-def test_what_is_no_listener_is_refused(listeners: Any, complaint: str) -> None:
+def test_an_object_that_is_not_a_listener_is_refused(listeners: Any, complaint: str) -> None:
     with pytest.raises(TypeError, match=complaint):
         Batcher(list, listeners=listeners)

@@ -1,4 +1,4 @@
-"""What the log says of batches."""
+"""`LoggingListener`: the log records about batches and the shutdown."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tests.test_listeners import failing
 
 
 class Records(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps the records that are logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def records(logger: logging.Logger) -> list[Any]:
         ),
     ],
 )
-def test_each_batch_is_a_line_whose_level_says_how_it_went(
+def test_each_batch_is_logged_in_one_line_at_a_level_that_depends_on_its_failures(
     jobs: list[str], level: str, line: str, logger: logging.Logger, records: list[Any], clock: ManualClock
 ) -> None:
     def processor(jobs: list[str]) -> list[Any]:
@@ -72,7 +72,7 @@ def test_each_batch_is_a_line_whose_level_says_how_it_went(
     assert (level, line) == (records[0].levelname, records[0].getMessage())
 
 
-def test_a_record_has_what_the_line_says_as_attributes(
+def test_a_record_has_the_figures_of_the_line_as_attributes(
     logger: logging.Logger, records: list[Any], clock: ManualClock
 ) -> None:
     def processor(jobs: list[str]) -> list[Any]:
@@ -87,7 +87,7 @@ def test_a_record_has_what_the_line_says_as_attributes(
     assert ["rows", 1, 3, 3.0, "size", 2, 0.0, 0.5, "ValueError()"] == [getattr(records[0], name) for name in names]
 
 
-def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, records: list[Any]) -> None:
+def test_the_shutdown_is_logged_in_one_line_with_the_totals(logger: logging.Logger, records: list[Any]) -> None:
     with Batcher[str, Any](failing, Size(1), name="rows", listeners=[LoggingListener(logger)]) as batcher:
         for job in ("good", "bad", "good"):
             batcher.submit(job)
@@ -96,7 +96,9 @@ def test_the_shutdown_is_a_line_with_all_that_was_done(logger: logging.Logger, r
     assert ("rows", asdict(batcher.stats())) == (records[-1].batcher, records[-1].stats)
 
 
-def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Logger, records: list[Any]) -> None:
+def test_records_can_be_pickled_and_converted_to_json_whatever_the_error_is(
+    logger: logging.Logger, records: list[Any]
+) -> None:
     class Local(Exception):
         """Can't be pickled."""
 
@@ -110,7 +112,7 @@ def test_records_can_be_sent_elsewhere_whatever_the_error_is(logger: logging.Log
     assert "Local" == records[0].error
 
 
-def test_the_name_of_a_logger_is_no_logger() -> None:
+def test_the_name_of_a_logger_is_refused() -> None:
     with pytest.raises(TypeError, match="logger must be a logging.Logger, got 'shop'"):
         LoggingListener("shop")  # type: ignore[arg-type]
 
@@ -123,7 +125,7 @@ def test_neither_jobs_nor_keys_are_logged(logger: logging.Logger, records: list[
     assert [] == [word for word in ("secret", "password") for record in records if word in str(vars(record))]
 
 
-def test_a_logger_that_wants_less_is_asked_first(logger: logging.Logger, records: list[Any]) -> None:
+def test_records_below_the_level_of_the_logger_are_not_logged(logger: logging.Logger, records: list[Any]) -> None:
     logger.setLevel(logging.ERROR)
     with Batcher[str, Any](failing, Size(1), listeners=[LoggingListener(logger)]) as batcher:
         for job in ("good", "bad", "good"):
@@ -131,7 +133,7 @@ def test_a_logger_that_wants_less_is_asked_first(logger: logging.Logger, records
     assert ["ERROR"] == [record.levelname for record in records]
 
 
-def test_without_a_logger_it_is_one_below_that_of_the_library(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_logger_is_a_child_of_the_logger_of_the_library(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Batcher[str, str](list, Size(1), listeners=[LoggingListener()]) as batcher:
         batcher.submit("job")
     assert {"microbatch.batches"} == {record.name for record in caplog.records}

@@ -1,4 +1,4 @@
-"""`Batcher.map`."""
+"""`Batcher.map`: order, buffer, timeouts and errors."""
 
 import concurrent.futures
 import itertools
@@ -19,24 +19,24 @@ def values(results: Any) -> list[Any]:
     return [result.value for result in results]
 
 
-def test_results_come_in_the_order_of_the_jobs() -> None:
+def test_map_yields_results_in_the_order_of_the_jobs() -> None:
     with Batcher(echo, Size(7), max_workers=3) as batcher:
         assert list(range(100)) == values(batcher.map(range(100)))
 
 
-def test_it_yields_job_results() -> None:
+def test_map_yields_job_results() -> None:
     with Batcher(echo) as batcher:
         assert isinstance(next(batcher.map("a")), JobResult)
 
 
 @pytest.mark.parametrize("policy", [Size(10), Size(10) & Interval(3600), Interval(3600)])
 @pytest.mark.parametrize("buffersize", [1, 3, None])
-def test_it_never_waits_for_jobs_that_will_not_come(policy: Any, buffersize: Any) -> None:
+def test_map_never_waits_for_more_jobs_than_it_has_submitted(policy: Any, buffersize: Any) -> None:
     with Batcher(echo, policy) as batcher:
         assert list(range(25)) == values(batcher.map(range(25), buffersize=buffersize, timeout=20))
 
 
-def test_it_works_ahead_by_the_buffersize_and_no_more() -> None:
+def test_map_reads_ahead_by_at_most_the_buffersize() -> None:
     taken: list[int] = []
 
     def endless() -> Any:
@@ -52,12 +52,12 @@ def test_it_works_ahead_by_the_buffersize_and_no_more() -> None:
         results.close()
 
 
-def test_it_fits_through_a_backlog_smaller_than_its_buffer() -> None:
+def test_map_works_with_a_max_pending_below_its_buffersize() -> None:
     with Batcher(echo, Size(3), max_pending=4) as batcher:
         assert list(range(50)) == values(batcher.map(range(50), timeout=20))
 
 
-def test_a_failed_job_raises_in_its_place() -> None:
+def test_map_raises_the_exception_of_a_failed_job_in_its_place() -> None:
     with Batcher(RecordingProcessor[int](lambda job: KeyError(job) if job == 2 else job), Size(2)) as batcher:
         results = batcher.map(range(5))
         assert [0, 1] == [next(results).value, next(results).value]
@@ -65,7 +65,7 @@ def test_a_failed_job_raises_in_its_place() -> None:
             next(results)
 
 
-def test_a_timeout_is_counted_from_the_call() -> None:
+def test_the_timeout_of_map_is_counted_from_the_call() -> None:
     processor = RecordingProcessor[int]()
     processor.hold()
     with Batcher(processor) as batcher:
@@ -74,7 +74,7 @@ def test_a_timeout_is_counted_from_the_call() -> None:
         processor.release()
 
 
-def test_closing_it_early_cancels_what_no_worker_has_taken() -> None:
+def test_closing_map_early_cancels_the_jobs_that_no_worker_has_taken() -> None:
     go_on = threading.Event()
 
     def block_at_five(job: int) -> int:
@@ -90,7 +90,7 @@ def test_closing_it_early_cancels_what_no_worker_has_taken() -> None:
     assert stats.cancelled >= 8 and stats.accepted == stats.cancelled + stats.succeeded
 
 
-def test_an_error_of_the_iterable_is_raised() -> None:
+def test_map_raises_the_exception_of_its_iterable() -> None:
     def broken() -> Any:
         yield 1
         raise LookupError
@@ -100,12 +100,12 @@ def test_an_error_of_the_iterable_is_raised() -> None:
 
 
 @pytest.mark.parametrize("timeout", [1e18, 1e308, float("inf")])
-def test_huge_timeouts_are_legal(timeout: float) -> None:
+def test_map_accepts_huge_timeouts(timeout: float) -> None:
     with Batcher(echo) as batcher:
         assert [1] == values(batcher.map([1], timeout=timeout))
 
 
-def test_it_is_refused_in_the_batchers_own_threads() -> None:
+def test_map_raises_in_the_threads_of_the_batcher() -> None:
     refused: list[str] = []
 
     def processor(jobs: list[Any]) -> list[Any]:
@@ -125,7 +125,7 @@ def test_it_is_refused_in_the_batchers_own_threads() -> None:
     assert 2 == len(refused) and all("a thread of the batcher can't wait" in text for text in refused)
 
 
-def test_it_flushes_once_for_all_jobs_that_are_ahead() -> None:
+def test_map_flushes_once_for_all_jobs_in_its_buffer() -> None:
     wanted = threading.Semaphore(0)
     flushes: list[bool] = []
 
@@ -141,6 +141,6 @@ def test_it_flushes_once_for_all_jobs_that_are_ahead() -> None:
     with Counting(when_wanted, Size(10), key=lambda job: job) as batcher:
         results = batcher.map(range(100), buffersize=10)
         for number in range(100):
-            wanted.release(1 if number % 10 else 2)  # the youngest job may go first
+            wanted.release(1 if number % 10 else 2)  # the newest job may be dispatched first
             assert number == next(results).value
     assert 1 <= len(flushes) <= 11

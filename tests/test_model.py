@@ -1,4 +1,4 @@
-"""A whole `Batcher` beside a model of it, which is a ledger: after whatever happens, both have every job in one place."""
+"""A `Batcher` and a simple model of it: after each random step, both have every job in the same state."""
 
 import queue
 import threading
@@ -19,7 +19,7 @@ SIZE, SECONDS, MAX_PENDING = 3, 5.0, 6
 
 @dataclass(eq=False)
 class Job:
-    """A job as the model sees it."""
+    """A job, with the state that it has in the model."""
 
     key: int
     kind: str
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass
 class Model:
-    """What a batcher of ``Size(3) | Interval(5)``, with room for six jobs, should do."""
+    """Predicts what a batcher with ``Size(3) | Interval(5)`` and ``max_pending=6`` does."""
 
     now: float = 0.0
     closed: bool = False
@@ -42,20 +42,20 @@ class Model:
         return [job for job in self.jobs if job.state is JobState.BATCHED and key in (None, job.key)]
 
     def catch_up(self, trigger: str | None = None) -> None:
-        """Expire what has to, then send what is due; with *trigger*, everything."""
+        """Expire the jobs whose time is up, then dispatch the due batches, or with *trigger* all batches."""
         for job in self.waiting():
             if job.expires <= self.now:
                 job.state = JobState.EXPIRED
         for key in {job.key for job in self.waiting()}:
             batch = self.waiting(key)
             if len(batch) == SIZE:
-                self.send(batch, "size")
+                self.dispatch(batch, "size")
             elif batch[0].submitted + SECONDS <= self.now:
-                self.send(batch, "interval")
+                self.dispatch(batch, "interval")
             elif trigger is not None:
-                self.send(batch, trigger)
+                self.dispatch(batch, trigger)
 
-    def send(self, batch: list[Job], trigger: str) -> None:
+    def dispatch(self, batch: list[Job], trigger: str) -> None:
         self.triggers[trigger] += 1
         broken = any(job.kind == "breaking" for job in batch)
         for job in batch:
@@ -80,26 +80,26 @@ def processor(jobs: list[Job]) -> list[Any]:
 
 
 class Observed(ManualClock):
-    """Has the statistics of the batcher told whenever its worker thread has nothing left to do, and goes to sleep."""
+    """Reports the statistics of the batcher each time the batcher thread has nothing left to do and goes to sleep."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: queue.SimpleQueue[BatcherStats] = queue.SimpleQueue()
+        self.reported: queue.SimpleQueue[BatcherStats] = queue.SimpleQueue()
         self.batcher: Batcher[Any, Any]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         if threading.current_thread().name == "observed":
-            self.told.put(self.batcher.stats())
+            self.reported.put(self.batcher.stats())
         super().wait_until(condition, moment)
 
 
-class BatcherBesideItsModel(RuleBasedStateMachine):
-    pairs = Bundle("pairs")
+class BatcherAndModel(RuleBasedStateMachine):
+    submitted = Bundle("submitted")
 
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
-        self.pairs_made: dict[Job, JobFuture[int]] = {}
+        self.futures: dict[Job, JobFuture[int]] = {}
         self.clock = Observed()
         self.batcher = self.clock.batcher = Batcher[Job, Any](
             processor,
@@ -110,20 +110,20 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
             name="observed",
             clock=self.clock,
         )
-        self.told = BatcherStats()
+        self.reported = BatcherStats()
 
     def settle(self, trigger: str | None = None) -> None:
-        """Wait until the batcher is where the model is."""
+        """Wait until the batcher has reached the state of the model."""
         self.model.catch_up(trigger)
         expected = replace(self.model.stats(), oldest=0.0)
         try:
-            while replace(self.told, oldest=0.0) != expected and not self.model.closed:
-                self.told = self.clock.told.get(timeout=10)
+            while replace(self.reported, oldest=0.0) != expected and not self.model.closed:
+                self.reported = self.clock.reported.get(timeout=10)
         except queue.Empty:
-            raise AssertionError(f"expected {expected}, got {self.told}") from None
+            raise AssertionError(f"expected {expected}, got {self.reported}") from None
 
     @rule(
-        target=pairs,
+        target=submitted,
         key=st.integers(0, 2),
         kind=st.sampled_from(["good", "good", "bad", "breaking"]),
         expires_in=st.sampled_from([None, None, 0.0, 1.0, 4.0, 7.0]),
@@ -141,14 +141,14 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
             return multiple()
         assert not self.model.closed and len(self.model.waiting()) < MAX_PENDING
         self.model.jobs.append(job)
-        self.pairs_made[job] = future
+        self.futures[job] = future
         self.settle()
         return job
 
-    @rule(job=pairs)
+    @rule(job=submitted)
     def cancel(self, job: Job) -> None:
         can = job.state in (JobState.BATCHED, JobState.CANCELLED)
-        assert self.pairs_made[job].cancel() is can
+        assert self.futures[job].cancel() is can
         if can:
             job.state = JobState.CANCELLED
         self.settle()
@@ -175,12 +175,12 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
         self.settle("shutdown")
 
     @invariant()
-    def the_books_are_those_of_the_model(self) -> None:
+    def the_statistics_equal_those_of_the_model(self) -> None:
         assert self.model.stats() == self.batcher.stats()
 
     @invariant()
-    def every_future_is_where_its_job_is(self) -> None:
-        for job, future in self.pairs_made.items():
+    def every_future_has_the_state_of_its_job(self) -> None:
+        for job, future in self.futures.items():
             assert job.state is future.state
             assert future.done() is (job.state is not JobState.BATCHED)
             if job.state is JobState.SUCCEEDED:
@@ -191,5 +191,5 @@ class BatcherBesideItsModel(RuleBasedStateMachine):
         assert self.batcher.shutdown(timeout=10)
 
 
-TestBatcherBesideItsModel = pytest.mark.slow(BatcherBesideItsModel.TestCase)
-TestBatcherBesideItsModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBatcherAndModel = pytest.mark.slow(BatcherAndModel.TestCase)
+TestBatcherAndModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

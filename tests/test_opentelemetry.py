@@ -1,4 +1,4 @@
-"""The spans and metrics that the SDK of OpenTelemetry gets."""
+"""`OpenTelemetryListener`: the spans and metrics that the OpenTelemetry SDK receives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,7 +20,7 @@ from tests.test_listeners import failing
 
 
 class Telemetry:
-    """An SDK that keeps what it gets in memory."""
+    """An SDK that keeps spans and metrics in memory."""
 
     def __init__(self) -> None:
         self.spans = TracerProvider(shutdown_on_exit=False)
@@ -66,7 +66,7 @@ def links(span: ReadableSpan) -> Sequence[trace.SpanContext]:
     return [link.context for link in span.links]
 
 
-def test_each_batch_is_a_span_linked_to_those_in_which_its_jobs_were_submitted(telemetry: Telemetry) -> None:
+def test_each_batch_has_a_span_linked_to_the_spans_in_which_its_jobs_were_submitted(telemetry: Telemetry) -> None:
     with Batcher[str, str](list, Size(3), name="rows", listeners=[telemetry.listener()]) as batcher:
         one = telemetry.submit(batcher, "one request", "a", "b")
         other = telemetry.submit(batcher, "another request", "c")
@@ -87,7 +87,7 @@ def test_each_batch_is_a_span_linked_to_those_in_which_its_jobs_were_submitted(t
     } == first.attributes
 
 
-def test_a_batch_belongs_to_no_trace_even_where_its_jobs_are_submitted_and_run_in_one_span(
+def test_the_span_of_a_batch_has_no_parent_even_if_its_jobs_are_submitted_within_one_span(
     telemetry: Telemetry,
 ) -> None:
     with telemetry.tracer.start_as_current_span("script"):
@@ -97,7 +97,7 @@ def test_a_batch_belongs_to_no_trace_even_where_its_jobs_are_submitted_and_run_i
     assert batch.parent is None and 1 == len(batch.links)
 
 
-def test_what_the_processor_does_is_inside_the_span_of_the_batch(telemetry: Telemetry) -> None:
+def test_spans_that_the_processor_starts_are_inside_the_span_of_the_batch(telemetry: Telemetry) -> None:
     def processor(jobs: list[str]) -> list[str]:
         with telemetry.tracer.start_as_current_span("INSERT"):
             return jobs
@@ -109,34 +109,34 @@ def test_what_the_processor_does_is_inside_the_span_of_the_batch(telemetry: Tele
 
 
 def test_after_a_batch_no_span_is_left_in_its_thread(telemetry: Telemetry) -> None:
-    class Looking(BatchListener):
-        def batch_finished(self, fact: BatchFinished) -> None:
+    class CurrentSpans(BatchListener):
+        def batch_finished(self, event: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
     current: list[trace.Span] = []
-    with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), Looking()]) as batcher:
+    with Batcher[str, str](list, Size(1), listeners=[telemetry.listener(), CurrentSpans()]) as batcher:
         batcher.submit("job")
     assert [trace.INVALID_SPAN] == current
 
 
-def test_two_listeners_leave_no_span_in_the_thread_either(telemetry: Telemetry) -> None:
-    class Looking(BatchListener):
-        def batch_finished(self, fact: BatchFinished) -> None:
+def test_after_a_batch_with_two_listeners_no_span_is_left_in_its_thread(telemetry: Telemetry) -> None:
+    class CurrentSpans(BatchListener):
+        def batch_finished(self, event: BatchFinished) -> None:
             current.append(trace.get_current_span())
 
     current: list[trace.Span] = []
-    listeners = [telemetry.listener(), telemetry.listener(), Looking()]
+    listeners = [telemetry.listener(), telemetry.listener(), CurrentSpans()]
     with Batcher[str, str](list, Size(1), listeners=listeners) as batcher:
         batcher.submit("job")
     assert [trace.INVALID_SPAN] == current
     assert 2 == len(telemetry.named("process microbatch"))
 
 
-def test_a_batch_has_no_baggage_of_whoever_made_its_thread(telemetry: Telemetry) -> None:
+def test_a_batch_has_no_baggage_from_the_thread_that_started_its_worker(telemetry: Telemetry) -> None:
     class Inheriting(BatchListener):
-        """Is told before, and has the thread begin with what somebody else's had, as instrumented threads do."""
+        """Runs first, and gives the thread the baggage of another thread, as instrumented threads do."""
 
-        def batch_started(self, fact: BatchStarted) -> None:
+        def batch_started(self, event: BatchStarted) -> None:
             context.attach(baggage.set_baggage("user", "Ada"))
 
     def processor(jobs: list[str]) -> list[Any]:
@@ -154,7 +154,7 @@ def test_a_batch_has_no_baggage_of_whoever_made_its_thread(telemetry: Telemetry)
     ],
     ids=["one job", "all of them"],
 )
-def test_a_batch_with_a_failed_job_is_an_error(
+def test_the_span_of_a_batch_with_a_failed_job_has_the_status_error(
     processor: Callable[[Any], Any], complaint: str, event: str, telemetry: Telemetry
 ) -> None:
     with Batcher[str, Any](processor, Size(2), name="rows", listeners=[telemetry.listener()]) as batcher:
@@ -168,7 +168,7 @@ def test_a_batch_with_a_failed_job_is_an_error(
     assert kind == point.attributes["error.type"]
 
 
-def test_each_message_counts_by_its_own_outcome(telemetry: Telemetry) -> None:
+def test_each_job_is_counted_by_its_own_outcome(telemetry: Telemetry) -> None:
     with Batcher[str, Any](failing, Size(3), listeners=[telemetry.listener()]) as batcher:
         for job in ("good", "bad", "good"):
             batcher.submit(job)
@@ -176,7 +176,7 @@ def test_each_message_counts_by_its_own_outcome(telemetry: Telemetry) -> None:
     assert {None: 2, "ValueError": 1} == {point.attributes.get("error.type"): point.value for point in points}
 
 
-def test_an_exception_that_refuses_to_say_what_it_is_costs_neither_the_span_nor_the_metrics(
+def test_an_exception_whose_str_raises_prevents_neither_the_span_nor_the_metrics(
     telemetry: Telemetry,
 ) -> None:
     class Mute(Exception):
@@ -190,7 +190,7 @@ def test_an_exception_that_refuses_to_say_what_it_is_costs_neither_the_span_nor_
     assert {"messaging.process.duration", "messaging.client.consumed.messages"} == set(telemetry.metrics())
 
 
-def test_batches_are_measured_by_the_names_of_the_conventions(telemetry: Telemetry, clock: ManualClock) -> None:
+def test_metrics_have_the_names_of_the_semantic_conventions(telemetry: Telemetry, clock: ManualClock) -> None:
     def processor(jobs: list[str]) -> list[str]:
         clock.advance(0.5)
         return jobs
@@ -209,16 +209,14 @@ def test_batches_are_measured_by_the_names_of_the_conventions(telemetry: Telemet
 
 
 class Instrumented(ThreadPoolExecutor):
-    """Takes the context along, as the instrumentations of executors do."""
+    """Passes the context of the caller on, as instrumented executors do."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         return super().submit(copy_context().run, fn, *args, **kwargs)
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, Instrumented])
-def test_with_an_executor_of_the_callers_each_batch_is_a_span_too(
-    kind: Callable[[int], Executor], telemetry: Telemetry
-) -> None:
+def test_with_a_supplied_executor_each_batch_has_a_span(kind: Callable[[int], Executor], telemetry: Telemetry) -> None:
     def processor(jobs: list[str]) -> list[str]:
         with telemetry.tracer.start_as_current_span("INSERT"):
             return jobs
@@ -237,7 +235,7 @@ def test_with_an_executor_of_the_callers_each_batch_is_a_span_too(
         assert sorted(parents) == sorted(batch.context for batch in batches if batch.context)
 
 
-def test_without_an_sdk_it_does_nothing_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_an_sdk_the_listener_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with Batcher[str, Any](failing, Size(1), listeners=[OpenTelemetryListener()]) as batcher:
         assert "good" == batcher.submit("good").result(timeout=10).value
         assert isinstance(batcher.submit("bad").exception(timeout=10), ValueError)

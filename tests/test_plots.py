@@ -1,4 +1,4 @@
-"""Pictures of what was simulated."""
+"""Plots of simulations."""
 
 import random
 import sys
@@ -24,7 +24,7 @@ def shifting(chance: random.Random) -> Iterator[float]:
         yield moment
 
 
-def test_a_report_draws_itself_the_same_each_time(tmp_path: Path) -> None:
+def test_the_plot_of_a_report_is_reproducible(tmp_path: Path) -> None:
     report = simulate(Size(16) | Natural(), shifting, lambda size: 0.004 + 0.0001 * size, max_workers=2)
     for name in ("one.svg", "other.svg", "another.png"):
         report.plot(tmp_path / name)
@@ -35,13 +35,13 @@ def test_a_report_draws_itself_the_same_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 60, 999])
-def test_a_short_report_draws_itself_too(jobs: int, tmp_path: Path) -> None:
+def test_a_report_of_few_jobs_can_be_plotted(jobs: int, tmp_path: Path) -> None:
     simulate(Natural(), [0.0] * jobs, lambda size: 0.0).plot(tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("load", [["--rate", "900"], ["--callers", "7"]])
-def test_simulate_draws_each_policy_over_the_load(load: Any, tmp_path: Path) -> None:
+def test_simulate_plots_each_policy_over_the_load(load: Any, tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     command = ["simulate", "Size(4)", "Natural()", "--cost", "5ms", "--jobs", "400", "--plot", str(path)]
     assert 0 == main([*command, *load])
@@ -49,7 +49,7 @@ def test_simulate_draws_each_policy_over_the_load(load: Any, tmp_path: Path) -> 
     assert all(word in drawn for word in ("Size(4)", "Natural()", "calls of the processor per 1,000 jobs"))
 
 
-def test_a_load_that_takes_no_time_is_drawn_without_a_point(tmp_path: Path) -> None:
+def test_a_load_that_takes_no_time_can_be_plotted(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     command = ["simulate", "Size(4)", "--cost", "0s", "--callers", "2", "--jobs", "2", "--plot", str(path)]
     assert 0 == main(command)
@@ -67,15 +67,15 @@ def test_lines_that_coincide_can_be_told_apart(lines: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["nowhere/plot.svg", "plot.nothing"])
-def test_a_plot_that_cannot_be_written_is_one_line(path: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_plot_that_cannot_be_written_gives_a_one_line_error(path: str, tmp_path: Path, capsys: Any) -> None:
     command = ["simulate", "Size(4)", "--cost", "5ms", "--rate", "9", "--jobs", "40", "--plot", str(tmp_path / path)]
     assert 2 == main(command)
     out, err = capsys.readouterr()
-    assert ("", 1) == (out, len(err.splitlines()))  # before anything was computed
+    assert ("", 1) == (out, len(err.splitlines()))  # refused before the simulation starts
     assert [] == list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_a_plot_says_what_to_install_before_anything_is_computed(
+def test_without_matplotlib_the_plot_option_says_what_to_install_before_the_simulation_starts(
     monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)

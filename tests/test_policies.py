@@ -1,4 +1,4 @@
-"""When each policy says that a batch goes, as tables around the border."""
+"""Policies: when a batch is due, which jobs fit into it, and how policies are combined and written."""
 
 import math
 import re
@@ -116,7 +116,9 @@ class Learning(BatchingPolicy[Any]):
         (Urgent() | Size(3), Window(count=2, jobs=["later", "now"]), NOW),
     ],
 )
-def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: float) -> None:
+def test_due_returns_the_moment_at_which_a_batch_is_due(
+    policy: BatchingPolicy[Any], window: Window[Any], due: float
+) -> None:
     assert due == policy.due(window)
 
 
@@ -139,7 +141,7 @@ def test_a_batch_is_due(policy: BatchingPolicy[Any], window: Window[Any], due: f
         (Light() & Size(3), Window(weight=9.0, count=2), 1.0, True),
     ],
 )
-def test_a_job_fits_where_every_part_lets_it(
+def test_a_job_fits_if_it_fits_every_part_of_the_policy(
     policy: BatchingPolicy[Any], window: Window[Any], weight: float, fits: bool
 ) -> None:
     assert fits == policy.fits(window, weight)
@@ -157,7 +159,9 @@ def test_a_job_fits_where_every_part_lets_it(
         (Urgent(), Window(count=1), NEVER),
     ],
 )
-def test_room_counts_the_jobs_that_surely_fit(policy: BatchingPolicy[Any], window: Window[Any], room: float) -> None:
+def test_room_returns_how_many_jobs_are_sure_to_fit(
+    policy: BatchingPolicy[Any], window: Window[Any], room: float
+) -> None:
     assert room == policy._room(window)
 
 
@@ -198,7 +202,7 @@ def test_the_reason_names_the_policy_that_is_due(policy: BatchingPolicy[Any], wi
         "Size(9) & (Size(3) | Interval(1))",
     ],
 )
-def test_the_repr_reads_like_the_code_that_made_it(text: str) -> None:
+def test_the_repr_of_a_policy_is_the_code_that_creates_it(text: str) -> None:
     assert text == repr(eval(text))
 
 
@@ -244,24 +248,26 @@ def decisions(policy: BatchingPolicy[Any], window: Window[Any]) -> "tuple[Any, .
 @example(Interval(1e-320) | Session(math.inf), Window(opened=0.0))
 @example(Interval(-0.0), Window(opened=0.0))
 @example(Size(2) & (Size(3) & (Size(4) | (Size(5) | Size(6)))), Window(count=4))
-def test_the_repr_is_code_for_a_policy_that_decides_alike(policy: BatchingPolicy[Any], window: Window[Any]) -> None:
+def test_the_repr_of_any_policy_is_code_for_one_that_makes_the_same_decisions(
+    policy: BatchingPolicy[Any], window: Window[Any]
+) -> None:
     for twin in (eval(repr(policy)), parse_policy(repr(policy))):
         assert repr(policy) == repr(twin)
         assert decisions(policy, window) == decisions(twin, window)
 
 
 class Rows(Size):
-    """Is made as `Size` is."""
+    """Has the constructor of `Size`."""
 
 
-class Always(Size):
+class Seven(Size):
     def __init__(self) -> None:
         super().__init__(7)
 
 
-def test_the_repr_of_a_subclass_claims_neither_to_be_its_base_nor_a_constructor_that_it_does_not_have() -> None:
+def test_the_repr_of_a_subclass_has_its_own_name_and_no_arguments_that_it_does_not_take() -> None:
     assert "Rows(3) & Size(3)" == repr(Rows(3) & Size(3))
-    assert re.fullmatch("<.*Always object at 0x[0-9a-f]+>", repr(Always()))
+    assert re.fullmatch("<.*Seven object at 0x[0-9a-f]+>", repr(Seven()))
 
 
 @pytest.mark.parametrize("policy", [Size(10), Size(10) | Interval(1), Size(10) & Interval(1), Urgent()], ids=repr)
@@ -269,19 +275,19 @@ def test_the_repr_of_a_subclass_claims_neither_to_be_its_base_nor_a_constructor_
     "ask",
     [bool, lambda policy: policy or Interval(1), lambda policy: policy and Interval(1), lambda policy: not policy],
 )
-def test_a_policy_is_neither_true_nor_false(ask: Callable[[Any], object], policy: BatchingPolicy[Any]) -> None:
+def test_using_a_policy_as_a_boolean_raises(ask: Callable[[Any], object], policy: BatchingPolicy[Any]) -> None:
     with pytest.raises(TypeError, match=r"combine policies with \| and &"):
         ask(policy)
 
 
 class Stated(Light):
-    """States the limit that `Light` holds batches to."""
+    """States the limit that `Light` has."""
 
     limit = 10
 
 
-class Vague(Light):
-    """Refuses a job for something else than its limit."""
+class Misstated(Light):
+    """States a limit that is not a number."""
 
     limit = "ten"
 
@@ -301,12 +307,12 @@ TOO_LARGE = [
     (Weight(20) | Light(), 25, 20.0),
     (Stated(), 11, 10),
     (Stated() | Weight(20), 25, 10),
-    (Vague(), 11, None),
+    (Misstated(), 11, None),
 ]
 
 
 @pytest.mark.parametrize("policy, weight, limit", TOO_LARGE)
-def test_a_job_that_is_too_large_is_refused_with_the_lowest_limit_of_the_policies_that_refuse_it(
+def test_the_error_for_a_job_that_is_too_large_has_the_lowest_limit_that_it_exceeds(
     policy: BatchingPolicy[Any], weight: float, limit: float | None
 ) -> None:
     with Batcher[float, float](echo, policy, weigh=float) as batcher, pytest.raises(JobTooLarge) as caught:
@@ -317,7 +323,7 @@ def test_a_job_that_is_too_large_is_refused_with_the_lowest_limit_of_the_policie
 @pytest.mark.parametrize(
     "policy, limit", [(Weight(0.75) | Weight(0.5), 0.5), (Weight(2) | Weight(0.5) | Weight(0.75), 0.5)]
 )
-def test_a_job_that_is_too_large_without_being_weighed_fails_with_that_limit(
+def test_a_job_of_the_default_weight_that_is_too_large_fails_with_the_lowest_limit(
     policy: BatchingPolicy[Any], limit: float
 ) -> None:
     with Batcher[float, float](echo, policy) as batcher:
@@ -326,7 +332,7 @@ def test_a_job_that_is_too_large_without_being_weighed_fails_with_that_limit(
 
 
 @pytest.mark.parametrize("limit", [0.3, 1_000_000])
-def test_a_job_just_above_the_limit_does_not_look_equal_to_it(limit: float) -> None:
+def test_the_error_for_a_job_just_above_the_limit_shows_two_different_numbers(limit: float) -> None:
     above = math.nextafter(limit, math.inf)
     assert f"weight {above} does not fit into any batch: the limit is {limit}" in str(JobTooLarge(above, limit))
 
@@ -342,7 +348,7 @@ def test_a_job_just_above_the_limit_does_not_look_equal_to_it(limit: float) -> N
         (Urgent(), 0),
     ],
 )
-def test_a_policy_that_counts_jobs_says_how_many_it_needs(policy: BatchingPolicy[Any], needs: int) -> None:
+def test_the_hints_of_a_policy_say_how_many_jobs_it_needs(policy: BatchingPolicy[Any], needs: int) -> None:
     assert needs == policy.hints.needs
 
 
@@ -350,20 +356,20 @@ def test_a_policy_that_counts_jobs_says_how_many_it_needs(policy: BatchingPolicy
     "policy, watches",
     [(Size(3) | Interval(1), False), (Size(3) | Learning(), True), (Learning() & Size(3), True), (Urgent(), True)],
 )
-def test_a_policy_watches_the_flow_unless_every_part_says_that_it_does_not(
+def test_a_policy_watches_the_flow_unless_the_hints_of_every_part_say_that_it_does_not(
     policy: BatchingPolicy[Any], watches: bool
 ) -> None:
     assert watches is policy.hints.watches_flow
 
 
-def test_what_is_earliest_is_so_for_both_or_for_either() -> None:
+def test_earliest_is_the_later_moment_of_two_parts_for_both_and_the_earlier_one_for_either() -> None:
     window, rate, slow = Window[Any](count=9, sent=[10.0]), Rate(1, 60), Rate(1, 90)
     assert (NOW, 70.0) == (Size(3)._earliest(window), rate._earliest(window))
     assert (70.0, 100.0) == ((Size(3) & rate)._earliest(window), (rate & slow)._earliest(window))
     assert (NOW, 70.0) == ((Size(3) | rate)._earliest(window), (slow | rate)._earliest(window))
 
 
-def test_both_parts_observe_even_if_the_first_raises() -> None:
+def test_both_parts_observe_a_batch_even_if_the_first_one_raises() -> None:
     first, second = Learning(), Learning()
     report = BatchReport(BatchInfo(1, 1, 1.0, None, "size"), 0.5, 0)
     with pytest.raises(OSError):
@@ -371,7 +377,7 @@ def test_both_parts_observe_even_if_the_first_raises() -> None:
     assert ([report], [report]) == (first.reports, second.reports)
 
 
-def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() -> None:
+def test_a_subclass_does_not_inherit_hints_about_methods_that_it_overrides() -> None:
     class Bytes(Size):
         def fits(self, window: Window[Any], weight: float) -> bool:
             return super().fits(window, weight) and window.weight + weight <= 10
@@ -381,34 +387,34 @@ def test_a_subclass_inherits_no_answer_that_was_given_for_what_it_overrides() ->
             return NOW if window.in_flight == 0 else NEVER
 
     class Smaller(Size):
-        """Overrides nothing."""
+        """Overrides no method."""
 
     assert (0, False) == (Bytes(9)._room(Window()), Bytes(9).hints.watches_flow)
     assert (9, True, 0) == (WhenIdle(9)._room(Window()), WhenIdle(9).hints.watches_flow, WhenIdle(9).hints.needs)
     assert (9, False, 9) == (Smaller(9)._room(Window()), Smaller(9).hints.watches_flow, Smaller(9).hints.needs)
 
 
-def test_a_window_is_empty_but_for_what_it_is_made_with() -> None:
+def test_the_default_window_is_empty() -> None:
     assert Window(0, 0.0, 0.0, 0.0, (), None, 0, 1, 0.0, 0.0, (), False, CallerActivity(0, NOW, NOW)) == Window()
 
 
 @pytest.mark.parametrize(
-    "fact, name", [(Window(), "count"), (BatchReport(BatchInfo(1, 1, 1.0, None, "size"), 0.5, 0), "failed")]
+    "record, name", [(Window(), "count"), (BatchReport(BatchInfo(1, 1, 1.0, None, "size"), 0.5, 0), "failed")]
 )
-def test_a_policy_cannot_change_what_it_sees(fact: object, name: str) -> None:
+def test_a_policy_cannot_change_what_it_sees(record: object, name: str) -> None:
     with pytest.raises(AttributeError):
-        setattr(fact, name, 9)
+        setattr(record, name, 9)
 
 
-def test_a_policy_that_never_says_when_is_refused() -> None:
+def test_a_policy_without_due_is_refused() -> None:
     class Undecided(BatchingPolicy[Any]):
-        """Has no `due`."""
+        """Does not define `due`."""
 
     with pytest.raises(TypeError, match="due"):
         Undecided()  # type: ignore[abstract]
 
 
-def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
+def test_a_method_inherited_from_a_mixin_counts_as_overridden() -> None:
     class Bytes:
         def fits(self, window: Window[Any], weight: float) -> bool:
             return window.weight + weight <= 10
@@ -419,23 +425,23 @@ def test_an_answer_that_comes_from_a_mixin_counts_as_well() -> None:
 
     class Learn:
         def observe(self, report: BatchReport) -> None:
-            """May learn."""
+            """Does nothing, but the base class can't know that."""
 
     class Limited(Bytes, Size):
-        """Has its limit from the mixin."""
+        """Inherits `fits` from the mixin."""
 
     class Answering(Answer, Size):
-        """Has its moment from the mixin."""
+        """Inherits `due` from the mixin."""
 
     class Watching(Learn, Size):
-        """Has from the mixin what it learns."""
+        """Inherits `observe` from the mixin."""
 
     assert (0, False, 9) == (Limited(9)._room(Window()), Limited(9).hints.watches_flow, Limited(9).hints.needs)
     assert (9, True, 0) == (Answering(9)._room(Window()), Answering(9).hints.watches_flow, Answering(9).hints.needs)
     assert (9, True, 9) == (Watching(9)._room(Window()), Watching(9).hints.watches_flow, Watching(9).hints.needs)
 
 
-def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
+def test_a_subclass_that_overrides_methods_keeps_the_hints_that_it_defines_itself() -> None:
     class Own(Size):
         hints = Hints(watches_flow=False, needs=2)
 
@@ -449,36 +455,36 @@ def test_a_subclass_keeps_the_answers_that_it_gives_itself() -> None:
             return 7
 
         def observe(self, report: BatchReport) -> None:
-            """Learns nothing."""
+            """Does nothing."""
 
-    class Listening(Size):
+    class Observing(Size):
         def observe(self, report: BatchReport) -> None:
-            """May learn."""
+            """Does nothing, but the base class can't know that."""
 
     assert (7, False, 2) == (Own(9)._room(Window()), Own(9).hints.watches_flow, Own(9).hints.needs)
-    assert (9, True, 9) == (Listening(9)._room(Window()), Listening(9).hints.watches_flow, Listening(9).hints.needs)
+    assert (9, True, 9) == (Observing(9)._room(Window()), Observing(9).hints.watches_flow, Observing(9).hints.needs)
 
 
-def test_a_subclass_may_give_another_answer_without_overriding_what_it_is_about() -> None:
+def test_a_subclass_may_define_hints_without_overriding_other_methods() -> None:
     class Other(Size):
         hints = Hints(watches_flow=False, needs=2)
 
         def _room(self, window: Window[Any]) -> float:
             return 7
 
-    class Quiet(Urgent):
+    class Unwatching(Urgent):
         hints = Hints(watches_flow=False)
 
     assert (7, False, 2) == (Other(9)._room(Window()), Other(9).hints.watches_flow, Other(9).hints.needs)
-    assert not Quiet().hints.watches_flow
+    assert not Unwatching().hints.watches_flow
 
 
-def test_what_is_kept_of_each_batch_has_no_dict_of_its_own() -> None:
+def test_the_records_of_a_batch_have_no_dict() -> None:
     info = BatchInfo(1, 1, 1.0, None, "size")
-    assert [False, False] == [hasattr(fact, "__dict__") for fact in (info, BatchReport(info, 0.5, 0))]
+    assert [False, False] == [hasattr(record, "__dict__") for record in (info, BatchReport(info, 0.5, 0))]
 
 
-def test_each_part_of_a_policy_sees_the_window_when_it_is_asked_for_its_reason() -> None:
+def test_each_part_of_a_policy_gets_the_window_to_give_its_reason() -> None:
     class Counting(Size):
         def reason(self, window: Window[Any]) -> str:
             return f"{window.count} of {self.n}"
@@ -488,7 +494,7 @@ def test_each_part_of_a_policy_sees_the_window_when_it_is_asked_for_its_reason()
     assert ("3 of 3", "3 of 2") == ((Counting(3) | Counting(2)).reason(window), (Size(4) | Counting(2)).reason(window))
 
 
-# -- what learns --
+# -- policies that learn --
 
 
 def learned(policy: Adaptive, *batches: "tuple[int, float]", failed: int = 0) -> Adaptive:
@@ -501,19 +507,19 @@ def limit(policy: Adaptive) -> float:
     return policy._room(Window())
 
 
-def line(size: int) -> float:
+def service_time(size: int) -> float:
     return 0.02 + 0.002 * size
 
 
-def test_adaptive_begins_with_the_least_and_knows_its_border() -> None:
+def test_adaptive_starts_with_a_limit_of_least_jobs() -> None:
     policy = Adaptive(0.1, least=4)
     assert (NEVER, NOW) == (policy.due(Window(count=3)), policy.due(Window(count=4)))
     assert (True, False) == (policy.fits(Window(count=3), 1.0), policy.fits(Window(count=4), 1.0))
     assert (4, 1) == (limit(policy), policy._room(Window(count=3)))
 
 
-def test_adaptive_lets_go_of_a_batch_that_has_become_too_large() -> None:
-    policy = learned(Adaptive(0.1, least=2, warm_up=0), *[(each, line(each)) for each in (20, 30, 20, 30)])
+def test_adaptive_dispatches_a_batch_that_exceeds_a_lowered_limit() -> None:
+    policy = learned(Adaptive(0.1, least=2, warm_up=0), *[(each, service_time(each)) for each in (20, 30, 20, 30)])
     larger = Window[object](count=int(limit(policy)) - 1)
     assert NEVER == policy.due(larger)
     learned(policy, (30, 9.0))
@@ -525,58 +531,62 @@ def test_adaptive_ignores_its_first_batches() -> None:
     assert [1, 1, 1, 2] == [limit(learned(Adaptive(0.1), *(cold * 2)[:count])) for count in (1, 2, 3, 4)]
 
 
-def test_adaptive_finds_how_many_jobs_fit_into_its_target() -> None:
+def test_adaptive_finds_the_batch_size_whose_service_time_is_its_target() -> None:
     policy = Adaptive(0.1, warm_up=0)
     seen = []
     for _ in range(200):
         size = int(limit(policy))
         seen.append(size)
-        learned(policy, (size, line(size)))
+        learned(policy, (size, service_time(size)))
     assert 40 == max(set(seen[100:]), key=seen[100:].count)  # 0.02 + 0.002 * 40 == 0.1
-    assert {32, 40, 50} == set(seen[100:])  # it goes on looking to both sides, a little
+    assert {32, 40, 50} == set(seen[100:])  # it keeps trying a little more and a little less
     assert seen[100:].count(40) == 80
 
 
-def test_adaptive_follows_a_downstream_that_has_become_slower() -> None:
+def test_adaptive_adjusts_to_a_downstream_that_has_become_slower() -> None:
     policy = Adaptive(0.1, warm_up=0)
     for _ in range(100):
-        learned(policy, (int(limit(policy)), line(int(limit(policy)))))
+        learned(policy, (int(limit(policy)), service_time(int(limit(policy)))))
     seen = []
     for _ in range(100):
         seen.append(int(limit(policy)))
-        learned(policy, (seen[-1], 2 * line(seen[-1])))
+        learned(policy, (seen[-1], 2 * service_time(seen[-1])))
     assert {12, 15, 18} == set(seen[60:])
 
 
 @pytest.mark.parametrize("least, most, size", [(1, 1000, 40), (1, 30, 30), (60, 1000, 60), (7, 7, 7)])
-def test_adaptive_keeps_to_its_bounds(least: int, most: int, size: int) -> None:
+def test_adaptive_keeps_its_limit_between_least_and_most(least: int, most: int, size: int) -> None:
     policy = Adaptive(0.1, least=least, most=most, warm_up=0)
-    learned(policy, *[(each, line(each)) for each in (20, 30, 20, 30)])
+    learned(policy, *[(each, service_time(each)) for each in (20, 30, 20, 30)])
     assert size == limit(policy)
 
 
-def test_adaptive_never_more_than_doubles_what_was_tried() -> None:
+def test_adaptive_never_more_than_doubles_the_largest_size_it_has_tried() -> None:
     assert 8 == limit(learned(Adaptive(9.0, warm_up=0), (2, 0.1), (4, 0.2), (2, 0.1), (4, 0.2)))
 
 
 @pytest.mark.parametrize(
     "batches, size",
     [([(8, 0.05), (8, 0.05)], 9), ([(8, 0.1), (8, 0.1)], 9), ([(8, 0.5), (8, 0.5)], 6), ([(8, 0.5), (9, 0.05)], 10)],
-    ids=["in time", "just in time", "late", "a line downwards"],
+    ids=["in time", "just in time", "late", "a falling line"],
 )
-def test_adaptive_goes_in_steps_where_a_line_tells_nothing(batches: "list[tuple[int, float]]", size: int) -> None:
+def test_adaptive_changes_its_limit_in_steps_if_a_line_through_the_batches_is_no_use(
+    batches: "list[tuple[int, float]]", size: int
+) -> None:
     assert size == limit(learned(Adaptive(0.1, warm_up=0), *batches))
 
 
-def test_adaptive_learns_nothing_from_a_batch_that_failed() -> None:
+def test_adaptive_ignores_a_batch_with_failed_jobs() -> None:
     assert 1 == limit(learned(Adaptive(0.1, warm_up=0), (1, 0.001), failed=1))
 
 
 @pytest.mark.parametrize("time", [float("nan"), float("inf")])
-def test_adaptive_falls_back_to_the_least_where_its_arithmetic_fails_and_says_so(
+def test_adaptive_returns_to_least_and_logs_an_error_if_its_arithmetic_fails(
     time: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = learned(Adaptive(0.1, least=2, warm_up=0), (20, line(20)), (30, line(30)), (20, line(20)))
+    policy = learned(
+        Adaptive(0.1, least=2, warm_up=0), (20, service_time(20)), (30, service_time(30)), (20, service_time(20))
+    )
     assert 39 <= limit(policy) <= 41
     learned(policy, (30, time))
     assert (2, "ERROR") == (limit(policy), caplog.records[0].levelname)
@@ -584,8 +594,8 @@ def test_adaptive_falls_back_to_the_least_where_its_arithmetic_fails_and_says_so
     assert 4 == limit(learned(policy, (2, 0.01), (3, 0.01)))
 
 
-class Gentle(Natural):
-    """May decide otherwise than what it inherits from."""
+class CustomNatural(Natural):
+    """A subclass of a built-in policy, which may override any decision."""
 
 
 @pytest.mark.parametrize(
@@ -595,11 +605,9 @@ class Gentle(Natural):
         (Size(3) | Natural(), 1),
         (Adaptive(0.1) & Rate(1, 1), 1),
         ((Size(3) | Natural()) & Rate(1, 1), 2),
-        (Gentle(), None),
-        (Gentle() | Interval(1), None),
+        (CustomNatural(), None),
+        (CustomNatural() | Interval(1), None),
     ],
 )
-def test_how_many_gates_there_are_is_only_known_of_the_built_in_policies(
-    policy: BatchingPolicy[Any], gates: "int | None"
-) -> None:
+def test_gates_are_counted_only_for_built_in_policies(policy: BatchingPolicy[Any], gates: "int | None") -> None:
     assert gates == count_gates(policy)

@@ -1,4 +1,4 @@
-"""Batches processed by other processes: only the processor and a list of jobs travel."""
+"""Batches that run in other processes: only the processor and the list of jobs are sent."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Executor]:
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(os.getpid).result()  # so that its threads run before a test begins
+        pool.submit(os.getpid).result()  # starts its threads before the first test
         yield pool
 
 
@@ -30,7 +30,7 @@ def where(jobs: list[Any]) -> list[Any]:
 
 
 class InFlight(BatchListener):
-    """Knows how many batches were in flight at most."""
+    """Counts the batches in flight, and keeps the maximum."""
 
     def __init__(self) -> None:
         self.most = self._now = 0
@@ -46,7 +46,7 @@ class InFlight(BatchListener):
             self._now -= 1
 
 
-def test_each_caller_has_the_result_of_its_own_job_from_another_process(pool: Executor) -> None:
+def test_each_caller_gets_the_result_of_its_own_job_from_another_process(pool: Executor) -> None:
     with Batcher[int, Any](where, Size(10), executor=pool, max_workers=3) as batcher:
         results = [result.value for result in batcher.map(range(100))]
     assert list(range(100)) == [job for job, _, _ in results]
@@ -55,14 +55,14 @@ def test_each_caller_has_the_result_of_its_own_job_from_another_process(pool: Ex
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_no_more_batches_are_on_the_way_than_there_are_workers(pool: Executor, workers: int) -> None:
+def test_a_process_pool_never_has_more_than_max_workers_batches(pool: Executor, workers: int) -> None:
     in_flight = InFlight()
     with Batcher[int, Any](where, Size(1), executor=pool, max_workers=workers, listeners=[in_flight]) as batcher:
         assert 50 == len([batcher.submit(number) for number in range(50)])
     assert workers == in_flight.most
 
 
-class Stubborn:
+class Unpicklable:
     def __reduce__(self) -> Any:
         raise ValueError("not me")
 
@@ -72,10 +72,10 @@ class Stubborn:
     [
         (threading.Lock(), "of type lock, can't be sent to another process: cannot pickle '_thread.lock' object"),
         (lambda: 0, "of type function, can't be sent to another process: Can't"),
-        (Stubborn(), "of type Stubborn, can't be sent to another process: not me"),
+        (Unpicklable(), "of type Unpicklable, can't be sent to another process: not me"),
     ],
 )
-def test_a_job_that_can_not_be_sent_is_named_to_all_of_its_batch_and_later_ones_run(
+def test_an_unpicklable_job_is_named_in_the_error_of_its_batch_and_later_batches_run(
     pool: Executor, job: Any, text: str
 ) -> None:
     with Batcher[Any, Any](where, Size(3), executor=pool) as batcher:
@@ -87,7 +87,7 @@ def test_a_job_that_can_not_be_sent_is_named_to_all_of_its_batch_and_later_ones_
     assert ["c", "d", "e"] == [future.result().value[0] for future in later]
 
 
-def test_a_processor_that_can_not_be_sent_is_named(pool: Executor) -> None:
+def test_an_unpicklable_processor_is_named_in_the_error(pool: Executor) -> None:
     with Batcher[str, Any](lambda jobs: jobs, executor=pool) as batcher:
         with pytest.raises(pickle.PicklingError, match="^the processor <function .*<lambda> at .* can't be sent"):
             batcher.submit("a").result()
@@ -97,7 +97,7 @@ def complain(jobs: list[Any]) -> Any:
     raise TypeError("cannot pickle '_thread.RLock' object")
 
 
-def test_what_the_processor_itself_raises_is_not_mistaken_for_that(pool: Executor) -> None:
+def test_a_similar_error_from_the_processor_is_not_mistaken_for_a_pickling_error(pool: Executor) -> None:
     with Batcher[Any, Any](complain, Size(1), executor=pool) as batcher:
         assert isinstance(batcher.submit("a").exception(), TypeError)
     with ThreadPoolExecutor(1) as threads, Batcher[Any, Any](complain, Size(1), executor=threads) as batcher:
@@ -105,7 +105,7 @@ def test_what_the_processor_itself_raises_is_not_mistaken_for_that(pool: Executo
 
 
 class Refusing(ProcessPoolExecutor):
-    """Pickles at once, as Dask does, and tells of that in its own words, to no end."""
+    """Pickles in `submit`, as Dask does, and raises its own error, whose chain of causes is circular."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
         try:
@@ -117,25 +117,25 @@ class Refusing(ProcessPoolExecutor):
         return super().submit(fn, *args, **kwargs)
 
 
-def test_an_executor_may_refuse_it_at_once_and_in_its_own_words() -> None:
+def test_an_unpicklable_job_is_named_even_if_the_executor_raises_its_own_error_in_submit() -> None:
     batcher = Batcher[Any, Any](where, Size(1), executor=Refusing(1))
     with pytest.raises(pickle.PicklingError, match="^job 1 of 1 in the batch, of type lock,"):
         batcher.submit(threading.Lock()).result()
     batcher.shutdown()
 
 
-class Silent(Exception):
+class Unprintable(Exception):
     def __str__(self) -> str:
         raise ValueError("no text")
 
 
-class Leaving:
+class ExitingWhenPickled:
     def __reduce__(self) -> Any:
         sys.exit("pickled")
 
 
-@pytest.mark.parametrize("error, job", [(Silent(), "a"), (RuntimeError("full"), Leaving())])
-def test_an_error_of_which_can_not_be_told_whether_it_is_that_is_left_as_it_is(error: Exception, job: Any) -> None:
+@pytest.mark.parametrize("error, job", [(Unprintable(), "a"), (RuntimeError("full"), ExitingWhenPickled())])
+def test_an_error_is_left_unchanged_if_it_may_not_be_a_pickling_error(error: Exception, job: Any) -> None:
     class Failing(Executor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             raise error
@@ -150,11 +150,11 @@ def die(jobs: list[str]) -> list[str]:
     return jobs
 
 
-def test_with_a_pool_that_is_made_anew_later_batches_run_after_a_process_was_killed() -> None:
-    def elsewhere(jobs: list[str]) -> Any:
+def test_with_a_reusable_pool_later_batches_run_after_a_process_was_killed() -> None:
+    def run_elsewhere(jobs: list[str]) -> Any:
         return get_reusable_executor(max_workers=2).submit(die, jobs).result()
 
-    with Batcher(elsewhere, Size(2), max_workers=2) as batcher:
+    with Batcher(run_elsewhere, Size(2), max_workers=2) as batcher:
         for future in [batcher.submit(job) for job in ("a", "bad")]:
             assert isinstance(future.exception(), BrokenExecutor)
         assert ["c", "d"] == [result.value for result in batcher.map(["c", "d"])]

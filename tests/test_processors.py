@@ -1,4 +1,4 @@
-"""Wrappers around a processor, with lists and in batchers."""
+"""The wrappers around a processor: called with a list, and in a batcher."""
 
 import pickle
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from microbatch.processors import bisecting, deduplicating, retrying, within
 Processor = Callable[[list[Any]], Any]
 
 
-def twice(processor: Processor, **options: Any) -> Processor:
+def retrying_once(processor: Processor, **options: Any) -> Processor:
     return retrying(processor, **{"stop": stop_after_attempt(2), "wait": wait_none(), **options})
 
 
 WRAPPERS: dict[str, Callable[[Processor], Processor]] = {
-    "retrying": twice,
+    "retrying": retrying_once,
     "bisecting": bisecting,
     "deduplicating": deduplicating,
     "within": lambda processor: within(processor, nullcontext),
@@ -29,7 +29,7 @@ WRAPPERS: dict[str, Callable[[Processor], Processor]] = {
 
 
 class Recording:
-    """Fails for bad jobs in one way or another, and remembers its calls."""
+    """Fails for bad jobs in the way that *how* names, and records its calls."""
 
     def __init__(self, how: str, *bad: Any) -> None:
         self.how = how
@@ -57,7 +57,7 @@ class Recording:
 
 
 def outcomes_of(processor: Processor, jobs: list[Any]) -> list[Any]:
-    """Return one outcome for each job, whether all were returned or one raised for all."""
+    """Return one outcome per job, even if the processor raises one exception for all of them."""
     try:
         outcomes: list[Any] = processor(jobs)
     except Exception as error:
@@ -67,7 +67,7 @@ def outcomes_of(processor: Processor, jobs: list[Any]) -> list[Any]:
 
 
 def plain(outcomes: list[Any]) -> list[Any]:
-    """Return outcomes that can be compared."""
+    """Return *outcomes* with exceptions replaced by strings, which can be compared."""
     return [f"{type(each).__name__} {each}" if isinstance(each, BaseException) else each for each in outcomes]
 
 
@@ -82,9 +82,9 @@ def plain(outcomes: list[Any]) -> list[Any]:
         (lambda jobs: [], "expected 3, got 0"),
         (lambda jobs: "abc", "one result per job in order, or None, got str"),
     ],
-    ids=["none", "a tuple", "a generator", "an exception in a slot", "too few", "a string"],
+    ids=["none", "a tuple", "a generator", "an exception as a result", "too few", "a string"],
 )
-def test_a_processor_may_return_what_one_of_a_batcher_may(wrap: Any, returned: Any, expected: Any) -> None:
+def test_a_wrapped_processor_may_return_the_same_as_any_processor(wrap: Any, returned: Any, expected: Any) -> None:
     if isinstance(expected, str):
         assert all(expected in each for each in plain(list(outcomes_of(wrap(returned), [1, 2, 3]))))
     else:
@@ -92,7 +92,7 @@ def test_a_processor_may_return_what_one_of_a_batcher_may(wrap: Any, returned: A
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_what_is_no_ordinary_exception_passes_through(wrap: Any) -> None:
+def test_an_exception_that_is_not_a_subclass_of_exception_passes_through_each_wrapper(wrap: Any) -> None:
     def processor(jobs: list[Any]) -> list[Any]:
         raise KeyboardInterrupt
 
@@ -101,13 +101,13 @@ def test_what_is_no_ordinary_exception_passes_through(wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_without_jobs_nothing_is_called(wrap: Any) -> None:
+def test_without_jobs_no_wrapper_calls_the_processor(wrap: Any) -> None:
     processor = Recording("raises")
     assert ([], []) == (wrap(processor)([]), processor.calls)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_surplus_results_of_a_wrapped_processor_are_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert [1, 2] == wrap(lambda jobs: iter([1, 2, 3]))([1, 2])
     assert ["the processor returned more than 2 results for a batch"] == [
         record.getMessage() for record in caplog.records
@@ -115,12 +115,12 @@ def test_a_surplus_is_logged(wrap: Any, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def skipping(jobs: list[str]) -> Any:
-    """Yield nothing for a job that is empty, as a careless generator does."""
+    """Yield no result for an empty job, like a careless generator."""
     return (job.upper() for job in jobs if job)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call_at_once(wrap: Any) -> None:
+def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call(wrap: Any) -> None:
     def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return skipping(jobs)
@@ -134,24 +134,24 @@ def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call_at_once(wrap: An
 # -- retrying --
 
 
-def test_a_miscount_is_retried_if_it_is_asked_for() -> None:
+def test_retrying_repeats_a_call_with_too_few_results_only_on_request() -> None:
     def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return skipping(jobs) if len(calls) == 1 else [job.upper() for job in jobs]
 
     calls: list[list[str]] = []
-    retried = twice(processor, retry=retry_if_exception_type(ResultCountError))
+    retried = retrying_once(processor, retry=retry_if_exception_type(ResultCountError))
     assert ["A", "", "C", "D"] == retried(["a", "", "c", "d"])
     assert [["a", "", "c", "d"]] * 2 == calls
 
 
-def test_a_miscount_in_a_later_attempt_fails_the_jobs_of_that_attempt() -> None:
+def test_too_few_results_in_a_later_attempt_fail_the_jobs_of_that_attempt() -> None:
     def processor(jobs: list[str]) -> Any:
         calls.append(jobs)
         return [ConnectionError(job) if job in "bd" else job for job in jobs] if len(calls) == 1 else iter(["B"])
 
     calls: list[list[str]] = []
-    outcomes = twice(processor)(["a", "b", "c", "d"])
+    outcomes = retrying_once(processor)(["a", "b", "c", "d"])
     miscount = "ResultCountError the processor must return one result per job: expected 2, got 1"
     assert ["a", miscount, "c", miscount] == plain(outcomes)
     assert [["a", "b", "c", "d"], ["b", "d"]] == calls
@@ -165,82 +165,82 @@ def test_a_miscount_in_a_later_attempt_fails_the_jobs_of_that_attempt() -> None:
         ("yields", [["a", "b", "c"], ["b", "c"], ["b", "c"]]),
     ],
 )
-def test_only_what_failed_is_processed_again(how: str, calls: list[list[str]]) -> None:
+def test_only_the_failed_jobs_are_processed_again(how: str, calls: list[list[str]]) -> None:
     processor = Recording(how, "b")
 
-    def third_time_lucky(jobs: list[str]) -> Any:
+    def succeed_at_the_third_call(jobs: list[str]) -> Any:
         if len(processor.calls) == 2:
             processor.bad = ()
         return processor(jobs)
 
-    assert ["aa", "bb", "cc"] == twice(third_time_lucky, stop=stop_after_attempt(3))(["a", "b", "c"])
+    assert ["aa", "bb", "cc"] == retrying_once(succeed_at_the_third_call, stop=stop_after_attempt(3))(["a", "b", "c"])
     assert calls == processor.calls
 
 
-def test_what_fails_to_the_end_has_its_last_error() -> None:
+def test_a_job_that_fails_in_every_attempt_gets_its_last_error() -> None:
     processor = Recording("returns", "b", "c")
-    assert ["aa", "ValueError b", "ValueError c"] == plain(twice(processor)(["a", "b", "c"]))
+    assert ["aa", "ValueError b", "ValueError c"] == plain(retrying_once(processor)(["a", "b", "c"]))
     assert [["a", "b", "c"], ["b", "c"]] == processor.calls
 
 
-def test_each_failed_job_is_asked_about() -> None:
+def test_the_retry_strategy_decides_for_each_failed_job() -> None:
     def processor(jobs: list[str]) -> list[Any]:
         calls.append(jobs)
         return [KeyError(job) if job == "b" else ConnectionError(job) for job in jobs]
 
     calls: list[list[str]] = []
-    outcomes = twice(processor, retry=retry_if_exception_type(ConnectionError))(["a", "b", "c"])
+    outcomes = retrying_once(processor, retry=retry_if_exception_type(ConnectionError))(["a", "b", "c"])
     assert [["a", "b", "c"], ["a", "c"]] == calls
     assert ["ConnectionError a", "KeyError 'b'", "ConnectionError c"] == plain(outcomes)
 
 
-def test_attempts_are_as_far_apart_as_the_strategy_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_strategy_sets_the_pauses_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
-    twice(Recording("returns", "b"), stop=stop_after_attempt(3), wait=wait_fixed(7))(["a", "b"])
+    retrying_once(Recording("returns", "b"), stop=stop_after_attempt(3), wait=wait_fixed(7))(["a", "b"])
     assert [7, 7] == slept
 
 
-def test_a_strategy_that_raises_fails_those_that_are_left() -> None:
+def test_a_wait_strategy_that_raises_fails_the_jobs_without_a_result() -> None:
     def wait(state: Any) -> float:
         raise LookupError("no wait")
 
-    outcomes = twice(Recording("returns", "b"), stop=stop_never, wait=wait)(["a", "b"])
+    outcomes = retrying_once(Recording("returns", "b"), stop=stop_never, wait=wait)(["a", "b"])
     assert ["aa", "LookupError no wait"] == plain(outcomes)
 
 
-def test_a_predicate_that_raises_fails_those_that_failed_and_has_nothing_done_again() -> None:
+def test_a_retry_predicate_that_raises_fails_the_failed_jobs_without_another_attempt() -> None:
     def predicate(error: BaseException) -> bool:
         return bool(error.response)  # type: ignore[attr-defined]
 
     processor = Recording("returns", "b")
-    outcomes = twice(processor, stop=stop_never, retry=retry_if_exception(predicate))(["a", "b", "c"])
+    outcomes = retrying_once(processor, stop=stop_never, retry=retry_if_exception(predicate))(["a", "b", "c"])
     assert ["aa", "AttributeError 'ValueError' object has no attribute 'response'", "cc"] == plain(outcomes)
     assert 1 == len(processor.calls)
 
 
 @pytest.mark.parametrize("strategy", ["stop", "wait", "retry"])
-def test_a_class_is_no_strategy(strategy: str) -> None:
+def test_a_class_instead_of_a_strategy_is_refused(strategy: str) -> None:
     with pytest.raises(TypeError, match=f"{strategy} must be a strategy of tenacity, got <class .*>: pass an instance"):
-        twice(len, **{strategy: ConnectionError})
+        retrying_once(len, **{strategy: ConnectionError})
 
 
 class Hollow(Exception):
-    """Is false, as some collections of errors are."""
+    """Raises if it is used as a boolean."""
 
     def __bool__(self) -> bool:
         raise LookupError("don't ask")
 
 
 class Proxy:
-    """Says that it is what nobody has given it."""
+    """Raises if it is asked for its class."""
 
     __class__ = property(lambda self: 1 / 0)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("kind", [Hollow, Proxy])
-def test_neither_exceptions_nor_values_are_asked_anything(wrap: Any, kind: Any) -> None:
+def test_no_wrapper_asks_a_result_for_its_class_or_truth_value(wrap: Any, kind: Any) -> None:
     outcome = kind()
     first, second = wrap(lambda jobs: [outcome for _ in jobs[:1]] + [2 for _ in jobs[1:]])([1, 2])
     assert (True, 2) == (first is outcome, second)
@@ -251,21 +251,21 @@ def test_neither_exceptions_nor_values_are_asked_anything(wrap: Any, kind: Any) 
 
 @pytest.mark.parametrize("how", ["raises", "yields"])
 @pytest.mark.parametrize("bad", [(), (0,), (7,), (3, 4), tuple(range(8))])
-def test_the_jobs_to_blame_stand_alone(how: str, bad: tuple[int, ...]) -> None:
+def test_bisecting_fails_only_the_bad_jobs(how: str, bad: tuple[int, ...]) -> None:
     processor = Recording(how, *bad)
     expected = [f"ValueError {job}" if job in bad else job * 2 for job in range(8)]
     assert expected == plain(bisecting(processor)(list(range(8))))
     assert len(processor.calls) <= 15
 
 
-def test_one_bad_job_among_many_takes_few_calls() -> None:
+def test_bisecting_finds_one_bad_job_among_many_in_few_calls() -> None:
     processor = Recording("raises", 700)
     outcomes = bisecting(processor)(list(range(1024)))
     assert [700] == [place for place, outcome in enumerate(outcomes) if isinstance(outcome, ValueError)]
     assert 21 == len(processor.calls)
 
 
-def test_calls_are_bounded() -> None:
+def test_bisecting_makes_at_most_max_calls() -> None:
     processor = Recording("raises", *range(1024))
     outcomes = bisecting(processor, max_calls=7)(list(range(1024)))
     assert (7, 1024) == (len(processor.calls), sum(isinstance(outcome, ValueError) for outcome in outcomes))
@@ -280,7 +280,7 @@ def test_calls_are_bounded() -> None:
         ({"on": (ValueError, OSError), "unless": ()}, 3),
     ],
 )
-def test_what_would_fail_all_the_same_is_not_halved(options: Any, calls: int) -> None:
+def test_bisecting_does_not_split_a_batch_after_an_exception_of_an_excluded_type(options: Any, calls: int) -> None:
     def processor(jobs: list[str]) -> None:
         called.append(jobs)
         raise ConnectionError("no server")
@@ -294,14 +294,14 @@ def test_what_would_fail_all_the_same_is_not_halved(options: Any, calls: int) ->
 
 
 @pytest.mark.parametrize("how", ["raises", "returns", "yields"])
-def test_equal_jobs_are_sent_once_and_get_the_same_outcome(how: str) -> None:
+def test_deduplicating_processes_equal_jobs_once_and_gives_them_the_same_outcome(how: str) -> None:
     processor = Recording(how, "b")
     outcomes = bisecting(deduplicating(processor))(["a", "b", "a", "c", "b"])
     assert ["aa", "ValueError b", "aa", "cc", "ValueError b"] == plain(outcomes)
     assert ["a", "b", "c"] == processor.calls[0]
 
 
-def test_a_key_says_what_is_equal() -> None:
+def test_the_key_of_deduplicating_decides_which_jobs_are_equal() -> None:
     processor = Recording("returns")
     assert ["AA", "AA", "bb"] == deduplicating(processor, key=str.lower)(["A", "a", "b"])
     assert [["A", "b"]] == processor.calls
@@ -311,7 +311,7 @@ def test_a_key_says_what_is_equal() -> None:
 
 
 class Transaction:
-    """Remembers how each of its contexts ended."""
+    """A context manager that records how each of its contexts ended."""
 
     def __init__(self, suppresses: bool = False) -> None:
         self.ends: list[Any] = []
@@ -325,7 +325,7 @@ class Transaction:
         return self._suppresses
 
 
-def test_a_context_is_open_for_all_that_the_processor_does() -> None:
+def test_the_context_of_within_is_open_until_the_last_result() -> None:
     transaction = Transaction()
     process = within(lambda jobs: (list(transaction.ends) for _ in jobs), lambda: transaction)
     assert [["open"], ["open"]] == process([1, 2])
@@ -335,14 +335,14 @@ def test_a_context_is_open_for_all_that_the_processor_does() -> None:
 
 @pytest.mark.parametrize("how", ["raises", "yields"])
 @pytest.mark.parametrize("suppresses", [False, True], ids=["passes on", "suppresses"])
-def test_what_is_raised_leaves_through_the_context_and_fails_all(how: str, suppresses: bool) -> None:
+def test_an_exception_leaves_through_the_context_of_within_and_fails_all_jobs(how: str, suppresses: bool) -> None:
     transaction = Transaction(suppresses)
     with pytest.raises(ValueError, match="2"):
         within(Recording(how, 2), lambda: transaction)([1, 2, 3])
     assert [ValueError] == transaction.ends
 
 
-def test_a_context_that_suppresses_even_what_is_no_exception_leaves_an_error() -> None:
+def test_a_context_that_suppresses_a_keyboard_interrupt_gives_a_runtime_error() -> None:
     def processor(jobs: list[Any]) -> None:
         raise KeyboardInterrupt
 
@@ -350,13 +350,13 @@ def test_a_context_that_suppresses_even_what_is_no_exception_leaves_an_error() -
         within(processor, lambda: suppress(KeyboardInterrupt))([1])
 
 
-def test_exceptions_in_place_of_results_leave_the_context_in_peace() -> None:
+def test_exceptions_as_results_do_not_reach_the_context_of_within() -> None:
     transaction = Transaction()
     assert [2, "ValueError 2"] == plain(within(Recording("returns", 2), lambda: transaction)([1, 2]))
     assert [None] == transaction.ends
 
 
-# -- together --
+# -- combinations --
 
 jobs = st.lists(st.integers(0, 5), max_size=12)
 bad = st.frozensets(st.integers(0, 5))
@@ -364,7 +364,7 @@ wrappers = st.lists(st.sampled_from(list(WRAPPERS.values())), min_size=1, max_si
 
 
 @given(jobs=jobs, bad=bad, how=st.sampled_from(["raises", "returns", "yields"]), wrappers=wrappers)
-def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
+def test_any_combination_of_wrappers_gives_each_job_one_outcome_of_its_own(
     jobs: list[int], bad: Any, how: str, wrappers: Any
 ) -> None:
     processor: Processor = Recording(how, *bad)
@@ -374,8 +374,8 @@ def test_every_composition_gives_each_job_exactly_one_outcome_which_is_its_own(
     outcomes = plain(outcomes_of(processor, jobs))
     if bisecting in wrappers or how == "returns":
         assert alone == outcomes
-    else:  # who stood behind a bad job failed with it
-        assert all(mine == given or given in alone for mine, given in zip(alone, outcomes))
+    else:  # the jobs after a bad job failed with it
+        assert all(expected == outcome or outcome in alone for expected, outcome in zip(alone, outcomes))
 
 
 words = st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=8)
@@ -383,13 +383,13 @@ options = st.sampled_from(
     [
         *WRAPPERS.values(),
         lambda processor: bisecting(processor, unless=()),
-        lambda processor: twice(processor, retry=retry_if_exception_type()),
+        lambda processor: retrying_once(processor, retry=retry_if_exception_type()),
     ]
 )
 
 
 @given(jobs=words, wrappers=st.lists(options, min_size=1, max_size=4))
-def test_no_composition_gives_a_caller_the_value_of_another_if_results_are_missing(
+def test_no_combination_of_wrappers_gives_a_job_the_value_of_another_if_results_are_missing(
     jobs: list[str], wrappers: Any
 ) -> None:
     processor: Processor = skipping
@@ -400,12 +400,12 @@ def test_no_composition_gives_a_caller_the_value_of_another_if_results_are_missi
 
 
 def test_wrapped_processors_can_be_pickled() -> None:
-    processor = within(deduplicating(bisecting(twice(sorted)), key=str), nullcontext)
+    processor = within(deduplicating(bisecting(retrying_once(sorted)), key=str), nullcontext)
     assert [1, 2] == pickle.loads(pickle.dumps(processor))([2, 1])
 
 
-def test_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:
-    processor = twice(bisecting(deduplicating(Recording("raises", "bad"))))
+def test_with_wrappers_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:
+    processor = retrying_once(bisecting(deduplicating(Recording("raises", "bad"))))
     with Batcher[Any, Any](processor, Size(5)) as batcher:
         futures = [batcher.submit(job) for job in ("a", "bad", "b", "bad", "a")]
     errors = [future.exception() for future in futures]

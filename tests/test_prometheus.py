@@ -1,4 +1,4 @@
-"""What a scrape finds, at the endpoint that `prometheus_client` serves."""
+"""`PrometheusListener`: the metrics that a scrape of a real endpoint returns."""
 
 import gc
 import os
@@ -25,24 +25,24 @@ from tests.threads import in_thread
 
 
 class Registry(prometheus_client.CollectorRegistry):
-    """Can be emptied."""
+    """A registry that can be emptied."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._mine: list[Any] = []
+        self._registered: list[Any] = []
 
     def register(self, collector: Any) -> None:
         super().register(collector)
-        self._mine.append(collector)
+        self._registered.append(collector)
 
     def clear(self) -> None:
-        while self._mine:
-            with suppress(KeyError):  # it is gone already
-                self.unregister(self._mine.pop())
+        while self._registered:
+            with suppress(KeyError):  # the test has unregistered it
+                self.unregister(self._registered.pop())
 
 
 class Endpoint:
-    """Serves a registry, and scrapes what is served."""
+    """Serves a registry, and scrapes it."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -81,7 +81,7 @@ def endpoint(server: Endpoint) -> Iterator[Endpoint]:
     server.registry.clear()
 
 
-def test_a_scrape_finds_jobs_by_outcome_and_batches_by_trigger(endpoint: Endpoint, clock: ManualClock) -> None:
+def test_a_scrape_counts_jobs_by_outcome_and_batches_by_trigger(endpoint: Endpoint, clock: ManualClock) -> None:
     metrics = PrometheusListener(endpoint.registry)
     with metrics.watch(
         Batcher[str, Any](failing, Size(3) | Interval(60), name="rows", listeners=[metrics], clock=clock)
@@ -105,7 +105,7 @@ def test_a_scrape_finds_jobs_by_outcome_and_batches_by_trigger(endpoint: Endpoin
     } == {name: value for name, value in found.items() if "_total{" in name}
 
 
-def test_a_scrape_finds_what_waits_and_what_runs(
+def test_a_scrape_shows_how_many_jobs_wait_and_run(
     endpoint: Endpoint, clock: ManualClock, processor: RecordingProcessor[str]
 ) -> None:
     metrics = PrometheusListener(endpoint.registry)
@@ -125,7 +125,7 @@ def test_a_scrape_finds_what_waits_and_what_runs(
     assert [0.0, 0.0, 0.0, 0.0] == gauges()
 
 
-def test_a_scrape_finds_sizes_and_times(endpoint: Endpoint, clock: ManualClock) -> None:
+def test_a_scrape_shows_histograms_of_sizes_and_times(endpoint: Endpoint, clock: ManualClock) -> None:
     def processor(jobs: "list[str]") -> "list[str]":
         clock.advance(0.5)
         return jobs
@@ -152,7 +152,7 @@ def test_a_scrape_finds_sizes_and_times(endpoint: Endpoint, clock: ManualClock) 
     assert ([0.0, 1.0], 2.0) == (sizes, found["microbatch_batch_size_jobs_sum{batcher=rows}"])
 
 
-def test_one_listener_tells_batchers_apart_by_name_and_adds_up_those_of_one_name(endpoint: Endpoint) -> None:
+def test_one_listener_separates_batchers_by_name_and_adds_up_those_with_the_same_name(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     batchers = [
         metrics.watch(Batcher[str, str](list, Size(1), name=name, listeners=[metrics])) for name in ("a", "b", "a")
@@ -168,7 +168,7 @@ def test_one_listener_tells_batchers_apart_by_name_and_adds_up_those_of_one_name
 
 
 @pytest.mark.slow
-def test_watching_keeps_no_batcher_alive_and_what_it_has_done_still_counts(endpoint: Endpoint) -> None:
+def test_a_watched_batcher_can_be_garbage_collected_and_its_jobs_are_still_counted(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     for count in (1.0, 2.0, 3.0):
         with metrics.watch(Batcher[str, str](list, Size(1), name="rows", listeners=[metrics])) as batcher:
@@ -184,7 +184,7 @@ def test_watching_keeps_no_batcher_alive_and_what_it_has_done_still_counts(endpo
 
 
 @pytest.mark.slow
-def test_batchers_may_be_watched_while_somebody_scrapes(endpoint: Endpoint) -> None:
+def test_watch_may_be_called_during_a_scrape(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -198,14 +198,14 @@ def test_batchers_may_be_watched_while_somebody_scrapes(endpoint: Endpoint) -> N
 
 
 @pytest.mark.parametrize("other", [batched(Size(2))(lambda jobs: jobs), "rows"])
-def test_only_batchers_are_watched(other: Any, endpoint: Endpoint) -> None:
+def test_watch_refuses_an_object_that_is_not_a_batcher(other: Any, endpoint: Endpoint) -> None:
     with pytest.raises(
         TypeError, match="batcher must be a Batcher, got .*: for a decorated function, pass its .batcher"
     ):
         PrometheusListener(endpoint.registry).watch(other)
 
 
-def test_a_registry_takes_one_and_gives_it_back_whole(endpoint: Endpoint) -> None:
+def test_a_registry_accepts_one_listener_at_a_time_and_can_unregister_it(endpoint: Endpoint) -> None:
     with pytest.raises(ValueError, match="at least two"):
         PrometheusListener(endpoint.registry, buckets=())
     metrics = PrometheusListener(endpoint.registry)
@@ -215,7 +215,7 @@ def test_a_registry_takes_one_and_gives_it_back_whole(endpoint: Endpoint) -> Non
     PrometheusListener(endpoint.registry)
 
 
-def test_what_is_served_is_good_openmetrics(endpoint: Endpoint) -> None:
+def test_the_metrics_are_valid_openmetrics_even_with_special_characters_in_the_name(endpoint: Endpoint) -> None:
     metrics = PrometheusListener(endpoint.registry)
     with metrics.watch(Batcher[str, str](list, Size(1), name='a "name"\n', listeners=[metrics])) as batcher:
         batcher.submit("job")
@@ -224,7 +224,7 @@ def test_what_is_served_is_good_openmetrics(endpoint: Endpoint) -> None:
     assert {'a "name"\n'} == labels
 
 
-def test_in_the_multiprocess_mode_there_are_the_histograms_and_the_batches_running(tmp_path: Path) -> None:
+def test_in_multiprocess_mode_there_are_only_the_histograms_and_the_running_batches(tmp_path: Path) -> None:
     program = """
         from prometheus_client import CollectorRegistry, generate_latest, multiprocess
         from microbatch import Batcher, Size

@@ -1,4 +1,4 @@
-"""What the package offers, and that it offers all of it."""
+"""The public names: all of them are exported, documented and stable."""
 
 import importlib
 import inspect
@@ -36,7 +36,7 @@ FRAMEWORKS = {
     "microbatch.integrations.django": "django",
     "microbatch.integrations.flask": "flask",
 }
-"""What these modules import."""
+"""The package that each of these modules imports."""
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -53,7 +53,7 @@ def test_all_is_complete_and_sorted(name: str) -> None:
     assert set(defined) - {"Either", "Both"} <= set(module.__all__)
 
 
-def test_the_package_offers_the_names_of_its_parts() -> None:
+def test_the_package_exports_the_names_of_its_modules() -> None:
     offered = set(microbatch.__all__)
     assert set(errors.__all__) <= offered
     assert {"Batcher", "JobFuture", "JobResult", "JobState", "BatchInfo", "BatcherStats", "batched"} <= offered
@@ -68,7 +68,7 @@ def public_callables() -> Any:
         for key in module.__all__:
             value = getattr(module, key)
             if isinstance(value, GenericAlias):
-                continue  # on Python 3.10 it passes for a class
+                continue  # on Python 3.10, `inspect.isclass` is true for it
             if inspect.isclass(value) or inspect.isfunction(value):
                 yield f"{name}.{key}", value
                 if inspect.isclass(value):
@@ -78,7 +78,7 @@ def public_callables() -> Any:
 
 
 @pytest.mark.parametrize("name, value", list(public_callables()))
-def test_everything_public_is_documented(name: str, value: Any) -> None:
+def test_every_public_class_and_function_has_a_docstring(name: str, value: Any) -> None:
     assert (value.__doc__ or "").strip(), name
 
 
@@ -94,7 +94,7 @@ def test_everything_public_is_documented(name: str, value: Any) -> None:
         (errors.ForkedError("forked"), "forked"),
     ],
 )
-def test_an_error_says_what_is_wrong_and_can_be_pickled(error: Exception, message: str) -> None:
+def test_an_error_has_a_message_and_can_be_pickled(error: Exception, message: str) -> None:
     assert isinstance(error, errors.MicrobatchError)
     twin = pickle.loads(pickle.dumps(error))
     assert (message, message, type(error), vars(error)) == (str(error), str(twin), type(twin), vars(twin))
@@ -111,11 +111,11 @@ def test_an_error_says_what_is_wrong_and_can_be_pickled(error: Exception, messag
         (errors.ResultCountError, ValueError),
     ],
 )
-def test_an_error_is_also_what_the_standard_library_would_raise(error: type, also: type) -> None:
+def test_an_error_is_a_subclass_of_the_matching_standard_error(error: type, also: type) -> None:
     assert issubclass(error, also)
 
 
-def test_the_states_of_a_job() -> None:
+def test_the_states_of_a_job_have_these_values() -> None:
     assert ["queued", "batched", "running", "succeeded", "failed", "cancelled", "expired"] == [
         state.value for state in microbatch.JobState
     ]

@@ -1,4 +1,4 @@
-"""Races, each made to happen: something comes at the very moment at which it would hurt."""
+"""Race conditions, each forced: a call happens at the very moment at which it could do harm."""
 
 import concurrent.futures
 import threading
@@ -33,8 +33,8 @@ def echo(jobs: list[Any]) -> list[Any]:
 # -- the batcher thread and its sleep --
 
 
-class Interrupting(ManualClock):
-    """Has the batcher thread make a call when it has seen that there is nothing to do before 9, and before it sleeps."""
+class InterruptingClock(ManualClock):
+    """Makes a call in the batcher thread after it has decided to sleep until 9 and before it sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,27 +51,27 @@ class Interrupting(ManualClock):
         super().wait_until(condition, moment)
 
 
-@pytest.mark.parametrize("what, moment", [("submit", 3.0), ("cancel", NEVER), ("flush", NEVER)])
-def test_what_comes_between_the_last_look_of_the_worker_thread_and_its_sleep_wakes_it(what: str, moment: float) -> None:
-    clock, known = Interrupting(), threading.Event()
+@pytest.mark.parametrize("action, moment", [("submit", 3.0), ("cancel", NEVER), ("flush", NEVER)])
+def test_a_call_just_before_the_batcher_thread_sleeps_wakes_it(action: str, moment: float) -> None:
+    clock, known = InterruptingClock(), threading.Event()
     with Batcher(echo, Interval(9), clock=clock) as batcher:
-        futures = [batcher.submit("to have it started", expires_in=0)]
-        acts = {
+        futures = [batcher.submit("starts the threads", expires_in=0)]
+        actions = {
             "submit": lambda: batcher.submit("late", expires_in=3),
             "cancel": lambda: known.wait(10) and futures[1].cancel(),
             "flush": lambda: batcher.flush(wait=False),
         }
         futures[0].exception(timeout=10)
         clock.wait_for_sleeper(NEVER)
-        clock.call = acts[what]
+        clock.call = actions[action]
         futures.append(batcher.submit("job"))
         known.set()
-        assert clock.called.wait(10)  # or it may be found asleep as it was before the job came
+        assert clock.called.wait(10)  # otherwise it may be found in the sleep before the job
         clock.wait_for_sleeper(moment)
 
 
-def test_a_shutdown_that_comes_between_the_last_look_of_the_worker_thread_and_its_sleep_wakes_it() -> None:
-    clock = Interrupting()
+def test_a_shutdown_just_before_the_batcher_thread_sleeps_wakes_it() -> None:
+    clock = InterruptingClock()
     batcher = Batcher(echo, Interval(9), clock=clock)
     clock.call = lambda: batcher.shutdown(wait=False)
     future = batcher.submit("job")
@@ -79,8 +79,8 @@ def test_a_shutdown_that_comes_between_the_last_look_of_the_worker_thread_and_it
     assert batcher.shutdown(timeout=10)
 
 
-def test_an_idle_batcher_sleeps_once_however_long_it_takes() -> None:
-    clock = Interrupting()
+def test_an_idle_batcher_does_not_wake_up_as_time_passes() -> None:
+    clock = InterruptingClock()
     with Batcher(echo, executor=InlineExecutor(), clock=clock) as batcher:
         batcher.submit(1).result(timeout=10)
         clock.wait_for_sleeper(NEVER)
@@ -91,16 +91,16 @@ def test_an_idle_batcher_sleeps_once_however_long_it_takes() -> None:
         assert asleep == clock.sleeps
 
 
-def test_what_comes_while_all_workers_are_busy_wakes_nobody_unless_it_may_expire(
+def test_a_job_submitted_while_all_workers_are_busy_wakes_the_batcher_thread_only_if_it_may_expire(
     processor: RecordingProcessor[Any],
 ) -> None:
-    clock = Interrupting()
+    clock = InterruptingClock()
     with Batcher(processor, clock=clock) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
         clock.wait_for_sleeper(NEVER)
         asleep = clock.sleeps
-        # Each from a thread of its own, so that others get their turn in between.
+        # Each is submitted in its own thread, so that other threads run in between.
         futures = [in_thread(lambda: batcher.submit(number)).result(timeout=10) for number in range(100)]
         futures.append(batcher.submit("late", expires_in=5))
         clock.wait_for_sleeper(5.0)
@@ -109,8 +109,8 @@ def test_what_comes_while_all_workers_are_busy_wakes_nobody_unless_it_may_expire
         assert [*range(100), "late"] == [future.result(timeout=10).value for future in futures]
 
 
-def test_a_batch_that_is_overdue_is_no_reason_to_stay_awake(processor: RecordingProcessor[Any]) -> None:
-    clock = Interrupting()
+def test_an_overdue_batch_does_not_keep_the_batcher_thread_awake(processor: RecordingProcessor[Any]) -> None:
+    clock = InterruptingClock()
     with Batcher(processor, Interval(1), clock=clock) as batcher:
         batcher.submit("running")
         clock.advance(1)
@@ -127,8 +127,8 @@ def test_a_batch_that_is_overdue_is_no_reason_to_stay_awake(processor: Recording
 # -- cancellation and expiry against dispatch --
 
 
-class Telling(BatchingPolicy[Any]):
-    """Due at once; makes a call when its batch has been taken out to go, and no worker has it yet."""
+class Intervening(BatchingPolicy[Any]):
+    """Dispatches two jobs at once, and makes a call before a worker has the batch."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
@@ -138,40 +138,40 @@ class Telling(BatchingPolicy[Any]):
 
     def reason(self, window: Window[Any]) -> str:
         self.call()
-        return "told"
+        return "intervening"
 
 
-def test_a_job_that_is_cancelled_while_its_batch_leaves_is_not_sent() -> None:
-    recording = RecordingProcessor[str]()
-    with Batcher(recording, Telling(lambda: first.cancel())) as batcher:
+def test_a_job_cancelled_while_its_batch_is_dispatched_is_not_processed() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Intervening(lambda: first.cancel())) as batcher:
         first, second = batcher.submit("a"), batcher.submit("b")
         assert 1 == second.result(timeout=10).batch.size
         assert first.cancelled()
-    assert [["b"]] == recording.batches
+    assert [["b"]] == processor.batches
 
 
-def test_a_batch_whose_jobs_are_all_cancelled_while_it_leaves_is_not_sent() -> None:
-    recording = RecordingProcessor[str]()
-    with Batcher(recording, Telling(lambda: [future.cancel() for future in futures])) as batcher:
+def test_a_batch_whose_jobs_are_all_cancelled_while_it_is_dispatched_does_not_run() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Intervening(lambda: [future.cancel() for future in futures])) as batcher:
         futures: list[Any] = []
         futures.extend(batcher.submit(job) for job in "ab")
         assert batcher.flush(timeout=10)
         assert [True, True] == [future.cancelled() for future in futures]
-    assert ([], 0) == (recording.batches, batcher.stats().batches)
+    assert ([], 0) == (processor.batches, batcher.stats().batches)
 
 
-def test_a_job_that_expires_at_the_moment_its_batch_is_due_is_not_sent(clock: ManualClock) -> None:
-    recording = RecordingProcessor[str]()
-    with Batcher(recording, Interval(5), clock=clock) as batcher:
+def test_a_job_that_expires_at_the_moment_its_batch_is_due_is_not_processed(clock: ManualClock) -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Interval(5), clock=clock) as batcher:
         doomed, other = batcher.submit("doomed", expires_in=5), batcher.submit("other")
         clock.advance(5)
         assert isinstance(doomed.exception(timeout=10), JobExpired)
         assert 1 == other.result(timeout=10).batch.size
-    assert [["other"]] == recording.batches
+    assert [["other"]] == processor.batches
 
 
 @pytest.mark.parametrize("first", ["cancel", "expire"])
-def test_of_cancellation_and_expiry_the_first_wins(first: str, clock: ManualClock) -> None:
+def test_a_job_cannot_both_be_cancelled_and_expire(first: str, clock: ManualClock) -> None:
     with Batcher(echo, Interval(9), clock=clock) as batcher:
         future = batcher.submit(1, expires_in=5)
         calls: list[Any] = []
@@ -187,9 +187,7 @@ def test_of_cancellation_and_expiry_the_first_wins(first: str, clock: ManualCloc
     assert 1 == batcher.stats().accepted == batcher.stats().cancelled + batcher.stats().expired
 
 
-def test_a_job_that_expires_makes_room_for_a_blocked_one(
-    processor: RecordingProcessor[Any], clock: ManualClock
-) -> None:
+def test_a_job_that_expires_unblocks_a_blocked_submit(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
     with Batcher(processor, Size(1), max_pending=1, clock=clock) as batcher:
         batcher.submit("running")
         processor.wait_for_batches(1)
@@ -202,7 +200,7 @@ def test_a_job_that_expires_makes_room_for_a_blocked_one(
         assert "blocked" == future.result(timeout=10).value
 
 
-def test_a_flush_that_waits_counts_a_job_that_expires_as_settled(
+def test_a_waiting_flush_counts_an_expired_job_as_settled(
     processor: RecordingProcessor[Any], clock: ManualClock
 ) -> None:
     with Batcher(processor, Size(1), clock=clock) as batcher:
@@ -217,7 +215,7 @@ def test_a_flush_that_waits_counts_a_job_that_expires_as_settled(
     assert [["running"]] == processor.batches
 
 
-def test_a_blocked_submit_is_refused_at_its_moment_and_not_later(full: FullBatcher, clock: ManualClock) -> None:
+def test_a_blocked_submit_raises_as_soon_as_its_timeout_runs_out(full: FullBatcher, clock: ManualClock) -> None:
     clock.advance(4)
     clock.wait_for_sleeper(5.0)
     assert not full.blocked.done()
@@ -230,29 +228,29 @@ def test_a_blocked_submit_is_refused_at_its_moment_and_not_later(full: FullBatch
 
 
 @pytest.mark.parametrize("how", ["succeed", "fail", "cancel", "expire"])
-def test_when_a_callback_runs_the_books_are_right_and_no_lock_is_held(how: str, clock: ManualClock) -> None:
+def test_the_statistics_are_correct_and_no_lock_is_held_while_a_callback_runs(how: str, clock: ManualClock) -> None:
     seen: list[Any] = []
 
     def processor(jobs: list[Any]) -> list[Any]:
         return [KeyError()] if how == "fail" else jobs
 
     def use(future: Any) -> None:
-        """Use the batcher from another thread, as that would wait for a lock that this one holds."""
+        """Use the batcher from another thread, which would block if this thread held a lock."""
         seen.append(in_thread(batcher.stats).result(timeout=10))
         another = in_thread(partial(batcher.submit, "another", timeout=0)).result(timeout=10)
         seen.append(in_thread(another.cancel).result(timeout=10))
         in_thread(partial(batcher.flush, wait=False)).result(timeout=10)
         seen.append(in_thread(future.done).result(timeout=10))
-        over.set()
+        used.set()
 
-    over = threading.Event()
+    used = threading.Event()
     with Batcher(processor, Interval(5), clock=clock) as batcher:
         future = batcher.submit("job", expires_in=3 if how == "expire" else None)
         future.add_done_callback(use)
         if how == "cancel":
             future.cancel()
         clock.advance(5)
-        assert over.wait(10)
+        assert used.wait(10)
     stats = seen[0]
     assert [True, True] == seen[1:]
     assert (1, 0) == (stats.accepted, stats.queued + stats.batched + stats.running)
@@ -260,7 +258,7 @@ def test_when_a_callback_runs_the_books_are_right_and_no_lock_is_held(how: str, 
 
 
 @pytest.mark.parametrize("cancel_futures", [False, True])
-def test_a_shutdown_from_a_callback_lets_the_other_jobs_of_the_batch_have_their_results(cancel_futures: bool) -> None:
+def test_a_shutdown_from_a_callback_does_not_affect_the_other_jobs_of_its_batch(cancel_futures: bool) -> None:
     def close(future: Any) -> None:
         batcher.shutdown(wait=False, cancel_futures=cancel_futures)
 
@@ -272,9 +270,9 @@ def test_a_shutdown_from_a_callback_lets_the_other_jobs_of_the_batch_have_their_
     assert batcher.shutdown(timeout=10)
 
 
-def test_the_worker_thread_may_be_the_last_to_hold_the_batcher() -> None:
-    recording = RecordingProcessor[int]()
-    holder = [Batcher(recording, Size(9))]
+def test_the_last_reference_to_a_batcher_may_be_dropped_in_the_batcher_thread() -> None:
+    processor = RecordingProcessor[int]()
+    holder = [Batcher(processor, Size(9))]
     futures = [holder[0].submit(1)]
     with pytest.warns(ResourceWarning):
         futures[0].add_done_callback(lambda future: holder.clear())
@@ -285,40 +283,40 @@ def test_the_worker_thread_may_be_the_last_to_hold_the_batcher() -> None:
         threads = [thread for thread in threading.enumerate() if thread.name.startswith("microbatch")]
         for thread in threads:
             thread.join(timeout=10)
-    assert [[1]] == recording.batches
+    assert [[1]] == processor.batches
 
 
 class Staged(BatchingPolicy[str]):
-    """Lets a test do something just after the leader has taken the news, and just before it leaves the lead."""
+    """Makes a call just after the leader has drained the queue, and another just before it resigns."""
 
-    def __init__(self, after_the_news: Callable[[], object], before_the_end: Callable[[], object]) -> None:
-        self._acts = [after_the_news, before_the_end]
+    def __init__(self, after_drain: Callable[[], object], before_resigning: Callable[[], object]) -> None:
+        self._calls = [after_drain, before_resigning]
 
     def due(self, window: Window[str]) -> float:
-        if len(self._acts) == 1:
-            self._acts.pop()()
+        if len(self._calls) == 1:
+            self._calls.pop()()
         return NOW if window.key == "first" else window.opened + 60
 
     def observe(self, report: BatchReport) -> None:
-        if len(self._acts) == 2:
-            self._acts.pop(0)()
+        if len(self._calls) == 2:
+            self._calls.pop(0)()
 
 
-def test_a_caller_that_waits_for_room_is_noticed_though_another_gave_up_meanwhile(
+def test_a_blocked_submit_is_noticed_even_if_another_one_has_just_given_up(
     clock: ManualClock, processor: RecordingProcessor[str]
 ) -> None:
-    def one_gives_up() -> None:
+    def one_caller_gives_up() -> None:
         clock.advance(1)
         assert isinstance(early.exception(timeout=10), BacklogFull)
 
-    def another_comes() -> None:
+    def another_caller_arrives() -> None:
         late.append(in_thread(lambda: batcher.submit("late", timeout=30)))
         clock.wait_for_sleeper(1 + 30)
-        came.set()
+        arrived.set()
 
     late: list[Any] = []
-    came = threading.Event()
-    policy = Staged(one_gives_up, another_comes)
+    arrived = threading.Event()
+    policy = Staged(one_caller_gives_up, another_caller_arrives)
     with Batcher(processor, policy, key=lambda job: job, max_pending=2, clock=clock) as batcher:
         batcher.submit("first")
         processor.wait_for_batches(1)
@@ -327,5 +325,5 @@ def test_a_caller_that_waits_for_room_is_noticed_though_another_gave_up_meanwhil
         early = in_thread(lambda: batcher.submit("early", timeout=1))
         clock.wait_for_sleeper(1)
         processor.release()
-        assert came.wait(timeout=10)
+        assert arrived.wait(timeout=10)
         assert "late" == late[0].result(timeout=10).job

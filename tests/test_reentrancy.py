@@ -1,4 +1,4 @@
-"""The batcher used from where it may be interrupting itself: signal handlers, finalizers, logging handlers."""
+"""The batcher is used where it may interrupt itself: in signal handlers, finalizers and logging handlers."""
 
 import gc
 import logging
@@ -20,10 +20,10 @@ def echo(jobs: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def often() -> Iterator[None]:
+def collect_and_switch_often() -> Iterator[None]:
     """Collect garbage at nearly every allocation, and switch threads at nearly every step."""
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
-    gc.freeze()  # what was there before is not looked at each time
+    gc.freeze()  # exempts older objects, or each collection would be slow
     gc.set_threshold(1)
     sys.setswitchinterval(1e-6)
     yield
@@ -33,17 +33,17 @@ def often() -> Iterator[None]:
 
 
 class Cycle:
-    """Garbage that uses the batcher when it is collected."""
+    """A reference cycle that uses the batcher when it is garbage-collected."""
 
     def __init__(self, use: Any) -> None:
-        self.me = self
+        self.itself = self
         self.use = use
 
     def __del__(self) -> None:
         self.use()
 
 
-def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> None:
+def test_a_finalizer_that_interrupts_the_batcher_may_use_it(collect_and_switch_often: None) -> None:
     accepted: list[JobFuture[Any]] = []
 
     def use() -> None:
@@ -76,14 +76,14 @@ def test_a_finalizer_may_use_the_batcher_while_it_interrupts_it(often: None) -> 
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-def test_a_signal_handler_may_use_the_batcher_while_it_interrupts_it() -> None:
+def test_a_signal_handler_that_interrupts_the_batcher_may_use_it() -> None:
     accepted: list[JobFuture[Any]] = []
 
     def handle(number: int, frame: Any) -> None:
         accepted.append(batcher.submit("from a handler"))
         accepted[-1].cancel() if len(accepted) % 3 == 0 else batcher.flush(wait=False)
         batcher.stats()
-        signal.setitimer(signal.ITIMER_REAL, 0.0001)  # the next one comes when this one is over
+        signal.setitimer(signal.ITIMER_REAL, 0.0001)  # the next signal arrives when this handler has returned
 
     before = signal.signal(signal.SIGALRM, handle)
     try:
@@ -93,7 +93,7 @@ def test_a_signal_handler_may_use_the_batcher_while_it_interrupts_it() -> None:
             jobs = [batcher.submit(number) for number in range(5000)]
             for future in jobs[::5]:
                 future.cancel()
-            signal.signal(signal.SIGALRM, lambda number, frame: None)  # for one that is on its way
+            signal.signal(signal.SIGALRM, lambda number, frame: None)  # for a signal that is still pending
             assert batcher.flush(timeout=20)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -104,7 +104,7 @@ def test_a_signal_handler_may_use_the_batcher_while_it_interrupts_it() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
+def test_the_statistics_are_correct_after_an_exception_from_a_signal_handler() -> None:
     class Interrupted(BaseException):
         pass
 
@@ -114,7 +114,7 @@ def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
     interrupted = 0
     accepted: list[JobFuture[Any]] = []
     before = signal.signal(signal.SIGALRM, handle)
-    gc.disable()  # what the handler raises inside a callback of the collector would be lost
+    gc.disable()  # an exception that the handler raises inside a callback of the collector would be lost
     try:
         with Batcher(echo, Size(5) | Interval(0), max_pending=0) as batcher:
             batcher.submit(0).result()
@@ -129,7 +129,7 @@ def test_an_exception_from_a_signal_handler_leaves_the_books_right() -> None:
                         batcher.stats()
                 except Interrupted:
                     interrupted += 1
-            signal.signal(signal.SIGALRM, lambda number, frame: None)  # for one that is on its way
+            signal.signal(signal.SIGALRM, lambda number, frame: None)  # for a signal that is still pending
             assert batcher.flush(timeout=20)
     finally:
         gc.enable()
@@ -165,7 +165,7 @@ def test_a_logging_handler_may_submit_from_inside_the_processor() -> None:
     assert ["first", "second"] == lines
 
 
-def test_the_first_submit_may_be_interrupted_by_another(often: None) -> None:
+def test_another_submit_may_interrupt_the_first_submit(collect_and_switch_often: None) -> None:
     for _ in range(30):
         outcomes: list[Any] = []
 
@@ -190,7 +190,7 @@ def test_the_first_submit_may_be_interrupted_by_another(often: None) -> None:
                 assert isinstance(outcome, BatcherClosed)
 
 
-def test_a_handler_may_shut_down_while_another_thread_does() -> None:
+def test_a_signal_handler_may_shut_down_the_batcher_while_another_thread_does_so() -> None:
     class Interrupted(ManualClock):
         def now(self) -> float:
             if handlers and threading.current_thread() is threading.main_thread():
@@ -204,7 +204,7 @@ def test_a_handler_may_shut_down_while_another_thread_does() -> None:
     def handler() -> None:
         in_thread(shut_down_elsewhere)
         while not (others and sys._current_frames()[others[0]].f_code.co_name == "close"):
-            pass  # until it waits for a lock that is held here
+            pass  # until it waits for a lock that this thread holds
         batcher.shutdown(wait=False)
 
     handlers: list[Any] = []
@@ -217,21 +217,21 @@ def test_a_handler_may_shut_down_while_another_thread_does() -> None:
     assert "job" == future.result(timeout=0).value
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before the thread runs", "when it runs already"])
-def test_a_first_submit_that_a_signal_breaks_off_can_be_repeated(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs", [False, True], ids=["before the thread runs", "after the thread runs"])
+def test_a_first_submit_interrupted_by_a_signal_can_be_repeated(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
-    def broken_off(thread: threading.Thread) -> None:
+    def interrupted_start(thread: threading.Thread) -> None:
         signalled = threading.current_thread() is threading.main_thread()
-        if begun or not signalled:
+        if runs or not signalled:
             start(thread)
         if signalled:
             raise KeyboardInterrupt
 
     batcher = Batcher(echo)
-    monkeypatch.setattr(threading.Thread, "start", broken_off)
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
     with pytest.raises(KeyboardInterrupt):
-        batcher.submit("broken off")
+        batcher.submit("interrupted")
     monkeypatch.undo()
     assert "job" == batcher.submit("job").result(timeout=10).value
     assert batcher.shutdown(timeout=10)
@@ -240,7 +240,7 @@ def test_a_first_submit_that_a_signal_breaks_off_can_be_repeated(begun: bool, mo
 
 def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
     class Interrupted(ManualClock):
-        """Calls the handler of a signal, as it were, when `submit` reads the time."""
+        """Calls a handler, like a signal would, when `submit` reads the clock."""
 
         def now(self) -> float:
             if handlers and threading.current_thread() is threading.main_thread():
@@ -256,18 +256,16 @@ def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
     assert 1 == batcher.stats().accepted == batcher.stats().succeeded
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before the thread runs", "when it runs already"])
-def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
-    begun: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("runs", [False, True], ids=["before the thread runs", "after the thread runs"])
+def test_a_shutdown_that_waits_may_interrupt_the_first_submit(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:
         monkeypatch.undo()
-        if begun:
+        if runs:
             start(thread)
-        assert batcher.shutdown(timeout=10)  # as the handler of a signal that comes in here
-        if not begun:
+        assert batcher.shutdown(timeout=10)  # like the handler of a signal that arrives here
+        if not runs:
             start(thread)
 
     batcher = Batcher(echo)
@@ -281,7 +279,7 @@ def test_a_first_submit_may_be_interrupted_by_a_shutdown_that_waits(
 @pytest.mark.parametrize(
     "name, error", [("slow", "the start of the batcher was broken off"), ("slow_0", "can't start new thread")]
 )
-def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_too(
+def test_a_job_accepted_before_a_thread_failed_to_start_fails(
     name: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = Batcher(echo, name="slow")
@@ -298,7 +296,7 @@ def test_a_job_that_was_accepted_before_the_start_of_the_threads_failed_fails_to
 
 
 @pytest.mark.slow
-def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_starts_them_anew(
+def test_a_job_accepted_just_after_a_thread_failed_to_start_starts_the_threads_again(
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     batcher = Batcher(echo, Size(1), name="slow", max_pending=1, clock=clock)
@@ -307,7 +305,7 @@ def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_start
     assert stuck.reached.wait(10)
     second = batcher.submit("second")
     third = in_thread(lambda: batcher.submit("third", timeout=60))
-    clock.wait_for_sleeper(60)  # for room, which the failure makes
+    clock.wait_for_sleeper(60)  # it waits until the failure empties the queue
     stuck.go_on.set()
     with pytest.raises(RuntimeError, match="can't start"):
         first.result(timeout=10)
@@ -317,20 +315,20 @@ def test_a_job_that_is_accepted_just_after_the_start_of_the_threads_failed_start
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread")
-def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_dropped(
+def test_a_dropped_batcher_whose_first_submit_was_interrupted_by_a_signal_processes_its_jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = threading.Thread.start
 
     def interrupting(thread: threading.Thread) -> None:
-        if threading.current_thread() is not threading.main_thread():  # but the batcher thread, which starts the others
+        if threading.current_thread() is not threading.main_thread():  # in the batcher thread, which starts the others
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         start(thread)
 
     batcher = Batcher(echo, Size(9))
     monkeypatch.setattr(threading.Thread, "start", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        batcher.submit("broken off")
+        batcher.submit("interrupted")
     monkeypatch.undo()
     future = batcher.submit("job")
     with pytest.warns(ResourceWarning, match="never shut down"):
@@ -339,7 +337,7 @@ def test_a_batcher_whose_first_submit_a_signal_breaks_off_drains_when_it_is_drop
     assert "job" == future.result(timeout=10).value
 
 
-def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody_waiting() -> None:
+def test_a_shutdown_interrupted_by_a_signal_between_its_callbacks_does_not_block_the_next_one() -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if event == "return" and frame.f_code.co_name == "_run_shutdown_callback":
             sys.settrace(None)
@@ -359,7 +357,7 @@ def test_a_shutdown_that_a_signal_breaks_off_between_its_callbacks_leaves_nobody
 
 
 @pytest.mark.slow
-def test_a_finalizer_in_the_very_thread_that_is_being_started_may_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finalizer_may_submit_a_job_while_the_first_submit_starts_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     finalized: list[JobFuture[Any]] = []
     start = threading.Thread.start
 

@@ -1,4 +1,4 @@
-"""What each caller gets, whatever the processor gives back."""
+"""The outcome of each job for every kind of return value and exception of the processor."""
 
 import array
 import asyncio
@@ -35,7 +35,7 @@ def echo(jobs: list[Any]) -> list[Any]:
 
 
 def run(processor: Callable[[list[Any]], Any], jobs: Iterable[Any] = "abc") -> Futures:
-    """Send *jobs* as one batch, and return their futures, all done."""
+    """Process *jobs* as one batch, and return their futures, all settled."""
     jobs = list(jobs)
     with Batcher(processor, Size(len(jobs))) as batcher:
         return [batcher.submit(job) for job in jobs]
@@ -49,15 +49,15 @@ def errors(futures: Futures) -> list[BaseException | None]:
     return [future.exception(timeout=0) for future in futures]
 
 
-class Ledgerless:
-    """Iterable the old way."""
+class OldStyle:
+    """Iterable through `__getitem__` only."""
 
     def __getitem__(self, index: int) -> int:
         return [1, 2, 3][index]
 
 
 class Rows:
-    """Iterates over rows, though it knows its columns, as the results of queries do."""
+    """Iterates over rows although it has columns, like the result of a query."""
 
     columns = property(lambda self: ["id"])
 
@@ -77,18 +77,18 @@ class Sized(Rows):
 
 
 class Unfinished(Rows):
-    """Can't say yet how many results there will be, as a progress bar around a generator."""
+    """Does not know its length yet, like a progress bar around a generator."""
 
     def __len__(self) -> int:
         raise TypeError("object of type 'generator' has no len()")
 
 
-class Mine(list[int]):
+class ListWithColumns(list[int]):
     columns = ("id",)
 
 
-class Shop(Rows):
-    """Answers to any name."""
+class AnyAttribute(Rows):
+    """Has every attribute."""
 
     def __getattr__(self, name: str) -> Any:
         return self
@@ -120,12 +120,12 @@ class Page:
         iter([1, 2, 3]),
         map(int, "123"),
         (number for number in range(1, 4)),
-        Ledgerless(),
+        OldStyle(),
         Rows(1, 2, 3),
         Sized(1, 2, 3),
         Unfinished(1, 2, 3),
-        Mine([1, 2, 3]),
-        Shop(1, 2, 3),
+        ListWithColumns([1, 2, 3]),
+        AnyAttribute(1, 2, 3),
         Page(1, [1, 2, 3]),
     ],
     ids=lambda returned: type(returned).__name__,
@@ -134,7 +134,7 @@ def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
     assert [1, 2, 3] == values(run(lambda jobs: returned))
 
 
-def test_the_results_of_a_query_are_one_result_per_job() -> None:
+def test_each_row_of_a_query_is_the_result_of_one_job() -> None:
     database = sqlite3.connect(":memory:", check_same_thread=False)
     database.row_factory = sqlite3.Row
     rows = values(run(lambda jobs: database.execute("SELECT 1 AS id UNION SELECT 2 UNION SELECT 3")))
@@ -142,7 +142,7 @@ def test_the_results_of_a_query_are_one_result_per_job() -> None:
     database.close()
 
 
-def test_an_iterable_of_ones_own_settles_each_job_when_its_value_is_there() -> None:
+def test_a_custom_iterable_settles_each_job_as_soon_as_it_yields_its_value() -> None:
     class Slow:
         def __init__(self) -> None:
             self.go_on = threading.Event()
@@ -160,11 +160,11 @@ def test_an_iterable_of_ones_own_settles_each_job_when_its_value_is_there() -> N
         assert "second" == futures[1].result(timeout=10).value
 
 
-def test_a_large_batch_is_no_exception() -> None:
+def test_each_job_of_a_large_batch_gets_the_value_in_its_place() -> None:
     assert list(range(300)) == values(run(echo, range(300)))
 
 
-def test_a_generator_function_is_a_processor() -> None:
+def test_a_generator_function_can_be_the_processor() -> None:
     def processor(jobs: list[str]) -> Iterator[str]:
         for job in jobs:
             yield job.upper()
@@ -176,11 +176,11 @@ def test_none_means_that_every_job_succeeded() -> None:
     assert [None, None, None] == values(run(lambda jobs: None))
 
 
-def test_falsy_values_are_values() -> None:
+def test_falsy_values_are_results_like_any_other() -> None:
     assert [None, 0, ""] == values(run(lambda jobs: [None, 0, ""]))
 
 
-def test_a_result_tells_of_its_batch_and_its_times() -> None:
+def test_a_result_has_its_batch_and_its_times() -> None:
     future = run(echo)[1]
     result = future.result()
     assert BatchInfo(id=1, size=3, weight=3.0, key=None, trigger="size") == result.batch
@@ -262,13 +262,13 @@ def test_a_result_used_as_its_value_raises_and_names_the_attribute(use: Callable
         use(a_result(value))
 
 
-def test_a_result_is_no_json() -> None:
+def test_a_result_cannot_be_serialized_as_json_by_mistake() -> None:
     with pytest.raises(TypeError):
         json.dumps(a_result())
     assert not isinstance(a_result(), tuple) and not dataclasses.is_dataclass(a_result())
 
 
-def test_results_are_equal_if_all_that_they_tell_is() -> None:
+def test_results_are_equal_if_all_their_attributes_are_equal() -> None:
     assert a_result() == a_result() and hash(a_result()) == hash(a_result())
     assert len({a_result(), a_result(), a_result(2)}) == 2
     assert a_result() != a_result(2) and a_result() != a_result(queue_time=0.75)
@@ -278,7 +278,7 @@ def test_results_are_equal_if_all_that_they_tell_is() -> None:
         hash(a_result([]))
 
 
-def test_a_result_shows_what_it_tells() -> None:
+def test_the_repr_of_a_result_shows_all_its_attributes() -> None:
     text = "JobResult(value=1, batch=BatchInfo(id=1, size=3, weight=3.0, key=None, trigger='size'), queue_time=0.5, "
     assert f"{text}service_time=0.25)" == repr(a_result()) == str(a_result()) == "%s" % a_result()
     assert eval(repr(a_result())) == a_result()
@@ -295,17 +295,17 @@ def test_a_result_can_be_copied_and_pickled() -> None:
     assert copy.deepcopy(value := a_result(["x"])).value is not value.value
 
 
-def test_a_result_is_matched_by_keywords_and_not_as_a_sequence() -> None:
+def test_a_match_statement_matches_a_result_by_keywords_and_not_as_a_sequence() -> None:
     match a_result():
         case [*_]:
-            raise AssertionError("it is no sequence")
+            raise AssertionError("it is not a sequence")
         case JobResult(value=value, batch=BatchInfo(size=size), queue_time=queue_time):
             assert (1, 3, 0.5) == (value, size, queue_time)
         case _:
             raise AssertionError("it is a result")
 
 
-def test_the_future_of_a_job_has_one_result() -> None:
+def test_a_future_returns_the_same_result_object_each_time() -> None:
     future = run(echo)[0]
     result = future.result()
     assert result is future.result() is next(concurrent.futures.as_completed([future])).result()
@@ -319,10 +319,12 @@ def test_the_future_of_a_job_has_one_result() -> None:
 
 
 @pytest.mark.parametrize("has_gil", [True, False])
-def test_all_who_read_at_once_get_the_same_result(has_gil: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_threads_that_read_a_future_at_once_get_the_same_result_object(
+    has_gil: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(*arguments: Any) -> Any:
         monkeypatch.setattr(job_future, "make_result", make_result)
-        others.append(future.result())  # of another thread, or in a signal handler
+        others.append(future.result())  # like another thread or a signal handler
         return make_result(*arguments)
 
     others: list[Any] = []
@@ -333,7 +335,7 @@ def test_all_who_read_at_once_get_the_same_result(has_gil: bool, monkeypatch: py
     assert [result] == others and result is others[0] is future.result()
 
 
-def test_a_result_that_is_returned_by_mistake_is_refused() -> None:
+def test_a_processor_that_returns_a_job_result_is_refused() -> None:
     assert "use its .value" in str(errors(run(lambda jobs: a_result([1, 2, 3])))[0])
 
 
@@ -346,8 +348,8 @@ def test_a_sized_return_of_the_wrong_length_fails_every_job_before_any_is_settle
     assert 3 == len(set(map(id, errors(futures))))
 
 
-class Lying(Sized):
-    """Says that there is one result per job."""
+class WrongLength(Sized):
+    """Has a length that is not the number of its results."""
 
     def __len__(self) -> int:
         return 3
@@ -355,17 +357,19 @@ class Lying(Sized):
 
 @pytest.mark.parametrize(
     "returned, given",
-    [(Lying(1, 2), "2"), (Lying(1, 2, 3, 4), "more"), (Lying(), "0")],
+    [(WrongLength(1, 2), "2"), (WrongLength(1, 2, 3, 4), "more"), (WrongLength(), "0")],
     ids=["too few", "too many", "none"],
 )
-def test_a_length_that_is_not_the_number_of_results_is_refused(returned: Lying, given: str) -> None:
+def test_a_return_value_whose_length_is_not_the_number_of_its_results_is_refused(
+    returned: WrongLength, given: str
+) -> None:
     for error in errors(run(lambda jobs: returned)):
         assert isinstance(error, TypeError)
-        assert f"got Lying, whose length is 3 but which yields {given}: return a list" in str(error)
+        assert f"got WrongLength, whose length is 3 but which yields {given}: return a list" in str(error)
 
 
-def test_an_endless_return_that_has_a_length_is_refused() -> None:
-    class Endless(Lying):
+def test_an_endless_return_value_with_a_length_is_refused() -> None:
+    class Endless(WrongLength):
         def __iter__(self) -> Iterator[int]:
             return itertools.count()
 
@@ -373,18 +377,18 @@ def test_an_endless_return_that_has_a_length_is_refused() -> None:
         assert "whose length is 3 but which yields more" in str(error)
 
 
-def test_an_iterator_that_ends_early_fails_the_jobs_that_are_left() -> None:
+def test_an_iterator_that_ends_early_fails_the_remaining_jobs() -> None:
     futures = run(lambda jobs: iter([1, 2]))
     assert [1, 2] == values(futures[:2])
     assert "the processor must return one result per job: expected 3, got 2" == str(futures[2].exception())
 
 
-def test_a_surplus_is_logged_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_surplus_results_are_logged_and_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert [0, 1, 2] == values(run(lambda jobs: (number for number in range(99))))
     assert ["the processor returned more than 3 results for batch 1"] == [record.message for record in caplog.records]
 
 
-def test_an_endless_generator_is_asked_for_one_result_more_and_closed() -> None:
+def test_an_endless_generator_yields_one_result_more_and_is_closed() -> None:
     given = []
 
     def processor(jobs: list[str]) -> Iterator[int]:
@@ -424,7 +428,7 @@ def test_a_job_is_settled_when_its_value_is_yielded() -> None:
         assert "second" == second.result(timeout=10).value
 
 
-def test_a_generator_that_raises_fails_only_the_jobs_that_are_left() -> None:
+def test_a_generator_that_raises_fails_only_the_remaining_jobs() -> None:
     def processor(jobs: list[str]) -> Iterator[str]:
         yield "first"
         raise LookupError("b")
@@ -434,7 +438,7 @@ def test_a_generator_that_raises_fails_only_the_jobs_that_are_left() -> None:
     assert [LookupError, LookupError] == [type(error) for error in errors(futures)[1:]]
 
 
-def test_an_exception_in_a_slot_fails_that_job_alone() -> None:
+def test_an_exception_as_a_result_fails_that_job_alone() -> None:
     bad = KeyError("b")
     first, second, third = run(lambda jobs: [1, bad, 3])
     assert [1, 3] == values([first, third])
@@ -443,7 +447,7 @@ def test_an_exception_in_a_slot_fails_that_job_alone() -> None:
 
 
 class Proxy:
-    """Stands for something else, which it finds only when it is asked what it is."""
+    """A proxy that computes its class each time that it is asked for it."""
 
     def __init__(self, find: Callable[[], type]) -> None:
         self._find = find
@@ -454,14 +458,14 @@ class Proxy:
 
 
 @pytest.mark.parametrize("answers", [[], [object], [ValueError]], ids=["raises", "raises the second time", "pretends"])
-def test_a_result_is_not_asked_what_it_is(answers: list[type]) -> None:
+def test_a_result_that_is_a_proxy_is_not_resolved(answers: list[type]) -> None:
     proxy = Proxy(answers.pop)
     futures = run(lambda jobs: [1, proxy], "ab")
     assert 1 == futures[0].result(timeout=0).value
     assert proxy is futures[1].result(timeout=0).value
 
 
-def test_one_exception_object_in_several_slots_is_not_shared() -> None:
+def test_one_exception_object_as_several_results_is_copied_for_each_job() -> None:
     bad = KeyError("x")
     first, second, third = errors(run(lambda jobs: [bad] * 3))
     assert 4 == len({id(error) for error in (bad, first, second, third)})
@@ -469,14 +473,14 @@ def test_one_exception_object_in_several_slots_is_not_shared() -> None:
 
 
 class Counted:
-    """Says how many results it has, and gives none."""
+    """Has a length, but can't be iterated over."""
 
     def __len__(self) -> int:
         return 3
 
 
 class Frame:
-    """A table of a library that nobody here knows."""
+    """A table of an unknown library."""
 
     shape = (3, 2)
     columns = property(lambda self: ["label", "score"])
@@ -491,7 +495,7 @@ class Named(NamedTuple):
 
 
 class Response:
-    """What a client of an API might return."""
+    """A response that a client of an API might return."""
 
     def __init__(self) -> None:
         self.label = "x"
@@ -499,24 +503,24 @@ class Response:
         self._request = "GET /"
 
 
-class OfNames(Response):
+class IteratesOverNames(Response):
     def __iter__(self) -> Iterator[Any]:
         return (name for name in vars(self) if not name.startswith("_"))
 
 
-class OfValues(Response):
+class IteratesOverValues(Response):
     def __iter__(self) -> Iterator[Any]:
         yield self.label
         yield self.score
 
 
-class OfPairs(Response):
+class IteratesOverPairs(Response):
     def __iter__(self) -> Iterator[Any]:
         return ((name, value) for name, value in vars(self).items() if not name.startswith("_"))
 
 
-class OfBody(Response):
-    """Stands for the body, as the responses of Elasticsearch do."""
+class IteratesOverBody(Response):
+    """Behaves like its body, as the responses of Elasticsearch do."""
 
     def __init__(self) -> None:
         self._body = {"label": "x", "score": 1}
@@ -568,10 +572,10 @@ def row() -> sqlite3.Row:
         (row(), "holds values by name"),
         (Named("x", 1), "holds values by name"),
         (time.localtime(), "holds values by name"),
-        (OfNames(), "holds values by name"),
-        (OfValues(), "holds values by name"),
-        (OfPairs(), "holds values by name"),
-        (OfBody(), "holds values by name"),
+        (IteratesOverNames(), "holds values by name"),
+        (IteratesOverValues(), "holds values by name"),
+        (IteratesOverPairs(), "holds values by name"),
+        (IteratesOverBody(), "holds values by name"),
         (Compact(), "holds values by name"),
         (Frame(), "iterates over columns"),
         (asyncio.Future(loop=LOOP), "must be waited for"),
@@ -585,9 +589,7 @@ def row() -> sqlite3.Row:
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(
-    returned: Any, why: str, count: int
-) -> None:
+def test_a_return_value_that_is_not_one_result_per_job_in_order_is_refused(returned: Any, why: str, count: int) -> None:
     check_refusal(returned, why, count)
 
 
@@ -597,14 +599,14 @@ def check_refusal(returned: Any, why: str, count: int) -> None:
         assert f"got {type(returned).__name__}, which {why}: return" in str(error)
 
 
-def test_a_coroutine_is_refused_and_leaves_no_warning() -> None:
+def test_a_coroutine_is_refused_without_a_warning_that_it_was_never_awaited() -> None:
     async def processor(jobs: list[str]) -> list[str]:
         return jobs
 
     assert "got coroutine, which must be waited for" in str(errors(run(lambda jobs: processor(jobs)))[0])
 
 
-def test_a_task_is_refused_and_goes_on() -> None:
+def test_a_task_is_refused_and_not_cancelled() -> None:
     async def work() -> str:
         return "done"
 
@@ -651,7 +653,7 @@ class Equal(Exception):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(raised: BaseException) -> None:
+def test_each_job_of_a_failed_batch_gets_its_own_copy_of_the_exception(raised: BaseException) -> None:
     def processor(jobs: list[str]) -> None:
         raise raised
 
@@ -666,7 +668,7 @@ def test_an_exception_of_the_processor_gives_each_job_one_of_its_own_like_it(rai
     assert {JobState.FAILED} == {future.state for future in futures}
 
 
-def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registered_for_it(
+def test_an_exception_is_copied_by_its_class_even_if_a_reducer_is_registered_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raised = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")
@@ -681,7 +683,7 @@ def test_an_exception_is_copied_as_its_class_says_whatever_others_have_registere
         assert (True, str(raised)) == (error is not raised, str(error))
 
 
-def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
+def test_callers_do_not_lengthen_the_tracebacks_of_other_callers() -> None:
     def processor(jobs: list[str]) -> None:
         raise ValueError
 
@@ -693,7 +695,7 @@ def test_callers_do_not_lengthen_each_others_tracebacks() -> None:
     assert 1 == len({depth(future) for future in run(processor)})
 
 
-def test_an_exception_kills_no_thread_and_the_next_batch_runs() -> None:
+def test_an_exception_ends_no_thread_and_the_next_batch_runs() -> None:
     names = []
 
     def processor(jobs: list[Any]) -> list[Any]:
@@ -708,7 +710,7 @@ def test_an_exception_kills_no_thread_and_the_next_batch_runs() -> None:
     assert 1 == len(set(names))
 
 
-def test_the_processor_may_do_with_its_list_as_it_likes() -> None:
+def test_the_processor_may_modify_its_list_of_jobs() -> None:
     def processor(jobs: list[str]) -> list[str]:
         answer = [job.upper() for job in jobs]
         jobs.clear()
@@ -732,42 +734,42 @@ def test_all_jobs_of_a_batch_can_be_read_before_the_first_callback_runs() -> Non
 def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Any] = []
 
-    def leave(future: Any) -> None:
+    def exit_thread(future: Any) -> None:
         raise SystemExit
 
     with Batcher(echo, Size(2)) as batcher:
         future = batcher.submit(1)
-        future.add_done_callback(leave)
+        future.add_done_callback(exit_thread)
         future.add_done_callback(seen.append)
         batcher.submit(2).result(timeout=10)
     assert [future] == seen
-    future.add_done_callback(leave)  # one that comes late is called at once
+    future.add_done_callback(exit_thread)  # a callback that is added later is called at once
     assert 2 * [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
     assert "exception calling callback" in caplog.text
 
 
-def lists_two_errors(jobs: list[str]) -> list[Any]:
+def return_two_errors(jobs: list[str]) -> list[Any]:
     return [KeyError(1), 2, KeyError(3)]
 
 
-def yields_an_error_and_raises(jobs: list[str]) -> Iterator[Any]:
+def yield_an_error_and_raise(jobs: list[str]) -> Iterator[Any]:
     yield KeyError(1)
     yield 2
     raise KeyError(3)
 
 
-def yields_two_errors(jobs: list[str]) -> Iterator[Any]:
-    yield from lists_two_errors(jobs)
+def yield_two_errors(jobs: list[str]) -> Iterator[Any]:
+    yield from return_two_errors(jobs)
 
 
-@pytest.mark.parametrize("processor", [lists_two_errors, yields_an_error_and_raises, yields_two_errors])
-def test_a_policy_is_told_how_many_jobs_failed_and_how_long_the_batch_took(
+@pytest.mark.parametrize("processor", [return_two_errors, yield_an_error_and_raise, yield_two_errors])
+def test_a_policy_observes_how_many_jobs_failed_and_how_long_the_batch_took(
     processor: Callable[[list[str]], Any], clock: ManualClock
 ) -> None:
     reports: list[BatchReport] = []
     clock.advance(10)
 
-    class Watching(Size):
+    class Observing(Size):
         def observe(self, report: BatchReport) -> None:
             reports.append(report)
 
@@ -775,13 +777,13 @@ def test_a_policy_is_told_how_many_jobs_failed_and_how_long_the_batch_took(
         clock.advance(4)
         return processor(jobs)
 
-    with Batcher(slow, Watching(3), clock=clock) as batcher:
+    with Batcher(slow, Observing(3), clock=clock) as batcher:
         for job in "abc":
             batcher.submit(job)
-    assert [BatchReport(BatchInfo(1, 3, 3.0, None, "watching"), 4.0, 2)] == reports
+    assert [BatchReport(BatchInfo(1, 3, 3.0, None, "observing"), 4.0, 2)] == reports
 
 
-def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(clock: ManualClock) -> None:
+def test_a_result_has_the_queue_time_and_the_service_time_of_its_job(clock: ManualClock) -> None:
     clock.advance(10)
 
     def processor(jobs: list[float]) -> Iterator[float]:
@@ -805,7 +807,7 @@ def test_a_result_tells_how_long_its_job_waited_and_how_long_its_value_took(cloc
     ],
     ids=["a surplus", "an exception"],
 )
-def test_what_comes_after_the_last_result_is_logged(
+def test_a_surplus_result_or_an_exception_after_the_last_result_is_logged(
     last: Callable[[str], Any], message: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def processor(jobs: list[str]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""What each caller gets if the processor returns the objects of NumPy, pandas, Arrow, Pydantic or HTTP clients."""
+"""The outcome of each job if the processor returns objects of NumPy, pandas, Arrow, Pydantic or HTTP clients."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ import requests
 
 
 class RootModel(pydantic.RootModel[list[int]]):
-    """Iterates over what it holds, as Pydantic's documentation shows."""
+    """Iterates over its list, as Pydantic's documentation shows."""
 
     def __iter__(self) -> Any:
         return iter(self.root)
@@ -29,7 +29,7 @@ class Item(pydantic.BaseModel):
 
 
 class OpenItem(Item, extra="allow"):
-    """Keeps fields that it does not know."""
+    """Keeps fields that it does not define."""
 
 
 class OldItem(pydantic.v1.BaseModel):
@@ -53,14 +53,14 @@ def test_each_job_gets_the_value_in_its_place(returned: Any) -> None:
     assert [1, 2, 3] == values(run(lambda jobs: returned))
 
 
-def test_an_array_gives_each_job_an_element_along_its_first_axis() -> None:
+def test_each_job_gets_an_element_of_an_array_along_its_first_axis() -> None:
     matrix = numpy.array([[1, 2], [3, 4], [5, 6]])
     assert [[1, 2], [3, 4], [5, 6]] == [value.tolist() for value in values(run(lambda jobs: matrix))]
     structured = numpy.array([(1, 0.5), (2, 1.5), (3, 2.5)], dtype=[("label", int), ("score", float)])
     assert [(1, 0.5), (2, 1.5), (3, 2.5)] == [value.item() for value in values(run(lambda jobs: structured))]
 
 
-def test_a_column_of_arrow_is_one_result_per_job() -> None:
+def test_each_value_of_an_arrow_column_is_the_result_of_one_job() -> None:
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"label": [1, 2, 3]})
     for column in (table["label"], pyarrow.array([1, 2, 3]), table["label"].chunk(0)):
@@ -68,7 +68,7 @@ def test_a_column_of_arrow_is_one_result_per_job() -> None:
 
 
 @pytest.mark.parametrize("value", [2, "two", [2]], ids=repr)
-def test_a_result_by_which_an_array_is_multiplied_raises_and_names_the_attribute(value: Any) -> None:
+def test_multiplying_an_array_by_a_result_raises_and_names_the_attribute(value: Any) -> None:
     with pytest.raises(TypeError, match=r"\.value"):
         numpy.array([1, 2]) * a_result(value)
 
@@ -88,13 +88,11 @@ def test_a_result_by_which_an_array_is_multiplied_raises_and_names_the_attribute
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_is_not_one_result_per_job_in_order_is_refused_and_never_taken_apart(
-    returned: Any, why: str, count: int
-) -> None:
+def test_a_return_value_that_is_not_one_result_per_job_in_order_is_refused(returned: Any, why: str, count: int) -> None:
     check_refusal(returned, why, count)
 
 
-def test_tables_of_arrow_are_refused() -> None:
+def test_an_arrow_table_is_refused() -> None:
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"label": ["x", "y"], "score": [1, 2]})
     for returned in (table, table.to_batches()[0]):

@@ -1,4 +1,4 @@
-"""The examples under the servers that people run, with clients in another process."""
+"""The examples under real web servers, with clients in another process."""
 
 import re
 import shutil
@@ -26,16 +26,16 @@ DEVELOPMENT = [name for name in SERVERS if name.rpartition(", ")[2].startswith("
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_every_request_gets_the_answer_to_its_own(name: str, tmp_path: Path) -> None:
+def test_every_request_gets_its_own_response(name: str, tmp_path: Path) -> None:
     with serving(SERVERS[name], tmp_path) as served:
         found = load(served, requests := 1_000 if SERVERS[name].batches else 300)
         assert ([], [], requests) == (found.wrong, found.lost, len(found.times))
         assert found.orders == served.rows()
-    assert found.calls < requests or not SERVERS[name].batches  # by how much, the benchmark says
+    assert found.calls < requests or not SERVERS[name].batches  # the benchmark measures by how much
 
 
 @pytest.mark.parametrize("name", GUNICORN)
-def test_none_is_lost_over_a_graceful_restart(name: str, tmp_path: Path) -> None:
+def test_no_request_is_lost_during_a_graceful_restart(name: str, tmp_path: Path) -> None:
     with serving(SERVERS[name], tmp_path) as served:
         found = load(served, requests := 2_000 if SERVERS[name].batches else 600, signal.SIGHUP)
         assert ([], [], requests) == (found.wrong, found.lost, len(found.times))
@@ -43,7 +43,7 @@ def test_none_is_lost_over_a_graceful_restart(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", GUNICORN)
-def test_whatever_was_done_is_answered_when_a_server_is_stopped(name: str, tmp_path: Path) -> None:
+def test_each_job_that_a_stopped_server_has_processed_is_answered(name: str, tmp_path: Path) -> None:
     with serving(SERVERS[name], tmp_path) as served:
         found = load(served, 1_000, signal.SIGTERM)
         assert 0 == served.process.wait(timeout=30)
@@ -53,7 +53,7 @@ def test_whatever_was_done_is_answered_when_a_server_is_stopped(name: str, tmp_p
 
 @pytest.fixture
 def source(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A copy of the example, to be edited."""
+    """A copy of the example that the test may edit."""
     ignored = shutil.ignore_patterns("__pycache__", "*.sqlite3*")
     return Path(shutil.copytree(SERVERS[request.getfixturevalue("name")].folder, tmp_path / "source", ignore=ignored))
 
@@ -64,7 +64,7 @@ def post(served: Served, path: str, data: bytes = b"") -> None:
 
 
 def edit(path: Path, served: Served, log: Path) -> None:
-    """Edit a file until the server notices, which looks once in a second, and wait until it has started anew."""
+    """Edit a file until the server, which checks once a second, reloads, and wait until it has restarted."""
     deadline = time.monotonic() + 30
     while not re.search("changed, reloading|Detected change", log.read_text()):
         assert time.monotonic() < deadline, log.read_text()
@@ -77,7 +77,7 @@ def edit(path: Path, served: Served, log: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DEVELOPMENT)
-def test_a_development_server_goes_on_after_an_edit(name: str, source: Path, tmp_path: Path) -> None:
+def test_a_development_server_keeps_working_after_an_edit(name: str, source: Path, tmp_path: Path) -> None:
     (edited,) = [*source.rglob("batches.py"), *source.rglob("application.py")]
     with serving(SERVERS[name], tmp_path, source) as served:
         before = load(served, 100)
@@ -88,7 +88,9 @@ def test_a_development_server_goes_on_after_an_edit(name: str, source: Path, tmp
 
 
 @pytest.mark.parametrize("name", ["Django, runserver"])
-def test_what_waits_is_done_before_a_development_server_reloads(name: str, source: Path, tmp_path: Path) -> None:
+def test_waiting_jobs_are_processed_before_a_development_server_reloads(
+    name: str, source: Path, tmp_path: Path
+) -> None:
     settings = source / "shop" / "settings.py"
     settings.write_text(settings.read_text().replace("Size(50) | Natural()", "Size(50)"))
     with serving(SERVERS[name], tmp_path, source) as served:

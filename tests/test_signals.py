@@ -1,4 +1,4 @@
-"""A signal comes in at each place in our code where Python lets one in, one after another: nothing is lost, nobody waits."""
+"""A signal arrives at each point of the code where Python can be interrupted: no job is lost, no thread is blocked."""
 
 import dis
 import gc
@@ -36,19 +36,19 @@ from tests.threads import in_thread
 
 pytestmark = [
     pytest.mark.signals,
-    pytest.mark.skipif(sys.version_info >= (3, 12), reason="there, some instructions are not traced"),
+    pytest.mark.skipif(sys.version_info >= (3, 12), reason="from Python 3.12 on, some instructions are not traced"),
 ]
 
-# Python looks for signals after these instructions, on one version or another.
+# Python checks for signals after these instructions, depending on its version.
 ENTRANCES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
 
-# Until 3.11, it also collects garbage where it makes a container.
+# Until 3.11, Python also collects garbage where it creates a container.
 ENTRANCES_OF_FINALIZERS = (*ENTRANCES, "BUILD")
 
 
 @pytest.fixture(autouse=True)
-def no_finalizer_is_interrupted() -> Iterator[None]:
-    """Hold off the garbage collector, whose calls of finalizers would swallow what a handler raises there."""
+def disable_garbage_collection() -> Iterator[None]:
+    """Disable the garbage collector: an exception that a handler raises in a finalizer would be lost."""
     gc.disable()
     yield
     gc.enable()
@@ -60,7 +60,7 @@ def _names_in(code: CodeType) -> dict[int, str]:
 
 
 class Signal:
-    """Calls *handler* at the *place*-th entrance that the calling thread comes to in *modules*."""
+    """Calls *handler* at the *place*-th entrance that the calling thread reaches in *modules*."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Signal:
     ) -> None:
         self.handler = handler
         self.places_left = place
-        self.came = False
+        self.arrived = False
         self._modules = modules
         self._entrances = entrances
         self._names: dict[FrameType, dict[int, str]] = {}
@@ -84,7 +84,7 @@ class Signal:
         if frame not in self._names:
             self._names[frame] = _names_in(frame.f_code)
         if event == "call":
-            self._before[frame] = "RESUME"  # which is not traced itself
+            self._before[frame] = "RESUME"  # this instruction itself is not traced
         if event == "opcode":
             entered = self._before.get(frame, "").startswith(self._entrances)
             self._before[frame] = self._names[frame].get(frame.f_lasti, "")
@@ -92,25 +92,25 @@ class Signal:
             if self.places_left < 0:
                 sys.settrace(None)
                 frame.f_trace = None
-                self.came = True
+                self.arrived = True
                 self.handler()
         return self.trace
 
-    def during(self, act: Callable[[], Any]) -> BaseException | None:
-        """Call *act*, and return what it raised."""
+    def during(self, action: Callable[[], Any]) -> BaseException | None:
+        """Call *action*, and return the exception that it raises."""
         before = sys.gettrace()
         sys.settrace(self.trace)
         try:
-            act()
-        except (Exception, KeyboardInterrupt) as error:  # but not what ends a test that takes too long
+            action()
+        except (Exception, KeyboardInterrupt) as error:  # but not the exception that ends a test that takes too long
             return error
         finally:
             sys.settrace(before)
         return None
 
 
-class Use:
-    """A batcher with one job, if it has been used, and what can be done with it."""
+class Scenario:
+    """A batcher, with one job if *used*, and the actions that a signal may interrupt."""
 
     def __init__(self, used: bool, policy: Any = Size(1)) -> None:
         self.batcher: Batcher[str, str] = Batcher(list, policy)
@@ -136,23 +136,24 @@ class Use:
         self.answer = self.batcher.stats()
 
     def check(self) -> None:
-        in_thread(self.batcher.stats).result(timeout=10)  # for which this thread may hold no lock any more
+        in_thread(self.batcher.stats).result(timeout=10)  # blocks if this thread still holds a lock
         assert self.batcher.shutdown(timeout=10)
         assert all(future.done() for future in self.futures)
         stats = self.batcher.stats()
         assert stats.accepted == stats.succeeded + stats.failed + stats.cancelled
-        assert len(self.futures) <= stats.accepted <= len(self.futures) + 1  # one whose submit was broken off, maybe
+        # One more job may have been accepted by a submit that was interrupted.
+        assert len(self.futures) <= stats.accepted <= len(self.futures) + 1
 
 
-ACTS: dict[str, tuple[Callable[[], Use], Callable[[Use], None]]] = {
-    "first submit": (lambda: Use(used=False), Use.submit),
-    "submit": (lambda: Use(used=True), Use.submit),
-    "cancel": (lambda: Use(used=True, policy=Size(9)), Use.cancel),
-    "flush": (lambda: Use(used=True, policy=Size(9)), Use.flush),
-    "shutdown": (lambda: Use(used=True, policy=Size(9)), Use.shutdown),
-    "shutdown of one that was never used": (lambda: Use(used=False), Use.shutdown),
-    "result": (lambda: Use(used=True), Use.result),
-    "stats": (lambda: Use(used=True), Use.stats),
+ACTIONS: dict[str, tuple[Callable[[], Scenario], Callable[[Scenario], None]]] = {
+    "first submit": (lambda: Scenario(used=False), Scenario.submit),
+    "submit": (lambda: Scenario(used=True), Scenario.submit),
+    "cancel": (lambda: Scenario(used=True, policy=Size(9)), Scenario.cancel),
+    "flush": (lambda: Scenario(used=True, policy=Size(9)), Scenario.flush),
+    "shutdown": (lambda: Scenario(used=True, policy=Size(9)), Scenario.shutdown),
+    "shutdown of an unused batcher": (lambda: Scenario(used=False), Scenario.shutdown),
+    "result": (lambda: Scenario(used=True), Scenario.result),
+    "stats": (lambda: Scenario(used=True), Scenario.stats),
 }
 
 
@@ -160,106 +161,110 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def everywhere(
-    act: str, handle: Callable[[Use], Any], then: Callable[[Use], None] = Use.check
-) -> list[tuple[Use, BaseException | None]]:
-    """Do *act* anew for each place where a signal can come in, with the signal coming in there, and *then* that."""
-    make, do = ACTS[act]
-    outcomes: list[tuple[Use, BaseException | None]] = []
+def interrupt_everywhere(
+    action: str, handle: Callable[[Scenario], Any], then: Callable[[Scenario], None] = Scenario.check
+) -> list[tuple[Scenario, BaseException | None]]:
+    """Do *action* once for each point where a signal can arrive, with *handle* called there. Call *then* after each."""
+    make, do = ACTIONS[action]
+    outcomes: list[tuple[Scenario, BaseException | None]] = []
     while True:
-        use = make()
-        signal = Signal(lambda: handle(use), len(outcomes))
-        outcomes.append((use, signal.during(lambda: do(use))))
-        then(use)
-        if not signal.came:
+        scenario = make()
+        signal = Signal(lambda: handle(scenario), len(outcomes))
+        outcomes.append((scenario, signal.during(lambda: do(scenario))))
+        then(scenario)
+        if not signal.arrived:
             return outcomes
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_ctrl_c_anywhere_leaves_no_job_unsettled_and_nobody_waiting(act: str) -> None:
-    *outcomes, (_, undisturbed) = everywhere(act, lambda use: interrupt())
+@pytest.mark.parametrize("action", ACTIONS)
+def test_ctrl_c_at_any_point_leaves_no_job_unsettled_and_no_lock_held(action: str) -> None:
+    *outcomes, (_, undisturbed) = interrupt_everywhere(action, lambda scenario: interrupt())
     assert undisturbed is None
     assert {KeyboardInterrupt} == {type(error) for _, error in outcomes}
 
 
-@pytest.mark.parametrize("act", [act for act in ACTS if "submit" in act])
-def test_after_ctrl_c_anywhere_in_a_submit_the_next_one_is_served(act: str) -> None:
-    def submit_another(use: Use) -> None:
-        use.submit()
-        assert "job" == use.futures[-1].result(timeout=10).value
-        use.check()
+@pytest.mark.parametrize("action", [action for action in ACTIONS if "submit" in action])
+def test_after_ctrl_c_at_any_point_of_a_submit_the_next_job_is_processed(action: str) -> None:
+    def submit_another(scenario: Scenario) -> None:
+        scenario.submit()
+        assert "job" == scenario.futures[-1].result(timeout=10).value
+        scenario.check()
 
-    assert len(everywhere(act, lambda use: interrupt(), submit_another)) > 1
-
-
-def test_what_ctrl_c_anywhere_in_a_shutdown_broke_off_is_finished_by_another_thread() -> None:
-    def shut_down_elsewhere(use: Use) -> None:
-        assert in_thread(lambda: use.batcher.shutdown(timeout=10)).result(timeout=20)
-
-    act = "shutdown of one that was never used"
-    assert len(everywhere(act, lambda use: interrupt(), shut_down_elsewhere)) > 1
+    assert len(interrupt_everywhere(action, lambda scenario: interrupt(), submit_another)) > 1
 
 
-@pytest.mark.parametrize("act", [act for act in ACTS if "never used" not in act])
-def test_a_handler_that_shuts_down_anywhere_loses_nothing_and_waits_for_nobody(act: str) -> None:
+def test_a_shutdown_interrupted_by_ctrl_c_at_any_point_can_be_completed_by_another_thread() -> None:
+    def shut_down_elsewhere(scenario: Scenario) -> None:
+        assert in_thread(lambda: scenario.batcher.shutdown(timeout=10)).result(timeout=20)
+
+    action = "shutdown of an unused batcher"
+    assert len(interrupt_everywhere(action, lambda scenario: interrupt(), shut_down_elsewhere)) > 1
+
+
+@pytest.mark.parametrize("action", [action for action in ACTIONS if "unused" not in action])
+def test_a_shutdown_in_a_signal_handler_at_any_point_loses_no_job_and_does_not_deadlock(action: str) -> None:
     closed = []
-    for use, error in everywhere(act, lambda use: closed.append(use.batcher.shutdown(timeout=10))):
-        assert error is None or isinstance(error, BatcherClosed) and "submit" in act
-        if act == "cancel":
-            assert use.answer is use.futures[0].cancelled()
-        elif act in ("flush", "shutdown"):
-            assert use.answer is True
+    for scenario, error in interrupt_everywhere(
+        action, lambda scenario: closed.append(scenario.batcher.shutdown(timeout=10))
+    ):
+        assert error is None or isinstance(error, BatcherClosed) and "submit" in action
+        if action == "cancel":
+            assert scenario.answer is scenario.futures[0].cancelled()
+        elif action in ("flush", "shutdown"):
+            assert scenario.answer is True
     assert closed and all(closed)
 
 
-def test_the_shutdown_is_told_once_wherever_a_handler_shuts_down_too() -> None:
+def test_listeners_get_one_shutdown_event_if_a_signal_handler_shuts_down_at_any_point_of_a_shutdown() -> None:
     class Counting(BatchListener):
-        def shutdown(self, fact: BatcherShutDown) -> None:
-            told.append(fact)
+        def shutdown(self, event: BatcherShutDown) -> None:
+            events.append(event)
 
     for place in count():
-        told: list[BatcherShutDown] = []
+        events: list[BatcherShutDown] = []
         batcher = Batcher[str, str](list, listeners=[Counting()])
         signal = Signal(lambda: batcher.shutdown(wait=False), place)
         assert signal.during(batcher.shutdown) is None
-        assert 1 == len(told)
-        if not signal.came:
+        assert 1 == len(events)
+        if not signal.arrived:
             break
     assert place > 1
 
 
-@pytest.mark.parametrize("act", [act for act in ACTS if "submit" not in act])
-def test_a_handler_that_submits_anywhere_is_served_or_refused(act: str) -> None:
-    def handle(use: Use) -> None:
+@pytest.mark.parametrize("action", [action for action in ACTIONS if "submit" not in action])
+def test_a_submit_in_a_signal_handler_at_any_point_is_accepted_or_refused(action: str) -> None:
+    def handle(scenario: Scenario) -> None:
         try:
-            use.futures.append(use.batcher.submit("from a handler", timeout=0))
+            scenario.futures.append(scenario.batcher.submit("from a handler", timeout=0))
         except BatcherClosed:
-            refused.append(use)
+            refused.append(scenario)
 
-    refused: list[Use] = []
-    for use, error in everywhere(act, handle):
+    refused: list[Scenario] = []
+    for scenario, error in interrupt_everywhere(action, handle):
         assert error is None
-        assert "shutdown" in act or use not in refused
+        assert "shutdown" in action or scenario not in refused
 
 
-@pytest.mark.parametrize("act", ["submit", "cancel", "flush", "shutdown"])
-def test_a_handler_that_waits_for_a_job_of_its_own_anywhere_leaves_nobody_waiting(act: str) -> None:
-    def handle(use: Use) -> None:
+@pytest.mark.parametrize("action", ["submit", "cancel", "flush", "shutdown"])
+def test_a_signal_handler_that_waits_for_its_own_job_at_any_point_does_not_deadlock(action: str) -> None:
+    def handle(scenario: Scenario) -> None:
         with suppress(BatcherClosed):
-            use.batcher.submit("from a handler", timeout=0)
-        assert use.batcher.flush(timeout=10)
+            scenario.batcher.submit("from a handler", timeout=0)
+        assert scenario.batcher.flush(timeout=10)
 
-    def nothing_else_happens(use: Use) -> None:
-        if act != "cancel":
-            use.futures[-1].result(timeout=10)
-        use.check()
+    def check_the_jobs(scenario: Scenario) -> None:
+        if action != "cancel":
+            scenario.futures[-1].result(timeout=10)
+        scenario.check()
 
-    for use, error in everywhere(act, handle, nothing_else_happens):
+    for scenario, error in interrupt_everywhere(action, handle, check_the_jobs):
         assert error is None
-        assert use.answer is (None if act == "submit" else use.futures[0].cancelled() if act == "cancel" else True)
+        assert scenario.answer is (
+            None if action == "submit" else scenario.futures[0].cancelled() if action == "cancel" else True
+        )
 
 
-def test_a_handler_that_waits_anywhere_in_a_flush_leaves_it_heard() -> None:
+def test_a_flush_takes_effect_if_a_signal_handler_waits_at_any_point_of_it() -> None:
     def wait_a_moment() -> None:
         with suppress(TimeoutError):
             future.result(timeout=0.02)
@@ -270,14 +275,14 @@ def test_a_handler_that_waits_anywhere_in_a_flush_leaves_it_heard() -> None:
             signal = Signal(wait_a_moment, place)
             signal.during(lambda: batcher.flush(wait=False))
             assert "flush" == future.result(timeout=10).batch.trigger
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
 @pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
-def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting(policy: BatchingPolicy[Any]) -> None:
-    def wait_in_vain() -> None:
+def test_a_signal_handler_that_waits_at_any_point_of_a_submit_delays_no_later_job(policy: BatchingPolicy[Any]) -> None:
+    def wait_for_the_held_job() -> None:
         with suppress(TimeoutError):
             held.result(timeout=0.02)
 
@@ -288,23 +293,23 @@ def test_a_handler_that_waits_anywhere_in_a_submit_keeps_no_later_job_waiting(po
             held = batcher.submit("held")
             processor.wait_for_batches(1)
             clock.wait_for_sleeper(NEVER)
-            signal = Signal(wait_in_vain, place)
+            signal = Signal(wait_for_the_held_job, place)
             assert signal.during(lambda: batcher.submit("job")) is None
             batcher.submit("later")
             try:
                 processor.wait_for_batches(3)
             finally:
                 processor.release()
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-@pytest.mark.parametrize("goes", [False, True])
-def test_a_handler_that_waits_anywhere_in_a_cancel_leaves_the_books_right(goes: bool) -> None:
+@pytest.mark.parametrize("flushes", [False, True])
+def test_the_statistics_are_correct_if_a_signal_handler_waits_at_any_point_of_a_cancel(flushes: bool) -> None:
     def wait_a_moment() -> None:
         with suppress(TimeoutError):
-            batcher.flush(timeout=10) if goes else other.result(timeout=0.02)
+            batcher.flush(timeout=10) if flushes else other.result(timeout=0.02)
 
     for place in count():
         with Batcher[str, str](list, Size(9)) as batcher:
@@ -314,12 +319,12 @@ def test_a_handler_that_waits_anywhere_in_a_cancel_leaves_the_books_right(goes: 
             assert batcher.flush(timeout=10)
             stats = batcher.stats()
             assert (int(future.cancelled()), 2) == (stats.cancelled, stats.cancelled + stats.succeeded)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert future.cancelled()
 
 
-def test_ctrl_c_anywhere_in_the_cancel_of_a_watched_future_leaves_its_lock_to_others() -> None:
+def test_ctrl_c_at_any_point_of_a_cancel_leaves_the_lock_of_the_future_free() -> None:
     for place in count():
         with Batcher[str, str](list, Size(9)) as batcher:
             future = batcher.submit("job")
@@ -328,12 +333,12 @@ def test_ctrl_c_anywhere_in_the_cancel_of_a_watched_future_leaves_its_lock_to_ot
             signal.during(future.cancel)
             done = in_thread(lambda: wait([future], timeout=5 if future.cancelled() else 0).done).result(timeout=10)
             assert (future in done) is future.cancelled()
-        if not signal.came:
+        if not signal.arrived:
             break
     assert future.cancelled()
 
 
-def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_end_of_the_future() -> None:
+def test_ctrl_c_at_any_point_of_a_cancel_leaves_no_thread_blocked_in_wait() -> None:
     for place in count():
         with Batcher[str, str](list, Size(9)) as batcher:
             future = batcher.submit("job")
@@ -344,12 +349,12 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_end_of_the_fu
             signal.during(future.cancel)
             if future.cancelled():
                 assert set() == waiter.result(timeout=20)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert future.cancelled()
 
 
-def test_a_handler_that_cancels_anywhere_in_a_wait_is_noticed_by_it() -> None:
+def test_wait_returns_if_a_signal_handler_cancels_the_future_at_any_point_of_it() -> None:
     def cancel() -> None:
         waiting.append(bool(future._waiters))
         future.cancel()
@@ -364,7 +369,7 @@ def test_a_handler_that_cancels_anywhere_in_a_wait_is_noticed_by_it() -> None:
     assert len(waiting) > 1
 
 
-def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> None:
+def test_ctrl_c_at_any_point_of_a_cancel_leaves_no_thread_blocked_in_result() -> None:
     def wait_for_result() -> None:
         waiting.append(threading.get_ident())
         future.exception(timeout=20)
@@ -379,51 +384,51 @@ def test_ctrl_c_anywhere_in_a_cancel_leaves_nobody_waiting_for_the_result() -> N
             signal.during(future.cancel)
             if future.cancelled():
                 assert isinstance(waiter.exception(timeout=10), CancelledError)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert future.cancelled()
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["the first", "the second"])
-def test_a_callback_that_a_finalizer_leaves_anywhere_while_another_is_left_is_called(before: int) -> None:
+def test_a_callback_that_a_finalizer_adds_at_any_point_while_another_is_added_is_called(before: int) -> None:
     for place in count():
         called: list[JobFuture[str]] = []
         with Batcher[str, str](lambda jobs: jobs, Size(9), clock=ManualClock()) as batcher:
             future = batcher.submit("job")
             for _ in range(before):
                 future.add_done_callback(called.append)
-            leave = partial(future.add_done_callback, called.append)
-            signal = Signal(leave, place, entrances=ENTRANCES_OF_FINALIZERS)
-            signal.during(leave)
-        if not signal.came:
+            add = partial(future.add_done_callback, called.append)
+            signal = Signal(add, place, entrances=ENTRANCES_OF_FINALIZERS)
+            signal.during(add)
+        if not signal.arrived:
             break
         assert [future] * (before + 2) == called
     assert place > 1
 
 
-def test_a_callback_is_called_wherever_in_its_registration_a_finalizer_waits_for_the_job() -> None:
+def test_a_callback_is_called_if_a_finalizer_waits_for_the_job_at_any_point_while_it_is_added() -> None:
     for place in count():
         called, release = list[JobFuture[str]](), threading.Event()
 
-        def let_it_end() -> None:
+        def release_and_wait() -> None:
             release.set()
             future.result(timeout=10)
 
         with Batcher[str, str](lambda jobs: jobs if release.wait() else [], Size(1)) as batcher:
             future = batcher.submit("job")
-            signal = Signal(let_it_end, place, entrances=ENTRANCES_OF_FINALIZERS)
+            signal = Signal(release_and_wait, place, entrances=ENTRANCES_OF_FINALIZERS)
             signal.during(lambda: future.add_done_callback(called.append))
             release.set()
-        if not signal.came:
+        if not signal.arrived:
             break
         assert [future] == called
     assert place > 1
 
 
-def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called() -> None:
+def test_a_callback_that_a_finalizer_adds_at_any_point_while_the_future_is_settled_is_called() -> None:
     def processor(jobs: list[str]) -> list[str]:
         submitted.wait()
-        sys.settrace(signal.trace)  # of this thread
+        sys.settrace(signal.trace)  # traces this thread
         return jobs
 
     for place in count():
@@ -432,24 +437,26 @@ def test_a_callback_that_a_finalizer_leaves_anywhere_in_a_settlement_is_called()
             future = batcher.submit("job")
             signal = Signal(lambda: future.add_done_callback(called.append), place)
             submitted.set()
-        if not signal.came:
+        if not signal.arrived:
             break
         assert [future] == called
     assert place > 1
 
 
 @pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
-def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right(policy: BatchingPolicy[Any]) -> None:
+def test_the_statistics_are_correct_if_a_finalizer_waits_at_any_point_while_a_future_is_settled(
+    policy: BatchingPolicy[Any],
+) -> None:
     def processor(jobs: list[str]) -> list[str]:
         if jobs == ["held"]:
             release.wait()
         if jobs == ["job"]:
             submitted.wait()
-            sys.settrace(signal.trace)  # of this thread
+            sys.settrace(signal.trace)  # traces this thread
         return jobs
 
     def submit_another_and_wait() -> None:
-        with suppress(BatcherClosed, TimeoutError):  # what a finalizer raises goes nowhere
+        with suppress(BatcherClosed, TimeoutError):  # an exception in a finalizer is lost
             batcher.submit("another")
             held.result(timeout=0.01)
 
@@ -465,12 +472,12 @@ def test_a_finalizer_that_waits_anywhere_in_a_settlement_leaves_the_books_right(
                 release.set()
         stats = batcher.stats()
         assert (0, stats.accepted) == (stats.running, stats.succeeded)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-def test_ctrl_c_anywhere_in_a_wait_for_room_costs_no_other_its_place() -> None:
+def test_ctrl_c_at_any_point_of_a_submit_to_a_full_queue_does_not_affect_blocked_submits() -> None:
     for place in count():
         clock, processor = ManualClock(), RecordingProcessor[str]()
         processor.hold()
@@ -481,18 +488,18 @@ def test_ctrl_c_anywhere_in_a_wait_for_room_costs_no_other_its_place() -> None:
             before = in_thread(lambda: batcher.submit("before", timeout=50))
             clock.wait_for_sleeper(50)
             signal = Signal(interrupt, place, ("contextlib",))
-            error = signal.during(lambda: batcher.submit("job", timeout=0))  # its traceback keeps all frames
+            error = signal.during(lambda: batcher.submit("job", timeout=0))  # the traceback keeps all frames
             after = in_thread(lambda: batcher.submit("after", timeout=60))
             clock.wait_for_sleeper(60)
             processor.release()
             assert "before" == before.result(timeout=10).result(timeout=10).value
             assert "after" == after.result(timeout=10).result(timeout=10).value
-        if not signal.came:
+        if not signal.arrived:
             break
     assert isinstance(error, BacklogFull)
 
 
-def test_a_handler_that_settles_a_job_anywhere_in_stats_disturbs_nothing() -> None:
+def test_stats_works_if_a_signal_handler_settles_a_job_at_any_point_of_it() -> None:
     class Held(Executor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
             return running
@@ -505,86 +512,86 @@ def test_a_handler_that_settles_a_job_anywhere_in_stats_disturbs_nothing() -> No
                 pass
             signal = Signal(lambda: running.set_result(["job"]), place)
             assert signal.during(batcher.stats) is None
-            if not signal.came:
+            if not signal.arrived:
                 running.set_result(["job"])
         assert "job" == future.result().value
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 0
 
 
-def test_a_finalizer_that_shuts_down_anywhere_in_a_pool_threads_lead_is_heeded() -> None:
+def test_a_shutdown_in_a_finalizer_at_any_point_while_a_worker_thread_leads_takes_effect() -> None:
     for place in count():
         batcher = Batcher[str, str](list, Size(2))
         future = batcher.submit("job")
         signal = Signal(lambda: batcher.shutdown(wait=False), place)
-        future.add_done_callback(lambda _: sys.settrace(signal.trace))  # of the pool's thread, just before it leads
+        future.add_done_callback(lambda _: sys.settrace(signal.trace))  # traces the worker thread, just before it leads
         batcher.submit("other")
         future.result(timeout=10)
         assert batcher.shutdown(timeout=10)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-@pytest.mark.parametrize("leader", ["worker thread", "pool thread"])
-def test_a_finalizer_that_waits_anywhere_in_a_lead_lets_no_second_thread_lead(leader: str) -> None:
-    class Asked(Size):
+@pytest.mark.parametrize("leader", ["batcher thread", "worker thread"])
+def test_there_is_only_one_leader_even_if_a_finalizer_waits_at_any_point_while_it_leads(leader: str) -> None:
+    class Exclusive(Size):
         def ask(self, lingers: bool) -> None:
             alone.append(turn.acquire(blocking=False))
             if lingers:
-                never.wait(0.005)  # for a second one to come
+                never.wait(0.005)  # gives a second leader time to arrive
             if alone[-1]:
                 turn.release()
 
         def due(self, window: Any) -> float:
             self.ask("late" in window.jobs)
-            if leader == "worker thread":
-                sys.settrace(signal.trace if "job" in window.jobs else None)  # until it is asked again
+            if leader == "batcher thread":
+                sys.settrace(signal.trace if "job" in window.jobs else None)  # until the policy is asked again
             return super().due(window)
 
         def observe(self, report: Any) -> None:
-            self.ask(leader == "worker thread")
+            self.ask(leader == "batcher thread")
 
     def processor(jobs: list[str]) -> list[str]:
         if jobs != ["job"]:
             release.wait()
         return jobs
 
-    def have_another_lead_and_wait() -> None:
-        with suppress(BatcherClosed, TimeoutError):  # what a finalizer raises goes nowhere
+    def wait_while_another_thread_leads() -> None:
+        with suppress(BatcherClosed, TimeoutError):  # an exception in a finalizer is lost
             batcher.submit("late")
-            release.set() if leader == "worker thread" else held.result(timeout=0.01)
+            release.set() if leader == "batcher thread" else held.result(timeout=0.01)
             other.result(timeout=0.005)
 
     alone: list[bool] = []
     turn, never = threading.Lock(), threading.Event()
     for place in count():
         release = threading.Event()
-        with Batcher[str, str](processor, Asked(1), max_workers=3) as batcher:
+        with Batcher[str, str](processor, Exclusive(1), max_workers=3) as batcher:
             held, other = batcher.submit("held"), batcher.submit("other")
-            signal = Signal(have_another_lead_and_wait, place)
+            signal = Signal(wait_while_another_thread_leads, place)
             future = batcher.submit("job")
-            if leader == "pool thread":
+            if leader == "worker thread":
                 future.add_done_callback(lambda _: sys.settrace(signal.trace))
             future.result(timeout=10)
             batcher.submit("another")
             release.set()
         assert all(alone)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
 @pytest.mark.parametrize("policy", [Size(1), Size(1) | AllWaiting()], ids=repr)
-def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books_right(
+def test_the_statistics_are_correct_if_a_finalizer_waits_at_any_point_while_a_worker_thread_leads(
     policy: BatchingPolicy[Any],
 ) -> None:
     def processor(jobs: list[str]) -> list[str]:
         release.wait() if jobs == ["held"] else go.wait()
         return jobs
 
-    def let_another_finish() -> None:
+    def release_the_held_job() -> None:
         release.set()
         with suppress(TimeoutError):
             held.result(timeout=0.1)
@@ -594,7 +601,7 @@ def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books
         with Batcher[str, str](processor, policy, max_workers=2) as batcher:
             held, future = batcher.submit("held"), batcher.submit("job")
             batcher.submit("next")
-            signal = Signal(let_another_finish, place)
+            signal = Signal(release_the_held_job, place)
             future.add_done_callback(lambda _: sys.settrace(signal.trace))
             go.set()
             future.result(timeout=10)
@@ -602,19 +609,19 @@ def test_a_finalizer_that_waits_anywhere_in_a_pool_threads_lead_leaves_the_books
             release.set()
         stats = batcher.stats()
         assert (0, 3) == (stats.running, stats.succeeded)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-def test_a_finalizer_that_waits_for_those_who_come_back_leaves_the_books_right() -> None:
+def test_the_statistics_are_correct_if_a_finalizer_waits_at_any_point_for_a_caller_to_return() -> None:
     def processor(jobs: list[str]) -> list[str]:
         if jobs == ["before"]:
-            wait_until_heard(caller)
+            wait_until_blocked(caller)
         if jobs == ["held"]:
             release.wait()
         if jobs == ["job"]:
-            wait_until_heard(waiting[-1])
+            wait_until_blocked(waiting[-1])
             sys.settrace(signal.trace)
         return jobs
 
@@ -622,83 +629,83 @@ def test_a_finalizer_that_waits_for_those_who_come_back_leaves_the_books_right()
         waiting.append(threading.get_ident())
         batcher.submit("job").result(timeout=10)
 
-    def let_the_caller_come_back() -> None:
-        came.set()
-        while not back.is_set():
+    def wait_for_the_caller_to_return() -> None:
+        arrived.set()
+        while not returned.is_set():
             with suppress(TimeoutError):
                 held.result(timeout=0.01)
 
     caller, waiting = threading.get_ident(), list[int]()
     for place in count():
-        came, back, release = threading.Event(), threading.Event(), threading.Event()
+        arrived, returned, release = threading.Event(), threading.Event(), threading.Event()
         clock = ManualClock()
         batcher = Batcher[str, str](processor, Natural(), max_workers=3, clock=clock)
         for _ in range(2):
             batcher.submit("before").result(timeout=10)
-        clock.advance(1)  # too long for this caller to be waited for
+        clock.advance(1)  # too long for the batcher to expect this caller back
         held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
         while not held.running():
             pass
-        signal = Signal(let_the_caller_come_back, place)
+        signal = Signal(wait_for_the_caller_to_return, place)
         waiter = in_thread(wait_for_another)
-        waiter.add_done_callback(lambda _: came.set())
-        came.wait(10)
+        waiter.add_done_callback(lambda _: arrived.set())
+        arrived.wait(10)
         batcher.submit("back")
-        back.set()
+        returned.set()
         waiter.result(timeout=20)
         release.set()
         assert in_thread(batcher.shutdown).result(timeout=10)
         assert (0, 5) == (batcher.stats().running, batcher.stats().succeeded)
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-def test_a_job_that_a_handler_that_waits_interrupts_anywhere_in_its_submit_expires() -> None:
-    def have_the_worker_look() -> None:
+def test_a_job_expires_even_if_a_signal_handler_waits_at_any_point_of_its_submit() -> None:
+    def wake_the_batcher_thread() -> None:
         batcher.flush(wait=False)
         with suppress(TimeoutError):
             held.result(timeout=0.02)
 
     def processor(jobs: list[str]) -> list[str]:
-        wait_until_heard(caller) if jobs == ["before"] else release.wait()
+        wait_until_blocked(caller) if jobs == ["before"] else release.wait()
         return jobs
 
     caller = threading.get_ident()
     for place in count():
         clock, release = ManualClock(), threading.Event()
         with Batcher[str, str](processor, Natural(), clock=clock) as batcher:
-            for _ in range(2):  # so that this caller is expected back
+            for _ in range(2):  # makes the batcher expect this caller back
                 batcher.submit("before").result(timeout=10)
             held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
             while not held.running():
                 pass
             futures: list[JobFuture[str]] = []
-            signal = Signal(have_the_worker_look, place)
+            signal = Signal(wake_the_batcher_thread, place)
             signal.during(lambda: futures.append(batcher.submit("job", expires_in=5)))
             clock.advance(5)
             try:
                 assert isinstance(futures[0].exception(timeout=10), JobExpired)
             finally:
                 release.set()
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1
 
 
-def wait_until_heard(thread: int) -> None:
-    """Wait until a thread waits for a result."""
+def wait_until_blocked(thread: int) -> None:
+    """Wait until a thread is blocked in `result`."""
     while Waiter.hear.__code__ not in codes_of(thread):
         pass
 
 
 def codes_of(thread: int) -> list[CodeType]:
-    """Return the code of all functions that a thread is in."""
+    """Return the code of all functions on the stack of a thread."""
     return [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames().get(thread))]
 
 
-class Armed(ManualClock):
-    """Raises KeyboardInterrupt, as a signal would, where its thread next reads the clock or sleeps."""
+class ArmedClock(ManualClock):
+    """Raises KeyboardInterrupt, like Ctrl-C, when the main thread next calls the armed method."""
 
     armed = ""
 
@@ -716,32 +723,32 @@ class Armed(ManualClock):
             raise KeyboardInterrupt
 
 
-def twice(clock: Armed, method: str, act: Callable[[], Any], place: int) -> bool:
-    """Have one Ctrl-C come where *act* calls that *method* of its clock, and one at that *place*; return if it came."""
+def interrupt_twice(clock: ArmedClock, method: str, action: Callable[[], Any], place: int) -> bool:
+    """Interrupt *action* when it calls *method* of the clock, and again at *place*. Return whether it got there."""
     clock.armed = method
     signal = Signal(interrupt, place)
-    assert isinstance(signal.during(act), KeyboardInterrupt)
+    assert isinstance(signal.during(action), KeyboardInterrupt)
     clock.armed = ""
-    return signal.came
+    return signal.arrived
 
 
-def test_a_second_ctrl_c_anywhere_after_one_in_a_submit_leaves_no_lock_taken() -> None:
+def test_a_second_ctrl_c_at_any_point_after_one_in_a_submit_leaves_no_lock_held() -> None:
     for place in count():
-        clock = Armed()
+        clock = ArmedClock()
         with Batcher[str, str](list, Size(1), clock=clock) as batcher:
             batcher.submit("before").result(timeout=10)
-            came = twice(clock, "now", lambda: batcher.submit("job"), place)
+            arrived = interrupt_twice(clock, "now", lambda: batcher.submit("job"), place)
             in_thread(batcher.stats).result(timeout=10)
-        if not came:
+        if not arrived:
             break
     assert place > 5
 
 
-def test_a_second_ctrl_c_anywhere_after_one_in_a_wait_for_room_leaves_nobody_counted_as_waiting(
+def test_a_second_ctrl_c_at_any_point_after_one_in_a_blocked_submit_leaves_no_caller_counted_as_blocked(
     processor: RecordingProcessor[str],
 ) -> None:
     for place in count():
-        clock = Armed()
+        clock = ArmedClock()
         with Batcher[str, str](processor, Interval(60), max_pending=3, clock=clock) as batcher:
             processor.hold()
             running = batcher.submit("running")
@@ -749,19 +756,19 @@ def test_a_second_ctrl_c_anywhere_after_one_in_a_wait_for_room_leaves_nobody_cou
             processor.wait_for_batches(2 * place + 1)
             clock.advance(1)
             waiting = [batcher.submit("waiting") for _ in range(3)]
-            came = twice(clock, "wait_until", lambda: batcher.submit("no room"), place)
+            arrived = interrupt_twice(clock, "wait_until", lambda: batcher.submit("blocked"), place)
             in_thread(batcher.stats).result(timeout=10)
             processor.release()
             running.result(timeout=10)
-            clock.wait_for_sleeper(61)  # the worker is free, and leaves the batch to its interval
+            clock.wait_for_sleeper(61)  # the worker is free, and the batch waits for its interval
         assert {"shutdown"} == {future.result(timeout=0).batch.trigger for future in waiting}
-        if not came:
+        if not arrived:
             break
     assert place > 5
 
 
 @pytest.mark.parametrize("watch", [wait, lambda futures, timeout: list(as_completed(futures, timeout))])
-def test_ctrl_c_anywhere_in_wait_or_as_completed_holds_up_no_job(watch: Any) -> None:
+def test_ctrl_c_at_any_point_of_wait_or_as_completed_delays_no_job(watch: Any) -> None:
     for place in count():
         processor = RecordingProcessor[int]()
         processor.hold()
@@ -775,38 +782,38 @@ def test_ctrl_c_anywhere_in_wait_or_as_completed_holds_up_no_job(watch: Any) -> 
             processor.release()
             assert [0, 1, 2] == [in_thread(future.result).result(timeout=10).value for future in futures]
             assert not wait(futures, timeout=10).not_done
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 20
 
 
-def test_ctrl_c_anywhere_in_the_wait_for_the_start_leaves_no_other_thread_waiting() -> None:
+def test_ctrl_c_at_any_point_of_a_wait_for_the_start_leaves_no_other_thread_blocked() -> None:
     for place in count():
         start_latch = StartLatch()
         start_latch.settle()
         ctrl_c = Signal(interrupt, place)
         ctrl_c.during(lambda: start_latch.wait(10))
         in_thread(lambda: start_latch.wait(10)).result(timeout=5)
-        if not ctrl_c.came:
+        if not ctrl_c.arrived:
             break
     assert place > 3
 
 
-def test_a_flush_that_a_handler_interrupts_while_another_thread_flushes_undoes_no_other_flush() -> None:
+def test_a_flush_interrupted_by_a_signal_handler_does_not_undo_the_flush_of_another_thread() -> None:
     class Observing(Size):
         def observe(self, report: Any) -> None:
             if armed.is_set():
-                go_on.wait(timeout=10)  # so that the next look comes after all flushes
+                go_on.wait(timeout=10)  # so that the leader drains the queue after all flushes
 
     def processor(jobs: list[str]) -> list[str]:
         if jobs == ["held"]:
             release.wait(timeout=20)
         return jobs
 
-    def have_another_flush() -> None:
+    def flush_in_another_thread() -> None:
         others.append(in_thread(flush_twice))
         with suppress(TimeoutError):
-            held.result(timeout=0.3)  # which gives up the mutex
+            held.result(timeout=0.3)  # releases the mutex
 
     def flush_twice() -> JobFuture[str]:
         first = batcher.submit("first")
@@ -822,12 +829,12 @@ def test_a_flush_that_a_handler_interrupts_while_another_thread_flushes_undoes_n
         with Batcher[str, str](processor, Observing(100), max_workers=2) as batcher:
             held = batcher.submit("held")
             batcher.flush(wait=False)
-            signal = Signal(have_another_flush, place)
+            signal = Signal(flush_in_another_thread, place)
             signal.during(lambda: batcher.flush(wait=False))
             go_on.set()
             if others:
                 assert "second" == others[0].result(timeout=10).result(timeout=10).value
             release.set()
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 1

@@ -1,4 +1,4 @@
-"""Threads that can't be started, and ends that are broken off: nobody waits for a thread that does not exist."""
+"""Threads that fail to start, and interrupted shutdowns: no call waits for a thread that does not exist."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from tests.threads import FailingStart, in_thread
 
 
 @pytest.mark.parametrize("name", ["slow_0", "slow_1", "slow_2"])
-def test_a_shutdown_returns_when_a_thread_can_not_be_started(
+def test_a_shutdown_returns_even_if_a_thread_fails_to_start(
     name: str, monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     called: list[str] = []
@@ -35,13 +35,13 @@ def test_a_shutdown_returns_when_a_thread_can_not_be_started(
 
 
 def refusal(batcher: Batcher[str, Any]) -> str:
-    """Return the error with which a submit is refused."""
+    """Return the message of the error that a submit raises."""
     with pytest.raises(RuntimeError) as refused:
         batcher.submit("job")
     return str(refused.value)
 
 
-def test_a_shutdown_that_does_not_wait_is_finished_by_the_thread_whose_start_failed(
+def test_a_shutdown_without_waiting_is_completed_by_the_caller_that_failed_to_start_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called = threading.Event()
@@ -60,7 +60,7 @@ def test_a_shutdown_that_does_not_wait_is_finished_by_the_thread_whose_start_fai
 
 
 @pytest.mark.parametrize("name", ["slow", "slow_0", "slow_1"])
-def test_after_a_thread_could_not_be_started_the_next_job_starts_all(
+def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Batcher[str, str](list, max_workers=2, name="slow") as batcher:
@@ -73,9 +73,7 @@ def test_after_a_thread_could_not_be_started_the_next_job_starts_all(
 
 
 @pytest.mark.parametrize("place", ["abandon", "_run_shutdown_callback"])
-def test_a_thread_that_waits_for_the_end_takes_over_when_the_thread_that_ends_the_batcher_is_interrupted(
-    place: str, clock: ManualClock
-) -> None:
+def test_if_a_shutdown_is_interrupted_another_waiting_shutdown_completes_it(place: str, clock: ManualClock) -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if event == "return" and frame.f_code.co_name == place:
             sys.settrace(None)
@@ -100,7 +98,7 @@ def test_a_thread_that_waits_for_the_end_takes_over_when_the_thread_that_ends_th
     assert [0, 1, 2] == called
 
 
-def test_the_interpreter_ends_though_a_thread_can_not_be_started_by_then() -> None:
+def test_the_interpreter_exits_even_if_a_thread_fails_to_start_at_exit() -> None:
     script = """
     import threading
     from microbatch import NEVER, Batcher
@@ -109,7 +107,7 @@ def test_the_interpreter_ends_though_a_thread_can_not_be_started_by_then() -> No
     def start(thread):
         if thread.name == "late_1":
             starting.set()
-            clock.wait_for_sleeper(NEVER)  # which is the end of the interpreter
+            clock.wait_for_sleeper(NEVER)  # until the interpreter exits
             raise RuntimeError("can't create new thread at interpreter shutdown")
         original(thread)
 

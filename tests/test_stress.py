@@ -1,7 +1,7 @@
-"""Everything at once and at random, on real threads: then the books must balance, and every future have one outcome.
+"""All operations at random, on real threads: the statistics must add up, and each future has exactly one outcome.
 
-Runs for ``STRESS_SECONDS`` (30) each. The order of events is the machine's, so a seed alone repeats no failure; it is
-told because it repeats the batcher, the processor and what each thread is about to do.
+Each test runs for ``STRESS_SECONDS`` (30). The order of events depends on the machine, so a seed alone does not
+reproduce a failure. It is still reported: it determines the batcher, the processor and the actions of each thread.
 """
 
 import builtins
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 
 class Faulty(BatchingPolicy[Any]):
-    """Raises now and then, wherever a policy can."""
+    """Raises now and then, in each method that a policy may define."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
@@ -68,7 +68,7 @@ class Faulty(BatchingPolicy[Any]):
 
 
 class Processor:
-    """Does with a batch whatever a processor may and may not do, and writes down what it was given."""
+    """Does everything that a processor may and may not do, and records the batches."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
@@ -78,9 +78,9 @@ class Processor:
     def __call__(self, jobs: list[Job]) -> Any:
         self.batches.append(list(jobs))
         if self.dice.random() < 0.2:
-            time.sleep(0.001)  # a downstream that takes its time
-        act = self.dice.choice([self.list, self.list, self.generator, self.nothing, self.fault])
-        return act(jobs)
+            time.sleep(0.001)  # a slow downstream
+        action = self.dice.choice([self.list, self.list, self.generator, self.nothing, self.fault])
+        return action(jobs)
 
     def list(self, jobs: list[Job]) -> Any:
         return [ValueError(job) if job.kind == "bad" else job for job in jobs]
@@ -93,7 +93,7 @@ class Processor:
 
     def fault(self, jobs: builtins.list[Job]) -> Any:
         self.faults += 1
-        return self.dice.choice([self.raises, self.exits, self.too_few, self.too_many, self.breaks_off, self.text])(
+        return self.dice.choice([self.raises, self.exits, self.too_few, self.too_many, self.is_interrupted, self.text])(
             jobs
         )
 
@@ -109,7 +109,7 @@ class Processor:
     def too_many(self, jobs: builtins.list[Job]) -> Any:
         return iter([*jobs, "surplus"])
 
-    def breaks_off(self, jobs: builtins.list[Job]) -> Any:
+    def is_interrupted(self, jobs: builtins.list[Job]) -> Any:
         yield from self.list(jobs[:-1])
         raise KeyboardInterrupt
 
@@ -117,8 +117,8 @@ class Processor:
         return "x" * len(jobs)
 
 
-class Watched(Batcher[Job, Any]):
-    """Writes down every future that it hands out, and every call of their callbacks."""
+class RecordingBatcher(Batcher[Job, Any]):
+    """Records every future that it returns, and every call of their callbacks."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -133,9 +133,9 @@ class Watched(Batcher[Job, Any]):
 
 
 class Caller:
-    """One of the threads: does what its dice say, until the batcher is closed or its steps are over."""
+    """One of the threads: takes random steps until all are done or the batcher is shut down."""
 
-    def __init__(self, batcher: Watched, number: int, seed: int, closes: bool) -> None:
+    def __init__(self, batcher: RecordingBatcher, number: int, seed: int, closes: bool) -> None:
         self.batcher = batcher
         self.number = number
         self.dice = random.Random(f"{seed} {number}")
@@ -144,10 +144,10 @@ class Caller:
         self.submitted = 0
 
     def __call__(self) -> None:
-        acts = [self.submit] * 8 + [self.cancel] * 3 + [self.read] * 2 + [self.map, self.flush, self.call_back]
+        actions = [self.submit] * 8 + [self.cancel] * 3 + [self.read] * 2 + [self.map, self.flush, self.call_back]
         for step in range(STEPS):
             try:
-                self.close() if step == self.closing_step else self.dice.choice(acts)()
+                self.close() if step == self.closing_step else self.dice.choice(actions)()
             except BacklogFull:
                 continue
             except BatcherClosed:
@@ -187,15 +187,15 @@ class Caller:
         except BatcherClosed:
             raise
         except (Exception, SystemExit, KeyboardInterrupt, CancelledError):
-            pass  # of the job, or that the time is over
+            pass  # the exception of a job, or the timeout
 
     def flush(self) -> None:
         self.batcher.flush(wait=self.dice.random() < 0.5, timeout=self.dice.choice([0, 0.001, 0.05]))
 
     def call_back(self) -> None:
         if self.futures:
-            act = self.dice.choice([self.submit_from_callback, self.raise_from_callback, self.flush_from_callback])
-            self.dice.choice(self.futures).add_done_callback(act)
+            action = self.dice.choice([self.submit_from_callback, self.raise_from_callback, self.flush_from_callback])
+            self.dice.choice(self.futures).add_done_callback(action)
 
     def submit_from_callback(self, future: Any) -> None:
         try:
@@ -228,34 +228,34 @@ def policies(dice: random.Random) -> BatchingPolicy[Any]:
 
 
 def one_round(seed: int, pool: ThreadPoolExecutor) -> Counter[str]:
-    """Use a new batcher from all threads, shut it down, and check it; return what it counted."""
+    """Use a new batcher from all threads, shut it down, and check it. Return the counts."""
     dice = random.Random(seed)
     processor = Processor(random.Random(seed))
     workers = dice.choice([1, 1, 3])
     key: Callable[[Job], Hashable] | None = dice.choice([None, lambda job: job.number % 3])
-    foreign: Executor | None = dice.choice([None, None, ThreadPoolExecutor(2), InlineExecutor()])
-    batcher = Watched(
-        processor, policies(dice), key=key, max_pending=dice.choice([7, 50, 0]), max_workers=workers, executor=foreign
+    supplied: Executor | None = dice.choice([None, None, ThreadPoolExecutor(2), InlineExecutor()])
+    batcher = RecordingBatcher(
+        processor, policies(dice), key=key, max_pending=dice.choice([7, 50, 0]), max_workers=workers, executor=supplied
     )
     closes = dice.random() < 0.5
     callers = [Caller(batcher, number, seed, closes and number == 0) for number in range(THREADS)]
     for done in [pool.submit(caller) for caller in callers]:
         done.result(timeout=60)
     assert batcher.shutdown(timeout=60)
-    if foreign is not None:
-        foreign.shutdown()
+    if supplied is not None:
+        supplied.shutdown()
     check(batcher, processor, in_order=workers == 1)
     stats = batcher.stats()
     counts = Counter({state.value: getattr(stats, state.value) for state in JobState})
     return counts + Counter(jobs=stats.accepted, batches=stats.batches, faults=processor.faults, rounds=1)
 
 
-def check(batcher: Watched, processor: Processor, in_order: bool) -> None:
+def check(batcher: RecordingBatcher, processor: Processor, in_order: bool) -> None:
     stats, states = batcher.stats(), Counter(future.state for future in batcher.accepted)
     assert states == Counter({state: getattr(stats, state.value) for state in JobState})
     assert len(batcher.accepted) == stats.accepted == sum(states.values())
     assert 0 == stats.queued + stats.batched + stats.running
-    assert Counter(batcher.accepted) == Counter(batcher.called_back), "each future has called back exactly once"
+    assert Counter(batcher.accepted) == Counter(batcher.called_back), "a callback was not called exactly once"
     for future in batcher.accepted:
         assert future.state is outcome_of(future)
     check_processed(batcher, processor, in_order)
@@ -271,7 +271,7 @@ def outcome_of(future: JobFuture[Any]) -> JobState:
     return JobState.EXPIRED if isinstance(error, JobExpired) else JobState.FAILED
 
 
-def check_processed(batcher: Watched, processor: Processor, in_order: bool) -> None:
+def check_processed(batcher: RecordingBatcher, processor: Processor, in_order: bool) -> None:
     processed = [job for batch in processor.batches for job in batch if job.thread >= 0]
     assert all(1 <= len(batch) <= LIMIT for batch in processor.batches)
     assert len(processed) == len(set(processed)), "a job was processed twice"
@@ -282,7 +282,7 @@ def check_processed(batcher: Watched, processor: Processor, in_order: bool) -> N
         last: dict[Any, int] = {}
         for job in processed:
             lane = job.thread, job.number % 3
-            assert last.get(lane, 0) < job.number, "a job overtook an earlier one of its thread and key"
+            assert last.get(lane, 0) < job.number, "a job overtook an earlier one of the same thread and key"
             last[lane] = job.number
 
 
@@ -294,7 +294,7 @@ def pace(request: pytest.FixtureRequest) -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def test_whatever_happens_every_accepted_job_has_one_outcome(pace: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_accepted_job_has_exactly_one_outcome(pace: None, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.SystemRandom().randrange(10**9)
     total: Counter[str] = Counter()
     end = time.monotonic() + SECONDS

@@ -1,4 +1,4 @@
-"""Subinterpreters, also isolated ones, which have no daemon threads."""
+"""Batchers in subinterpreters, including isolated ones, which have no daemon threads."""
 
 import subprocess
 import sys
@@ -6,7 +6,9 @@ import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no isolated subinterpreters")
+pytestmark = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before Python 3.12, there are no isolated subinterpreters"
+)
 
 HEAD = """
 import sys, textwrap
@@ -25,20 +27,20 @@ def run_inside(config, script):
     print("destroyed", flush=True)
 """
 
-SETTING_UP = """
+SETUP = """
 from concurrent.futures import ThreadPoolExecutor
 import threading
 from microbatch import Batcher, BatcherClosed, Interval, Size
 
 def show(jobs):
-    print("".join(f"{job}\\n" for job in jobs), end="", flush=True)  # in one piece, since several may be printing
+    print("".join(f"{job}\\n" for job in jobs), end="", flush=True)  # in one call, since several threads may print
     return jobs
 """
 
 
 def run(config: str, script: str) -> "tuple[int, str, str]":
-    """Run *script* in a subinterpreter, then end that."""
-    inside = SETTING_UP + textwrap.dedent(script)
+    """Run *script* in a subinterpreter, then destroy the subinterpreter."""
+    inside = SETUP + textwrap.dedent(script)
     command = [sys.executable, "-c", f"{HEAD}\nrun_inside({config!r}, {inside!r})"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     return done.returncode, done.stdout, done.stderr
@@ -59,7 +61,7 @@ def test_a_batcher_works_in_a_subinterpreter(config: str) -> None:
     assert (0, "0 2 4 6 8\n[]\ndestroyed\n", "") == run(config, script)
 
 
-def test_the_end_of_a_subinterpreter_does_the_jobs_that_wait_first(config: str) -> None:
+def test_waiting_jobs_are_processed_before_a_subinterpreter_ends(config: str) -> None:
     script = """
     held = Batcher(show, Size(9), max_workers=2)
     held.submit("held")
@@ -70,7 +72,7 @@ def test_the_end_of_a_subinterpreter_does_the_jobs_that_wait_first(config: str) 
     assert (0, ["destroyed", "held", "later"], "") == (code, sorted(out.splitlines()), err)
 
 
-def test_the_end_of_a_subinterpreter_waits_for_a_batch_that_runs(config: str) -> None:
+def test_a_subinterpreter_ends_only_after_the_running_batch(config: str) -> None:
     script = """
     def slow(jobs):
         started.set()
@@ -86,7 +88,7 @@ def test_the_end_of_a_subinterpreter_waits_for_a_batch_that_runs(config: str) ->
 
 
 @pytest.mark.parametrize("runs", [True, False])
-def test_jobs_that_are_left_when_the_exit_timeout_of_a_subinterpreter_runs_out_fail_and_a_batch_that_runs_is_waited_for(
+def test_at_the_exit_timeout_of_a_subinterpreter_jobs_fail_but_a_running_batch_is_waited_for(
     runs: bool,
 ) -> None:
     script = f"""
@@ -99,7 +101,7 @@ def test_jobs_that_are_left_when_the_exit_timeout_of_a_subinterpreter_runs_out_f
     def outcome(future):
         print(type(future.exception()).__name__, flush=True)
         failed.set()
-    class Clock:  # whose time is over as soon as the end begins
+    class Clock:  # an exit timeout of 0 runs out as soon as the exit begins
         def now(self):
             return 0.0
         def wait_until(self, condition, moment):
@@ -114,9 +116,9 @@ def test_jobs_that_are_left_when_the_exit_timeout_of_a_subinterpreter_runs_out_f
     assert (0, expected, "") == run("isolated", script)
 
 
-def test_an_executor_of_the_callers_may_be_used_in_a_subinterpreter(config: str) -> None:
+def test_a_supplied_executor_works_in_a_subinterpreter(config: str) -> None:
     if config == "isolated" and sys.version_info < (3, 13):
-        pytest.skip("there, a ThreadPoolExecutor without a batcher crashes the interpreter too")
+        pytest.skip("before Python 3.13, a ThreadPoolExecutor alone crashes the interpreter")
     script = """
     with ThreadPoolExecutor(1) as pool, Batcher(show, Size(2), executor=pool) as batcher:
         batcher.submit(1), batcher.submit(2)
@@ -124,7 +126,7 @@ def test_an_executor_of_the_callers_may_be_used_in_a_subinterpreter(config: str)
     assert (0, "1\n2\ndestroyed\n", "") == run(config, script)
 
 
-def test_a_batcher_of_the_main_interpreter_is_not_touched_by_the_end_of_a_subinterpreter() -> None:
+def test_the_end_of_a_subinterpreter_does_not_affect_a_batcher_of_the_main_interpreter() -> None:
     script = """
     from microbatch import Batcher, Size
     batcher = Batcher(lambda jobs: [job * 2 for job in jobs], Size(9))

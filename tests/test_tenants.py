@@ -1,4 +1,4 @@
-"""Jobs of different keys never share a batch, and what becomes of one tenant's jobs never touches another's."""
+"""With one key per tenant, no batch has jobs of two tenants, and no failure of one tenant affects another."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from microbatch.testing import ManualClock, RecordingProcessor
 
 class Job(NamedTuple):
     tenant: str
-    what: Any
+    value: Any
     credentials: str = "a token"
 
 
@@ -34,19 +34,19 @@ def tenant_of(job: Job) -> str:
 
 
 def outcomes(futures: list[JobFuture[Any]]) -> list[Any]:
-    """Return the value of each, or the kind of its exception."""
+    """Return the value of each future, or the type of its exception."""
     errors = [future.exception(timeout=10) for future in futures]
     return [future.result().value if error is None else type(error) for future, error in zip(futures, errors)]
 
 
 def two_of_each(batcher: Batcher[Job, Any]) -> tuple[list[JobFuture[Any]], list[JobFuture[Any]]]:
-    """Submit jobs of two tenants by turns; return the futures of the bad one and of the good one."""
+    """Submit jobs of two tenants in turn. Return the futures of the bad tenant and those of the good one."""
     jobs = [Job(tenant, number) for number in (1, 2) for tenant in ("bad", "good")]
     futures = [batcher.submit(job) for job in jobs]
     return futures[::2], futures[1::2]
 
 
-# -- who shares a batch --
+# -- which jobs share a batch --
 
 policies = st.sampled_from([Size(1), Size(3), Size(3) | Natural(), Natural(), Weight(2.5), Interval(0)])
 
@@ -58,23 +58,25 @@ policies = st.sampled_from([Size(1), Size(3), Size(3) | Natural(), Natural(), We
     policy=policies,
     max_workers=st.integers(1, 3),
 )
-def test_no_batch_is_of_two_tenants_and_a_failure_is_of_one(
+def test_no_batch_has_jobs_of_two_tenants_and_a_failure_affects_only_one(
     jobs: list[Job], bad: str, policy: Any, max_workers: int
 ) -> None:
     def fail_for_one(batch: list[Job]) -> list[Any]:
         if batch[0].tenant == bad:
             raise PermissionError(bad)
-        return [job.what for job in batch]
+        return [job.value for job in batch]
 
     processor = RecordingBatches(fail_for_one)
     with Batcher(processor, policy, key=lambda job: (job.tenant, job.credentials), max_workers=max_workers) as batcher:
         futures = [batcher.submit(job) for job in jobs]
-    assert [1] * len(processor.batches) == [len({job._replace(what=0) for job in batch}) for batch in processor.batches]
-    assert [PermissionError if job.tenant == bad else job.what for job in jobs] == outcomes(futures)
+    assert [1] * len(processor.batches) == [
+        len({job._replace(value=0) for job in batch}) for batch in processor.batches
+    ]
+    assert [PermissionError if job.tenant == bad else job.value for job in jobs] == outcomes(futures)
 
 
 class RecordingBatches:
-    """A processor that remembers its batches and leaves each as a whole to a function."""
+    """A processor that records its batches and calls a function with each batch."""
 
     def __init__(self, function: Callable[[list[Job]], Any]) -> None:
         self.batches: list[list[Job]] = []
@@ -85,15 +87,15 @@ class RecordingBatches:
         return self._function(jobs)
 
 
-def test_other_credentials_of_the_same_tenant_are_a_batch_of_their_own() -> None:
+def test_jobs_of_one_tenant_with_different_credentials_do_not_share_a_batch() -> None:
     processor = RecordingBatches(lambda jobs: jobs)
     with Batcher(processor, Size(2), key=lambda job: (job.tenant, job.credentials)) as batcher:
-        for what, token in enumerate(["old token", "new token"] * 2):
-            batcher.submit(Job("acme", what, token))
-    assert [[0, 2], [1, 3]] == [[job.what for job in batch] for batch in processor.batches]
+        for value, token in enumerate(["old token", "new token"] * 2):
+            batcher.submit(Job("acme", value, token))
+    assert [[0, 2], [1, 3]] == [[job.value for job in batch] for batch in processor.batches]
 
 
-# -- what happens to one, in the processor --
+# -- failures in the processor --
 
 
 def raises(jobs: list[Job]) -> None:
@@ -105,12 +107,12 @@ def exits(jobs: list[Job]) -> None:
 
 
 def yields_one_and_raises(jobs: list[Job]) -> Iterator[int]:
-    yield jobs[0].what
+    yield jobs[0].value
     raise PermissionError
 
 
 @pytest.mark.parametrize(
-    "misfortune, bad",
+    "failure, bad",
     [
         (raises, [PermissionError, PermissionError]),
         (exits, [SystemExit, SystemExit]),
@@ -120,14 +122,14 @@ def yields_one_and_raises(jobs: list[Job]) -> Iterator[int]:
         (lambda jobs: "12", [TypeError, TypeError]),
         (lambda jobs: jobs.clear(), [None, None]),
     ],
-    ids=["raises", "exits", "raises midway", "an exception in a slot", "too few", "a string", "empties its list"],
+    ids=["raises", "exits", "raises midway", "an exception as a result", "too few", "a string", "empties its list"],
 )
 @pytest.mark.parametrize("max_workers", [1, 2])
-def test_what_a_processor_does_for_one_tenant_never_touches_another(
-    misfortune: Callable[[list[Job]], Any], bad: list[Any], max_workers: int
+def test_a_failure_in_the_processor_for_one_tenant_does_not_affect_another(
+    failure: Callable[[list[Job]], Any], bad: list[Any], max_workers: int
 ) -> None:
     def processor(jobs: list[Job]) -> Any:
-        return misfortune(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
+        return failure(jobs) if jobs[0].tenant == "bad" else [job.value for job in jobs]
 
     with Batcher(processor, Size(2), key=tenant_of, max_workers=max_workers) as batcher:
         futures = two_of_each(batcher)
@@ -135,7 +137,7 @@ def test_what_a_processor_does_for_one_tenant_never_touches_another(
     assert ["good", "good"] == [future.result().batch.key for future in futures[1]]
 
 
-def test_tenants_who_meet_the_same_exception_object_get_one_each() -> None:
+def test_if_one_exception_object_is_raised_for_two_tenants_each_job_gets_its_own_copy() -> None:
     error = PermissionError("the same")
 
     def processor(jobs: list[Job]) -> None:
@@ -146,9 +148,9 @@ def test_tenants_who_meet_the_same_exception_object_get_one_each() -> None:
     assert 4 == len({id(future.exception()) for future in futures})
 
 
-def test_a_slow_tenant_leaves_another_worker_to_the_others(processor: RecordingProcessor[Any]) -> None:
+def test_with_two_workers_a_slow_tenant_does_not_block_another(processor: RecordingProcessor[Any]) -> None:
     def hold_one(jobs: list[Job]) -> Any:
-        return processor(jobs) if jobs[0].tenant == "bad" else [job.what for job in jobs]
+        return processor(jobs) if jobs[0].tenant == "bad" else [job.value for job in jobs]
 
     with Batcher(hold_one, Size(2), key=tenant_of, max_workers=2) as batcher:
         bad, good = two_of_each(batcher)
@@ -157,19 +159,19 @@ def test_a_slow_tenant_leaves_another_worker_to_the_others(processor: RecordingP
         processor.release()
 
 
-def test_equal_jobs_of_two_tenants_are_not_one() -> None:
+def test_equal_jobs_of_two_tenants_are_not_deduplicated() -> None:
     processor = RecordingBatches(lambda jobs: [f"for {job.tenant}" for job in jobs])
-    deduplicated = bisecting(deduplicating(processor, key=lambda job: job.what))
+    deduplicated = bisecting(deduplicating(processor, key=lambda job: job.value))
     with Batcher(deduplicated, Size(2), key=tenant_of) as batcher:
         futures = [batcher.submit(Job(tenant, "the same")) for tenant in ("acme", "initech") * 2]
     assert ["for acme", "for initech"] * 2 == outcomes(futures)
     assert [1, 1] == list(map(len, processor.batches))
 
 
-# -- what happens to one, before --
+# -- failures before the processor --
 
 
-def test_a_cancelled_job_leaves_the_batches_of_others_as_they_are() -> None:
+def test_a_cancelled_job_does_not_affect_the_batches_of_other_tenants() -> None:
     processor = RecordingProcessor[Job]()
     with Batcher(processor, Size(2), key=tenant_of) as batcher:
         bad, good = batcher.submit(Job("bad", 1)), [batcher.submit(Job("good", 1))]
@@ -178,7 +180,7 @@ def test_a_cancelled_job_leaves_the_batches_of_others_as_they_are() -> None:
     assert [[future.job for future in good]] == processor.batches
 
 
-def test_an_expired_job_leaves_the_batches_of_others_as_they_are(clock: ManualClock) -> None:
+def test_an_expired_job_does_not_affect_the_batches_of_other_tenants(clock: ManualClock) -> None:
     processor = RecordingProcessor[Job]()
     with Batcher(processor, Size(2), key=tenant_of, clock=clock) as batcher:
         bad, good = batcher.submit(Job("bad", 1), expires_in=5), batcher.submit(Job("good", 1))
@@ -190,9 +192,9 @@ def test_an_expired_job_leaves_the_batches_of_others_as_they_are(clock: ManualCl
     assert [[Job("good", 1), Job("good", 2)]] == processor.batches
 
 
-def test_a_job_that_is_too_large_leaves_the_batches_of_others_as_they_are() -> None:
+def test_a_job_that_is_too_large_does_not_affect_the_batches_of_other_tenants() -> None:
     processor = RecordingProcessor[Job]()
-    with Batcher(processor, Weight(3), key=tenant_of, weigh=lambda job: job.what) as batcher:
+    with Batcher(processor, Weight(3), key=tenant_of, weigh=lambda job: job.value) as batcher:
         batcher.submit(Job("good", 1))
         with pytest.raises(JobTooLarge):
             batcher.submit(Job("bad", 4))
@@ -201,7 +203,7 @@ def test_a_job_that_is_too_large_leaves_the_batches_of_others_as_they_are() -> N
 
 
 class Biased(Size):
-    """Raises for one tenant, when it is asked in one way or another."""
+    """Raises for one tenant, in the method that *question* names."""
 
     def __init__(self, n: int, question: str) -> None:
         super().__init__(n)
@@ -225,7 +227,7 @@ class Biased(Size):
 
 
 @pytest.mark.parametrize("question", ["due", "room", "reason"])
-def test_a_policy_that_raises_for_one_tenant_sends_the_jobs_of_others(question: str) -> None:
+def test_a_policy_that_raises_for_one_tenant_dispatches_the_jobs_of_others(question: str) -> None:
     processor = RecordingProcessor[Job]()
     with Batcher(processor, Biased(2, question), key=tenant_of) as batcher:
         bad, good = two_of_each(batcher)
@@ -234,7 +236,7 @@ def test_a_policy_that_raises_for_one_tenant_sends_the_jobs_of_others(question: 
     assert [[future.job for future in good]] == processor.batches
 
 
-def test_a_key_that_raises_for_one_tenant_refuses_its_job_only() -> None:
+def test_a_key_function_that_raises_for_one_tenant_refuses_only_its_job() -> None:
     keys: dict[str, str] = {"good": "key"}
     processor = RecordingProcessor[Job]()
     with Batcher(processor, Size(9), key=lambda job: keys[job.tenant]) as batcher:
@@ -244,21 +246,21 @@ def test_a_key_that_raises_for_one_tenant_refuses_its_job_only() -> None:
     assert [[Job("good", 1)]] == processor.batches
 
 
-# -- what is shared --
+# -- resources that tenants share --
 
 
-def test_the_room_is_shared(processor: RecordingProcessor[Any]) -> None:
+def test_all_tenants_share_max_pending(processor: RecordingProcessor[Any]) -> None:
     with Batcher(processor, Size(1), key=tenant_of, max_pending=2) as batcher:
         batcher.submit(Job("running", 0))
         processor.wait_for_batches(1)
-        two_of_the_same = [batcher.submit(Job("bad", number), timeout=0) for number in (1, 2)]
+        same_tenant = [batcher.submit(Job("bad", number), timeout=0) for number in (1, 2)]
         with pytest.raises(BacklogFull):
             batcher.submit(Job("good", 1), timeout=0)
         processor.release()
-    assert [Job("bad", 1), Job("bad", 2)] == outcomes(two_of_the_same)
+    assert [Job("bad", 1), Job("bad", 2)] == outcomes(same_tenant)
 
 
-def test_the_one_worker_is_shared_and_who_waits_longest_is_next(processor: RecordingProcessor[Any]) -> None:
+def test_a_single_worker_takes_the_batch_that_has_waited_longest(processor: RecordingProcessor[Any]) -> None:
     with Batcher(processor, Size(2), key=tenant_of) as batcher:
         batcher.submit(Job("bad", 0))
         batcher.submit(Job("bad", 0))

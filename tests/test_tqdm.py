@@ -1,4 +1,4 @@
-"""A progress bar over jobs."""
+"""`TqdmListener`: a progress bar over jobs."""
 
 import io
 import threading
@@ -12,7 +12,7 @@ from microbatch.testing import ManualClock, RecordingProcessor
 from tests.test_listeners import failing
 
 
-def test_a_bar_moves_on_by_the_jobs_of_each_batch_failed_or_not() -> None:
+def test_a_bar_advances_by_the_jobs_of_each_batch_including_failed_ones() -> None:
     with Bar(total=10, file=io.StringIO()) as bar:
         with Batcher[str, Any](failing, Size(2), listeners=[TqdmListener(bar)]) as batcher:
             for job in ("good", "bad", "good"):
@@ -20,7 +20,7 @@ def test_a_bar_moves_on_by_the_jobs_of_each_batch_failed_or_not() -> None:
         assert (3, 10) == (bar.n, bar.total)
 
 
-def test_without_a_total_it_is_what_has_been_submitted(processor: RecordingProcessor[str]) -> None:
+def test_the_default_total_of_a_bar_is_the_number_of_submitted_jobs(processor: RecordingProcessor[str]) -> None:
     with Bar(file=io.StringIO()) as bar, Batcher(processor, Size(2), listeners=[TqdmListener(bar)]) as batcher:
         for job in "abcde":
             batcher.submit(job)
@@ -30,7 +30,7 @@ def test_without_a_total_it_is_what_has_been_submitted(processor: RecordingProce
         assert (5, 5) == (bar.n, bar.total)
 
 
-def test_what_was_in_no_batch_moves_it_at_the_shutdown(clock: ManualClock) -> None:
+def test_at_the_shutdown_a_bar_advances_by_the_jobs_that_were_in_no_batch(clock: ManualClock) -> None:
     with Bar(file=io.StringIO()) as bar:
         with Batcher[str, str](list, Interval(60), listeners=[TqdmListener(bar)], clock=clock) as batcher:
             batcher.submit("cancelled").cancel()
@@ -41,13 +41,15 @@ def test_what_was_in_no_batch_moves_it_at_the_shutdown(clock: ManualClock) -> No
         assert (3, 3) == (bar.n, bar.total)
 
 
-def test_a_bar_of_its_own_is_drawn_on_standard_error_and_closed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_default_the_listener_draws_a_bar_on_standard_error_and_closes_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with Batcher[str, str](list, listeners=[TqdmListener()]) as batcher:
         list(batcher.map("abc"))
     assert "3/3 [" in capsys.readouterr().err.rpartition("\r")[2]
 
 
-def test_many_threads_move_one_bar() -> None:
+def test_one_bar_counts_the_jobs_of_many_threads() -> None:
     with Bar(file=io.StringIO(), mininterval=0, miniters=1) as bar:
         with Batcher[int, int](list, Size(3), max_workers=4, listeners=[TqdmListener(bar)]) as batcher:
             threads = [threading.Thread(target=lambda: list(map(batcher.submit, range(100)))) for _ in range(4)]
@@ -58,7 +60,7 @@ def test_many_threads_move_one_bar() -> None:
         assert (400, 400) == (bar.n, bar.total)
 
 
-def test_a_bar_is_drawn_for_each_batch_however_fast_they_came_before() -> None:
+def test_a_bar_is_redrawn_at_every_update_unless_miniters_says_otherwise() -> None:
     with Bar(file=io.StringIO()) as bar:
         assert (1, False) == (bar.miniters, bar.dynamic_miniters)
     with Bar(file=io.StringIO(), miniters=5) as bar:

@@ -1,4 +1,4 @@
-"""What a batcher did, recorded and tried again."""
+"""Traces: recording a batcher, and replaying its load in a simulation."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from microbatch.testing import ManualClock
 from microbatch.traces import TraceRecorder, read_trace
 
 
-def test_a_trace_has_what_happened_and_nothing_of_the_jobs(clock: ManualClock) -> None:
+def test_a_trace_has_times_weights_and_hashed_keys_but_no_jobs(clock: ManualClock) -> None:
     def processor(jobs: list[str]) -> list[str]:
         clock.advance(0.25)
         return jobs
@@ -36,7 +36,7 @@ def test_a_trace_has_what_happened_and_nothing_of_the_jobs(clock: ManualClock) -
     ] == [json.loads(line) for line in file.getvalue().splitlines()]
 
 
-def test_weights_are_kept_where_they_add_up_to_the_number_of_jobs() -> None:
+def test_weights_are_recorded_even_if_they_add_up_to_the_number_of_jobs() -> None:
     file = io.StringIO()
     with Batcher[float, float](list, Size(2), weigh=float, listeners=[TraceRecorder(file)]) as batcher:
         for weight in (0.5, 1.5):
@@ -44,11 +44,11 @@ def test_weights_are_kept_where_they_add_up_to_the_number_of_jobs() -> None:
     assert [0.5, 1.5] == [arrival.weight for arrival in read_trace(file.getvalue().splitlines()).arrivals]
 
 
-def line(*moments: float, **facts: Any) -> str:
-    return json.dumps({"submitted": moments, "service_time": 1.0, "trigger": "size", **facts})
+def line(*moments: float, **fields: Any) -> str:
+    return json.dumps({"submitted": moments, "service_time": 1.0, "trigger": "size", **fields})
 
 
-def test_arrivals_are_in_order_from_zero_whatever_the_order_of_the_batches() -> None:
+def test_arrivals_are_sorted_and_start_at_zero_whatever_the_order_of_the_batches() -> None:
     trace = read_trace([line(7.0, 8.5, key="a", weights=[2, 3]), line(6.0)])
     assert (Arrival(0.0), Arrival(1.0, "a", 2.0), Arrival(2.5, "a", 3.0)) == trace.arrivals
 
@@ -65,19 +65,19 @@ def test_arrivals_are_in_order_from_zero_whatever_the_order_of_the_batches() -> 
     ],
     ids=[
         "one",
-        "of one size",
+        "all the same size",
         "a line through zero",
         "a line",
         "the larger was faster",
-        "a line that begins below zero",
+        "a line that starts below zero",
     ],
 )
-def test_the_service_time_is_a_line_through_the_batches(batches: Any, expected: list[float]) -> None:
+def test_the_service_time_of_a_trace_is_a_line_fitted_to_its_batches(batches: Any, expected: list[float]) -> None:
     trace = read_trace([line(*[0.0] * size, service_time=time) for size, time in batches])
     assert pytest.approx(expected) == [trace.service_time(size) for size in (2, 10)]
 
 
-def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -> None:
+def test_simulating_a_trace_with_the_same_policy_gives_the_same_batches(clock: ManualClock) -> None:
     file = io.StringIO()
     policy = Size(4) | Interval(0.5)
     with Batcher[str, str](list, policy, listeners=[TraceRecorder(file)], clock=clock) as batcher:
@@ -115,11 +115,11 @@ def test_the_same_policy_on_a_trace_makes_the_same_batches(clock: ManualClock) -
         (["[" * 100_000], "line 1 must be a line of a trace"),
     ],
 )
-def test_what_is_no_trace_is_refused_by_line(lines: list[str], complaint: str) -> None:
+def test_the_error_for_an_invalid_trace_names_the_line(lines: list[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read_trace(lines)
 
 
-def test_half_of_a_last_line_is_left_out_since_the_file_is_still_being_written() -> None:
+def test_an_incomplete_last_line_is_ignored_because_the_file_may_still_be_written() -> None:
     whole = line(1.0, 2.0)
     assert read_trace([whole]).arrivals == read_trace([whole, whole[:10]]).arrivals

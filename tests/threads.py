@@ -1,4 +1,4 @@
-"""Calls in threads of their own, and threads that do not start."""
+"""Helpers to call a function in a new thread, and to make the start of a thread fail."""
 
 import threading
 from collections.abc import Callable
@@ -18,12 +18,12 @@ def in_thread(function: Callable[[], Any]) -> "Future[Any]":
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()  # so that one that hangs keeps no test run from its end
+    threading.Thread(target=call, daemon=True).start()  # a thread that hangs must not block the end of the test run
     return outcome
 
 
 class FailingStart:
-    """Lets the start of the thread of this name fail, once, but not before it is told to."""
+    """Makes the first start of the thread with this name fail, once `go_on` is set."""
 
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""Read by ``mypy --strict`` and by pyright, and never run: what the types promise. Each ``type: ignore`` is an error that must be one."""
+"""Code for ``mypy --strict`` and pyright, never run. Each ``type: ignore`` marks an error that they must report."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def stream(words: Sequence[str]) -> Iterator[int]:
     yield from map(len, words)
 
 
-def partly(words: Sequence[str]) -> list[int | ValueError]:
+def lengths_or_errors(words: Sequence[str]) -> list[int | ValueError]:
     return [len(word) if word else ValueError() for word in words]
 
 
@@ -75,18 +75,18 @@ with Batcher(lengths) as entered:
     assert_type(entered, Batcher[str, int])
 future: "Future[JobResult[int]]" = batcher.submit("a")
 
-# A processor that gives exceptions in slots.
-partial = Batcher(partly)
+# A processor that returns exceptions for some jobs.
+partial = Batcher(lengths_or_errors)
 assert_type(partial, Batcher[str, int])  # pyright: ignore[reportAssertTypeFailure]
-declared: Batcher[str, int] = Batcher(partly)
+declared: Batcher[str, int] = Batcher(lengths_or_errors)
 
-# Wrapped processors, and those of which only the public type is known.
+# Wrapped processors, and processors known only by their public type.
 assert_type(Batcher(bisecting(lengths)), Batcher[str, int])
 assert_type(Batcher(retrying(insert, stop=None, wait=None)), Batcher[str, None])
 assert_type(Batcher(deduplicating(within(lengths, nullcontext), key=len)), Batcher[str, int])
 
 
-def passing_on(processor: BatchProcessor[str, int]) -> Batcher[str, int]:
+def from_public_type(processor: BatchProcessor[str, int]) -> Batcher[str, int]:
     return Batcher(processor)
 
 
@@ -125,12 +125,12 @@ class Shop:
 
     @batched(Size(3))
     @classmethod
-    def of_class(cls, words: list[str]) -> list[float]:
+    def class_price(cls, words: list[str]) -> list[float]:
         return []
 
     @batched(Size(3))
     @staticmethod
-    def of_none(words: list[str]) -> list[float]:
+    def static_price(words: list[str]) -> list[float]:
         return []
 
 
@@ -139,8 +139,8 @@ assert_type(decorated("a"), int)
 assert_type(decorated.submit("a"), JobFuture[int])
 assert_type(inserted.batcher, Batcher[str, None])
 assert_type(Shop().price("a"), float)
-assert_type(Shop.of_class("a"), float)
-assert_type(Shop.of_none("a"), float)
+assert_type(Shop.class_price("a"), float)
+assert_type(Shop.static_price("a"), float)
 decorated("a", "b")  # type: ignore[arg-type]
 decorated(1)  # type: ignore[arg-type]
 batched(lengths)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ extension.submit("a", time_out=1)  # type: ignore[call-arg]
 shared("inserts", lengths, Size(3), client=Client, max_workers=4)
 shared("inserts", lengths, client=Client, max_worker=4)  # type: ignore[call-arg]
 
-# The doubles.
+# The test doubles.
 recorder: RecordingProcessor[str] = RecordingProcessor(len)
 assert_type(recorder.batches, list[list[str]])
 recorded: Batcher[str, Any] = Batcher(recorder)

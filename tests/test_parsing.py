@@ -1,4 +1,4 @@
-"""Policies and costs in words."""
+"""Parsing policies, costs, times and rates from the arguments of a command."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_s
         "Session(2) & Size(3) | Natural()",
     ],
 )
-def test_a_policy_is_read_as_it_is_written(text: str) -> None:
+def test_a_policy_is_parsed_from_its_repr(text: str) -> None:
     assert text == repr(parse_policy(f" {text}"))
 
 
@@ -40,7 +40,7 @@ def test_a_policy_is_read_as_it_is_written(text: str) -> None:
         ("Size(*[3])", "Size: malformed node"),
     ],
 )
-def test_what_is_no_policy_is_refused_and_never_run(text: str, message: str) -> None:
+def test_text_that_is_not_a_policy_is_refused_and_never_executed(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_policy(text)
 
@@ -49,7 +49,7 @@ def test_what_is_no_policy_is_refused_and_never_run(text: str, message: str) -> 
     "text, policy",
     [("Natural", "Natural()"), (" Size(3) | Natural & AllWaiting", "Size(3) | Natural() & AllWaiting(0.1)")],
 )
-def test_a_name_alone_is_the_policy_without_arguments(text: str, policy: str) -> None:
+def test_a_name_without_parentheses_is_the_policy_with_its_defaults(text: str, policy: str) -> None:
     assert policy == repr(parse_policy(text))
 
 
@@ -65,12 +65,12 @@ def test_a_name_alone_is_the_policy_without_arguments(text: str, policy: str) ->
         ("0s+1us", 3, 3e-6),
     ],
 )
-def test_a_cost_is_a_time_for_the_batch_and_one_for_each_job(text: str, size: int, seconds: float) -> None:
+def test_a_cost_is_a_time_per_batch_and_a_time_per_job(text: str, size: int, seconds: float) -> None:
     assert pytest.approx(seconds) == parse_cost(text)(size)
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 m s", "5ms+", "5m", "-5ms", "5ms+2", "1e3s", "5ms+20us+1s"])
-def test_what_is_no_cost_is_refused(text: Any) -> None:
+def test_an_invalid_cost_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="must be a time for each batch and one for each job, as in 5ms.20us, got"):
         parse_cost(text)
 
@@ -81,7 +81,7 @@ def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "-1", "-1ms", "5m"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a number of seconds of at least 0, or a time such as 5ms, got"):
         parse_seconds(text)
 
@@ -89,7 +89,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text, rate", [("100", 100), ("1e3", 1000), ("100/s", 100), ("90 / min", 1.5), ("9/h", 0.0025)]
 )
-def test_a_rate_may_name_its_unit_of_time(text: str, rate: float) -> None:
+def test_a_rate_may_have_a_unit_of_time(text: str, rate: float) -> None:
     assert rate == parse_rate(text)
 
 
@@ -98,6 +98,6 @@ def test_a_rate_may_name_its_unit_of_time(text: str, rate: float) -> None:
     [("", "must be a number"), ("x/s", "must be a number"), ("9/", "must be a number"), ("9/ms", "must be a number")]
     + [("0", "must be above 0"), ("nan", "must be above 0"), ("-1/s", "must be above 0")],
 )
-def test_what_is_no_rate_is_refused(text: str, complaint: str) -> None:
+def test_an_invalid_rate_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_rate(text)
