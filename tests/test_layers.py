@@ -26,9 +26,9 @@ INTEGRATIONS = {
 """The integrations, and the packages that each needs."""
 
 LAYERS = [
-    {"_basics"},
-    {"errors", "results"},
-    {"futures", "policies", "processors", "testing"},
+    {"_basics", "errors"},
+    {"results", "processors", "testing"},
+    {"futures", "policies"},
     {"_forming", "config", "listeners"},
     {"_engine", "simulation"},
     {"batcher", "traces"},
