@@ -127,11 +127,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._inside.mine = True
 
     def put(
-        self,
-        item: JobFuture[Any],
-        block: bool = True,
-        timeout: float | None = None,
-        expires_in: float | None = None,
+        self, item: JobFuture[Any], block: bool = True, timeout: float | None = None, expires_in: float | None = None
     ) -> None:
         """Accept a job, waiting for room up to *timeout* seconds (None: as long as it takes) if *block* is true.
 
@@ -331,15 +327,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         # R5: the leader finds a job and the word that it expires, or neither.
         expiring, self._expiring = self._expiring, False
         self.taken, self.queue = self.queue, empty
-        return Drained(
-            self.taken,
-            cancelled,
-            notes,
-            epoch - 1,
-            closed,
-            expiring,
-            self.callers.activity(),
-        )
+        return Drained(self.taken, cancelled, notes, epoch - 1, closed, expiring, self.callers.activity())
 
     def clear(self) -> None:
         """Forget all jobs that were not taken out. Takes no lock, so it can be called in a forked child."""

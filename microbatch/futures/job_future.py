@@ -52,11 +52,7 @@ Value = TypeVar("Value")
 # As globals they are found in a fraction of the time.
 _QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
-_STANDARD_WAITERS = (
-    _AllCompletedWaiter,
-    _base._FirstCompletedWaiter,
-    _base._AsCompletedWaiter,
-)
+_STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 

@@ -44,9 +44,7 @@ class OpenTelemetryListener(BatchListener):
     wants_context = True
 
     def __init__(
-        self,
-        tracer_provider: trace.TracerProvider | None = None,
-        meter_provider: metrics.MeterProvider | None = None,
+        self, tracer_provider: trace.TracerProvider | None = None, meter_provider: metrics.MeterProvider | None = None
     ) -> None:
         self._tracer = trace.get_tracer("microbatch", __version__, tracer_provider)
         meter = metrics.get_meter("microbatch", __version__, meter_provider)
