@@ -40,7 +40,7 @@ WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent one first, be
 OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BatchInfo:
     """The batch in which a job was processed.
 

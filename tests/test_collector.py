@@ -203,7 +203,7 @@ def test_no_batch_is_due_early_without_a_blocked_submit() -> None:
     assert c.take(0) is None
 
 
-def first_of(collector: Collector[Job], pressed: bool) -> Batch[Job]:
+def first_of(collector: Collector[Job], pressed: bool) -> Batch:
     batch = collector.take(0, pressed)
     assert batch is not None
     return batch

@@ -11,7 +11,7 @@ from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture, are_errors
 from microbatch.results import BatchInfo, Service
 
-__all__ = ["BatchRun", "fail", "fail_all"]
+__all__ = ["BatchRun"]
 
 
 class BatchRun:
@@ -112,15 +112,3 @@ class BatchRun:
         if self._failures is None:
             self._failures = Failures(f"batch {self.info.id} of {self._ledger.queue.name!r}", self._ledger.queue)
         return self._failures
-
-
-def fail(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
-    """Fail those of the jobs that are running, and return their number. Each caller gets its own copy of *error*."""
-    return ledger.settle(futures, [error] * len(futures), Failures(repr(ledger.queue.name), ledger.queue))
-
-
-def fail_all(ledger: Ledger, futures: list[JobFuture[Any]], error: BaseException) -> int:
-    """Do the same, and notify the waiters of all jobs that have an outcome, in case an exception prevented that."""
-    failed = fail(ledger, futures, error)
-    ledger.announce([future for future in futures if future.done()])
-    return failed

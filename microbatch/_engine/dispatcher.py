@@ -12,7 +12,7 @@ from typing import Any
 from microbatch._basics.arguments import check_answer
 from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
-from microbatch._engine.batch_run import BatchRun, fail, fail_all
+from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.queue import NOTHING, Drained
 from microbatch._engine.settings import Settings
@@ -101,13 +101,11 @@ class Dispatcher:
         waiting = self.ledger.recover()
         for batch_run in list(self.running):
             if not batch_run.futures or not batch_run.sent:
-                fail_all(self.ledger, batch_run.futures, error)
+                self.ledger.fail(batch_run.futures, error)
                 batch_run.forget()
                 self.running.pop(batch_run, None)
         in_flight = {future for batch_run in list(self.running) for future in list(batch_run.futures)}
-        fail_all(
-            self.ledger, [each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error
-        )
+        self.ledger.fail([each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error)
         self._collector = self._collector.successor(len(self.running))
         self._collector.add(waiting)
         self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
@@ -171,9 +169,9 @@ class Dispatcher:
         errors = [JobExpired(future.expires_in) for future in expired]
         self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
 
-    def _send(self, batch: Batch[JobFuture[Any]], now: float, run: RunBatch) -> None:
+    def _send(self, batch: Batch, now: float, run: RunBatch) -> None:
         if batch.error is not None:
-            fail(self.ledger, self.ledger.claim(batch.entries), batch.error)
+            self.ledger.fail(self.ledger.claim(batch.entries), batch.error)
             return
         futures, number = self.ledger.claim_batch(batch.entries, batch.trigger)
         if not futures:

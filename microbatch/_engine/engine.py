@@ -14,7 +14,6 @@ from typing import Any
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import StartLatch, Waiter
-from microbatch._engine.batch_run import fail_all
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.process import current_mark, enlist
@@ -117,7 +116,7 @@ class Engine:
             error = Rejected("the start of the batcher was broken off")
             with self.queue.mutex:
                 left = self._claim_all() if self._call_off(mine, error) else []
-            fail_all(self.ledger, left, error)
+            self.ledger.fail(left, error)
             raise
         # Only the caller that starts the threads has to wait. Other callers must not wait long, because a finalizer may
         # call this in the very thread that is being started. A call that interrupts the holder of the mutex must not
@@ -201,7 +200,7 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail every job that is not settled, running ones too, and return how many those were."""
-        return fail_all(self.ledger, self._claim_all(), error)
+        return self.ledger.fail(self._claim_all(), error)
 
     def _claim_all(self) -> list[JobFuture[Any]]:
         """Claim every job that is not settled. This is one step if the mutex is held."""
@@ -227,7 +226,7 @@ class Engine:
         with self.queue.mutex:
             self.stage, self._thread = _ENDED, None
             self.queue.settled.notify_all()
-        self.queue.post(_do_nothing)  # so that threads that are not daemons notice, and end
+        self.queue.post(lambda: None)  # so that threads that are not daemons notice, and end
         self.disown_threads()
         report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
 
@@ -307,7 +306,7 @@ class Engine:
             self.queue.settled.notify_all()
         latch.settle(error)
         with self.queue.own_thread():
-            fail_all(self.ledger, left, error)
+            self.ledger.fail(left, error)
         self._end_unstarted()  # a thread that closed it may have left that to this one
 
     def _end(self) -> None:
@@ -330,10 +329,6 @@ def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
         return threading.Thread(target=target, name=name, daemon=True)
     except RuntimeError:  # an isolated subinterpreter has no daemons
         return threading.Thread(target=target, name=name, daemon=False)
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _notify_of_shutdown(settings: Settings, ledger: Ledger) -> None:

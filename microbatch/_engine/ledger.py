@@ -159,7 +159,8 @@ class Ledger:
         """
         try:
             with self.queue.mutex:
-                settled = self._settle(futures, outcomes, failures, service, failed)
+                settled = settle_all(futures, outcomes, service, failures, failed)
+                self._count_settled(settled, service, failed)
                 if settled.unannounced:
                     self._unannounced.update(dict.fromkeys(settled.unannounced))
                 self._strike_out(settled.done)
@@ -176,27 +177,25 @@ class Ledger:
                 self._recover_and_announce()
             raise
 
-    def _settle(
-        self,
-        futures: Iterable[JobFuture[Any]],
-        outcomes: list[Any],
-        failures: Failures | None,
-        service: Service | None,
-        failed: JobState,
-    ) -> Settled:
-        settled = settle_all(futures, outcomes, service, failures, failed)
+    def _count_settled(self, settled: Settled, service: Service | None, failed: JobState) -> None:
         if service is not None and settled.waiters:
             callers = [waiter.caller for waiter in settled.waiters]
             self.queue.callers.release(callers, service.started + service.time, service.time)
-        counts, done, bad = self._counts, len(settled.done), settled.failures
-        good = done - bad
-        # R4 and R5, as wherever something is counted.
-        counts[_RUNNING], counts[_SUCCEEDED], counts[failed] = (
-            counts[_RUNNING] - done,
-            counts[_SUCCEEDED] + good,
-            counts[failed] + bad,
-        )
-        return settled
+        counts, bad = self._counts, settled.failures
+        good = len(settled.done) - bad
+        counts[_RUNNING] -= good + bad
+        counts[_SUCCEEDED] += good
+        counts[failed] += bad
+
+    def fail(self, futures: list[JobFuture[Any]], error: BaseException) -> int:
+        """Fail those of the jobs that are running, and return their number. Each caller gets its own copy of *error*.
+
+        Then announce the outcomes of all of the jobs, in case an exception prevented that before.
+        """
+        failures = Failures(repr(self.queue.name), self.queue)
+        failed = self.settle(futures, [error] * len(futures), failures)
+        self.announce([future for future in futures if future.done()])
+        return failed
 
     def release(self, futures: Iterable[JobFuture[Any]]) -> None:
         """Strike out futures whose outcome can be read, and wake the callers that wait for the last job of an epoch."""

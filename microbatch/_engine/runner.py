@@ -11,7 +11,7 @@ from typing import Any
 
 from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
-from microbatch._engine.batch_run import BatchRun, fail_all
+from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.sending import name_unsendable, send
 from microbatch._engine.settings import Settings
@@ -95,7 +95,7 @@ class Runner(ABC):
             raise error
         for batch_run in list(self._dispatcher.running):
             if batch_run.owner == threading.get_ident():
-                fail_all(self._ledger, batch_run.futures, error)
+                self._ledger.fail(batch_run.futures, error)
                 batch_run.forget()  # last, because another exception may come in before, and then they are still needed
             elif not batch_run.owner:
                 self._run_again(batch_run)
@@ -253,7 +253,7 @@ class ExecutorRunner(Runner):
                     batch_run.fail(self._named(error, batch_run))
                 self._report(batch_run)
         except BaseException as error:  # from outside: see `recover`
-            fail_all(self._ledger, batch_run.futures, error)
+            self._ledger.fail(batch_run.futures, error)
             batch_run.forget()
             self._queue.post(partial(self._dispatcher.finish, batch_run))
         finally:

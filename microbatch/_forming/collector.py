@@ -12,11 +12,10 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import count, islice, repeat
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
-from microbatch._basics.dataclass import dataclass
 from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, safe
 from microbatch.errors import JobTooLarge
 from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learns, limit_for
@@ -46,13 +45,12 @@ class _Endless(Sequence[float]):
         return NEVER
 
 
-@dataclass(slots=True)
-class Batch(Generic[AnyEntry]):
+class Batch(NamedTuple):
     """A batch to dispatch now. If *error* is set, the policy raised it, and the jobs have to fail with it instead."""
 
     key: Hashable
     trigger: str
-    entries: list[AnyEntry]
+    entries: list[Any]
     weight: float = 0.0
     error: BaseException | None = None
 
@@ -138,7 +136,7 @@ class Collector(Generic[AnyEntry]):
         self._ready: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.ready)  # the line for a worker, by turn
         self._gated: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.gated)  # the line at the gate, by turn
         self._timers: Alarms[Lane[AnyEntry]] = Alarms(_is_awaited)
-        self._broken: deque[Batch[AnyEntry]] = deque()
+        self._broken: deque[Batch] = deque()
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
     def successor(self, in_flight: int) -> "Collector[AnyEntry]":
@@ -263,7 +261,7 @@ class Collector(Generic[AnyEntry]):
             self._resume = NEVER
             self._doubts += doubtful
 
-    def take(self, now: float, pressed: bool = False) -> Batch[AnyEntry] | None:
+    def take(self, now: float, pressed: bool = False) -> Batch | None:
         """Return the next batch that is due, or None if there is none or no worker is free.
 
         Call `started` when the batch has been dispatched.
@@ -593,7 +591,7 @@ class Collector(Generic[AnyEntry]):
             due, free = min(due, policy._earliest(shut)), min(free, policy._earliest(open))
         return due, free
 
-    def _send(self, lane: Lane[AnyEntry], now: float) -> Batch[AnyEntry]:
+    def _send(self, lane: Lane[AnyEntry], now: float) -> Batch:
         try:
             window = self._window(lane)
             if self._has_gate and (self._closing or self._is_flushed(lane)):

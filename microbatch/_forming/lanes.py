@@ -4,7 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER
 
@@ -107,10 +107,6 @@ class Jobs(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._unwrapped())
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Any, ...]: ...
     def __getitem__(self, index: Any) -> Any:
         return self._unwrapped()[index]
 
@@ -160,28 +156,9 @@ class Lane(Generic[AnyEntry]):
     A lane ends when its batch is taken. It uses little memory, because there may be a million lanes.
     """
 
-    __slots__ = (
-        "key",
-        "place",
-        "open",
-        "weight",
-        "backlog",
-        "thinned",
-        "dead",
-        "uniform",
-        "full",
-        "pressed",
-        "unflushed",
-        "changed",
-        "due",
-        "free",
-        "forced",
-        "wanted",
-        "asked",
-        "turn",
-        "ready",
-        "gated",
-        "gone",
+    __slots__ = tuple(
+        "key place open weight backlog thinned dead uniform full pressed unflushed changed"
+        " due free forced wanted asked turn ready gated gone".split()
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:

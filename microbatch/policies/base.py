@@ -116,7 +116,7 @@ class Window(Generic[Job_co]):
     callers: CallerActivity = CallerActivity()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BatchReport:
     """What a policy learns about a batch that has finished.
 

@@ -327,7 +327,7 @@ class _Simulation:
             collector.started(now)
         collector.joined.clear()
 
-    def _start(self, batch: Batch[_Job], now: float) -> None:
+    def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
         time = check_number("the service_time of a batch", self._service_time(size), below=NEVER)
         self._runs.append(Run(now, now + time, size, batch.trigger))
