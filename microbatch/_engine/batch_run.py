@@ -67,7 +67,9 @@ class BatchRun:
             if returned is None:
                 self._settle(self.futures, [None] * len(self.futures))
             elif isinstance(results := results_of(returned), list):
-                self._settle_together(results)
+                if len(results) != len(self.futures):
+                    raise ResultCountError(len(self.futures), len(results))
+                self._settle(self.futures, results)
             else:
                 self._settle_one_by_one(results)
         except BaseException as error:
@@ -86,11 +88,6 @@ class BatchRun:
         futures, self.futures, self.jobs = self.futures, [], []
         self._failures = None
         return futures
-
-    def _settle_together(self, values: list[Any]) -> None:
-        if len(values) != len(self.futures):
-            raise ResultCountError(len(self.futures), len(values))
-        self._settle(self.futures, values)
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
         # No variable refers to a future, because the traceback of an exception that comes from here refers to this

@@ -91,11 +91,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
 
-    @property
-    def blocked(self) -> int:
-        """The number of callers that wait for room. Not a counter: a signal could keep a caller from decrementing it."""
-        return len(self.not_full)
-
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
@@ -106,7 +101,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if not self.not_full:
             return False
         with self.mutex:
-            return self.blocked > 0 and self._full()
+            return bool(self.not_full) and self._full()
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's, which must not wait for it."""

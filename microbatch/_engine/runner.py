@@ -15,9 +15,8 @@ from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.sending import name_unsendable, send
 from microbatch._engine.settings import Settings
-from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchFinished, BatchStarted, notify
-from microbatch.results import BatchInfo, JobState
+from microbatch.results import JobState
 
 __all__ = ["ExecutorRunner", "PoolRunner", "Runner"]
 
@@ -119,15 +118,13 @@ class Runner(ABC):
         try:
             time = batch_run.service_time
             if self._listeners.batch_finished:
-                self._notify_of_end(batch_run.info, time, batch_run.started, futures)
+                # Not `BatchRun.failed`, because not only the processor makes jobs fail.
+                failed = [future._stage for future in futures].count(JobState.FAILED)
+                event = BatchFinished(self._name, batch_run.info, tuple(futures), batch_run.started, time, failed)
+                notify(self._listeners.batch_finished, event)
         except BaseException:  # from a user's clock; the worker is free all the same
             report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
         self._pass_on(partial(self._dispatcher.finish, batch_run, time))
-
-    def _notify_of_end(self, info: BatchInfo, time: float, started: float, futures: list[JobFuture[Any]]) -> None:
-        # Not `BatchRun.failed`, because not only the processor makes jobs fail.
-        failed = [future._stage for future in futures].count(JobState.FAILED)
-        notify(self._listeners.batch_finished, BatchFinished(self._name, info, tuple(futures), started, time, failed))
 
 
 class PoolRunner(Runner):

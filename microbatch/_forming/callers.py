@@ -98,11 +98,7 @@ class Callers:
 
     def activity(self) -> CallerActivity:
         """Return what `Window.callers` shows to a policy."""
-        return CallerActivity(self.returning, self.return_by, self._last_heard())
-
-    def _last_heard(self) -> float:
-        """Return the moment for `CallerActivity.heard`."""
-        return next(reversed(self._at_large.copy().values()), NOW)
+        return CallerActivity(self.returning, self.return_by, next(reversed(self._at_large.copy().values()), NOW))
 
     def release(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
         """Record that callers get their results. None stands for a thread that is not watched.

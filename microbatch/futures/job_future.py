@@ -305,8 +305,9 @@ class JobFuture(Future[JobResult[Value]]):
         return f"<JobFuture at {id(self):#x} {self._stage.value}>"
 
     def _wait(self, timeout: float | None) -> None:
-        self._refuse_endless_wait(timeout)
         owner = self._owner
+        if timeout is None and owner.is_own_thread() and not self.done():
+            raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
         waiter = Waiter(owner.mutex)
         with owner.mutex:
             attachments = self._attach()
@@ -324,10 +325,6 @@ class JobFuture(Future[JobResult[Value]]):
             if self._attachments is None:  # still: a finalizer may have created them
                 self._attachments = attachments
         return self._attachments
-
-    def _refuse_endless_wait(self, timeout: float | None) -> None:
-        if timeout is None and self._owner.is_own_thread() and not self.done():
-            raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
 
     def _call(self, take: Callable[[], Any]) -> None:
         callback = None
