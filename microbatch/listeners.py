@@ -92,8 +92,8 @@ class BatchListener:
 
     An exception in a method is logged and changes nothing else. A listener that refers to its batcher keeps it alive.
 
-    Some jobs are in no batch event: jobs that are cancelled, jobs that expire, and jobs that fail because the policy
-    raises. Only `Batcher.stats` counts these outcomes.
+    Jobs that are cancelled, that expire, or that fail because the policy raises are in no batch event. Only
+    `Batcher.stats` counts them.
 
     Attributes:
         wants_context: Whether each future keeps the `contextvars` context of its submission, as `JobFuture.context`.

@@ -23,7 +23,7 @@ _STANDARD = "__eq__ __hash__ __repr__ __replace__ __dataclass_fields__ __datacla
 
 
 class _Lazy:
-    """An attribute of a class that is made when it is first used."""
+    """An attribute of a class that is created when it is first used."""
 
     def __init__(self, owner: type, name: str, make: Callable[[], Any]) -> None:
         self._owner, self._name, self._make = owner, name, make
@@ -85,5 +85,5 @@ else:
         return lambda cls: _complete(cls, frozen)
 
     def field(*, default_factory):
-        """Return the default of a field of which each object gets a new one: a class, which ``__init__`` calls."""
+        """Return *default_factory*, a class that ``__init__`` calls, so that each object gets a new default."""
         return default_factory

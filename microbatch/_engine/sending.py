@@ -19,10 +19,10 @@ def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> Ba
     """Return an error that names the processor or job that can't be pickled, or *error* if that is not the cause.
 
     Executors pickle a batch as a whole. Their errors do not say which job can't be pickled. For objects written in C,
-    they name only the type. So this pickles the processor and each job again. If pickling one of them raises the same
-    exception as *error* or one of its causes, that one is named. Never raises.
+    they name only the type. So this pickles the processor and each job separately, until one of them raises the same
+    exception as *error* or one of its causes. Never raises.
     """
-    import pickle  # takes long, and few programs need it
+    import pickle  # here, because the import takes long and few programs need it
 
     try:
         known = [(type(each), str(each)) for each in _chain(error)]
