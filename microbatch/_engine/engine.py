@@ -59,7 +59,7 @@ _NEW, _STARTING, _OPENING, _RUNNING, _ENDED = Stage
 
 
 class Engine:
-    """Everything behind a `Batcher`: owns the queue, the books and the threads, and starts and ends these.
+    """Everything behind a `Batcher`: owns the queue, the ledger and the threads, and starts and ends the threads.
 
     The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. With a lock
     of its own for that decision, a signal handler that shuts down could wait for a thread that waits for the mutex.
@@ -85,9 +85,8 @@ class Engine:
         self._thread: threading.Thread | None = None  # from `OPENING` on
         self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
         self._callbacks: list[Callable[[], object]] = []
-        if (
-            settings.listeners.shutdown
-        ):  # as the first callback, so that they are notified once, whichever thread ends this
+        if settings.listeners.shutdown:
+            # As the first callback, so that the listeners are notified once, whichever thread ends this.
             self._callbacks.append(partial(_notify_of_shutdown, settings, self.ledger))
 
     # -- called by any thread --

@@ -62,13 +62,14 @@ class Ledger:
                 batched = stage is _BATCHED
                 counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
             self._count_held()
+            self.queue.not_full.notify(len(news.cancelled))  # R6: they count as waiting from `drain` until here
         return news
 
     def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
         """Enter jobs that are `JobQueue.taken`. The last step counts them."""
-        self._unsettled.update(dict.fromkeys(jobs))
         for epoch, number in _epochs(jobs).items():
             self._epochs[epoch] += number
+        self._unsettled.update(dict.fromkeys(jobs))
         self.queue.count_taken()
 
     def recover(self) -> list[JobFuture[Any]]:
@@ -242,9 +243,20 @@ class Ledger:
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
         with self.queue.mutex:
-            counts = {_QUEUED: self._queued() + len(self.queue.taken) + len(self.queue.queue), **self._counts}
-            for stage in self.queue.cancelled():
-                counts[stage] -= 1
+            # R5: all from one moment. What comes in later is in these containers at most, never missing from them.
+            queue = self.queue
+            counted, taken, fresh, cancelled, counts = (
+                queue.counted,
+                queue.taken,
+                queue.queue,
+                queue.cancelled,
+                self._counts.copy(),
+            )
+            stages = list(cancelled.values())  # before the jobs are counted, because each of these is one of them
+            counts[_QUEUED] = counted - sum(counts.values()) + len(taken) + len(fresh)
+            for stage in stages:
+                # A job that is being moved, or was moved since, is batched, but still counted as queued.
+                counts[stage if counts[stage] else _QUEUED] -= 1
                 counts[_CANCELLED] += 1
             stats = BatcherStats(
                 accepted=sum(counts.values()),
@@ -256,14 +268,13 @@ class Ledger:
         return stats
 
     def _oldest(self) -> float:
-        parts = list(self._unsettled), list(self.queue.queue)  # R10
-        return min(next((future.submitted for future in part if future._is_waiting), NEVER) for part in parts)
+        futures = [*self._unsettled, *self.queue.taken, *self.queue.queue]  # R10
+        return next((future.submitted for future in futures if future._is_waiting), NEVER)
 
     def _oldest_epoch(self) -> float:
-        # Jobs in the queue are younger than the others, and its first job is the oldest of them.
-        if self._unsettled:
-            return min(self._epochs, default=NEVER)
-        return self.queue.queue[0]._epoch if self.queue.queue else NEVER
+        # Each of these has younger jobs than the one before it, and has them in order.
+        fresh = self.queue.taken or self.queue.queue
+        return min(self._epochs, default=fresh[0]._epoch if fresh else NEVER)
 
     def _move(
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState

@@ -1,4 +1,4 @@
-"""The workers of this process, and what happens to them when the interpreter exits and when the process is forked."""
+"""The engines of this process, and what happens to them when the interpreter exits and when the process is forked."""
 
 import mmap
 import os
@@ -14,7 +14,7 @@ __all__ = ["current_mark", "enlist", "check_for_fork"]
 
 
 class Member(Protocol):
-    """The part of a `Engine` that this module uses."""
+    """The part of an `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
         """Return the moment until which the exit of the interpreter may wait, if the wait begins now. Never raises."""
@@ -29,7 +29,7 @@ class Member(Protocol):
         """Fail all jobs that are left, and let no thread wait for them."""
 
     def disown_threads(self) -> None:
-        """Let the interpreter exit without waiting for the threads of the worker."""
+        """Let the interpreter exit without waiting for the threads of the engine."""
 
     def leave_to_parent(self) -> None:
         """Fail, in a forked child, all jobs that the parent process still has to do."""
@@ -44,7 +44,7 @@ _hook: Any = None  # the entry in the hooks of ``threading`` that the last regis
 
 
 def enlist(worker: Member) -> None:
-    """Make the interpreter wait for this worker when it exits.
+    """Make the interpreter wait for this engine when it exits.
 
     An ``atexit`` function would run too late, because `concurrent.futures` has closed all pools by then. It does that
     in exit hooks of ``threading``, which run earlier. The hook of this module is one of these too. The hook that was
@@ -153,7 +153,7 @@ def _leave_all_to_parent() -> None:
     global _registry, _living, _mark
     _registry = threading.RLock()  # a thread that does not exist here may have held the old one
     workers, _living = list(_living), weakref.WeakSet()
-    for worker in workers:  # including the workers whose batchers were deleted
+    for worker in workers:  # including the engines whose batchers were deleted
         worker.disown_threads()
         worker.leave_to_parent()
     _mark = _make_mark()

@@ -19,6 +19,11 @@ from microbatch.results import WAITING, JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
+_QUEUED, _CANCELLED = (
+    JobState.QUEUED,
+    JobState.CANCELLED,
+)  # as globals: up to Python 3.10, the class is asked by a call (R5)
+
 
 class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
@@ -76,7 +81,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._held = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
         self.counted = 0  # the number of jobs that were ever entered in the ledger
-        self._cancelled: dict[JobFuture[Any], JobState] = {}
+        # Cancelled jobs that the ledger has not noted as such yet, and the stages that they were in.
+        self.cancelled: dict[JobFuture[Any], JobState] = {}
         self._notes: list[Callable[[], None]] = []
         self._has_other_news = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
@@ -86,7 +92,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._expiring = False  # a new job expires; separate from `_has_other_news`, because `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self._held - len(self._cancelled)
+        return len(self.queue) + self._held - len(self.cancelled)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -94,7 +100,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self._cancelled and not self._notes
+            return self.closed and not self.queue and not self.cancelled and not self._notes
 
     def is_stuck(self) -> bool:
         """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
@@ -222,8 +228,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if future._is_waiting:
                 self._wake_for_cancellation()
                 if future._stage in WAITING:  # once more: R5
-                    self._cancelled[future] = future._stage
-                    future._stage = JobState.CANCELLED
+                    self.cancelled[future] = future._stage
+                    future._stage = _CANCELLED
                     future._wake_waiters()
                 self._wake_for_cancellation()
 
@@ -269,8 +275,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def count_taken(self) -> None:
         """Count the jobs in `taken`, which are in the ledger now. This is one step (R4)."""
-        total, none = len(self.taken), deque[JobFuture[Any]]()
-        self.counted, self.taken = self.counted + total, none
+        taken, none = self.taken, deque[JobFuture[Any]]()
+        total = len(taken)
+        if self.taken is taken:  # R5: another thread may have counted them
+            self.counted, self.taken = self.counted + total, none
 
     def lead(self) -> bool:
         """Become the leader if there is none, and return whether the calling thread is the leader now.
@@ -316,12 +324,13 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """
         self._has_other_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
-        cancelled, self._cancelled = self._cancelled, {}
+        cancelled, self.cancelled = self.cancelled, {}
         notes, self._notes = self._notes, []
         empty: deque[JobFuture[Any]] = deque()
         # R5: the leader finds a job and the word that it expires, or neither.
         expiring, self._expiring = self._expiring, False
-        self.taken, self.queue = self.queue, empty
+        # In the same step, they begin to count as jobs that still wait, or a finalizer could submit too many.
+        self.taken, self.queue, self._held = self.queue, empty, self._held + len(self.queue)
         return Drained(self.taken, cancelled, notes, epoch - 1, closed, expiring, self.callers.activity())
 
     def clear(self) -> None:
@@ -334,17 +343,13 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             for waiting in (self.not_empty, self.not_full, self.settled):
                 waiting.notify_all()
 
-    def cancelled(self) -> list[JobState]:
-        """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return list(self._cancelled.values())
-
     def find_cancelled(self) -> None:
         """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
         for future in list(self.queue):
-            if future._stage is JobState.CANCELLED:
-                self._cancelled.setdefault(future, JobState.QUEUED)
+            if future._stage is _CANCELLED:
+                self.cancelled.setdefault(future, _QUEUED)
                 self._note_news()
 
     def recorded_stage(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
-        return self._cancelled.get(future, future._stage)
+        return self.cancelled.get(future, future._stage)

@@ -177,9 +177,8 @@ class Lane(Generic[AnyEntry]):
         self.due = NEVER  # when the batch is due, by the last answer of the policy (with the gate shut if there is one)
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
         self.forced: str | None = None  # the trigger, if it is not the policy's reason
-        self.wanted: float = (
-            1  # the number of jobs that must join before the policy is asked again, if the batch is not due
-        )
+        # The number of jobs that must join before the policy is asked again, if the batch is not due.
+        self.wanted: float = 1
         self.asked = 0  # the value of `Collector._doubts` when the policy answered last
         self.turn = 0  # the place in the lines, given when the lane first joins one of them
         self.ready = False  # the lane is in the line for a worker

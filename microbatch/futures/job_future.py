@@ -50,7 +50,8 @@ __all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "a
 Value = TypeVar("Value")
 
 # As globals they are found in a fraction of the time.
-_QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
+_QUEUED, _RUNNING = JobState.QUEUED, JobState.RUNNING
+_SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
 _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -388,7 +389,7 @@ class JobFuture(Future[JobResult[Value]]):
         self._attachments = None
         if not self.done():
             self._own = error, None
-            self._stage = JobState.FAILED
+            self._stage = _FAILED
 
     # -- what ``concurrent.futures`` and ``asyncio`` look at --
 
@@ -504,11 +505,11 @@ class Settled(NamedTuple):
     done: list[JobFuture[Any]]
     """All futures that have an outcome now."""
     failures: int
-    """The number of these that have failed."""
+    """The number of futures in `done` that have failed."""
     waiters: list[Waiter]
-    """The waiters of these, which have been woken."""
+    """The waiters of all of them, which have been woken."""
     unannounced: list[JobFuture[Any]]
-    """Those of them with watchers or callbacks, which do not know of the outcome yet."""
+    """Those of them that have watchers or callbacks: the watchers are not notified yet, and the callbacks have not run."""
 
 
 def settle_all(
@@ -516,15 +517,16 @@ def settle_all(
     outcomes: list[Any],
     service: Service | None,
     failures: Failures | None,
-    failed: JobState = JobState.FAILED,
+    failed: JobState = _FAILED,
 ) -> Settled:
-    """Give running jobs their outcomes, passing over those that have one. With the mutex held.
+    """Give running jobs their outcomes. Jobs that have one are passed over. Call this with the mutex held.
 
     Args:
-        outcomes: a value, or an exception, for each.
-        service: what the values come from.
-        failures: gives the exceptions to the callers; None if there are none.
-        failed: the stage of those whose outcome is an exception.
+        futures: The futures of the jobs.
+        outcomes: A value or an exception for each of them.
+        service: The run of the processor that returned the values, or None if it did not.
+        failures: Gives the exceptions to the callers. None if no outcome is an exception.
+        failed: The stage of the jobs whose outcome is an exception.
     """
     done, count, waiters, unannounced = [], 0, list[Waiter](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
