@@ -545,7 +545,7 @@ class Traced(Interval):
     was_asked = False
 
     def due(self, window: Any) -> float:
-        if not self.signal.came:
+        if not self.signal.arrived:
             sys.settrace(self.signal.trace)  # of the batcher thread
         self.was_asked = True
         return super().due(window)
@@ -567,7 +567,7 @@ def in_each_place_of_a_lead(handle: Callable[[Batcher[str, str], list[JobFuture[
         assert all(future.done() for future in futures)
         stats = batcher.stats()
         assert len(futures) == stats.accepted == stats.succeeded + stats.cancelled
-        if not policy.signal.came:
+        if not policy.signal.arrived:
             break
     assert place > 10
 
@@ -631,7 +631,7 @@ def test_stats_are_of_one_moment_wherever_a_handler_that_waits_interrupts_them()
             assert signal.during(lambda: answers.append(batcher.stats())) is None
         assert answers[0].accepted in (3, 4)
         assert min(answers[0].queued, answers[0].batched, answers[0].running) >= 0
-        if not signal.came:
+        if not signal.arrived:
             break
     assert place > 10
 
