@@ -58,10 +58,13 @@ class ManualClock:
         seconds = check_number("seconds", seconds, below=NEVER)
         with self._changed:
             self._now += seconds
-            due = [condition for condition, moment in self._sleepers if moment <= self._now]
+            due = self._due()
         for condition in due:
             with condition:
                 condition.notify_all()
+
+    def _due(self) -> list[threading.Condition]:  # rule R9 of `microbatch._engine`
+        return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
         """Wait until *condition* is notified or the clock is advanced to *moment*. The caller holds *condition*."""

@@ -120,3 +120,13 @@ def test_an_integration_imports_only_public_names_and_processors(module: str) ->
 def test_each_confined_name_appears_only_in_its_modules(modules: "set[str]", word: str) -> None:
     code = {module: ast.unparse(parsed(module)) for module in MODULES}
     assert {module for module in MODULES if word in code[module]} <= modules
+
+
+@pytest.mark.parametrize("module", ["_engine.queue", "_engine.ledger", "futures.job_future"])
+def test_no_function_that_writes_the_state_of_a_job_looks_up_a_member_of_an_enum(module: str) -> None:
+    """Up to Python 3.10, that is a call, between a look and the write that depends on it: rule R5."""
+    functions = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.FunctionDef)]
+    nodes = [node for function in functions for statement in function.body for node in ast.walk(statement)]
+    assert [] == [
+        node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "JobState"
+    ]

@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, TimeoutError, as_completed, wait
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ from microbatch import (
     Batcher,
     BatcherClosed,
     BatcherShutDown,
+    BatcherStats,
     BatchingPolicy,
     BatchListener,
     Interval,
@@ -31,6 +32,9 @@ from microbatch import (
     Size,
 )
 from microbatch._basics.waiting import StartLatch, Waiter
+from microbatch._engine import ledger
+from microbatch._engine.ledger import Ledger
+from microbatch._engine.queue import Drained, JobQueue
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -532,6 +536,141 @@ def test_a_shutdown_in_a_finalizer_at_any_point_while_a_worker_thread_leads_take
         if not signal.arrived:
             break
     assert place > 1
+
+
+class Traced(Interval):
+    """Has the signal come in at its place in the thread that leads, from the first look at a batch on."""
+
+    signal: Signal
+    was_asked = False
+
+    def due(self, window: Any) -> float:
+        if not self.signal.arrived:
+            sys.settrace(self.signal.trace)  # of the batcher thread
+        self.was_asked = True
+        return super().due(window)
+
+
+def in_each_place_of_a_lead(handle: Callable[[Batcher[str, str], list[JobFuture[str]]], None]) -> None:
+    """Interrupt the batcher thread at each place, with a full queue."""
+    for place in count():
+        policy = Traced(60)
+        with Batcher[str, str](list, policy, max_pending=3, clock=ManualClock()) as batcher:
+            futures: list[JobFuture[str]] = []
+            policy.signal = Signal(lambda: handle(batcher, futures), place, ("microbatch._engine",))
+            futures.append(batcher.submit("first"))
+            while not policy.was_asked:
+                pass
+            futures += [batcher.submit("job"), batcher.submit("job")]
+            while batcher.stats().queued:
+                pass
+        assert all(future.done() for future in futures)
+        stats = batcher.stats()
+        assert len(futures) == stats.accepted == stats.succeeded + stats.cancelled
+        if not policy.signal.arrived:
+            break
+    assert place > 10
+
+
+def test_a_finalizer_that_cancels_anywhere_in_a_lead_finds_no_negative_number_in_the_stats() -> None:
+    def cancel(batcher: Batcher[str, str], futures: list[JobFuture[str]]) -> None:
+        for future in futures:
+            future.cancel()
+        stats = batcher.stats()
+        least.append(min(stats.queued, stats.batched, stats.running))
+
+    least: list[int] = []
+    in_each_place_of_a_lead(cancel)
+    assert 0 == min(least)
+
+
+def test_a_finalizer_that_submits_anywhere_in_a_lead_keeps_to_the_limit_of_pending_jobs() -> None:
+    def fill(batcher: Batcher[str, str], futures: list[JobFuture[str]]) -> None:
+        with suppress(BacklogFull, BatcherClosed):
+            while True:
+                futures.append(batcher.submit("another", timeout=0))
+        stats = batcher.stats()
+        most.append(stats.queued + stats.batched)
+
+    most: list[int] = []
+    in_each_place_of_a_lead(fill)
+    assert 3 == max(most)
+
+
+def test_a_flush_waits_for_jobs_that_are_just_taken_out_while_a_finalizer_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait_first(futures: list[JobFuture[Any]]) -> Mapping[int, int]:
+        if futures and not early:
+            flush = in_thread(lambda: batcher.flush(timeout=0))
+            while not flush.done():
+                with suppress(TimeoutError):
+                    futures[0].result(timeout=0.001)
+            early.append(flush.result())
+        return epochs(futures)
+
+    early, epochs = list[bool](), ledger._epochs
+    monkeypatch.setattr(ledger, "_epochs", wait_first)
+    with Batcher[str, str](list, Size(9)) as batcher:
+        batcher.submit("job")
+    assert [False] == early
+
+
+def test_stats_are_of_one_moment_wherever_a_handler_that_waits_interrupts_them() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            futures = [batcher.submit("job") for _ in range(3)]
+
+            def submit_and_wait() -> None:
+                futures[0].cancel()
+                batcher.submit("another")
+                batcher.flush(timeout=10)
+
+            answers: list[BatcherStats] = []
+            signal = Signal(submit_and_wait, place, entrances=ENTRANCES_OF_FINALIZERS)
+            assert signal.during(lambda: answers.append(batcher.stats())) is None
+        assert answers[0].accepted in (3, 4)
+        assert min(answers[0].queued, answers[0].batched, answers[0].running) >= 0
+        if not signal.arrived:
+            break
+    assert place > 10
+
+
+def test_a_caller_that_waits_for_room_gets_the_room_of_a_job_that_is_cancelled_during_a_lead(
+    monkeypatch: pytest.MonkeyPatch, clock: ManualClock
+) -> None:
+    """A finalizer cancels the job just before the leader takes that in, and another one waits just after."""
+
+    def wait_in(books: Ledger, jobs: Any) -> None:
+        enter(books, jobs)
+        if waits.cancelled() and not looked:
+            looked.append(True)
+            with suppress(TimeoutError):
+                runs.result(timeout=0.3)  # meanwhile, the caller looks whether there is room
+
+    def cancel_in(queue: JobQueue) -> Drained:
+        if armed:
+            waits.cancel()
+        return drain(queue)
+
+    armed, looked, drain, enter = list[bool](), list[bool](), JobQueue.drain, Ledger._enter
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher[str, str](processor, Size(1), max_pending=1, clock=clock) as batcher:
+        runs = batcher.submit("runs")
+        processor.wait_for_batches(1)
+        waits = batcher.submit("waits")
+        blocked = in_thread(lambda: batcher.submit("blocked", timeout=60))
+        clock.wait_for_sleeper(60)
+        monkeypatch.setattr(JobQueue, "drain", cancel_in)
+        monkeypatch.setattr(Ledger, "_enter", wait_in)
+        armed.append(True)
+        batcher.flush(wait=False)  # so that the leader drains the queue
+        try:
+            assert isinstance(blocked.result(timeout=10), JobFuture)
+        finally:
+            processor.release()
+    assert looked
 
 
 @pytest.mark.parametrize("leader", ["batcher thread", "worker thread"])

@@ -15,7 +15,7 @@ from microbatch._basics.log import report
 from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.ledger import Ledger
-from microbatch._engine.process import process_flag, enlist
+from microbatch._engine.process import enlist, process_flag
 from microbatch._engine.queue import JobQueue
 from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
 from microbatch._engine.settings import Settings

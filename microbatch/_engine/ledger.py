@@ -61,14 +61,15 @@ class Ledger:
             for stage in news.cancelled.values():
                 batched = stage is _BATCHED
                 counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
-            self._count_held()
+            self._count_taken_waiting()
+            self.queue.not_full.notify(len(news.cancelled))  # R6: until here, `max_pending` counted them as waiting
         return news
 
     def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
         """Enter jobs that are `JobQueue.taken`. The last step counts them."""
-        self._unsettled.update(dict.fromkeys(jobs))
         for epoch, number in _epochs(jobs).items():
             self._epochs[epoch] += number
+        self._unsettled.update(dict.fromkeys(jobs))
         self.queue.count_taken()
 
     def recover(self) -> list[JobFuture[Any]]:
@@ -81,7 +82,7 @@ class Ledger:
             self._enter(self.queue.taken)
             self._epochs = Counter(future._epoch for future in self._unsettled)
             self._count_anew()
-            self._count_held()
+            self._count_taken_waiting()
             waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
         return waiting
 
@@ -127,7 +128,7 @@ class Ledger:
         """Mark the jobs that still wait as running, and return them. They can't be cancelled any more."""
         with self.queue.mutex:
             live = self._move(futures, WAITING, _RUNNING)
-            self._count_held()
+            self._count_taken_waiting()
             if self.queue.not_full:
                 self.queue.not_full.notify(len(live))
             return live
@@ -240,9 +241,20 @@ class Ledger:
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
         with self.queue.mutex:
-            counts = {_QUEUED: self._queued() + len(self.queue.taken) + len(self.queue.queue), **self._counts}
-            for stage in self.queue.cancelled():
-                counts[stage] -= 1
+            # R5: all are from the same moment. Later, these containers may get more items, but do not lose any.
+            queue = self.queue
+            counted, taken, fresh, cancelled, counts = (
+                queue.counted,
+                queue.taken,
+                queue.queue,
+                queue.cancelled,
+                self._counts.copy(),
+            )
+            stages = list(cancelled.values())  # before the jobs are counted, because each of these is one of them
+            counts[_QUEUED] = counted - sum(counts.values()) + len(taken) + len(fresh)
+            for stage in stages:
+                # If none is counted as batched, this job was still counted as queued when it joined the open batch.
+                counts[stage if counts[stage] else _QUEUED] -= 1
                 counts[_CANCELLED] += 1
             stats = BatcherStats(
                 accepted=sum(counts.values()),
@@ -254,14 +266,13 @@ class Ledger:
         return stats
 
     def _oldest(self) -> float:
-        parts = list(self._unsettled), list(self.queue.queue)  # R10
-        return min(next((future.submitted for future in part if future._is_waiting), NEVER) for part in parts)
+        futures = [*self._unsettled, *self.queue.taken, *self.queue.queue]  # R10
+        return next((future.submitted for future in futures if future._is_waiting), NEVER)
 
     def _oldest_epoch(self) -> float:
-        # Jobs in the queue are younger than the others, and its first job is the oldest of them.
-        if self._unsettled:
-            return min(self._epochs, default=NEVER)
-        return self.queue.queue[0]._epoch if self.queue.queue else NEVER
+        # Jobs in the ledger are older than those in `taken`, and these are older than those in the queue.
+        fresh = self.queue.taken or self.queue.queue
+        return min(self._epochs, default=fresh[0]._epoch if fresh else NEVER)
 
     def _move(
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
@@ -282,7 +293,7 @@ class Ledger:
     def _queued(self) -> int:
         return self.queue.counted - sum(self._counts.values())
 
-    def _count_held(self) -> None:
+    def _count_taken_waiting(self) -> None:
         self.queue.count_as_waiting(self._queued() + self._counts[_BATCHED])
 
 

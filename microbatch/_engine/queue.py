@@ -19,6 +19,11 @@ from microbatch.results import WAITING, JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
+_QUEUED, _CANCELLED = (
+    JobState.QUEUED,
+    JobState.CANCELLED,
+)  # as globals: up to Python 3.10, the class is asked by a call (R5)
+
 
 class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
@@ -33,7 +38,7 @@ class Drained(NamedTuple):
 
 
 NOTHING = Drained(deque(), {}, [], -1, False, False, CallerActivity())
-"""The same for an empty queue. Draining that would take longer."""
+"""What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
 class _Local(threading.local):
@@ -73,11 +78,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.closed = False
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self._local = _Local()
-        self._held = 0  # the number of jobs that were taken out and that no worker has
+        self._taken_waiting = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
         self.counted = 0  # the number of jobs that were ever entered in the ledger
-        self._cancelled: dict[JobFuture[Any], JobState] = {}
-        self._notes: list[Callable[[], None]] = []
+        # Jobs whose cancellation the ledger has not recorded yet, and the stages that they were in.
+        self.cancelled: dict[JobFuture[Any], JobState] = {}
+        self._calls: list[Callable[[], None]] = []
         self._has_other_news = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
@@ -86,7 +92,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._expiring = False  # a new job expires; separate from `_has_other_news`, because `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self._held - len(self._cancelled)
+        return len(self.queue) + self._taken_waiting - len(self.cancelled)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -94,7 +100,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self._cancelled and not self._notes
+            return self.closed and not self.queue and not self.cancelled and not self._calls
 
     def blocks_callers(self) -> bool:
         """Return whether a caller waits because the queue is full, so that a batch must be dispatched early."""
@@ -162,7 +168,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             let_others_run()
 
     def _accept(self, item: JobFuture[Any], block: bool, timeout: float | None, expires_in: float | None) -> None:
-        if len(self.queue) + self._held >= self._limit and self._full() and not self.closed:
+        if len(self.queue) + self._taken_waiting >= self._limit and self._full() and not self.closed:
             self._wait_while_full(block and not self.is_own_thread(), timeout)
         item.submitted = now = self._now()
         if self._away or self._recalls:
@@ -228,8 +234,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if future._is_waiting:
                 self._wake_for_cancellation()
                 if future._stage in WAITING:  # once more: R5
-                    self._cancelled[future] = future._stage
-                    future._stage = JobState.CANCELLED
+                    self.cancelled[future] = future._stage
+                    future._stage = _CANCELLED
                     future._wake_waiters()
                 self._wake_for_cancellation()
 
@@ -246,7 +252,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Make the next leader run *call*, after it has taken in all jobs that are accepted now."""
         with self.mutex:
             self._note_news()
-            self._notes.append(call)
+            self._calls.append(call)
             self._note_news()
 
     def flush(self) -> int:
@@ -271,12 +277,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def count_as_waiting(self, count: int) -> None:
         """Count this many of the jobs that were taken out as jobs that still wait for a worker."""
-        self._held = count
+        self._taken_waiting = count
 
     def count_taken(self) -> None:
         """Count the jobs in `taken`, which are in the ledger now. This is one step (R4)."""
-        total, none = len(self.taken), deque[JobFuture[Any]]()
-        self.counted, self.taken = self.counted + total, none
+        taken, none = self.taken, deque[JobFuture[Any]]()
+        total = len(taken)
+        if self.taken is taken:  # R5: another thread may have counted them
+            self.counted, self.taken = self.counted + total, none
 
     def lead(self) -> bool:
         """Become the leader if there is none, and return whether the calling thread is the leader now.
@@ -322,13 +330,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """
         self._has_other_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
-        cancelled, self._cancelled = self._cancelled, {}
-        notes, self._notes = self._notes, []
+        cancelled, self.cancelled = self.cancelled, {}
+        calls, self._calls = self._calls, []
         empty: deque[JobFuture[Any]] = deque()
         # R5: the leader finds a job together with the fact that it expires, or neither.
         expiring, self._expiring = self._expiring, False
-        self.taken, self.queue = self.queue, empty
-        return Drained(self.taken, cancelled, notes, epoch - 1, closed, expiring, self.callers.activity())
+        # In the same step, they are counted in `_taken_waiting`. Otherwise, a finalizer could submit too many jobs.
+        self.taken, self.queue, self._taken_waiting = self.queue, empty, self._taken_waiting + len(self.queue)
+        return Drained(self.taken, cancelled, calls, epoch - 1, closed, expiring, self.callers.activity())
 
     def clear(self) -> None:
         """Forget all jobs that were not taken out. Takes no lock, so it can be called in a forked child."""
@@ -340,17 +349,13 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             for waiting in (self.not_empty, self.not_full, self.settled):
                 waiting.notify_all()
 
-    def cancelled(self) -> list[JobState]:
-        """Return the stages that jobs were in when they were cancelled, where the ledger has yet to note it."""
-        return list(self._cancelled.values())
-
     def find_cancelled(self) -> None:
         """Record again which jobs in the queue are cancelled, in case a leader was interrupted and lost the record."""
         for future in list(self.queue):
-            if future._stage is JobState.CANCELLED:
-                self._cancelled.setdefault(future, JobState.QUEUED)
+            if future._stage is _CANCELLED:
+                self.cancelled.setdefault(future, _QUEUED)
                 self._note_news()
 
     def recorded_stage(self, future: JobFuture[Any]) -> JobState:
         """Return the stage of a job in the ledger, which may not know of a cancellation yet."""
-        return self._cancelled.get(future, future._stage)
+        return self.cancelled.get(future, future._stage)

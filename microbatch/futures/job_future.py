@@ -43,14 +43,15 @@ from microbatch.futures.exceptions import Failures
 from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
 
 if TYPE_CHECKING:
-    from contextvars import Context
+    import contextvars
 
 __all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
 
 Value = TypeVar("Value")
 
-# Globals, because looking up a member of an enum takes much longer.
-_QUEUED, _RUNNING, _SUCCEEDED, _CANCELLED = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.CANCELLED
+# Globals, because looking up a member of an enum takes much longer, and may be a call (R5).
+_QUEUED, _RUNNING = JobState.QUEUED, JobState.RUNNING
+_SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
 _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -170,7 +171,7 @@ class JobFuture(Future[JobResult[Value]]):
     _failures: Failures | None = None
     # The exception for the caller, and its traceback before it is raised.
     _caller_error: tuple[BaseException, Any] | None = None
-    _context: "Context | None" = None
+    _context: "contextvars.Context | None" = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
@@ -207,7 +208,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._stage in WAITING
 
     @property
-    def context(self) -> "Context | None":
+    def context(self) -> "contextvars.Context | None":
         """The `contextvars` context in which the job was submitted, or None if no listener wants it.
 
         See `BatchListener`. Each access returns a new copy, because two threads can't enter the same context at once.
@@ -390,7 +391,7 @@ class JobFuture(Future[JobResult[Value]]):
         self._attachments = None
         if not self.done():
             self._caller_error = error, None
-            self._stage = JobState.FAILED
+            self._stage = _FAILED
 
     # -- attributes that ``concurrent.futures`` and ``asyncio`` read --
 
@@ -522,14 +523,14 @@ def settle_all(
     outcomes: list[Any],
     service: Service | None,
     failures: Failures | None,
-    failed: JobState = JobState.FAILED,
+    failed: JobState = _FAILED,
 ) -> Settled:
     """Settle the jobs that are running, and skip the others. Call this with the mutex held.
 
     Args:
         futures: The futures of the jobs.
         outcomes: A value or an exception for each job, in order.
-        service: The data that all results share. None if all outcomes are exceptions.
+        service: The data that all results share. None if the processor returned no values.
         failures: Gives each caller its exception. None if all outcomes are values.
         failed: The state of a job whose outcome is an exception.
     """
