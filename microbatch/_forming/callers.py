@@ -14,7 +14,7 @@ from microbatch.policies.base import CallerActivity
 __all__ = ["Caller", "Callers"]
 
 _SOON = 0.02
-"""The least number of seconds that a caller has to submit its next job, even if a quarter of the service time is less.
+"""A caller may take this many seconds to submit its next job, even if a quarter of the service time is less.
 
 A hundred threads are woken in less time, and a delay of this length is not noticed.
 """
@@ -51,8 +51,7 @@ class Callers:
         returning: The number of these that met their last deadline, and so are expected.
         return_by: The moment by which the last of them is expected.
         recalls: The value of `Hints.recalls`, in seconds.
-        all_waited: How many times it happened that all remembered callers were waiting for results, as far as
-            `Hints.recalls` asks for this.
+        all_waited: How many times the last of the remembered callers began to wait, so that all of them were waiting.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:

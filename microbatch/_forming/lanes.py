@@ -145,7 +145,7 @@ _PLAIN = frozenset([type(None), bool, int, float, str])
 
 
 def safe(key: Hashable) -> Hashable:
-    """Return *key*, or a wrapper if its class is a user's, so that a lookup in a dict can't raise."""
+    """Return *key*, wrapped unless its type is a plain built-in one, so that a lookup in a dict can't raise."""
     return key if type(key) in _PLAIN else _Key(key)
 
 

@@ -346,7 +346,7 @@ class JobFuture(Future[JobResult[Value]]):
         """Notify the watchers of the outcome, or leave that to the thread that holds the condition now (F3)."""
         if self._attachments is not None and self._attachments.watched:
             condition = self._make_condition()
-            if not condition.lock._is_owned():  # otherwise by code that this call has interrupted
+            if not condition.lock._is_owned():  # if it is, then by code that this call has interrupted
                 self._try_to_notify_watchers(condition)
 
     def _try_to_notify_watchers(self, condition: _Condition) -> None:
@@ -515,7 +515,7 @@ class Settled(NamedTuple):
     waiters: list[Waiter]
     """Their waiters, which have been woken."""
     unannounced: list[JobFuture[Any]]
-    """The futures with watchers or callbacks. These have not been notified or run yet."""
+    """The futures whose watchers have not been notified yet, or whose callbacks have not run yet."""
 
 
 def settle_all(
