@@ -40,7 +40,7 @@ WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent state first, 
 OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchInfo:
     """The batch in which a job was processed.
 
@@ -75,7 +75,7 @@ class BatcherStats:
         cancelled: The number of jobs that were cancelled before they were dispatched.
         expired: The number of jobs that were not dispatched within their *expires_in* seconds.
         batches: The number of batches that were dispatched.
-        triggers: The number of batches for each ``BatchInfo.trigger``.
+        triggers: The number of batches for each `BatchInfo.trigger`.
         oldest: How many seconds the oldest waiting job has waited, or 0 if no job waits.
     """
 
