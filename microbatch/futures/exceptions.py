@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from microbatch._basics.log import report
 
-__all__ = ["Failures", "separate"]
+__all__ = ["Failures", "chain_of", "separate"]
 
 _LARGE = 100
 """The maximum number of items in a container that is copied at once. A larger one is copied on first access.
@@ -94,7 +94,7 @@ class Failures:
     def add(self, future: object, error: BaseException) -> None:
         """Record that the job of *future* fails with *error*. Call this with the mutex held."""
         self._unasked[id(future)] = error
-        for each in _chain(error):
+        for each in chain_of(error):
             self._jobs[id(each)] = self._jobs.get(id(each), 0) + 1
 
     def note_asked(self, future: object) -> None:
@@ -106,7 +106,7 @@ class Failures:
 
         A `StopIteration` or `StopAsyncIteration` becomes the cause of a `RuntimeError`.
         """
-        shared = any(self._jobs.get(id(each), 1) > 1 for each in _chain(error))
+        shared = any(self._jobs.get(id(each), 1) > 1 for each in chain_of(error))
         raised = separate(error) if shared else error
         if not issubclass(type(raised), (StopIteration, StopAsyncIteration)):
             return raised
@@ -153,7 +153,7 @@ def separate(error: BaseException) -> BaseException:
     return _separated_exception(error, {})
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain_of(error: BaseException) -> Iterator[BaseException]:
     """Yield *error*, its cause or context, the cause or context of that, and so on: 20 exceptions at most."""
     each: Any = error
     for _ in range(20):
