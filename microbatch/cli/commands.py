@@ -20,9 +20,10 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._basics.arguments import MOST_THREADS, check_callable
-from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
+from microbatch.cli.parsing import parse_cost, parse_rate, parse_seconds
 from microbatch.cli.run import in_one_line, process_lines, wrap_processor
 from microbatch.cli.simulate import load_of, plot, table
+from microbatch.policies.text import parse_policy
 from microbatch.simulation import simulate
 from microbatch.simulation.plots import check_plot
 from microbatch.traces import Trace, read_trace
@@ -242,7 +243,7 @@ def _simulate(options: argparse.Namespace) -> int:
     try:
         policies = [parse_policy(text) for text in options.policy] or _COMMON_POLICIES
     except ValueError as error:
-        _refuse(options, f"a policy {error}")
+        _refuse(options, str(error))
     if options.plot is not None:
         _check_plot(options)
     try:
