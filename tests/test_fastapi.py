@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_the_tests_on_the_page_pass(folder: Path) -> None:
         test()
 
 
-# The application of the page with a processor that waits for a file, and with two more paths.
+# The application of the page with a processor that waits for files, and with two more paths.
 SERVED = """
 import os
 import time
@@ -132,12 +132,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 def measure(words):
-    while not os.path.exists("release"):
-        time.sleep(0.01)
-    with open("processed", "a") as file:
-        for word in words:
+    for word in words:
+        while not os.path.exists("release later" if "later" in word else "release"):
+            time.sleep(0.01)
+        with open("processed", "a") as file:
             file.write(word + "\\n")
-    return [len(word) for word in words]
+        yield len(word)
 
 batching.measure = measure
 from {name} import app
@@ -146,57 +146,58 @@ async def accepted(request):
     return JSONResponse(request.state.batcher.stats().accepted)
 
 async def later(request):
-    request.state.batcher.submit(request.path_params["word"], timeout=0)
+    request.state.batcher.submit("later", timeout=0)
     return JSONResponse(None)
 
-app.router.routes += [Route("/accepted", accepted), Route("/later/{{word}}", later)]
+app.router.routes += [Route("/accepted", accepted), Route("/later", later)]
 """
 
 
 @pytest.mark.server
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_no_job_is_lost_when_uvicorn_is_stopped(folder: Path, name: str) -> None:
+def test_a_stopped_uvicorn_answers_the_pending_requests_and_processes_all_jobs(folder: Path, name: str) -> None:
     needs("uvicorn")
     (folder / "served.py").write_text(SERVED.format(name=name))
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = int(free.getsockname()[1])
+    words = ["x" * length for length in range(1, 21)]
 
     def get(path: str) -> str:
         with urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as response:
             return bytes(response.read()).decode()
 
-    def is_down() -> bool:
-        try:
+    def is_listening() -> bool:
+        with suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
             return True
         return False
 
-    words = ["x" * length for length in range(1, 21)]
-    responses: list[Future[str]] = []
-    command = [sys.executable, "-m", "uvicorn", "served:app", f"--port={port}", "--log-level=warning"]
+    command = [sys.executable, "-m", "uvicorn", "served:app", f"--port={port}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    log = folder / "log.txt"
     with (
-        ThreadPoolExecutor(20) as clients,
-        subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True) as process,
+        log.open("wb") as file,
+        ThreadPoolExecutor(len(words)) as clients,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file) as process,
     ):
         try:
-            until(lambda: not is_down())
+            until(is_listening)
             responses = [clients.submit(get, f"/lengths/{word}") for word in words]
-            for word in ("later", "last"):
-                get(f"/later/{word}")
-            until(lambda: get("/accepted") == "22")
+            until(lambda: get("/accepted") == "20")
+            get("/later")
             process.send_signal(signal.SIGTERM)
-            until(is_down)
+            until(lambda: not is_listening())
             assert not any(response.done() for response in responses)
             (folder / "release").touch()
             assert [str(len(word)) for word in words] == [response.result(timeout=20) for response in responses]
+            until(lambda: "Waiting for application shutdown" in log.read_text())
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)  # for the job that no request waits for
+            (folder / "release later").touch()
             process.wait(timeout=20)
         finally:
-            (folder / "release").touch()
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert sorted([*words, "later", "last"]) == sorted((folder / "processed").read_text().split())
+            process.kill()
+    assert sorted([*words, "later"]) == sorted((folder / "processed").read_text().split())
 
 
 def until(condition: Any) -> None:
