@@ -31,7 +31,7 @@ from microbatch import (
     Weight,
 )
 from tests.extras import needs
-from tests.test_howto import blocks
+from tests.pages import blocks
 from tests.test_processes import InFlight, where
 
 needs("distributed")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from microbatch import Batcher, Hints, Size
 from microbatch.testing import RecordingProcessor
 from tests.extras import needs
+from tests.pages import files, in_a_hurry
 
 needs("django")
 import django
@@ -20,7 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.test.utils import CaptureQueriesContext
 
 from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
@@ -174,6 +176,28 @@ def test_changed_settings_give_new_batchers_and_the_old_ones_are_shut_down() -> 
         with configured(POLICY=policy):
             assert 2 == future.result(timeout=0).value
             assert "shut down" in first.explain() and first is not batchers["rows"]
+
+
+@pytest.mark.parametrize(
+    "wait, others, expired",
+    [("timeout=1,", ["running", "waiting"], 0), ("expires_in=5", ["running"], 1), ("timeout=10", ["running"], 0)],
+    ids=["BacklogFull", "JobExpired", "TimeoutError"],
+)
+def test_the_view_on_the_page_responds_with_503_if_the_batcher_is_busy(
+    wait: str, others: list[str], expired: int, processor: RecordingProcessor[Any]
+) -> None:
+    views: dict[str, Any] = {}
+    exec(in_a_hurry(dict(files("django"))["orders/views.py"], wait), views)
+    settings = {"orders": {"PROCESSOR": processor, "POLICY": Size(1), "MAX_PENDING": 1}}
+    with override_settings(MICROBATCH=settings), ExitStack() as stack:
+        stack.callback(processor.release)
+        for job in others:
+            batchers["orders"].submit(job)
+            processor.wait_for_batches(1)
+        response = views["order"](RequestFactory().post("/orders", {"what": "tea"}))
+        assert (503, "1") == (response.status_code, response.headers["Retry-After"])
+        stats = batchers["orders"].stats()
+        assert (2, expired) == (stats.accepted, stats.expired)
 
 
 # -- connections --

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from microbatch import Size
+from microbatch.testing import RecordingProcessor
 from tests.extras import needs
+from tests.pages import files, in_a_hurry
 
 needs("flask")
 from flask import Flask, g
@@ -118,6 +120,28 @@ def test_submit_raises_without_an_application_context_or_without_init_app(app: A
         inserts.submit("a")
     with app.app_context(), pytest.raises(RuntimeError, match=r"init_app\(\) was not called for 'shop'"):
         inserts.submit("a")
+
+
+@pytest.mark.parametrize(
+    "wait, others, expired",
+    [("timeout=1,", ["running", "waiting"], 0), ("expires_in=5", ["running"], 1), ("timeout=10", ["running"], 0)],
+    ids=["BacklogFull", "JobExpired", "TimeoutError"],
+)
+def test_the_view_on_the_page_responds_with_503_if_the_batcher_is_busy(
+    wait: str, others: list[str], expired: int, processor: RecordingProcessor[Any]
+) -> None:
+    shop: dict[str, Any] = {"__name__": "shop", "__file__": __file__}
+    exec(in_a_hurry(dict(files("flask"))["shop.py"], wait), shop)
+    inserts = shop["inserts"] = FlaskBatcher[str, Any](processor, Size(1), max_pending=1)
+    app = shop["create_app"]()
+    with app.app_context(), inserts.batcher as batcher, ExitStack() as stack:
+        stack.callback(processor.release)
+        for job in others:
+            batcher.submit(job)
+            processor.wait_for_batches(1)
+        response = app.test_client().post("/people", data={"name": "Ada"})
+        assert (503, "1") == (response.status_code, response.headers["Retry-After"])
+        assert (2, expired) == (batcher.stats().accepted, batcher.stats().expired)
 
 
 def test_the_example_answers_each_request_with_its_own_order_number(

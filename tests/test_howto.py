@@ -1,38 +1,16 @@
-"""The code on the pages on Django, Flask, asyncio and downstreams works as shown."""
+"""The code on the pages on Django, Flask and downstreams works as shown."""
 
-import asyncio
 import importlib
-import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from microbatch import Batcher
 from tests.extras import needs
-
-ROOT = Path(__file__).parent.parent
-BLOCK = r"\.\. code-block:: python\n\n((?: {4}.*\n|\n)+)"
-
-
-def page(name: str) -> str:
-    return (ROOT / "docs" / f"{name}.rst").read_text(encoding="utf-8")
-
-
-def blocks(name: str) -> list[str]:
-    """Return the code blocks of a page that are not doctests."""
-    found = [textwrap.dedent(block) for block in re.findall(BLOCK, page(name))]
-    return [block for block in found if ">>>" not in block]
-
-
-def write_files(name: str, folder: Path) -> None:
-    for path, block in re.findall(rf"^Add to ``(\S+)``:\n\n{BLOCK}", page(name), re.MULTILINE):
-        with open(folder / path, "a", encoding="utf-8") as file:
-            file.write(textwrap.dedent(block))
+from tests.pages import ROOT, blocks, page, write_files
 
 
 def run(folder: Path, *commands: Sequence[str]) -> str:
@@ -84,26 +62,6 @@ def test_a_flask_application_that_follows_the_page_works(tmp_path: Path, monkeyp
     with app.app_context():
         shop.inserts.batcher.shutdown()
     del sys.modules["shop"]
-
-
-def test_a_fastapi_application_that_follows_the_page_works() -> None:
-    needs("fastapi", "httpx")
-    import httpx
-
-    async def ask() -> list[Any]:
-        transport = httpx.ASGITransport(names["app"])
-        async with (
-            names["lifespan"](names["app"]),
-            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
-        ):
-            answers = [await client.get(f"/lengths/{word}") for word in ("tea", "milk")]
-            return [(answer.status_code, answer.text) for answer in answers]
-
-    (block,) = blocks("asyncio")
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert [(200, "3"), (200, "4")] == asyncio.run(ask())
-    assert "shut down" in names["batcher"].explain()
 
 
 def test_each_line_of_code_on_the_page_on_downstreams_is_in_an_example() -> None:

@@ -13,11 +13,12 @@ import os
 import random
 import sqlite3
 import time
+from concurrent.futures import TimeoutError  # before Python 3.11, it is not the built-in one
 from typing import Any
 
 from flask import Flask, current_app, g, request
 
-from microbatch import Natural, Size
+from microbatch import BacklogFull, JobExpired, Natural, Size
 from microbatch.integrations.flask import FlaskBatcher
 
 
@@ -63,9 +64,12 @@ def insert_many(orders: list[str]) -> list[int]:
 inserts: FlaskBatcher[str, int] = FlaskBatcher(insert_many, Size(100) | Natural(), name="orders")
 
 
-def add_order() -> dict[str, Any]:
+def add_order() -> Any:
     """Insert an order in a batch with the orders of other requests, and respond with its number."""
-    result = inserts.submit(request.form["what"], timeout=1).result(timeout=5)
+    try:
+        result = inserts.submit(request.form["what"], timeout=1, expires_in=5).result(timeout=10)
+    except (BacklogFull, JobExpired, TimeoutError):
+        return {"error": "busy"}, 503, {"Retry-After": "1"}
     return {"order": result.value, "what": request.form["what"], "batch": result.batch.size}
 
 

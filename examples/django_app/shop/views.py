@@ -1,10 +1,13 @@
 """Two ways to use a batcher in a view: wait for the result of your job, or submit the job and do not wait."""
 
+from concurrent.futures import TimeoutError  # before Python 3.11, it is not the built-in one
+
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
+from microbatch import BacklogFull, JobExpired
 from microbatch.integrations.django import batchers
 from shop.models import Order
 
@@ -13,7 +16,10 @@ from shop.models import Order
 @require_POST
 def order(request: HttpRequest) -> JsonResponse:
     """Insert an order in a batch with the orders of other requests, and respond with its number."""
-    result = batchers["orders"].submit(request.POST["what"], timeout=1).result(timeout=5)
+    try:
+        result = batchers["orders"].submit(request.POST["what"], timeout=1, expires_in=5).result(timeout=10)
+    except (BacklogFull, JobExpired, TimeoutError):
+        return JsonResponse({"error": "busy"}, status=503, headers={"Retry-After": "1"})
     return JsonResponse({"order": result.value, "what": request.POST["what"], "batch": result.batch.size})
 
 
