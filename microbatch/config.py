@@ -4,6 +4,8 @@
 Size(64) | Interval(0.005)
 >>> policy_from_env({"DB_STRATEGY": "session", "DB_BATCH_TIME_WINDOW": "250"}, prefix="DB_")
 Session(0.25)
+>>> policy_from_env({"MICROBATCH_STRATEGY": "Weight(1000) | Interval(0.5)"})
+Weight(1000) | Interval(0.5)
 >>> policy_from_env({})
 Size(100) | Natural()
 """
@@ -22,15 +24,17 @@ __all__ = ["policy_from_env"]
 def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICROBATCH_") -> BatchingPolicy[Any]:
     """Return the policy that environment variables describe, or `DEFAULT_POLICY` if none of them is set.
 
-    A variable with an empty value counts as not set. All numbers are integers, and all times are in milliseconds:
+    A variable with an empty value counts as not set. Except in a policy as text, all numbers are integers, and all
+    times are in milliseconds:
 
     ======================  ==========================================================================================
-    ``STRATEGY``            ``size``, ``interval``, ``size-or-interval``, ``natural``, ``fixed-window``, ``session``,
-                            ``weight``, ``adaptive``, or ``package.module:factory``, a function that returns your own
-                            policy. The default depends on which of the next two variables are set: ``size``,
-                            ``interval`` or ``size-or-interval``.
-    ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all strategies except ``interval`` and your own.
-                            ``natural`` has a default of 100, and ``adaptive`` one of 1,000.
+    ``STRATEGY``            one of the names ``size``, ``interval``, ``size-or-interval``, ``natural``,
+                            ``fixed-window``, ``session``, ``weight`` and ``adaptive``, in lower or upper case; or a
+                            policy as text, such as ``Size(64) | Natural()``; or ``package.module:factory``, a function
+                            that returns your own policy. The default depends on which of the next two variables are
+                            set: ``size``, ``interval`` or ``size-or-interval``.
+    ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all names except ``interval``. ``natural`` has a
+                            default of 100, and ``adaptive`` one of 1,000.
     ``BATCH_TIME_WINDOW``   for ``fixed-window``, the time from one batch to the next; for ``session``, the time after
                             the newest job; for ``interval``, ``size-or-interval``, ``weight`` and ``adaptive``, the
                             longest time that a batch waits for more jobs
@@ -39,6 +43,10 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
     ``RATE_BATCHES``        the maximum number of batches in any ``RATE_TIME_WINDOW``, for all strategies
     ``RATE_TIME_WINDOW``    the time for ``RATE_BATCHES``
     ======================  ==========================================================================================
+
+    `microbatch.policies.text.parse_policy` describes policies as text. Their times are in seconds. A name has
+    precedence: ``Natural`` is the name ``natural``, which is limited to 100 jobs, and ``Natural()`` is the policy. With
+    a policy as text or a factory, only the two variables of the rate are read.
 
     Args:
         environ: The variables.
@@ -55,7 +63,7 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
         raise TypeError(f"prefix must be a string, got {shown(prefix)}")
     settings = _Settings(environ, prefix)
     strategy = settings.text("STRATEGY")
-    policy = settings.own(strategy) if ":" in strategy else _policy(strategy.lower(), settings)
+    policy = _policy(strategy, settings)
     if settings.text("RATE_BATCHES") or settings.text("RATE_TIME_WINDOW"):
         policy = policy & Rate(settings.number("RATE_BATCHES"), per=settings.seconds("RATE_TIME_WINDOW", least=1))
     return policy
@@ -84,6 +92,18 @@ class _Settings:
     def seconds(self, name: str, least: int = 0) -> float:
         return self.number(name, "an integer of milliseconds", least) / 1000
 
+    def parsed(self, text: str) -> BatchingPolicy[Any]:
+        """Return the policy that *text* describes. The caller has checked that it is not the name of a strategy."""
+        from microbatch.policies.text import parse_policy  # few programs need it
+
+        try:
+            return parse_policy(text)
+        except ValueError as error:
+            if text.replace("-", "_").isidentifier():  # more likely a misspelled name than a policy
+                others = "package.module:factory, or a policy such as Size(64) | Natural()"
+                raise self.bad("STRATEGY", f"one of {', '.join(_STRATEGIES)}, {others}") from None
+            raise ValueError(f"{self._prefix}STRATEGY: {error}") from None
+
     def own(self, target: str) -> BatchingPolicy[Any]:
         import pkgutil  # few programs need it
 
@@ -104,9 +124,9 @@ def _policy(strategy: str, settings: _Settings) -> BatchingPolicy[Any]:
         if not numbers:
             return DEFAULT_POLICY
         strategy = "size-or-interval" if len(numbers) == 2 else "size" if "BATCH_CAPACITY" in numbers else "interval"
-    if strategy not in _STRATEGIES:
-        raise settings.bad("STRATEGY", f"one of {', '.join(_STRATEGIES)}, or package.module:factory")
-    return _STRATEGIES[strategy](settings)
+    if strategy.lower() in _STRATEGIES:
+        return _STRATEGIES[strategy.lower()](settings)
+    return settings.own(strategy) if ":" in strategy and "(" not in strategy else settings.parsed(strategy)
 
 
 def _size(settings: _Settings) -> BatchingPolicy[Any]:

@@ -20,6 +20,7 @@ import pytest
 from tenacity import retry_if_exception_type, stop_after_attempt, stop_never, wait_none
 
 import microbatch
+import microbatch.policies.text
 import microbatch.processors
 import microbatch.simulation
 import microbatch.testing
@@ -178,6 +179,7 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Adaptive.most", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Adaptive.warm_up", NO_INTEGER + BELOW_0, [0, HUGE]),
     ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Unprintable()), [{}, os.environ]),
+    ("parse_policy.text", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["Size(3)"]),
     ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["", "x"]),
     ("BatchingPolicy.__or__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
     ("BatchingPolicy.__and__.other", NO_POLICY + NO_NEEDS, [Size(1)]),
@@ -288,7 +290,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-MODULES: Any = (microbatch, microbatch.testing, microbatch.simulation, microbatch.traces, microbatch.processors)
+MODULES: Any = (
+    microbatch,
+    microbatch.policies.text,
+    microbatch.testing,
+    microbatch.simulation,
+    microbatch.traces,
+    microbatch.processors,
+)
 
 
 def parameters() -> Iterator[str]:

@@ -21,7 +21,7 @@ import pytest
 
 from microbatch import DEFAULT_POLICY
 from microbatch.cli import demo, main
-from microbatch.cli.run import sturdy
+from microbatch.cli.run import wrap_processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -320,7 +320,7 @@ def test_an_interrupt_ends_the_pause_before_a_retry(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: pause)
     with pytest.raises(ConnectionError):
-        sturdy(failing, bisect=False, retries=9, size=1, interrupted=interrupted)([1])
+        wrap_processor(failing, bisect=False, retries=9, size=1, interrupted=interrupted)([1])
     assert [[1]] == calls
 
 
@@ -877,7 +877,7 @@ def test_simulate_replays_a_recorded_load(
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        (["Size(0)", "--cost", "5ms", "--rate", "1"], "a policy Size: n must be at least 1, got 0"),
+        (["Size(0)", "--cost", "5ms", "--rate", "1"], "can't create the policy 'Size(0)': n must be at least 1, got 0"),
         (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a sum of times"),
         (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
         (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers --trace is required"),
@@ -886,7 +886,7 @@ def test_simulate_replays_a_recorded_load(
             ["Size(1)", "--cost", "5ms", "--rate", "x"],
             "argument --rate: must be a number of jobs per second, or a rate such as 100/s",
         ),
-        (["Size", "--cost", "5ms", "--rate", "1"], "a policy Size: missing 1 required positional argument: 'n'"),
+        (["Sise(1)", "--cost", "5ms", "--rate", "1"], "a policy must be made of Adaptive, "),
         (["Size(1)", "--trace", "nowhere.jsonl"], "argument --trace: [Errno 2] No such file or directory"),
         (["Size(1)", "--trace", os.devnull], "argument --trace: a trace must have at least one job"),
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),

@@ -61,6 +61,15 @@ def make_and_raise() -> BatchingPolicy[object]:
             {"BATCH_CAPACITY": "64", "BATCH_TIME_WINDOW": "5", "RATE_BATCHES": "10", "RATE_TIME_WINDOW": "1000"},
             "(Size(64) | Interval(0.005)) & Rate(10, per=1)",
         ),
+        ({"STRATEGY": " Size(64) | Natural() "}, "Size(64) | Natural()"),
+        ({"STRATEGY": "Weight(9)|Interval(0.5)", "BATCH_CAPACITY": "3"}, "Weight(9) | Interval(0.5)"),
+        (
+            {"STRATEGY": "Size(64) | Natural", "RATE_BATCHES": "10", "RATE_TIME_WINDOW": "1000"},
+            "(Size(64) | Natural()) & Rate(10, per=1)",
+        ),
+        ({"STRATEGY": "AllWaiting"}, "AllWaiting(0.1)"),
+        ({"STRATEGY": "Natural()", "BATCH_CAPACITY": "9"}, "Natural()"),
+        ({"STRATEGY": "Natural", "BATCH_CAPACITY": "9"}, "Size(9) | Natural()"),
         ({"STRATEGY": "tests.test_config:make"}, "Size(7)"),
         (
             {"STRATEGY": "tests.test_config:make", "RATE_BATCHES": "1", "RATE_TIME_WINDOW": "1"},
@@ -103,7 +112,19 @@ def test_environment_variables_choose_the_policy(variables: dict[str, str], poli
         (
             {"STRATEGY": "sise"},
             "X_STRATEGY must be one of size, interval, size-or-interval, natural, fixed-window, session, weight, adaptive, "
-            "or package.module:factory, got 'sise'",
+            "package.module:factory, or a policy such as Size(64) | Natural(), got 'sise'",
+        ),
+        ({"STRATEGY": "fixed-windows"}, "X_STRATEGY must be one of size, interval, "),
+        ({"STRATEGY": "Rate"}, "X_STRATEGY must be one of size, interval, "),
+        (
+            {"STRATEGY": "Size(0) | Natural()"},
+            "X_STRATEGY: can't create the policy 'Size(0)': n must be at least 1, got 0",
+        ),
+        ({"STRATEGY": "Size(64) | Intervall(1)"}, "X_STRATEGY: a policy must be made of Adaptive, AllWaiting, "),
+        ({"STRATEGY": "size | natural"}, "X_STRATEGY: a policy must be made of Adaptive, AllWaiting, "),
+        (
+            {"STRATEGY": "Size({3: 4})"},
+            "X_STRATEGY: can't create the policy 'Size({3: 4})': n must be an integer, got {3",
         ),
         ({"STRATEGY": "no_such_module:f"}, "X_STRATEGY must be a strategy, or package.module:factory that can be"),
         (

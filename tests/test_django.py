@@ -72,6 +72,21 @@ def test_a_batcher_is_created_from_its_settings_on_first_use() -> None:
         assert batcher.explain().startswith("<Batcher 'rows' with Size(2)>")
 
 
+@pytest.mark.parametrize(
+    "setting, policy",
+    [
+        ("Size(64) | Interval(0.005)", "Size(64) | Interval(0.005)"),
+        ("Natural", "Natural()"),
+        (HERE + "policy", "Size(2)"),
+        (policy, "Size(2)"),
+    ],
+    ids=str,
+)
+def test_a_policy_may_be_text_a_dotted_path_or_an_object(setting: Any, policy: str) -> None:
+    with configured(POLICY=setting):
+        assert f"<Batcher 'rows' with {policy}>" == repr(batchers["rows"])
+
+
 def test_all_threads_get_the_same_batcher() -> None:
     with configured():
         got: list[Any] = []
@@ -119,6 +134,22 @@ def test_without_the_setting_there_are_no_batchers() -> None:
         ({"rows": {"PROCESSOR": 3}}, "MICROBATCH['rows']['PROCESSOR'] must be callable, got 3"),
         ({"rows": {"PROCESSOR": double, "MAX_WORKERS": 0}}, "MICROBATCH['rows']['MAX_WORKERS'] must be"),
         ({"rows": {"PROCESSOR": double, "POLICY": 100}}, "MICROBATCH['rows']['POLICY'] must be"),
+        (
+            {"rows": {"PROCESSOR": double, "POLICY": "Size(0) | Natural()"}},
+            "MICROBATCH['rows']['POLICY']: can't create the policy 'Size(0)': n must be at least 1, got 0",
+        ),
+        (
+            {"rows": {"PROCESSOR": double, "POLICY": "Natural() | shop.POLICY"}},
+            "MICROBATCH['rows']['POLICY']: a policy must be made of Adaptive, ",
+        ),
+        (
+            {"rows": {"PROCESSOR": double, "POLICY": "shop.Natural"}},
+            "MICROBATCH['rows']['POLICY']: No module named 'shop'",
+        ),
+        (
+            {"rows": {"PROCESSOR": "Natural"}},
+            "MICROBATCH['rows']['PROCESSOR']: Natural doesn't look like a module path",
+        ),
         ({"rows": {"PROCESSOR": double, "LISTENERS": [HERE + "double"]}}, "MICROBATCH['rows']['LISTENERS'] must be"),
         ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no setting 'MAX_WORKER', only EXEC"),
         ({"rows": {"PROCESSOR": ".f.g"}}, "MICROBATCH['rows']['PROCESSOR']: "),

@@ -192,8 +192,13 @@ def test_a_second_exception_while_the_first_is_handled_ends_no_thread(thread: st
     assert tried > 50  # not in all rounds: another thread may be faster
 
 
-def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[Any, str]) -> threading.Event:
-    """Once the returned event is set, raise `TimeLimit` at the start of each of these functions, in this order."""
+def raise_in_turn(
+    monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[Any, str]
+) -> tuple[threading.Event, list[tuple[Any, str]]]:
+    """Once the returned event is set, raise `TimeLimit` at the start of each of these functions, in this order.
+
+    The returned list has the functions in which it was not raised yet.
+    """
     armed, left = threading.Event(), list(places)
 
     def wrap(place: tuple[Any, str]) -> None:
@@ -209,13 +214,13 @@ def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[A
 
     for each in places:
         wrap(each)
-    return armed
+    return armed, left
 
 
 def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    armed = raise_in_turn(monkeypatch, "late_0", (Ledger, "_strike_out"), (Ledger, "recover"))
+    armed, left = raise_in_turn(monkeypatch, "late_0", (Ledger, "_remove_settled"), (Ledger, "recover"))
     with Batcher[str, str](list, Size(1), name="late") as batcher:
         batcher.submit("before").result(timeout=10)
         batcher.flush(timeout=10)
@@ -224,30 +229,33 @@ def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
         future.exception(timeout=10)
         assert batcher.flush(timeout=10)
         assert (2, 0) == (batcher.stats().accepted, batcher.stats().running)
+    assert [] == left
 
 
 def test_a_second_exception_at_the_end_of_the_batcher_thread_does_not_block_a_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    armed, called = raise_in_turn(monkeypatch, "late", (Engine, "_end"), (runner, "report")), list[str]()
+    armed, left = raise_in_turn(monkeypatch, "late", (Engine, "_end"), (runner, "report"))
+    called = list[str]()
     batcher = Batcher[str, str](list, Size(1), name="late")
     batcher.add_shutdown_callback(lambda: called.append("called"))
     batcher.submit("job").result(timeout=10)
     armed.set()
     assert batcher.shutdown(timeout=10)
-    assert ["called"] == called
+    assert (["called"], []) == (called, left)
 
 
 def test_a_second_exception_while_a_batch_is_passed_to_an_executor_leaves_no_job_unsettled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     places = (Future, "add_done_callback"), (runner.ExecutorRunner, "_named")
-    armed = raise_in_turn(monkeypatch, "late", *places)
+    armed, left = raise_in_turn(monkeypatch, "late", *places)
     with ThreadPoolExecutor(1) as executor, Batcher[str, str](list, Size(1), name="late", executor=executor) as batcher:
         batcher.submit("before").result(timeout=10)
         armed.set()
         assert isinstance(batcher.submit("job").exception(timeout=10), (TimeLimit, type(None)))
         assert "after" == batcher.submit("after").result(timeout=10).value
+    assert [] == left
 
 
 def raise_in(thread: threading.Thread) -> None:

@@ -1,58 +1,12 @@
-"""Parsing policies, costs, weights, buckets, times and rates from the arguments of a command."""
+"""Parsing costs, weights, buckets, times and rates from the arguments of a command."""
 
 import random
 from typing import Any
 
 import pytest
 
-from microbatch.cli.parsing import parse_buckets, parse_cost, parse_policy, parse_rate, parse_seconds, parse_weights
+from microbatch.cli.parsing import parse_buckets, parse_cost, parse_rate, parse_seconds, parse_weights
 from microbatch.simulation import SimulatedBatch, lognormal
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Size(64)",
-        "Weight(1.5) | FixedWindow(0.1)",
-        "(Size(64) | Interval(0.005)) & Rate(5, per=60)",
-        "Session(2) & Size(3) | Natural()",
-    ],
-)
-def test_a_policy_is_parsed_from_its_repr(text: str) -> None:
-    assert text == repr(parse_policy(f" {text}"))
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "must be made of FixedWindow, .*Weight with | and &, got ''"),
-        ("Size", "Size: missing 1 required positional argument: 'n'"),
-        ("BatchingPolicy", "must be made of"),
-        ("Natural()" + " | Natural()" * 1500, "must be made of"),
-        ("Size(3) +", "must be made of"),
-        ("Size(3) + Size(4)", "must be made of"),
-        ("Size(3) | 4", "must be made of"),
-        ("BatchingPolicy()", "must be made of"),
-        ("__import__('os').system('true')", "must be made of"),
-        ("(" * 9999, "must be made of"),
-        ("Size(0)", "Size: n must be at least 1, got 0"),
-        ("Size()", "Size: .*missing"),
-        ("Size(m=3)", "Size: .*unexpected"),
-        ("Size(open('x'))", "Size: malformed node"),
-        ("Size(*[3])", "Size: malformed node"),
-    ],
-)
-def test_text_that_is_not_a_policy_is_refused_and_never_executed(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_policy(text)
-
-
-@pytest.mark.parametrize(
-    "text, policy",
-    [("Natural", "Natural()"), (" Size(3) | Natural & AllWaiting", "Size(3) | Natural() & AllWaiting(0.1)")],
-)
-def test_a_name_without_parentheses_is_the_policy_with_its_defaults(text: str, policy: str) -> None:
-    assert policy == repr(parse_policy(text))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from microbatch import (
     Weight,
     Window,
 )
-from microbatch.cli.parsing import parse_policy
+from microbatch.policies.text import parse_policy
 from microbatch.policies.base import count_gates
 
 

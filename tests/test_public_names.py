@@ -24,6 +24,7 @@ MODULES = [
     "microbatch.integrations.prometheus",
     "microbatch.integrations.tqdm",
     "microbatch.policies",
+    "microbatch.policies.text",
     "microbatch.processors",
     "microbatch.simulation",
     "microbatch.testing",

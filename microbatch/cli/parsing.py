@@ -1,75 +1,18 @@
-"""Parses policies, costs, weights, buckets, times and rates from the command line, without evaluating them as Python code."""
+"""Parses costs, weights, buckets, times and rates from the command line."""
 
-import ast
 import math
 import random
 import re
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
 
-from microbatch import policies
-from microbatch._basics.arguments import shown
-from microbatch.policies.base import BatchingPolicy
 from microbatch.simulation import SimulatedBatch, lognormal
 
-__all__ = ["parse_buckets", "parse_cost", "parse_policy", "parse_rate", "parse_seconds", "parse_weights"]
-
-_POLICIES: dict[str, type[BatchingPolicy[Any]]] = {
-    name: offered
-    for name, offered in vars(policies).items()
-    if name in policies.__all__ and isinstance(offered, type) and issubclass(offered, BatchingPolicy)
-}
-del _POLICIES["BatchingPolicy"]
+__all__ = ["parse_buckets", "parse_cost", "parse_rate", "parse_seconds", "parse_weights"]
 
 _IN_A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "\N{MICRO SIGN}s": 1e6, "\N{GREEK SMALL LETTER MU}s": 1e6}
 _TIME = rf"(\d+(?:\.\d*)?|\.\d+)\s*({'|'.join(_IN_A_SECOND)})"
 _SECONDS_OF = {"s": 1.0, "min": 60.0, "h": 3600.0}
-
-
-def parse_policy(text: str) -> BatchingPolicy[Any]:
-    """Return the policy that *text* describes as a Python expression.
-
-    A policy without arguments needs no parentheses.
-
-    >>> parse_policy("Size(64) | Interval(0.005) & Rate(5, per=60)")
-    Size(64) | Interval(0.005) & Rate(5, per=60)
-    >>> parse_policy("Natural")
-    Natural()
-
-    Raises:
-        ValueError: The text does not describe a policy, or an argument of the policy is invalid.
-    """
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise _no_policy(text) from None
-    try:
-        return _read(tree, text)
-    except RecursionError:
-        raise _no_policy(text) from None
-
-
-def _read(node: ast.expr, text: str) -> BatchingPolicy[Any]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitOr, ast.BitAnd)):
-        first, second = _read(node.left, text), _read(node.right, text)
-        return first | second if isinstance(node.op, ast.BitOr) else first & second
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name) or call.func.id not in _POLICIES:
-        raise _no_policy(text)
-    name = call.func.id
-    try:
-        return _POLICIES[name](*map(ast.literal_eval, call.args), **_named(call))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {str(error).removeprefix(f'{name}.__init__() ')}") from None
-
-
-def _named(call: ast.Call) -> dict[str, Any]:
-    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-
-
-def _no_policy(text: str) -> ValueError:
-    return ValueError(f"must be made of {', '.join(sorted(_POLICIES))} with | and &, got {shown(text)}")
 
 
 def parse_cost(text: str) -> Callable[[SimulatedBatch], float]:

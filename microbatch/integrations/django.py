@@ -4,7 +4,7 @@ In the settings, give each batcher a name, and the arguments of `Batcher` in cap
 
     INSTALLED_APPS = [..., "microbatch.integrations.django.Microbatch"]
     MICROBATCH = {
-        "inserts": {"PROCESSOR": "shop.batches.insert_many", "POLICY": Size(100) | Interval(0.005)},
+        "inserts": {"PROCESSOR": "shop.batches.insert_many", "POLICY": "Size(100) | Interval(0.005)"},
     }
 
 Then submit jobs anywhere in the project::
@@ -30,6 +30,7 @@ from django.db import close_old_connections, connections
 from django.utils.module_loading import import_string
 
 from microbatch import Batcher, BatcherStats
+from microbatch.policies.text import parse_policy
 from microbatch.processors import within
 
 __all__ = ["Batchers", "Microbatch", "batchers", "closing_old_connections", "sharing_connections"]
@@ -55,8 +56,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         found = self._made.get(name)
         if found is None:
             made = _make(name)
-            # If two threads get here at the same time, both use the first batcher. The other one has started no
-            # threads.
+            # If two threads get here at the same time, both use the first batcher. The other batcher was never used.
             found = self._made.setdefault(name, made)
         return found
 
@@ -110,7 +110,7 @@ def _make(name: str) -> "Batcher[Any, Any]":
         if setting not in _ARGUMENTS:
             raise ImproperlyConfigured(f"{where} has no setting {setting!r}, only {', '.join(sorted(_ARGUMENTS))}")
         try:
-            arguments[setting.lower()] = _imported(value)
+            arguments[setting.lower()] = _value(setting, value)
         except Exception as error:  # the import runs the module, which may raise anything
             raise ImproperlyConfigured(f"{where}[{setting!r}]: {error}") from error
     try:
@@ -119,6 +119,17 @@ def _make(name: str) -> "Batcher[Any, Any]":
     except (TypeError, ValueError) as error:
         setting, _, complaint = str(error).partition(" ")
         raise ImproperlyConfigured(f"{where}[{setting.upper()!r}] {complaint}") from error
+
+
+def _value(setting: str, value: Any) -> Any:
+    if setting == "POLICY" and isinstance(value, str) and not _is_dotted_path(value):
+        return parse_policy(value)
+    return _imported(value)
+
+
+def _is_dotted_path(text: str) -> bool:
+    """Return whether *text* has only names and dots. A policy as text has no dot, or has parentheses too."""
+    return "." in text and text.replace(".", "").isidentifier()
 
 
 def _imported(value: Any) -> Any:
@@ -169,7 +180,7 @@ def closing_old_connections(processor: Callable[[list[Any]], Any]) -> Callable[[
     return within(processor, _connections)
 
 
-# Guards the next two. A batch that uses shared connections holds it, so that such batches run one at a time.
+# Guards the next two. It is held during a batch that uses shared connections, so such batches run one at a time.
 _mutex = threading.RLock()
 _shared: dict[str, Any] = {}
 _opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDictionary()
