@@ -259,6 +259,14 @@ def test_weights_are_given_to_jobs_in_the_order_of_their_submission(arrivals: An
     assert [3.0, 12.0] == [run.ended - run.started for run in report.runs]
 
 
+def test_the_jobs_of_callers_may_have_weights_and_keys() -> None:
+    report = simulate(Weight(10), callers(4, jobs=4), one_second, weights=lambda chance: 5.0)
+    assert (2, 2) == report.batch_sizes
+    keys = iter("abab")
+    report = simulate(Interval(1), callers(4, jobs=4), one_second, key=lambda weight: next(keys))
+    assert (2, 2) == report.batch_sizes
+
+
 def test_random_weights_depend_on_the_seed_and_do_not_change_the_arrivals() -> None:
     def report(seed: int, weighted: bool) -> SimulationReport:
         weights = lognormal(5, 17, 256) if weighted else None
