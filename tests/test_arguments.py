@@ -38,6 +38,7 @@ from microbatch import (
     Window,
     batched,
 )
+from microbatch.simulation import lognormal
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
 NAN, INF = float("nan"), float("inf")
@@ -189,7 +190,14 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
         [[1], (0,)],
     ),
     ("simulate.service_time", NO_CALLABLE + NOT_PLAIN, [float]),
+    ("simulate.cost", NO_CALLABLE + NOT_PLAIN, [None]),
+    ("simulate.weights", NO_CALLABLE + NOT_PLAIN, [None, lognormal(1, 2, 3)]),
+    ("simulate.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("simulate.weigh", NO_CALLABLE + NOT_PLAIN, [None, float]),
     ("simulate.max_workers", NO_INTEGER + BELOW_1, [1, 10_000]),
+    ("lognormal.least", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 2]),
+    ("lognormal.median", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [2, Fraction(5, 2), 3]),
+    ("lognormal.most", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [2, Fraction(5, 2), 1e308]),
     ("poisson.rate", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
     ("poisson.jobs", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("callers.count", NO_INTEGER + BELOW_1, [1, HUGE]),
@@ -240,6 +248,7 @@ EXEMPT = {
     "BatchStarted.*": "a record",
     "BatcherShutDown.*": "a record",
     "JobAccepted.*": "a record",
+    "SimulatedBatch.*": "a record",
     "SimulationReport.*": "a record, and a path for matplotlib, which checks it",
     "Trace.*": "a record",
     "simulate.seed": "passed to random.Random, which checks it",
@@ -265,6 +274,7 @@ EXEMPT = {
 NEEDED: dict[str, dict[str, Any]] = {
     "Batcher": {"processor": echo},
     "simulate": {"policy": Size(1), "arrivals": [1], "service_time": float},
+    "lognormal": {"least": 2, "median": 2, "most": 3},
     "poisson": {"rate": 1, "jobs": 1},
     "callers": {"count": 1, "jobs": 1},
     "retrying": {"processor": echo, "stop": stop_never, "wait": wait_none()},

@@ -839,6 +839,31 @@ def test_simulate_supports_callers_in_a_loop(capsys: pytest.CaptureFixture[str])
     assert "8.0" in capsys.readouterr().out.splitlines()[1].split()
 
 
+@pytest.mark.parametrize(
+    "policy, options, size",
+    [
+        ("Weight(20)", [], "20.0"),
+        ("Weight(20)", ["--weights", "10,10,10"], "2.0"),
+        ("Weight(20)", ["--weights", "10,10,10", "--buckets", "5,20"], "1.0"),
+        ("Interval(9)", ["--weights", "5,17,256"], "100.0"),
+        ("Interval(9)", ["--weights", "5,17,256", "--buckets", "17,256"], "50.0"),
+    ],
+)
+def test_simulate_gives_the_jobs_weights_and_buckets(
+    policy: str, options: list[str], size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = ["--rate", "1000/s", "--jobs", "100", "--cost", "1ms"]
+    assert 0 == main(["simulate", policy, *load, *options])
+    assert size == capsys.readouterr().out.splitlines()[1].split()[5]
+
+
+def test_simulate_charges_for_the_padding_of_recorded_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"submitted": [7.0, 7.0], "service_time": 1, "weights": [10, 2]}', encoding="utf-8")
+    assert 0 == main(["simulate", "Size(2)", "--trace", str(path), "--cost", "10ms*padded"])
+    assert "200.00" == capsys.readouterr().out.splitlines()[1].split()[1]
+
+
 @pytest.mark.parametrize("cost, mean", [([], "1,500.00"), (["--cost", "250ms"], "500.00")])
 def test_simulate_replays_a_recorded_load(
     cost: list[str], mean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -853,7 +878,7 @@ def test_simulate_replays_a_recorded_load(
     "options, complaint",
     [
         (["Size(0)", "--cost", "5ms", "--rate", "1"], "can't create the policy 'Size(0)': n must be at least 1, got 0"),
-        (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a time for each batch"),
+        (["Size(1)", "--cost", "5", "--rate", "1"], "argument --cost: must be a sum of times"),
         (["Size(1)", "--cost", "5ms", "--rate", "0"], "argument --rate: must be above 0, got '0'"),
         (["Size(1)", "--cost", "5ms"], "one of the arguments --rate --callers --trace is required"),
         (["Size(1)", "--rate", "1"], "--cost is needed unless there is a --trace: for example, --cost 5ms+20us"),
@@ -866,9 +891,12 @@ def test_simulate_replays_a_recorded_load(
         (["Size(1)", "--trace", os.devnull], "argument --trace: a trace must have at least one job"),
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--callers", "1"], "not allowed with argument --rate"),
         (["Size(1)", "--cost", "5ms", "--rate", "inf"], "rate must be below inf, got inf"),
+        (["Size(1)", "--cost", f"{'9' * 400}s", "--rate", "1"], "the cost of a batch must be below inf, got inf"),
+        (["Size(1)", "--cost", "5ms", "--rate", "1", "--weights", "5"], "argument --weights: must be the least"),
+        (["Size(1)", "--cost", "5ms", "--rate", "1", "--buckets", "x"], "argument --buckets: must be the upper bounds"),
         (
-            ["Size(1)", "--cost", f"{'9' * 400}s", "--rate", "1"],
-            "the service_time of a batch must be below inf, got inf",
+            ["Size(1)", "--cost", "5ms", "--rate", "1", "--weights", "5,9,32", "--buckets", "4"],
+            "the last bucket must be at least as high as each weight, got '4'",
         ),
     ],
 )

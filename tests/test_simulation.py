@@ -6,8 +6,31 @@ from typing import Any
 
 import pytest
 
-from microbatch import NEVER, NOW, AllWaiting, BatchingPolicy, BatchReport, Hints, Interval, Natural, Size, Window
-from microbatch.simulation import Arrival, Run, SimulationReport, callers, poisson, simulate
+from microbatch import (
+    DEFAULT_POLICY,
+    NEVER,
+    NOW,
+    AllWaiting,
+    BatchingPolicy,
+    BatchReport,
+    Hints,
+    Interval,
+    JobTooLarge,
+    Natural,
+    Size,
+    Weight,
+    Window,
+)
+from microbatch.simulation import (
+    Arrival,
+    Run,
+    SimulatedBatch,
+    SimulationReport,
+    callers,
+    lognormal,
+    poisson,
+    simulate,
+)
 
 
 def one_second(size: int) -> float:
@@ -188,6 +211,139 @@ def test_invalid_arrivals_are_refused(arrivals: list[Any], message: str) -> None
 def test_a_rate_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="rate must be above 0, got 0"):
         poisson(0, jobs=1)
+
+
+# -- weights and padding --
+
+
+def test_the_cost_may_depend_on_the_number_the_weight_and_the_heaviest_of_the_jobs() -> None:
+    def cost(batch: SimulatedBatch) -> float:
+        seen.append(batch)
+        return batch.padded
+
+    seen: list[SimulatedBatch] = []
+    report = simulate(
+        Size(2), [Arrival(0.0, None, 2.0), Arrival(0.0, None, 5.0), Arrival(0.0), Arrival(0.0)], cost=cost
+    )
+    assert [SimulatedBatch(2, 7.0, 5.0), SimulatedBatch(2, 2.0, 1.0)] == seen
+    assert [10.0, 2.0] == [run.ended - run.started for run in report.runs]
+
+
+def test_the_cost_sees_the_weights_of_the_jobs_and_the_policy_what_weigh_makes_of_them() -> None:
+    arrivals = [Arrival(0.0, None, weight) for weight in (2.0, 3.0, 4.0)]
+    report = simulate(Weight(20), arrivals, cost=lambda batch: batch.weight, weigh=lambda weight: 10.0)
+    assert [(2, 5.0), (1, 4.0)] == [(run.size, run.ended - run.started) for run in report.runs]
+
+
+def test_a_key_may_depend_on_the_weight() -> None:
+    arrivals = [Arrival(0.0, "ignored", weight) for weight in (2.0, 30.0, 4.0)]
+    report = simulate(Interval(1), arrivals, cost=lambda batch: batch.heaviest, key=lambda weight: weight > 9)
+    assert [(2, 4.0), (1, 30.0)] == [(run.size, run.ended - run.started) for run in report.runs]
+
+
+def test_a_policy_sees_the_weights_as_the_jobs() -> None:
+    class Observing(BatchingPolicy[Any]):
+        def due(self, window: Window[Any]) -> float:
+            seen.append([*window.jobs])
+            return NEVER
+
+    seen: list[list[float]] = []
+    simulate(Observing(), [Arrival(0.0, None, 2.5), Arrival(1.0)], one_second, weigh=lambda weight: 3.0)
+    assert [[2.5], [2.5, 1.0]] == [jobs for number, jobs in enumerate(seen) if jobs not in seen[:number]]
+
+
+@pytest.mark.parametrize("arrivals", [[0.0] * 4, callers(4, jobs=4)], ids=["open", "closed"])
+def test_weights_are_given_to_jobs_in_the_order_of_their_submission(arrivals: Any) -> None:
+    weights = iter([1.0, 2.0, 4.0, 8.0])
+    report = simulate(Size(2), arrivals, cost=lambda batch: batch.weight, weights=lambda chance: next(weights))
+    assert [3.0, 12.0] == [run.ended - run.started for run in report.runs]
+
+
+def test_the_jobs_of_callers_may_have_weights_and_keys() -> None:
+    report = simulate(Weight(10), callers(4, jobs=4), one_second, weights=lambda chance: 5.0)
+    assert (2, 2) == report.batch_sizes
+    keys = iter("abab")
+    report = simulate(Interval(1), callers(4, jobs=4), one_second, key=lambda weight: next(keys))
+    assert (2, 2) == report.batch_sizes
+
+
+def test_random_weights_depend_on_the_seed_and_do_not_change_the_arrivals() -> None:
+    def report(seed: int, weighted: bool) -> SimulationReport:
+        weights = lognormal(5, 17, 256) if weighted else None
+        cost: Any = (lambda batch: batch.weight) if weighted else (lambda batch: 0.0)
+        return simulate(Size(1), poisson(1e-6, jobs=50), cost=cost, weights=weights, seed=seed)
+
+    assert report(1, True) == report(1, True)
+    assert report(1, True).latencies != report(2, True).latencies
+    assert [run.started for run in report(1, True).runs] == [run.started for run in report(1, False).runs]
+
+
+def test_lognormal_weights_have_the_given_bounds_and_median() -> None:
+    weight, chance = lognormal(5, 17, 256), random.Random(1)
+    weights = sorted(weight(chance) for _ in range(10_000))
+    assert (5, 256) == (weights[0], weights[-1])
+    assert 16.5 < weights[5_000] < 17.5
+    assert 50 < weights.count(256) < 150
+    assert {17} == {lognormal(5, 17, 17)(chance) for _ in range(9)}
+
+
+@pytest.mark.parametrize("bounds", [(5, 4, 256), (5, 17, 16)])
+def test_weights_whose_bounds_are_not_in_order_are_refused(bounds: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match=r"^least, median and most must be in order, got 5, (4 and 256|17 and 16)$"):
+        lognormal(*bounds)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cost": lambda batch: -1.0}, "the cost of a batch must be at least 0, got -1.0"),
+        ({"cost": lambda batch: NEVER}, "the cost of a batch must be below inf, got inf"),
+        ({"service_time": one_second, "weights": lambda chance: -1.0}, "a weight must be at least 0, got -1.0"),
+        ({"service_time": one_second, "weigh": lambda weight: NEVER}, "the result of weigh must be below inf, got inf"),
+    ],
+)
+def test_an_invalid_cost_or_weight_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(Size(1), [0.0], **options)
+
+
+def test_a_job_that_is_too_heavy_for_the_policy_is_refused() -> None:
+    with pytest.raises(JobTooLarge):
+        simulate(Weight(10), [0.0], one_second, weights=lambda chance: 11.0)
+
+
+def test_a_cost_and_a_service_time_can_not_be_given_together() -> None:
+    with pytest.raises(TypeError, match="^service_time must be None if there is a cost, got both$"):
+        simulate(Size(1), [0.0], one_second, cost=lambda batch: 1.0)
+
+
+def before_a_model(policy: BatchingPolicy[Any], **options: Any) -> SimulationReport:
+    """Return the report for a model that pads each text to the longest one of its batch, and is nearly at its limit."""
+    texts, cost = lognormal(5, 17, 256), lambda batch: 0.010 + 0.0004 * batch.padded
+    return simulate(policy, poisson(40, jobs=2_000), cost=cost, weights=texts, **options)
+
+
+def busy(report: SimulationReport) -> float:
+    return sum(run.ended - run.started for run in report.runs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_pads_to_the_longest_text_collapses_under_the_default_policy(seed: int) -> None:
+    single, default = before_a_model(Size(1) | Natural(), seed=seed), before_a_model(DEFAULT_POLICY, seed=seed)
+    assert single.utilisation < 0.95 and default.utilisation > 0.99
+    assert busy(default) > 3 * busy(single)  # a backlog makes larger batches, which pad more, so the backlog grows
+    assert default.p50 > 100 * single.p50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_length_buckets_with_a_budget_cure_the_collapse(seed: int) -> None:
+    def bucket(length: float) -> float:
+        return next(bound for bound in (8, 16, 32, 64, 128, 256) if length <= bound)
+
+    single = before_a_model(Size(1) | Natural(), seed=seed)
+    cured = before_a_model(Weight(2048) | Natural(), seed=seed, key=bucket, weigh=bucket)
+    assert busy(cured) < 0.95 * busy(single)
+    assert cured.p50 < 0.7 * single.p50 and cured.p99 < single.p99
 
 
 @pytest.mark.parametrize("time", [-1.0, NEVER, float("nan")])

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._basics.arguments import MOST_THREADS, check_callable
-from microbatch.cli.parsing import parse_cost, parse_rate, parse_seconds
+from microbatch.cli.parsing import parse_buckets, parse_cost, parse_rate, parse_seconds, parse_weights
 from microbatch.cli.run import in_one_line, process_lines, wrap_processor
 from microbatch.cli.simulate import load_of, plot, table
 from microbatch.policies.text import parse_policy
@@ -168,7 +168,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     policy = "a Python expression: 'Size(64) | Interval(0.005)' (default: the default policy and two common ones)"
-    cost = "the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded)"
+    cost = (
+        "the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded); or with factors, "
+        "'4ms + 0.2ms*padded': count (of jobs), weight, or padded (count times the heaviest weight)"
+    )
+    weights = "random weights of jobs, such as lengths of texts: 5,17,256 for the least, the median and the greatest"
+    buckets = "upper bounds of weights: 16,64,256; only jobs of one bucket share a batch, and each weighs as its bound"
     callers = "callers that each wait for a result before they submit the next job"
     plotted = "draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)"
     add("policy", nargs="*", metavar="POLICY", help=policy)
@@ -177,6 +182,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     load("--rate", type=_argument(parse_rate), metavar="N", help="independent jobs per second: 100/s")
     load("--callers", type=_count, metavar="N", help=callers)
     load("--trace", type=_argument(_trace), metavar="FILE", help="a load that microbatch.traces.TraceRecorder recorded")
+    add("--weights", type=_argument(parse_weights), metavar="N,N,N", help=weights)
+    add("--buckets", type=_argument(parse_buckets), metavar="N,N,...", help=buckets)
     add("--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)")
     _add_workers(parser)
     add("--seed", type=int, default=0, metavar="N", help="the seed of the random numbers (default: %(default)s)")
@@ -236,8 +243,7 @@ def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
 
 def _simulate(options: argparse.Namespace) -> int:
     trace: Trace | None = options.trace
-    cost: Callable[[int], float] | None = options.cost or (trace.service_time if trace else None)
-    if cost is None:
+    if options.cost is None and trace is None:
         _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
     load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
     try:
@@ -247,7 +253,16 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.plot is not None:
         _check_plot(options)
     try:
-        simulated = partial(simulate, service_time=cost, max_workers=options.workers, seed=options.seed)
+        simulated = partial(
+            simulate,
+            service_time=trace.service_time if trace and not options.cost else None,
+            cost=options.cost,
+            weights=options.weights,
+            key=options.buckets,
+            weigh=options.buckets,
+            max_workers=options.workers,
+            seed=options.seed,
+        )
         print(*table(policies, load(1), simulated), sep="\n", flush=True)
         if options.plot is not None:
             plot(options.plot, policies, load, simulated)

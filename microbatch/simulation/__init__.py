@@ -11,6 +11,15 @@ The simulator uses the same collector as a real batcher, but no threads, and it 
 seconds to simulate, and the same arguments always give the same report.
 """
 
-from microbatch.simulation.simulator import Arrival, Run, SimulationReport, callers, poisson, simulate
+from microbatch.simulation.simulator import (
+    Arrival,
+    Run,
+    SimulatedBatch,
+    SimulationReport,
+    callers,
+    lognormal,
+    poisson,
+    simulate,
+)
 
-__all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
+__all__ = ["Arrival", "Run", "SimulatedBatch", "SimulationReport", "callers", "lognormal", "poisson", "simulate"]

@@ -18,7 +18,10 @@ from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity
 from microbatch.results import BatchInfo
 from microbatch.simulation.plots import draw_run, percentile
 
-__all__ = ["Arrival", "Run", "SimulationReport", "callers", "poisson", "simulate"]
+__all__ = ["Arrival", "Run", "SimulatedBatch", "SimulationReport", "callers", "lognormal", "poisson", "simulate"]
+
+_NORMAL_99 = 2.3263
+"""The 99th percentile of the normal distribution with the mean 0 and the standard deviation 1."""
 
 
 class Arrival(NamedTuple):
@@ -28,6 +31,26 @@ class Arrival(NamedTuple):
     """When the job is submitted, in seconds. It must not be before the moment of the previous arrival."""
     key: Hashable = None
     weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SimulatedBatch:
+    """What the cost of a batch may depend on.
+
+    Attributes:
+        count: The number of jobs.
+        weight: The sum of the weights of the jobs.
+        heaviest: The weight of the heaviest job.
+    """
+
+    count: int
+    weight: float
+    heaviest: float
+
+    @property
+    def padded(self) -> float:
+        """The weight of the batch if each job is padded to the weight of the heaviest one."""
+        return self.count * self.heaviest
 
 
 class Run(NamedTuple):
@@ -79,6 +102,26 @@ def poisson(rate: float, jobs: int) -> Callable[[random.Random], Iterator[float]
             yield moment
 
     return arrivals
+
+
+def lognormal(least: float, median: float, most: float) -> Callable[[random.Random], float]:
+    """Return random weights for `simulate`, such as the lengths of texts: many short ones, and a few very long ones.
+
+    The weights have a log-normal distribution. Those below *least* are raised to it, and those above *most*, which are
+    1 %, are cut to it, as a model cuts texts that are too long.
+
+    Raises:
+        ValueError: The arguments are not in order, or one is not above 0 and finite.
+    """
+    least, median, most = check_positive("least", least), check_positive("median", median), check_positive("most", most)
+    if not least <= median <= most:
+        raise ValueError(f"least, median and most must be in order, got {least:g}, {median:g} and {most:g}")
+    mean, spread = math.log(median), math.log(most / median) / _NORMAL_99
+
+    def weight(chance: random.Random) -> float:
+        return min(max(chance.lognormvariate(mean, spread), least), most)
+
+    return weight
 
 
 @dataclass(frozen=True)
@@ -136,8 +179,12 @@ class SimulationReport:
 def simulate(
     policy: BatchingPolicy[Any],
     arrivals: Arrivals,
-    service_time: Callable[[int], float],
+    service_time: Callable[[int], float] | None = None,
     *,
+    cost: Callable[[SimulatedBatch], float] | None = None,
+    weights: Callable[[random.Random], float] | None = None,
+    key: Callable[[float], Hashable] | None = None,
+    weigh: Callable[[float], float] | None = None,
     max_workers: int = 1,
     seed: int = 0,
 ) -> SimulationReport:
@@ -146,22 +193,38 @@ def simulate(
     At the end, jobs that the policy would never dispatch are dispatched as by `Batcher.shutdown`. The policy is copied
     first, so a policy that learns starts from scratch each time.
 
+    A simulated job is a number: its weight, such as the length of a text. *key* and *weigh* take that number, and do
+    the same as in a `Batcher`. *weigh* changes only what the policy sees: *cost* gets the weights without it.
+
     Args:
         policy: The policy to simulate.
         arrivals: When jobs are submitted: moments in seconds or `Arrival` objects, in order; a function that takes a
             `random.Random` and returns these, such as the result of `poisson`; or `callers`.
         service_time: A function that takes the size of a batch and returns how many seconds the processor takes for it.
+        cost: Instead of *service_time*: a function that takes a `SimulatedBatch` and returns how many seconds the
+            processor takes for it.
+        weights: A function that takes a `random.Random` and returns the weight of the next job, such as the result of
+            `lognormal`. None for the weights of the arrivals, which are 1 if they are not given.
+        key: A function that returns the key of a job. None for the keys of the arrivals.
+        weigh: A function that returns how much a job weighs for the policy. None for the weight itself.
         max_workers: The number of batches that may run at the same time.
-        seed: The seed of the `random.Random`.
+        seed: The seed of the `random.Random`. Weights have another one, so they don't change when jobs are submitted.
 
     Raises:
+        TypeError: Neither *service_time* nor *cost* is given, or both are.
         ValueError: There is no job, the arrivals are not in order, or a time or weight is negative or infinite. Or all
             `callers` wait for jobs that the policy would never dispatch.
+        JobTooLarge: The policy would never accept a job.
         Exception: Whatever exception the policy or a function raises.
     """
     check_policy("policy", policy)
-    check_callable("service_time", service_time)
-    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), service_time)
+    time_of = _timer(service_time, cost)
+    for name, function in (("weights", weights), ("key", key), ("weigh", weigh)):
+        if function is not None:
+            check_callable(name, function)
+    given = weights is not None or key is not None or weigh is not None
+    describe = _Describer(weights, key, weigh, seed) if given else None
+    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), time_of, describe)
     simulation.run(_source(arrivals, random.Random(seed), policy))
     return simulation.report()
 
@@ -174,7 +237,7 @@ class _Job:
     key: Hashable = None
     weight: float = 1.0
     caller: Caller | None = None
-    job: None = field(default=None, init=False)
+    job: float = field(default=1.0, init=False)  # its weight without `weigh`
     _expires: float = field(default=NEVER, init=False)
     _epoch: int = field(default=0, init=False)
     _is_waiting: bool = field(default=True, init=False)
@@ -198,7 +261,7 @@ class _OpenLoop:
         self._next = None
         if arrival is not None:
             job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
-            check_number("the weight of a job", job.weight, below=NEVER)
+            job.job = check_number("the weight of a job", job.weight, below=NEVER)
             if not last <= check_answer("an arrival", job.submitted) < NEVER:
                 raise ValueError(f"arrivals must be in order and at least 0, got {job.submitted!r} after {last!r}")
             self._next = job
@@ -281,13 +344,64 @@ def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[An
     return _OpenLoop(moments, policy.hints.recalls)
 
 
+class _Describer:
+    """Gives jobs their weights and keys, in the order of their submission."""
+
+    def __init__(
+        self,
+        weights: Callable[[random.Random], float] | None,
+        key: Callable[[float], Hashable] | None,
+        weigh: Callable[[float], float] | None,
+        seed: int,
+    ) -> None:
+        self._weights = weights
+        self._key = key
+        self._weigh = weigh
+        self._chance = random.Random(f"the weights of {seed}")
+
+    def __call__(self, job: _Job) -> None:
+        if self._weights is not None:
+            job.job = job.weight = check_number("a weight", self._weights(self._chance), below=NEVER)
+        if self._key is not None:
+            job.key = self._key(job.job)
+        if self._weigh is not None:
+            job.weight = check_number("the result of weigh", self._weigh(job.job), below=NEVER)
+
+
+def _timer(
+    service_time: Callable[[int], float] | None, cost: Callable[[SimulatedBatch], float] | None
+) -> Callable[[list[_Job]], float]:
+    """Return a function that returns how many seconds the processor takes for the jobs of a batch."""
+    if cost is None:
+        check_callable("service_time", service_time)
+        by_size: Any = service_time
+        return lambda jobs: check_number("the service_time of a batch", by_size(len(jobs)), below=NEVER)
+    check_callable("cost", cost)
+    if service_time is not None:
+        raise TypeError("service_time must be None if there is a cost, got both")
+
+    def time_of(jobs: list[_Job]) -> float:
+        weights = [job.job for job in jobs]
+        batch = SimulatedBatch(len(jobs), math.fsum(weights), max(weights))
+        return check_number("the cost of a batch", cost(batch), below=NEVER)
+
+    return time_of
+
+
 class _Simulation:
     """Calls the collector as a batcher does, but in virtual time."""
 
-    def __init__(self, policy: BatchingPolicy[Any], max_workers: int, service_time: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        policy: BatchingPolicy[Any],
+        max_workers: int,
+        time_of: Callable[[list[_Job]], float],
+        describe: _Describer | None,
+    ) -> None:
         self._policy = policy
         self._collector: Collector[_Job] = Collector(policy, max_workers, 0.0)
-        self._service_time = service_time
+        self._time_of = time_of
+        self._describe = describe
         self._running: list[tuple[float, int, BatchInfo, list[_Job]]] = []
         self._runs: list[Run] = []
         self._first = NEVER  # when the first job was submitted
@@ -317,7 +431,10 @@ class _Simulation:
             reports.append(self._settle(source, *heapq.heappop(self._running)))
         # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
         collector.note_callers(source.activity())
-        collector.add(jobs, source.uniform)
+        if self._describe is not None:
+            for job in jobs:
+                self._describe(job)
+        collector.add(jobs, source.uniform and self._describe is None)
         for report in reports:
             collector.finished(report.service_time)
             self._policy.observe(report)
@@ -330,7 +447,7 @@ class _Simulation:
 
     def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
-        time = check_number("the service_time of a batch", self._service_time(size), below=NEVER)
+        time = self._time_of(batch.entries)
         self._runs.append(Run(now, now + time, size, batch.trigger))
         self._first = min(self._first, batch.entries[0].submitted)
         self._queue_times += [now - job.submitted for job in batch.entries]
