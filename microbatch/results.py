@@ -86,7 +86,7 @@ class BatcherStats:
         cancelled: The number of jobs that were cancelled before they were dispatched.
         expired: The number of jobs that were not dispatched within their *expires_in* seconds.
         batches: The number of batches that were dispatched.
-        triggers: The number of batches for each `BatchInfo.trigger`.
+        triggers: The number of batches for each ``BatchInfo.trigger``.
         oldest: How many seconds the oldest waiting job has waited, or 0 if no job waits.
     """
 

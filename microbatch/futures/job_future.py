@@ -43,7 +43,7 @@ from microbatch.futures.exceptions import Failures
 from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
 
 if TYPE_CHECKING:
-    from contextvars import Context
+    import contextvars
 
 __all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
 
@@ -170,7 +170,7 @@ class JobFuture(Future[JobResult[Value]]):
     _error: BaseException | None = None
     _failures: Failures | None = None
     _own: tuple[BaseException, Any] | None = None  # the exception for the caller, and its traceback before it is raised
-    _context: "Context | None" = None
+    _context: "contextvars.Context | None" = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
@@ -207,7 +207,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._stage in WAITING
 
     @property
-    def context(self) -> "Context | None":
+    def context(self) -> "contextvars.Context | None":
         """The `contextvars` context in which the job was submitted, or None if no listener wants it.
 
         See `BatchListener`. Each access returns a new copy, because two threads can't enter the same context at once.

@@ -185,7 +185,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Learn from a batch that has finished. An exception is logged and changes nothing else."""
 
     def reason(self, window: Window[Job_contra]) -> str:
-        """Return why the batch is dispatched, for `BatchInfo.trigger`. The default is the class name in lower case."""
+        """Return why the batch is dispatched, for ``BatchInfo.trigger``. The default is the class name in lower case."""
         return type(self).__name__.lower()
 
     # -- for the built-in policies --
