@@ -510,8 +510,10 @@ def _value_of(key: Any, rows: Mapping[Any, Any], single: bool, default: Any) -> 
 
 
 def by_length(
-    processor: _WithResults[Job, More, Value], budget: float, length: Callable[[Job], float] = len  # type: ignore[assignment]
-) -> Callable[Concatenate[list[Job], More], Iterable[ResultAt[Value]]]:
+    processor: _WithResults[Job, More, Value],
+    budget: float,
+    length: Callable[[Job], float] = len,  # type: ignore[assignment]
+) -> Callable[Concatenate[list[Job], More], Iterable[Value]]:
     """Return a processor that calls *processor* with parts of the batch whose jobs have similar lengths.
 
     It is for models that pad all inputs of a call to the longest one, so that a short input costs as much as a long one
@@ -537,7 +539,9 @@ def by_length(
     check_callable("processor", processor)
     check_callable("length", length)
 
-    return partial(_Parts, processor, check_positive("budget", budget), length)
+    # For a type checker, a `ResultAt` is the value itself, so that other wrappers keep its type.
+    process: Any = partial(_Parts, processor, check_positive("budget", budget), length)
+    return process  # type: ignore[no-any-return]
 
 
 class _Parts:

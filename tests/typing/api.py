@@ -18,13 +18,14 @@ from microbatch import (
     JobFuture,
     JobResult,
     JobState,
+    ResultAt,
     Size,
     Window,
     batched,
 )
 from microbatch.integrations.dask import shared
 from microbatch.integrations.flask import FlaskBatcher
-from microbatch.processors import bisecting, deduplicating, retrying, within
+from microbatch.processors import bisecting, by_key, by_length, deduplicating, retrying, within
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
 if sys.version_info >= (3, 11):
@@ -84,6 +85,39 @@ declared: Batcher[str, int] = Batcher(lengths_or_errors)
 assert_type(Batcher(bisecting(lengths)), Batcher[str, int])
 assert_type(Batcher(retrying(insert, stop=None, wait=None)), Batcher[str, None])
 assert_type(Batcher(deduplicating(within(lengths, nullcontext), key=len)), Batcher[str, int])
+
+
+def shortest_first(words: list[str]) -> Iterator[ResultAt[int]]:
+    yield ResultAt(0, len(words[0]))
+
+
+def fetch(keys: list[int]) -> dict[int, str]:
+    return {}
+
+
+def fetch_rows(keys: list[int]) -> list[tuple[int, str]]:
+    return []
+
+
+def key_of(row: tuple[int, str]) -> int:
+    return row[0]
+
+
+def insert_by(words: list[str], connection: bytes) -> None: ...
+def lengths_by(words: list[str], connection: bytes) -> list[int]:
+    return []
+
+
+assert_type(Batcher(shortest_first), Batcher[str, int])
+assert_type(Batcher(by_length(lengths, 100)), Batcher[str, int])
+assert_type(Batcher(by_key(fetch)), Batcher[int, str])
+assert_type(Batcher(by_key(fetch_rows, row_key=key_of)), Batcher[int, tuple[int, str]])
+assert_type(Batcher(by_key(fetch_rows, row_key=key_of, many=True)), Batcher[int, list[tuple[int, str]]])
+assert_type(Batcher(within(insert_by, lambda: nullcontext(b""), pass_value=True)), Batcher[str, None])
+assert_type(Batcher(within(bisecting(lengths_by), lambda: nullcontext(b""), pass_value=True)), Batcher[str, int])
+within(insert_by, lambda: nullcontext(7), pass_value=True)  # type: ignore[call-overload]
+Batcher(within(insert_by, nullcontext))  # type: ignore[arg-type]
+Batcher(insert_by)  # type: ignore[arg-type]
 
 
 def from_public_type(processor: BatchProcessor[str, int]) -> Batcher[str, int]:
