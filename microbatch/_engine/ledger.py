@@ -34,7 +34,8 @@ class Ledger:
         self._batches = 0
         self._triggers: Counter[str] = Counter()
         self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
-        self._epochs: Counter[int] = Counter()  # the number of these per epoch
+        # The number of these per epoch. Not a `Counter`, which deletes an entry in Python code: R5.
+        self._epochs: dict[int, int] = {}
         # Futures whose watchers are being notified, or whose callbacks are being run.
         self._unannounced: dict[JobFuture[Any], None] = {}
 
@@ -68,6 +69,7 @@ class Ledger:
     def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
         """Enter jobs that are `JobQueue.taken`. The last step counts them."""
         for epoch, number in _epochs(jobs).items():
+            self._epochs.setdefault(epoch, 0)
             self._epochs[epoch] += number
         self._unsettled.update(dict.fromkeys(jobs))
         self.queue.count_taken()
@@ -80,7 +82,7 @@ class Ledger:
         with self.queue.mutex:
             self.queue.find_cancelled()
             self._enter(self.queue.taken)
-            self._epochs = Counter(future._epoch for future in self._unsettled)
+            self._epochs = dict(_epochs(self._unsettled))
             self._count_anew()
             self._count_held()
             waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
