@@ -43,8 +43,8 @@ class ResultAt(Generic[Value]):
     __slots__ = ("index", "value")
 
     def __init__(self, index: int, value: "Value | BaseException") -> None:
-        self.index = index
-        self.value = value
+        self.index: int = index
+        self.value: Value | BaseException = value
 
     def __repr__(self) -> str:
         return f"ResultAt({self.index!r}, {self.value!r})"
@@ -149,7 +149,7 @@ def _refusal(returned: Any, flaw: str) -> TypeError:
 
 
 _A_LIST = "return a list with one value per job"
-_BY_NAME = f"which holds values by name: {_A_LIST}"
+_BY_NAME = f"which holds values by name: {_A_LIST}, or look up values by key with microbatch.processors.by_key"
 
 
 def _flaw(returned: Any) -> str | None:
