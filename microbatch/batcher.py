@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchProcessor", "Batcher", "BatcherOptions", "UnnamedOptions"]
 
-_NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # as globals they are found in a fraction of the time
+_NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # globals, because looking up a member of an enum takes much longer
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -194,7 +194,7 @@ class Batcher(Generic[Job, Value]):
         self._empty = Window[Any](workers=settings.max_workers)
         self._clock = settings.clock
         self._acceptance_listeners = settings.listeners.job_accepted
-        self._describes = not settings.uniform or settings.listeners.wants_context
+        self._needs_attributes = not settings.uniform or settings.listeners.wants_context
         self._newest_engine = Engine(settings)
         self._origin = _origin()
 
@@ -246,19 +246,19 @@ class Batcher(Generic[Job, Value]):
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
         engine = self._newest_engine
-        if not engine.mark[0]:
+        if not engine.same_process[0]:
             engine = self._engine
         future: JobFuture[Value] = JobFuture(job, engine.queue)
-        if self._describes:
-            self._describe(future)
+        if self._needs_attributes:
+            self._set_attributes(future)
         if engine.stage is not _RUNNING:
             self._start(engine)
         engine.queue.put(future, True, timeout, expires_in)
-        if engine.stage is _NEW:  # another thread's start, which this call did not wait for, has failed
+        if engine.stage is _NEW:  # this call did not wait for another thread's start, and that start has failed
             self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
-            if engine.queue.is_held():  # by the code that this call interrupts: R3
+            if engine.queue.is_held():  # R3: by the code that this call has interrupted
                 engine.queue.post(functools.partial(notify, self._acceptance_listeners, event))
             else:
                 notify(self._acceptance_listeners, event)
@@ -403,14 +403,14 @@ class Batcher(Generic[Job, Value]):
     @property
     def _engine(self) -> Engine:
         engine = self._newest_engine
-        if not engine.mark[0]:
+        if not engine.same_process[0]:
             engine = self._newest_engine = self._successor_in_child(engine)
         return engine
 
     def _start(self, engine: Engine) -> None:
         try:
             engine.start()
-        finally:  # in case of a signal too, because the threads may run in spite of it
+        finally:  # after a signal too, because the threads may run nevertheless
             with engine.queue.mutex:
                 if engine.stage is not _NEW and engine.finalizer is None and not engine.queue.closed:
                     engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._origin)
@@ -451,7 +451,7 @@ class Batcher(Generic[Job, Value]):
     def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
-            # A flush ends the epoch of all jobs that are submitted now, so it happens once for all of them.
+            # A flush ends the epoch of all jobs submitted so far, so one flush is enough for all of them.
             if ahead[0]._is_waiting and ahead[0]._epoch == self._engine.queue.epoch:
                 self.flush(wait=False)
         result = ahead[0].result(self._remaining(deadline))
@@ -462,7 +462,7 @@ class Batcher(Generic[Job, Value]):
         remaining = max(0.0, deadline - self._clock.now())
         return remaining if remaining < threading.TIMEOUT_MAX else None
 
-    def _describe(self, future: JobFuture[Any]) -> None:
+    def _set_attributes(self, future: JobFuture[Any]) -> None:
         try:
             if self._key is not None:
                 future.key = self._hashable(self._key(future.job))
@@ -500,7 +500,7 @@ class Batcher(Generic[Job, Value]):
 
 
 def _drain_unclosed(engine: Engine, origin: str) -> None:
-    if engine.queue.closed or not engine.mark[0]:
+    if engine.queue.closed or not engine.same_process[0]:
         return  # it was shut down, or the parent process drains it
     engine.close()  # before the warning, because a filter may turn the warning into an exception
     warnings.warn(
@@ -510,7 +510,7 @@ def _drain_unclosed(engine: Engine, origin: str) -> None:
 
 
 def _ignore(future: JobFuture[Any]) -> None:
-    """Do nothing. A future that has a done-callback counts as asked for its outcome."""
+    """Do nothing. A done-callback counts as asking for the outcome."""
 
 
 def _origin() -> str:

@@ -31,12 +31,12 @@ class BatchedFunction(Generic[Job, Value]):
 
     def __init__(self, function: Callable[..., Any], make: Callable[..., Batcher[Job, Value]]) -> None:
         inner: Any = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
-        # Called first, so that attributes of the function do not replace the attributes below. The attributes of
-        # another callable object are not copied at all, because they could replace even methods.
+        # Called first, so that attributes of the function do not replace the attributes below. If the callable is not a
+        # plain function, its attributes are not copied at all, because they could replace even methods.
         functools.update_wrapper(self, inner, updated=("__dict__",) if isinstance(inner, FunctionType) else ())
         self.batcher: Batcher[Job, Value] = make(inner)
         self._of_class = isinstance(function, classmethod)
-        # As in Python, a callable that is bound already, or that can't be bound, stays as it is.
+        # As for any attribute of a class, a callable that is bound already, or that can't be bound, stays as it is.
         can_bind = hasattr(type(function), "__get__") and not isinstance(function, _NOT_BOUND)
         self._binds = can_bind and _takes(inner, 2)
         self._unbound = self._of_class or not _takes(inner, 1)  # it must be bound before it can be called
@@ -108,8 +108,9 @@ class BatchedFunction(Generic[Job, Value]):
                 reference = weakref.ref(instance)
             except TypeError:
                 raise _not_referable(type(instance)) from None
-            # The threads of the batcher must not keep the instance alive. So an unused instance can be garbage-collected, which
-            # shuts down its batcher. While it has pending jobs, their futures keep it alive: see `submit`.
+            # The threads of the batcher must not keep the instance alive. So an unused instance can be
+            # garbage-collected, which shuts down its batcher. While it has pending jobs, their futures keep it alive:
+            # see `submit`.
             batcher = self._make(functools.partial(_call_method, self._function, reference))
             # If two threads get here at the same time, both use the batcher of the first one.
             batcher = self._batchers.setdefault(id(instance), batcher)
@@ -210,4 +211,5 @@ def _call_method(function: Callable[..., Any], reference: "weakref.ref[object]",
 
 
 def _keeping(owner: object, results: Iterator[JobResult[Value]]) -> Iterator[JobResult[Value]]:
+    """Yield *results*. The generator refers to *owner*, and so keeps it alive until its end."""
     yield from results

@@ -44,10 +44,10 @@ class Rejected(MicrobatchError):
 
 
 class BacklogFull(Rejected, queue.Full):
-    """The queue was full, and no place in it became free within the *timeout* of `Batcher.submit`.
+    """The queue was full, and was still full when the *timeout* of `Batcher.submit` ran out.
 
     Attributes:
-        max_pending: The limit that was reached, as a number of waiting jobs.
+        max_pending: The maximum number of waiting jobs, which was reached.
     """
 
     def __init__(self, max_pending: int) -> None:

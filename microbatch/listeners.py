@@ -21,7 +21,7 @@ from microbatch.results import BatcherStats, BatchInfo
 __all__ = ["ListenerSet", "BatchFinished", "BatchListener", "BatchStarted", "BatcherShutDown", "JobAccepted", "notify"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobAccepted:
     """The event of an accepted job.
 
@@ -34,7 +34,7 @@ class JobAccepted:
     future: JobFuture[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchStarted:
     """The event of a batch that is about to be processed.
 
@@ -49,7 +49,7 @@ class BatchStarted:
     futures: tuple[JobFuture[Any], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchFinished:
     """The event of a batch whose jobs are all settled.
 
@@ -70,7 +70,7 @@ class BatchFinished:
     failed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatcherShutDown:
     """The event of a batcher that was shut down and has settled its last job.
 
@@ -92,8 +92,8 @@ class BatchListener:
 
     An exception in a method is logged and changes nothing else. A listener that refers to its batcher keeps it alive.
 
-    Some jobs are in no batch event: jobs that are cancelled, jobs that expire, and jobs that fail because the policy
-    raises. Only `Batcher.stats` counts these outcomes.
+    Jobs that are cancelled, that expire, or that fail because the policy raises are in no batch event. Only
+    `Batcher.stats` counts them.
 
     Attributes:
         wants_context: Whether each future keeps the `contextvars` context of its submission, as `JobFuture.context`.

@@ -132,8 +132,8 @@ def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -
         wait: How long to wait before each further attempt, such as ``tenacity.wait_random_exponential(max=10)``.
         retry: Which exceptions to retry, such as ``tenacity.retry_if_exception_type(ConnectionError)``. The default is
             all except `ResultCountError`, because a processor that returns the wrong number of results would do so
-            again. The strategy is called for each failed job, always with the state of a first attempt. If it raises,
-            the failed jobs fail with that exception.
+            again. The strategy is called for each failed job. Its argument always has the state of a first attempt. If
+            it raises an exception, the failed jobs fail with that.
 
     Raises:
         ImportError: ``tenacity`` is not installed. The extra ``retry`` installs it.
@@ -227,9 +227,9 @@ def bisecting(
             default, these are all classes. Then, in a batch of more than 16 jobs, it gives up after seven calls if the
             whole batch, both halves and their halves all fail with the same class, because the downstream is probably
             the cause.
-        unless: The classes of exceptions for which never to split, because no single job causes them. The default is
-            for a downstream that can't be reached and for a wrong number of results. If your client library defines
-            exceptions for that, pass them too.
+        unless: The classes of exceptions for which never to split, because no single job causes them. The default
+            covers a downstream that can't be reached, and a wrong number of results. If your client library has
+            exceptions of its own for such errors, pass them too.
         max_calls: The maximum number of calls for one batch. After that, jobs that are not separated yet all fail with
             the exception that they share.
     """
@@ -602,8 +602,8 @@ def within(processor: Processor, context: _Context[Any], *, pass_value: bool = F
 
     If the processor returns an iterable, all results are read before the context ends.
 
-    An exception that the processor raises passes through the context, and fails all jobs of the batch: also those that
-    have a result already, because the context may have rolled back their work.
+    If the processor raises an exception, it passes through the context, and all jobs of the batch fail with it. So do
+    jobs that have a result already, because the context may have rolled back their work.
 
     >>> import contextlib
     >>> @contextlib.contextmanager

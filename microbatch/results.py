@@ -47,11 +47,11 @@ class JobState(Enum):
     __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]  # faster than Enum's own, which is written in Python
 
 
-WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent one first, because lookups stop at a match
+WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent state first, because ``in`` stops at a match
 OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchInfo:
     """The batch in which a job was processed.
 
@@ -86,7 +86,7 @@ class BatcherStats:
         cancelled: The number of jobs that were cancelled before they were dispatched.
         expired: The number of jobs that were not dispatched within their *expires_in* seconds.
         batches: The number of batches that were dispatched.
-        triggers: The number of batches for each ``BatchInfo.trigger``.
+        triggers: The number of batches for each `BatchInfo.trigger`.
         oldest: How many seconds the oldest waiting job has waited, or 0 if no job waits.
     """
 
@@ -133,7 +133,7 @@ class JobResult(Generic[Value]):
     _value: Value
     _service: Service
     _submitted: float
-    # Not defined one by one, so that type checkers reject these operations too.
+    # Added to the namespace, not defined one by one, because type checkers then don't see them and reject their use.
     locals().update({f"__{name}__": _refuse for name in [*_BINARY, *map("r{}".format, _BINARY), *_OTHER]})
 
     def __new__(cls, value: Value, batch: BatchInfo, queue_time: float, service_time: float) -> "JobResult[Value]":

@@ -144,7 +144,7 @@ class RecordingProcessor(Generic[Job]):
         return list(jobs) if self._function is None else [self._function(job) for job in jobs]
 
     def hold(self) -> None:
-        """Make each call block until `release` is called. The batch is recorded before."""
+        """Make each call block until `release` is called. Its batch is recorded before it blocks."""
         self._open.clear()
 
     def release(self) -> None:

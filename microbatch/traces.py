@@ -133,7 +133,7 @@ def _finite(moment: Any) -> float:
 
 def _line(batches: Sequence[tuple[int, float]]) -> Callable[[int], float]:
     sizes, times = zip(*batches)
-    fixed, each = statistics.median(times), 0.0  # if all batches have the same size, or larger ones did not take longer
+    fixed, each = statistics.median(times), 0.0  # used if all sizes are equal, or if larger batches took no longer
     if len(set(sizes)) > 1:
         slope, intercept = statistics.linear_regression(sizes, times)
         if slope > 0:

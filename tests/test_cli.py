@@ -21,7 +21,7 @@ import pytest
 
 from microbatch import DEFAULT_POLICY
 from microbatch.cli import demo, main
-from microbatch.cli.run import sturdy
+from microbatch.cli.run import wrap_processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -320,7 +320,7 @@ def test_an_interrupt_ends_the_pause_before_a_retry(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: pause)
     with pytest.raises(ConnectionError):
-        sturdy(failing, bisect=False, retries=9, size=1, interrupted=interrupted)([1])
+        wrap_processor(failing, bisect=False, retries=9, size=1, interrupted=interrupted)([1])
     assert [[1]] == calls
 
 

@@ -382,13 +382,15 @@ def test_each_worker_of_multiprocessing_has_its_own_batcher(method: str, tmp_pat
 
 
 @pytest.mark.parametrize("platform", ["linux", "any other"])
-def test_a_mark_tells_a_process_from_its_children(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_flag_is_true_in_its_process_and_false_in_forked_children(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    mark = microbatch._engine.process._make_mark()
+    flag = microbatch._engine.process._make_process_flag()
     child = os.fork()
     if child == 0:
-        os._exit(bool(mark[0]) or not microbatch._engine.process._make_mark()[0])
-    assert mark[0]
+        os._exit(bool(flag[0]) or not microbatch._engine.process._make_process_flag()[0])
+    assert flag[0]
     assert 0 == os.waitpid(child, 0)[1]
 
 

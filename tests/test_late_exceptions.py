@@ -215,7 +215,7 @@ def raise_in_turn(monkeypatch: pytest.MonkeyPatch, thread: str, *places: tuple[A
 def test_a_second_exception_while_the_ledger_is_corrected_leaves_no_job_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    armed = raise_in_turn(monkeypatch, "late_0", (Ledger, "_strike_out"), (Ledger, "recover"))
+    armed = raise_in_turn(monkeypatch, "late_0", (Ledger, "_remove_settled"), (Ledger, "recover"))
     with Batcher[str, str](list, Size(1), name="late") as batcher:
         batcher.submit("before").result(timeout=10)
         batcher.flush(timeout=10)

@@ -584,11 +584,11 @@ def test_a_job_cancelled_while_its_batch_is_formed_at_shutdown_is_neither_dispat
     assert ([], 1, 0) == (processor.batches, batcher.stats().cancelled, batcher.stats().batches)
 
 
-def test_flushing_an_unused_batcher_leaves_no_notes_in_the_queue() -> None:
+def test_flushing_an_unused_batcher_leaves_no_calls_in_the_queue() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
-    assert [] == batcher._engine.queue._notes
+    assert [] == batcher._engine.queue._calls
 
 
 def test_several_shutdowns_at_once_run_the_callbacks_only_once() -> None:

@@ -277,7 +277,7 @@ def test_a_shutdown_that_waits_may_interrupt_the_first_submit(runs: bool, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, error", [("slow", "the start of the batcher was broken off"), ("slow_0", "can't start new thread")]
+    "name, error", [("slow", "the start of the batcher was interrupted"), ("slow_0", "can't start new thread")]
 )
 def test_a_job_accepted_before_a_thread_failed_to_start_fails(
     name: str, error: str, monkeypatch: pytest.MonkeyPatch

@@ -382,7 +382,7 @@ def test_ctrl_c_at_any_point_of_a_cancel_leaves_no_thread_blocked_in_result() ->
         with Batcher[str, str](list, Size(9)) as batcher:
             future, waiting = batcher.submit("job"), list[int]()
             waiter = in_thread(wait_for_result)
-            while not (waiting and Waiter.hear.__code__ in codes_of(waiting[0])):
+            while not (waiting and Waiter.wait_unlocked.__code__ in codes_of(waiting[0])):
                 pass
             signal = Signal(interrupt, place, ("microbatch.", "threading"))
             signal.during(future.cancel)
@@ -834,7 +834,7 @@ def test_a_job_expires_even_if_a_signal_handler_waits_at_any_point_of_its_submit
 
 def wait_until_blocked(thread: int) -> None:
     """Wait until a thread is blocked in `result`."""
-    while Waiter.hear.__code__ not in codes_of(thread):
+    while Waiter.wait_unlocked.__code__ not in codes_of(thread):
         pass
 
 

@@ -5,9 +5,9 @@ interval, which is 5 ms. So each thread that has to wake up between two calls do
 If the thread that ran a batch takes the lead and finds the next batch itself, no other thread has to wake up. microbatch
 does that (see `Dispatcher.lead`), and this measurement shows what it is worth.
 
-To see it, let `PoolRunner._pass_on` post its note as `ExecutorRunner._pass_on` does, so that the worker thread has to wake
-up after each batch. In the default policy's row, 106 batches/s fell to 48 with one spinning thread, and 53 to 27 with two
-(CPython 3.11, two cores, 32 jobs at a time, medians of four alternating runs).
+To see it, let `PoolRunner._call_in_leader` post its call as `ExecutorRunner._call_in_leader` does, so that the worker
+thread has to wake up after each batch. In the default policy's row, 106 batches/s fell to 48 with one spinning thread,
+and 53 to 27 with two (CPython 3.11, two cores, 32 jobs at a time, medians of four alternating runs).
 
 Eight threads each submit a few jobs and wait for their results, again and again. With 32 jobs each, jobs are waiting
 whenever a call ends. A call takes 1 ms and 20 µs per job, so that most of the time between two calls is spent waiting for

@@ -5,7 +5,7 @@ each class. This decorator compiles ``__init__`` when the first object is create
 standard decorator, when one of them is first used. So functions such as `dataclasses.replace` accept its classes:
 
 >>> import dataclasses
->>> @dataclass(frozen=True)
+>>> @dataclass(frozen=True, slots=True)
 ... class Point:
 ...     x: int
 ...     y: int = 0
@@ -14,7 +14,7 @@ Point(x=1, y=2)
 """
 
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["dataclass", "field"]
@@ -23,40 +23,44 @@ _STANDARD = "__eq__ __hash__ __repr__ __replace__ __dataclass_fields__ __datacla
 
 
 class _Lazy:
-    """An attribute of a class that is made when it is first used."""
+    """An attribute of a class that is created when it is first used."""
 
-    def __init__(self, owner: type, name: str, make: Callable[[], Any]) -> None:
-        self._owner, self._name, self._make = owner, name, make
-        setattr(owner, name, self)
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        value = self._make()
+        value = self._make(self._name)
         setattr(self._owner, self._name, value)
         return value.__get__(instance, owner) if callable(value) else value
 
 
-def _complete(cls: type, frozen: bool) -> type:
+def _complete(cls: type, frozen: bool, slots: bool) -> type:
     members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    defaults = {name: members[name] for name in cls.__annotations__ if name in members}
+    members["__qualname__"] = cls.__qualname__
+    fields = tuple(cls.__annotations__)
+    defaults = {name: members[name] for name in fields if name in members}
     factories = {name: default for name, default in defaults.items() if isinstance(default, type)}
+
+    def remade(changes: dict[str, Any], left_out: Iterable[str] = ()) -> type:
+        kept = {name: member for name, member in members.items() if name not in left_out}
+        return type(cls)(cls.__name__, cls.__bases__, kept | changes)
 
     @cache
     def standard() -> type:
         import dataclasses
 
         made = {name: dataclasses.field(default_factory=factory) for name, factory in factories.items()}
-        return dataclasses.dataclass(frozen=frozen)(type(cls)(cls.__name__, cls.__bases__, members | made))
+        return dataclasses.dataclass(frozen=frozen, slots=slots)(remade(made))
 
-    for name in _STANDARD:
-        _Lazy(cls, name, lambda name=name: getattr(standard(), name))  # type: ignore[misc]
-    _Lazy(cls, "__init__", partial(_init, cls, defaults, factories))
-    changes: dict[str, Any] = {"__match_args__": tuple(cls.__annotations__)}
+    lazy = [*_STANDARD, "__getstate__", "__setstate__"] if slots else _STANDARD
+    changes: dict[str, Any] = {name: _Lazy(lambda name: getattr(standard(), name)) for name in lazy}
+    changes |= {"__init__": _Lazy(lambda _: _init(cls, defaults, factories)), "__match_args__": fields}
     changes |= {"__setattr__": _refuse, "__delattr__": _refuse} if frozen else {}
-    for name, member in changes.items():
-        setattr(cls, name, member)
-    for name in factories:
-        delattr(cls, name)
-    return cls
+    changes |= {"__slots__": fields} if slots else {}
+    return remade(changes, left_out=fields if slots else factories)
 
 
 def _init(cls: type, defaults: dict[str, Any], factories: Iterable[str]) -> Any:
@@ -80,10 +84,10 @@ if TYPE_CHECKING:
     from dataclasses import dataclass, field
 else:
 
-    def dataclass(*, frozen=False):
+    def dataclass(*, frozen=False, slots=False):
         """Return a decorator that adds the methods of a dataclass. It does not look for fields in base classes."""
-        return lambda cls: _complete(cls, frozen)
+        return lambda cls: _complete(cls, frozen, slots)
 
     def field(*, default_factory):
-        """Return the default of a field of which each object gets a new one: a class, which ``__init__`` calls."""
+        """Return *default_factory*, a class that ``__init__`` calls, so that each object gets a new default."""
         return default_factory

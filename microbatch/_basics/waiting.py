@@ -20,18 +20,18 @@ class Waiter(threading.Condition):
     caller: Any = None  # data about the thread that waits; the user of this class sets it
 
     def __init__(self, lock: Any) -> None:
-        # Does not call that of `Condition`, which creates objects that a waiter does not need.
+        # `Condition.__init__` is not called, because it creates objects that a waiter does not need.
         self._lock = lock
-        self._rung = threading.Lock()
-        self._rung.acquire()
+        self._signal = threading.Lock()  # `wake` releases it, and `sleep` acquires it
+        self._signal.acquire()
 
     acquire = property(lambda self: self._lock.acquire)
     release = property(lambda self: self._lock.release)
-    __repr__ = object.__repr__  # that of `Condition` uses attributes that do not exist here
+    __repr__ = object.__repr__  # `Condition.__repr__` uses attributes that do not exist here
 
-    def silence(self) -> None:
+    def reset(self) -> None:
         """Forget earlier notifications. Check the condition after this call, not before it."""
-        self._rung.acquire(blocking=False)
+        self._signal.acquire(blocking=False)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Release the lock, wait for a notification or for *timeout* seconds, and acquire the lock again.
@@ -39,49 +39,49 @@ class Waiter(threading.Condition):
         Returns:
             Whether there was a notification.
         """
-        saved = 1, threading.get_ident()  # used if a signal interrupts the next statement before it assigns
+        saved = 1, threading.get_ident()  # in case a signal interrupts the next statement before it assigns
         try:
             saved = self._lock._release_save()
-            rung = self.sleep(timeout)
+            notified = self.sleep(timeout)
         finally:
             try:
-                self._take_back(saved)
-            except BaseException:  # a signal; acquire the lock all the same, because the caller will release it
-                self._take_back(saved)
+                self._reacquire(saved)
+            except BaseException:  # from a signal handler; the caller will release the lock, so acquire it again
+                self._reacquire(saved)
                 raise
-        return rung
+        return notified
 
-    def hear(self, timeout: float | None = None) -> bool:
-        """Wait like `wait`, but without holding the lock before or after, so that woken threads do not queue for it."""
-        if self._lock._is_owned():  # by the code that this call interrupts, as in a signal handler
+    def wait_unlocked(self, timeout: float | None = None) -> bool:
+        """Wait like `wait`, but for a caller that does not hold the lock, so that woken threads do not queue for it."""
+        if self._lock._is_owned():  # by code that this call has interrupted, as in a signal handler
             return self.wait(timeout)
         return self.sleep(timeout)
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Wait for a notification or for *timeout* seconds, without touching the lock, and return whether one came."""
-        return self._rung.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
+        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
 
-    def _take_back(self, saved: Any) -> None:
+    def _reacquire(self, saved: Any) -> None:
         if not self._lock._is_owned():
             self._lock._acquire_restore(saved)
 
-    def ring(self) -> bool:
-        """Notify the waiting thread. Return False if it was notified before."""
-        if not self._rung.locked():  # faster than the exception below
+    def wake(self) -> bool:
+        """Notify the waiting thread. Return False if there is a notification already."""
+        if not self._signal.locked():  # faster than to catch the exception below
             return False
         try:
-            self._rung.release()
-        except RuntimeError:  # a signal handler or a finalizer has notified it since the check
+            self._signal.release()
+        except RuntimeError:  # a signal handler or a finalizer has called this since the check
             return False
         return True
 
     def notify(self, n: int = 1) -> None:
         """Notify the waiting thread."""
-        self.ring()
+        self.wake()
 
     def notify_all(self) -> None:
         """Notify the waiting thread. There is only one."""
-        self.ring()
+        self.wake()
 
 
 class Waiters(dict[Waiter, None]):
@@ -98,12 +98,12 @@ class Waiters(dict[Waiter, None]):
         for waiter in self.copy():
             if n < 1:
                 return
-            n -= waiter.ring()
+            n -= waiter.wake()
 
     def notify_all(self) -> None:
         """Notify all waiters."""
         for waiter in self.copy():
-            waiter.ring()
+            waiter.wake()
 
 
 class Flag:
@@ -123,12 +123,12 @@ class Flag:
     def set(self) -> None:
         """Set the flag, and wake the waiting thread."""
         self._is_set = True
-        self._waiter.ring()
+        self._waiter.wake()
 
     def clear(self) -> None:
         """Reset the flag."""
         self._is_set = False
-        self._waiter.silence()
+        self._waiter.reset()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the flag is set or *timeout* seconds have passed, and return whether it is set."""

@@ -15,7 +15,7 @@ __all__ = ["BatchRun"]
 
 
 class BatchRun:
-    """A batch that was dispatched. Settles each of its futures once, even if the processor raises or returns nonsense.
+    """A batch that was dispatched. It settles each future once, whatever the processor returns or raises.
 
     Attributes:
         info: The number, size, weight, key and trigger of the batch.
@@ -40,7 +40,7 @@ class BatchRun:
 
     def claim(self) -> bool:
         """Make the calling thread the owner of this batch. Return False if it has an owner already."""
-        # One step. The tuple is a new object, so its identity shows whether this call has set it.
+        # In one step, because another thread may do the same. The identity of the tuple shows which call came first.
         mine = (threading.get_ident(),)
         return self._owner.setdefault("thread", mine) is mine
 
@@ -81,7 +81,7 @@ class BatchRun:
         self.failed += self._ledger.settle(self.futures, [error] * len(self.futures), self._all_failures())
 
     def forget(self) -> list[JobFuture[Any]]:
-        """Drop the references to the futures, jobs and failures. Return the futures: none if they were dropped before.
+        """Drop the references to the futures, jobs and failures. Return the futures, or none on a second call.
 
         Otherwise there could be a reference cycle: a future refers to its exception, the traceback of the exception to
         a frame that refers to this object, and this object to the future.

@@ -63,7 +63,7 @@ class Dispatcher:
         batch = self._collector.describe_batch(future.key, self._clock.now()) if future._is_waiting else ""
         return f"the job is still {future._stage.value}" + (f"; {batch}" if batch else "")
 
-    # -- called by the thread that leads, or is about to --
+    # -- called by the leader, or by a thread that becomes the leader --
 
     def turn(self, run: RunBatch) -> bool:
         """Wait for work, take the lead, and do the work. Return True if the batcher is closed and all work is done."""
@@ -74,8 +74,8 @@ class Dispatcher:
             self._resign()
         return over
 
-    def lead(self, run: RunBatch, note: Callable[[], None]) -> None:
-        """Make the leader call *note*. If there is no leader, become the leader, call it, and do all the work.
+    def lead(self, run: RunBatch, call: Callable[[], None]) -> None:
+        """Become the leader if there is none, run *call*, and do all the work. Otherwise, leave *call* to the leader.
 
         So a worker thread that has run a batch finds its next batch itself. As long as there is work, no thread has to
         sleep or to be woken. This is the Leader/Followers pattern (Schmidt et al., Pattern-Oriented Software
@@ -83,11 +83,11 @@ class Dispatcher:
         """
         news = self.ledger.lead()
         if news is None:
-            self.queue.post(note)
+            self.queue.post(call)
             return
-        self._advance(news, run, note)
+        self._advance(news, run, call)
         self.interruptions = 0
-        if news.closed:  # a finalizer has closed the queue since this thread took the lead; the batcher thread ends it
+        if news.closed:  # by a finalizer, after this thread took the lead; the batcher thread has to lead now
             self.queue.resign(NOW, 1)
         else:
             self._resign()
@@ -95,8 +95,8 @@ class Dispatcher:
     def recover(self, error: BaseException) -> None:
         """Replace the collector after *error* interrupted the leader, and leave the lead.
 
-        The interrupted collector may be in any state. So all waiting jobs are added to a new one. Jobs that were
-        claimed, but whose batch was not passed to a worker, fail with *error*.
+        The interrupted collector may be in any state, so all waiting jobs are added to a new one. Jobs that were
+        claimed but not passed to a worker fail with *error*.
         """
         waiting = self.ledger.recover()
         for batch_run in list(self.running):
@@ -114,7 +114,7 @@ class Dispatcher:
     def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
         """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
         if self.running.pop(batch_run, self) is self:
-            return  # after an exception from outside, this may be called twice
+            return  # recorded already: after an exception from outside, this may be called twice
         self._collector.finished(time)
         try:
             if time is not None and self._learns:
@@ -128,18 +128,18 @@ class Dispatcher:
         """Leave the lead until the collector has something to do."""
         self.queue.resign(self._collector.next_moment(), self._collector.wanted())
 
-    def _advance(self, news: Drained, run: RunBatch, *notes: Callable[[], None]) -> None:
-        """Do all work that there is now. Call *notes* after the notes in *news*."""
+    def _advance(self, news: Drained, run: RunBatch, *calls: Callable[[], None]) -> None:
+        """Do all work that there is now. Run *calls* after those in *news*."""
         collector = self._collector
         if news is not NOTHING:
             collector.note_callers(news.callers)
             collector.add(news.jobs, self._uniform and not news.expiring)
             if news.cancelled:
-                self._strike_out(list(news.cancelled))
+                self._drop_cancelled(list(news.cancelled))
             collector.flush(news.flushed, closing=news.closed)
-        for note in chain(news.notes, notes):
-            note()
-        # Repeated if something has become due in the meantime, because otherwise another thread would have to be woken.
+        for call in chain(news.calls, calls):
+            call()
+        # Repeated if more has become due in the meantime. Otherwise, another thread would have to be woken for it.
         while self._dispatch(self._clock.now(), run) and collector.has_worker:
             if collector.next_moment() > self._clock.now():
                 break
@@ -152,16 +152,16 @@ class Dispatcher:
         if expired := self._collector.expire(now):
             self._expire(expired)
         any_taken = False
-        while (batch := self._collector.take(now, self.queue.is_stuck())) is not None:
+        while (batch := self._collector.take(now, self.queue.blocks_callers())) is not None:
             self._send(batch, now, run)
             any_taken = True
         return any_taken
 
-    def _strike_out(self, cancelled: list[JobFuture[Any]]) -> None:
+    def _drop_cancelled(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
         for future in cancelled:
             future._announce()
-        self.ledger.release(cancelled)
+        self.ledger.remove_settled(cancelled)
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
         expired = self.ledger.claim(expired)

@@ -1,7 +1,6 @@
-"""The life of a batcher's threads: when they start, and how they end.
+"""Starts and ends the threads of a batcher.
 
-Nothing here refers to the `Batcher`, so that a batcher which nobody holds any more can be collected while its threads
-still run.
+Nothing here refers to the `Batcher`, so that it can be garbage-collected while its threads still run.
 """
 
 import logging
@@ -16,7 +15,7 @@ from microbatch._basics.log import report
 from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch._engine.dispatcher import Dispatcher
 from microbatch._engine.ledger import Ledger
-from microbatch._engine.process import current_mark, enlist
+from microbatch._engine.process import enlist, process_flag
 from microbatch._engine.queue import JobQueue
 from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
 from microbatch._engine.settings import Settings
@@ -28,7 +27,7 @@ __all__ = ["Stage", "Engine"]
 
 
 class Stage(Enum):
-    """How far the life of the threads has come.
+    """The stages in the life of a batcher's threads.
 
     .. code-block:: text
 
@@ -37,15 +36,15 @@ class Stage(Enum):
          +-----------------------+                      |
          +----------------------------------------------+
 
-    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`, and
-    so does every batcher that is still at work when the interpreter can't wait for it any longer. `JobQueue.closed` says
-    whether the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
+    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`.
+    When the interpreter exits and can't wait any longer, every batcher goes to `ENDED`. `JobQueue.closed` says whether
+    the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
     """
 
     NEW = "new"
-    """No thread has been created, or none that counts."""
+    """No thread has been created, or its start has failed or was called off."""
     STARTING = "starting"
-    """The batcher thread has been created. It may not run yet, and can be called off."""
+    """The batcher thread has been created. It may not run yet, and its start can be called off."""
     OPENING = "opening"
     """The batcher thread runs, and starts the threads that run batches."""
     RUNNING = "running"
@@ -54,19 +53,19 @@ class Stage(Enum):
     """All jobs are settled, and all shutdown callbacks have been called."""
 
 
-# As globals, so that no look into the class of an enum comes between a look and a write (R5).
+# Globals, because an access to a member of an enum may be a call, and none may come between a check and a write (R5).
 _NEW, _STARTING, _OPENING, _RUNNING, _ENDED = Stage
 
 
 class Engine:
     """Everything behind a `Batcher`: owns the queue, the ledger and the threads, and starts and ends the threads.
 
-    The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. With a lock
-    of its own for that decision, a signal handler that shuts down could wait for a thread that waits for the mutex.
+    The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. If that
+    decision had a lock of its own, a signal handler that shuts down could wait for a thread that waits for the mutex.
     """
 
     def __init__(self, settings: Settings, forked: bool = False) -> None:
-        self.mark = current_mark()
+        self.same_process = process_flag()
         self.queue = JobQueue(settings)
         self.ledger = Ledger(self.queue)
         self._dispatcher = Dispatcher(self.ledger, settings)
@@ -78,15 +77,15 @@ class Engine:
         self._exit_timeout = settings.exit_timeout
         self._clock = settings.clock
         self._name = settings.name
-        self._is_parents = forked and settings.executor is not None  # the executor, so that it can't be used here
-        self.finalizer: Any = None  # of the batcher, from the start of the threads on
+        self._is_executor_inherited = forked and settings.executor is not None  # if so, it works only in the parent
+        self.finalizer: Any = None  # shuts down if the batcher is deleted; set when the threads start
         self.stage: Stage = _NEW
-        self._start_latch: StartLatch | None = None  # of the start that counts
+        self._start_latch: StartLatch | None = None  # the latch of the start that is not called off
         self._thread: threading.Thread | None = None  # from `OPENING` on
         self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
         self._callbacks: list[Callable[[], object]] = []
+        # The first callback notifies the listeners, so that they are notified once, whichever thread ends this.
         if settings.listeners.shutdown:
-            # As the first callback, so that the listeners are notified once, whichever thread ends this.
             self._callbacks.append(partial(_notify_of_shutdown, settings, self.ledger))
 
     # -- called by any thread --
@@ -94,15 +93,15 @@ class Engine:
     def start(self) -> None:
         """Start all threads, once, and return when they run.
 
-        They are daemons if the interpreter allows any, so that the interpreter does not join them if they take longer
-        than `exit_timeout`. All are started now, since no thread can be started once the interpreter is going down
-        (CPython 3.12).
+        They are daemons if the interpreter allows daemons, so that the interpreter does not join them if they take
+        longer than *exit_timeout*. All of them are started now, because no thread can be started while the interpreter
+        exits (CPython 3.12).
 
         Raises:
-            BatcherClosed: it was shut down, or the interpreter is going down.
-            ForkedError: the executor belongs to the parent process.
-            Rejected: a signal interrupted the start in another thread.
-            RuntimeError: the system gives no more threads; nothing is left running.
+            BatcherClosed: The batcher was shut down, or the interpreter is exiting.
+            ForkedError: The executor belongs to the parent process.
+            Rejected: A signal interrupted the start in another thread.
+            RuntimeError: The system can't start another thread. No thread is left running.
         """
         self._check_startable()
         enlist(self)
@@ -111,19 +110,19 @@ class Engine:
             latch = self._agree_on(mine)
             if latch is mine:
                 _make_thread(partial(self._run, mine), self._name).start()
-        except BaseException:  # if it is from a signal, the thread may exist
-            error = Rejected("the start of the batcher was broken off")
+        except BaseException:  # after a signal, the thread may exist
+            error = Rejected("the start of the batcher was interrupted")
             with self.queue.mutex:
                 left = self._claim_all() if self._call_off(mine, error) else []
             self.ledger.fail(left, error)
             raise
         # Only the caller that starts the threads has to wait. Other callers must not wait long, because a finalizer may
-        # call this in the very thread that is being started. A call that interrupts the holder of the mutex must not
-        # wait at all, because that thread needs the mutex.
+        # call this in the thread that is being started. A call that has interrupted the holder of the mutex must not
+        # wait at all, because the new thread needs the mutex.
         latch.wait(0 if self.queue.is_held() else None if latch is mine else 1)
 
     def _agree_on(self, latch: StartLatch) -> StartLatch:
-        """Return the latch that counts, which is this one if the caller is to start the threads."""
+        """Return the latch of the start that is under way. It is *latch* if the caller has to start the threads."""
         with self.queue.mutex:
             self._check_startable()
             agreed = self._start_latch  # R5
@@ -134,11 +133,11 @@ class Engine:
     def _check_startable(self) -> None:
         if self.queue.closed:
             raise BatcherClosed("the batcher is shut down")
-        if self._is_parents:
+        if self._is_executor_inherited:
             raise ForkedError("the executor belongs to the parent process")
 
     def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
-        """Call off the start, and raise *error* where it is awaited. Return False if the thread is at work already."""
+        """Call off the start, and raise *error* in the threads that wait for it. Return False if it is too late."""
         with self.queue.mutex:
             if self._start_latch is not latch or self.stage not in (_NEW, _STARTING):
                 return False
@@ -155,15 +154,15 @@ class Engine:
         """
         for future in self.ledger.inherited():
             future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
-        self.queue.clear()  # a future that is kept here keeps the queue
+        self.queue.clear()  # otherwise each future would keep all jobs alive, because it refers to the queue
 
     def close(self) -> None:
-        """Accept no more jobs, and make all accepted ones due. Does not wait."""
+        """Accept no more jobs, and make all accepted jobs due. Does not wait."""
         self.queue.close()
         self._end_unstarted()
 
     def _end_unstarted(self) -> None:
-        """End a closed batcher that has no thread of its own to do so, unless another thread is ending it."""
+        """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
         if self.stage is _ENDED or not self.queue.closed or self.queue.is_own_thread():
             return
         error = BatcherClosed("the batcher was shut down before its threads were started")
@@ -180,7 +179,7 @@ class Engine:
                 self.queue.settled.notify_all()  # so that another thread takes over if this one was interrupted
 
     def wait_ended(self, moment: float = NEVER) -> bool:
-        """Wait until every job is settled and the threads are gone; False if *moment* comes first."""
+        """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
         waiter = Waiter(self.queue.mutex)
         try:
             self.queue.settled[waiter] = None
@@ -198,21 +197,21 @@ class Engine:
         return ended
 
     def abandon(self, error: BaseException) -> int:
-        """Fail every job that is not settled, running ones too, and return how many those were."""
+        """Fail all jobs that are not settled, even running ones, and return their number."""
         return self.ledger.fail(self._claim_all(), error)
 
     def _claim_all(self) -> list[JobFuture[Any]]:
-        """Claim every job that is not settled. This is one step if the mutex is held."""
+        """Claim and return all jobs that are not settled. This is one step if the mutex is held."""
         self.ledger.take_in()
         futures = self.ledger.unsettled()
         self.ledger.claim(futures)
         return futures
 
     def exit_deadline(self) -> float:
-        """Return the moment until which the interpreter's end may wait, if that wait begins now. Never raises."""
+        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
-        except Exception:  # of a user's clock: the batcher thread fails too, and soon ends
+        except Exception:  # from a user's clock; the batcher thread fails too, so it ends soon
             return NEVER
 
     def disown_threads(self) -> None:
@@ -220,7 +219,7 @@ class Engine:
         self._runner.disown_threads()
 
     def give_up(self) -> None:
-        """Fail all jobs that are left because the interpreter ends, let no thread wait for them, and log their number."""
+        """Fail all jobs that are left when the interpreter exits, let no thread wait for them, and log their number."""
         lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
         with self.queue.mutex:
             self.stage, self._thread = _ENDED, None
@@ -249,7 +248,7 @@ class Engine:
     def _run(self, latch: StartLatch) -> None:
         with self.queue.mutex:
             if self._start_latch is not latch:
-                return  # it was called off
+                return  # the start was called off
             self.stage, self._thread = _OPENING, threading.current_thread()
         try:
             self._runner.open()
@@ -258,7 +257,7 @@ class Engine:
             return
         self.queue.adopt_thread()
         with self.queue.mutex:
-            if self.stage is _OPENING:  # the interpreter has not ended meanwhile
+            if self.stage is _OPENING:  # otherwise `give_up` has ended the batcher in the meantime
                 self.stage = _RUNNING
         latch.settle()
         try:
@@ -270,7 +269,7 @@ class Engine:
             self.abandon(error)
         try:
             self._end_for_certain()
-        except BaseException:  # from outside, between two tries
+        except BaseException:  # an exception from outside, between two attempts
             self._end_for_certain()
 
     def _end_for_certain(self) -> None:
@@ -278,7 +277,7 @@ class Engine:
             pass
 
     def _work(self) -> None:
-        """Lead, where no other thread does, until the batcher is closed and nothing is left to do."""
+        """Lead whenever no other thread does, until the batcher is closed and nothing is left to do."""
         while True:
             try:
                 return self._take_all_turns()
@@ -291,22 +290,22 @@ class Engine:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.queue.resign(NOW, 1)  # to look at once: an interrupted leader may have drained the queue already
+            self.queue.resign(NOW, 1)  # take the lead again at once: this thread was interrupted while it led
         while not self._dispatcher.turn(self._runner.run):
             pass
 
     def _give_up_start(self, latch: StartLatch, error: BaseException) -> None:
-        """Fail the jobs that were accepted meanwhile, and leave the batcher as if it had never been started."""
-        # Under the mutex, so that a caller that submits a job or waits for the end finds no thread at work.
+        """Fail the jobs that were accepted in the meantime, and leave the batcher as if it had never been started."""
+        # With the mutex held, so that a caller that submits a job or waits for the end sees that no thread runs.
         with self.queue.mutex:
-            left = self._claim_all()  # from callers that did not wait for the start
-            if self.stage is not _ENDED:  # the interpreter may have ended meanwhile
+            left = self._claim_all()  # jobs from callers that did not wait for the start
+            if self.stage is not _ENDED:  # otherwise `give_up` has ended the batcher in the meantime
                 self.stage, self._start_latch, self._thread = _NEW, None, None
             self.queue.settled.notify_all()
         latch.settle(error)
         with self.queue.own_thread():
             self.ledger.fail(left, error)
-        self._end_unstarted()  # a thread that closed it may have left that to this one
+        self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
     def _end(self) -> None:
         """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
@@ -318,7 +317,7 @@ class Engine:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = _ENDED  # under the same mutex: from now on, a callback that is added is called at once
+            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called at once
             self.queue.settled.notify_all()
             return None
 

@@ -14,7 +14,7 @@ from microbatch.results import OVER, WAITING, BatcherStats, JobState, Service
 
 __all__ = ["Ledger"]
 
-# As globals they are read without a call.
+# Globals, because an access to a member of an enum may be a call (R5).
 _QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
 _SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
 
@@ -22,14 +22,14 @@ _COUNTED = [state for state in JobState if state is not _QUEUED]
 
 
 class Ledger:
-    """Has every accepted job in exactly one state, and every future that is not settled yet.
+    """Counts the accepted jobs in each state, and has all futures that are not settled yet. Each job is in one state.
 
     Only the batcher's own threads write to it, with the queue's mutex held. Callers' threads never do.
     """
 
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
-        # The number of jobs in each state but one: all others are queued, so that no job is ever counted twice.
+        # The number of jobs in each state except QUEUED. All other jobs are queued, so no job is ever counted twice.
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._batches = 0
         self._triggers: Counter[str] = Counter()
@@ -47,7 +47,7 @@ class Ledger:
         return news
 
     def lead(self) -> Drained | None:
-        """Take the lead and take in all news. Return None if there is a leader."""
+        """Take the lead and take in all news. Return None if there is a leader already."""
         with self.queue.mutex:
             if not self.queue.lead():
                 return None
@@ -62,8 +62,8 @@ class Ledger:
             for stage in news.cancelled.values():
                 batched = stage is _BATCHED
                 counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
-            self._count_held()
-            self.queue.not_full.notify(len(news.cancelled))  # R6: they count as waiting from `drain` until here
+            self._count_taken_waiting()
+            self.queue.not_full.notify(len(news.cancelled))  # R6: until here, `max_pending` counted them as waiting
         return news
 
     def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
@@ -84,7 +84,7 @@ class Ledger:
             self._enter(self.queue.taken)
             self._epochs = dict(_epochs(self._unsettled))
             self._count_anew()
-            self._count_held()
+            self._count_taken_waiting()
             waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
         return waiting
 
@@ -114,29 +114,29 @@ class Ledger:
         return [future for future in futures if self.queue.recorded_stage(future) in OVER]
 
     def announce(self, futures: list[JobFuture[Any]]) -> None:
-        """Tell everyone who waits for these futures that they have outcomes. Does no harm if that was done before."""
+        """Wake or notify all threads that wait for these settled futures, and run the callbacks. May be repeated."""
         for future in futures:
             future._announce()
-        self.release(futures)
+        self.remove_settled(futures)
         for future in futures:
-            future._call_back()
+            future._run_callbacks()
 
     def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Record that these jobs have joined an open batch. Jobs that wait no longer are passed over."""
+        """Record that these jobs have joined an open batch. Jobs that don't wait any more are skipped."""
         with self.queue.mutex:
             self._move(futures, (_QUEUED,), _BATCHED)
 
     def claim(self, futures: Iterable[JobFuture[Any]]) -> list[JobFuture[Any]]:
-        """Make those of the jobs that still wait running, and return them. They can't be cancelled any more."""
+        """Mark the jobs that still wait as running, and return them. They can't be cancelled any more."""
         with self.queue.mutex:
             live = self._move(futures, WAITING, _RUNNING)
-            self._count_held()
+            self._count_taken_waiting()
             if self.queue.not_full:
                 self.queue.not_full.notify(len(live))
             return live
 
     def claim_batch(self, futures: Iterable[JobFuture[Any]], trigger: str) -> tuple[list[JobFuture[Any]], int]:
-        """Do the same for a batch that is dispatched, and return its number as well."""
+        """Do the same as `claim` for a batch that is dispatched, and also return the number of the batch."""
         with self.queue.mutex:
             live, number = self.claim(futures), 0
             if live:
@@ -152,13 +152,11 @@ class Ledger:
         service: Service | None = None,
         failed: JobState = JobState.FAILED,
     ) -> int:
-        """Give running jobs their outcomes, pass over those that have one, and return how many became *failed*.
+        """Settle the jobs that are running, skip the others, and return how many failed. See `settle_all`.
 
-        The outcomes are values, which come from a *service*, or exceptions, which *failures* records.
-
-        The ledger is correct and all futures are readable at the same moment. Then callers in `flush` are woken and
-        watchers are notified. The callbacks run last, because a callback may use the batcher, and may read the outcome
-        of another job of its batch.
+        The ledger is correct and all outcomes can be read from the same moment on. Then callers in `flush` are woken
+        and watchers are notified. The callbacks run last, because a callback may use the batcher, and may read the
+        outcome of another job of its batch.
         """
         try:
             with self.queue.mutex:
@@ -166,24 +164,24 @@ class Ledger:
                 self._count_settled(settled, service, failed)
                 if settled.unannounced:
                     self._unannounced.update(dict.fromkeys(settled.unannounced))
-                self._strike_out(settled.done)
+                self._remove_settled(settled.done)
             for future in settled.unannounced:
                 future._notify_watchers()
             for future in settled.unannounced:
-                future._call_back()
+                future._run_callbacks()
                 self._unannounced.pop(future, None)
             return settled.failures
-        except BaseException:  # from outside: see `Runner.recover`
+        except BaseException:  # an exception from outside: see `Runner.recover`
             try:
                 self._recover_and_announce()
-            except BaseException:  # another one
+            except BaseException:  # a second one
                 self._recover_and_announce()
             raise
 
     def _count_settled(self, settled: Settled, service: Service | None, failed: JobState) -> None:
         if service is not None and settled.waiters:
             callers = [waiter.caller for waiter in settled.waiters]
-            self.queue.callers.release(callers, service.started + service.time, service.time)
+            self.queue.callers.record_results(callers, service.started + service.time, service.time)
         counts, bad = self._counts, settled.failures
         good = len(settled.done) - bad
         counts[_RUNNING] -= good + bad
@@ -191,7 +189,7 @@ class Ledger:
         counts[failed] += bad
 
     def fail(self, futures: list[JobFuture[Any]], error: BaseException) -> int:
-        """Fail those of the jobs that are running, and return their number. Each caller gets its own copy of *error*.
+        """Fail the jobs that are running, and return their number. Each caller gets its own copy of *error*.
 
         Then announce the outcomes of all of the jobs, in case an exception prevented that before.
         """
@@ -200,14 +198,14 @@ class Ledger:
         self.announce([future for future in futures if future.done()])
         return failed
 
-    def release(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Strike out futures whose outcome can be read, and wake the callers that wait for the last job of an epoch."""
+    def remove_settled(self, futures: Iterable[JobFuture[Any]]) -> None:
+        """Remove settled futures. If an epoch has no job left, wake the callers that wait for it."""
         with self.queue.mutex:
-            self._strike_out(futures)
+            self._remove_settled(futures)
 
-    def _strike_out(self, futures: Iterable[JobFuture[Any]]) -> None:
-        strike = self._unsettled.pop
-        known = [future for future in futures if strike(future, self) is None]
+    def _remove_settled(self, futures: Iterable[JobFuture[Any]]) -> None:
+        remove = self._unsettled.pop
+        known = [future for future in futures if remove(future, self) is None]
         for epoch, count in _epochs(known).items():
             self._epochs[epoch] -= count
             if not self._epochs[epoch]:
@@ -236,7 +234,7 @@ class Ledger:
         return futures
 
     def inherited(self) -> list[JobFuture[Any]]:
-        """Do the same without the lock, for a forked child, where no thread may ever release it.
+        """Do the same as `unsettled` without the lock, for a forked child, where no thread may ever release it.
 
         At whatever statement the threads of the parent were, each future is in one of these three places.
         """
@@ -245,7 +243,7 @@ class Ledger:
     def stats(self) -> BatcherStats:
         """Return all counts of one moment."""
         with self.queue.mutex:
-            # R5: all from one moment. What comes in later is in these containers at most, never missing from them.
+            # R5: all are from the same moment. Later, these containers may get more items, but do not lose any.
             queue = self.queue
             counted, taken, fresh, cancelled, counts = (
                 queue.counted,
@@ -257,7 +255,7 @@ class Ledger:
             stages = list(cancelled.values())  # before the jobs are counted, because each of these is one of them
             counts[_QUEUED] = counted - sum(counts.values()) + len(taken) + len(fresh)
             for stage in stages:
-                # A job that is being moved, or was moved since, is batched, but still counted as queued.
+                # If none is counted as batched, this job was still counted as queued when it joined the open batch.
                 counts[stage if counts[stage] else _QUEUED] -= 1
                 counts[_CANCELLED] += 1
             stats = BatcherStats(
@@ -274,14 +272,14 @@ class Ledger:
         return next((future.submitted for future in futures if future._is_waiting), NEVER)
 
     def _oldest_epoch(self) -> float:
-        # Each of these has younger jobs than the one before it, and has them in order.
+        # Jobs in the ledger are older than those in `taken`, and these are older than those in the queue.
         fresh = self.queue.taken or self.queue.queue
         return min(self._epochs, default=fresh[0]._epoch if fresh else NEVER)
 
     def _move(
         self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
     ) -> list[JobFuture[Any]]:
-        """Move those of the futures that are in one of the stages *before*, and return them."""
+        """Move the futures that are in one of the stages *before* to *stage*, and return them."""
         live, batched = [], 0
         for future in futures:
             was = future._stage
@@ -297,8 +295,8 @@ class Ledger:
     def _queued(self) -> int:
         return self.queue.counted - sum(self._counts.values())
 
-    def _count_held(self) -> None:
-        self.queue.hold(self._queued() + self._counts[_BATCHED])
+    def _count_taken_waiting(self) -> None:
+        self.queue.count_as_waiting(self._queued() + self._counts[_BATCHED])
 
 
 def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 from microbatch._basics.clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["current_mark", "enlist", "check_for_fork"]
+__all__ = ["check_for_fork", "enlist", "process_flag"]
 
 
 class Member(Protocol):
     """The part of an `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
-        """Return the moment until which the exit of the interpreter may wait, if the wait begins now. Never raises."""
+        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
 
     def close(self) -> None:
         """Accept no more jobs, and make all accepted jobs due. Does not wait."""
@@ -37,68 +37,68 @@ class Member(Protocol):
 
 # -- exit --
 
-_registry = threading.RLock()  # guards the next three; re-entrant, because a finalizer may interrupt its holder
-_living: "weakref.WeakSet[Member]" = weakref.WeakSet()
+# Guards the next three. Re-entrant, because a finalizer may interrupt the thread that holds it.
+_mutex = threading.RLock()
+_engines: "weakref.WeakSet[Member]" = weakref.WeakSet()
 _exiting = False
-_hook: Any = None  # the entry in the hooks of ``threading`` that the last registration of `_at_exit` added
+_exit_hook: Any = None  # the newest entry for `_at_exit` in the exit hooks of ``threading``
 
 
-def enlist(worker: Member) -> None:
+def enlist(engine: Member) -> None:
     """Make the interpreter wait for this engine when it exits.
 
-    An ``atexit`` function would run too late, because `concurrent.futures` has closed all pools by then. It does that
-    in exit hooks of ``threading``, which run earlier. The hook of this module is one of these too. The hook that was
-    registered last runs first, and this one must run while the pools still accept work. But ``concurrent.futures``
-    registers the hook for process pools when that module is imported, which may be late. So this function registers the
-    hook of this module again if it is not the last one.
+    An ``atexit`` function would run too late, because ``concurrent.futures`` closes all pools earlier, in exit hooks of
+    ``threading``. So this module uses such a hook too. It must run while the pools still accept work, and the hook that
+    was registered last runs first. But ``concurrent.futures.process`` registers its hook when it is first imported,
+    which may be late. So this function registers the hook of this module again whenever it is not the last one.
 
     Raises:
         BatcherClosed: The interpreter is exiting.
     """
-    global _hook
+    global _exit_hook
     check_for_fork()
-    with _registry:
+    with _mutex:
         hooks = threading._threading_atexits  # type: ignore[attr-defined]
         try:
-            if _hook is None or hooks[-1] is not _hook:
+            if _exit_hook is None or hooks[-1] is not _exit_hook:
                 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-                _hook = hooks[-1]
+                _exit_hook = hooks[-1]
         except RuntimeError:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
         if _exiting:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start")
-        _living.add(worker)
+        _engines.add(engine)
 
 
 def _at_exit() -> None:
     try:
-        _end_all()
+        _drain_all()
     except BaseException:  # for example Ctrl-C: exit now, and log how many jobs are lost
-        for worker in list(_living):
-            if not worker.wait_ended(NOW):
-                worker.give_up()
+        for engine in list(_engines):
+            if not engine.wait_ended(NOW):
+                engine.give_up()
         raise
 
 
-def _end_all() -> None:
+def _drain_all() -> None:
     global _exiting
     check_for_fork()
-    with _registry:
+    with _mutex:
         _exiting = True
-        workers = list(_living)
-    deadlines = {worker: worker.exit_deadline() for worker in workers}
-    for worker in workers:
-        worker.close()
-    for worker in sorted(workers, key=deadlines.__getitem__):
-        if not worker.wait_ended(deadlines[worker]):
-            worker.give_up()
+        engines = list(_engines)
+    deadlines = {engine: engine.exit_deadline() for engine in engines}
+    for engine in engines:
+        engine.close()
+    for engine in sorted(engines, key=deadlines.__getitem__):
+        if not engine.wait_ended(deadlines[engine]):
+            engine.give_up()
 
 
 # -- forks --
 
 
-class _Process:
-    """A replacement for the memory page in `_make_mark` on systems that can't wipe a page at a fork."""
+class _ProcessFlag:
+    """A process flag for systems that can't wipe a page of memory at a fork."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -107,7 +107,7 @@ class _Process:
         return self._process == os.getpid()
 
 
-def _make_mark() -> Any:
+def _make_process_flag() -> Any:
     """Return an object whose first item is true in this process, and false in its forked children.
 
     On Linux, reading the item takes no system call, unlike `os.getpid`. It is an item and not a function call, because
@@ -121,21 +121,21 @@ def _make_mark() -> Any:
             return page
         except (OSError, ValueError):
             pass
-    return _Process()
+    return _ProcessFlag()
 
 
-_mark = _make_mark()
-_renewing = threading.RLock()  # if the fork hook did not run in a child, only one thread does its work
+_flag = _make_process_flag()
+_fork_lock = threading.RLock()  # held while a thread does the work of a fork hook that did not run
 
 
-def current_mark() -> Any:
+def process_flag() -> Any:
     """Return an object whose first item is true in this process, and false in children that are forked from now on.
 
-    An object that stores the mark belongs to this process. A child notices that when it first uses the object, and then
-    replaces it. Objects that the child never uses cost it nothing.
+    An object that belongs to one process stores this flag. A child sees that the flag is false when it first uses the
+    object, and replaces the object then. Objects that the child never uses cost it nothing.
     """
     check_for_fork()
-    return _mark
+    return _flag
 
 
 def check_for_fork() -> None:
@@ -143,25 +143,25 @@ def check_for_fork() -> None:
 
     The hook does not run if C code forks without telling Python, as uWSGI does by default.
     """
-    if not _mark[0]:
-        with _renewing:
-            if not _mark[0]:
+    if not _flag[0]:
+        with _fork_lock:
+            if not _flag[0]:
                 _leave_all_to_parent()
 
 
 def _leave_all_to_parent() -> None:
-    global _registry, _living, _mark
-    _registry = threading.RLock()  # a thread that does not exist here may have held the old one
-    workers, _living = list(_living), weakref.WeakSet()
-    for worker in workers:  # including the engines whose batchers were deleted
-        worker.disown_threads()
-        worker.leave_to_parent()
-    _mark = _make_mark()
+    global _mutex, _engines, _flag
+    _mutex = threading.RLock()  # a thread that does not exist here may have held the old one
+    engines, _engines = list(_engines), weakref.WeakSet()
+    for engine in engines:  # also those whose batchers were deleted
+        engine.disown_threads()
+        engine.leave_to_parent()
+    _flag = _make_process_flag()
 
 
 def _begin_in_child() -> None:
-    global _renewing
-    _renewing = threading.RLock()
+    global _fork_lock
+    _fork_lock = threading.RLock()
     check_for_fork()
 
 

@@ -30,7 +30,7 @@ class Drained(NamedTuple):
 
     jobs: deque[JobFuture[Any]]
     cancelled: dict[JobFuture[Any], JobState]
-    notes: list[Callable[[], None]]
+    calls: list[Callable[[], None]]  # see `JobQueue.post`
     flushed: int
     closed: bool
     expiring: bool  # there may be jobs that expire
@@ -38,11 +38,11 @@ class Drained(NamedTuple):
 
 
 NOTHING = Drained(deque(), {}, [], -1, False, False, CallerActivity())
-"""What a leader gets if nothing came in. Draining an empty queue would take longer."""
+"""What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
-class _Inside(threading.local):
-    mine = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
+class _Local(threading.local):
+    is_own_thread = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -61,29 +61,29 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         super().__init__(settings.max_pending)
         self.name = settings.name  # of the batcher
         self.mutex = threading.RLock()  # type: ignore[assignment]
-        # Whether the calling thread holds the mutex: then this call comes from a handler or finalizer that interrupts it.
+        # Whether the calling thread holds the mutex. If so, a handler or finalizer has interrupted the thread.
         self.is_held: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined]
         self.not_empty: Waiter = Waiter(self.mutex)
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
         self.all_tasks_done = threading.Condition(self.mutex)
         self.settled = Waiters()
         hints = settings.policy.hints
-        # If jobs have keys, the key of the next job of a caller is not known, so it makes no sense to wait for it.
+        # If jobs have keys, nobody knows which batch the next job of a caller will join, so no batch can wait for it.
         self.callers = Callers(hints.watches_callers and not settings.keyed, hints.recalls)
         self.clock = settings.clock
         self._now = self.clock.now
         self._away, self._recalls = self.callers.away, hints.recalls > 0
         self._limit = self.maxsize or sys.maxsize
-        self.epoch = 0  # each flush ends one, and waits for its jobs and those of earlier epochs
+        self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
-        self._inside = _Inside()
-        self._held = 0  # the number of jobs that were taken out and that no worker has
+        self._local = _Local()
+        self._taken_waiting = 0  # the number of jobs that were taken out and that no worker has
         self.taken: deque[JobFuture[Any]] = deque()  # taken out, and not in the ledger yet
         self.counted = 0  # the number of jobs that were ever entered in the ledger
-        # Cancelled jobs that the ledger has not noted as such yet, and the stages that they were in.
+        # Jobs whose cancellation the ledger has not recorded yet, and the stages that they were in.
         self.cancelled: dict[JobFuture[Any], JobState] = {}
-        self._notes: list[Callable[[], None]] = []
+        self._calls: list[Callable[[], None]] = []
         self._has_other_news = False  # there is news other than jobs
         self.leader = 0  # the thread that leads, or 0
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
@@ -92,7 +92,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._expiring = False  # a new job expires; separate from `_has_other_news`, because `_accept` sets it (R5)
 
     def _qsize(self) -> int:
-        return len(self.queue) + self._held - len(self.cancelled)
+        return len(self.queue) + self._taken_waiting - len(self.cancelled)
 
     def _full(self) -> bool:
         return 0 < self.maxsize <= self._qsize()
@@ -100,41 +100,47 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
         with self.mutex:
-            return self.closed and not self.queue and not self.cancelled and not self._notes
+            return self.closed and not self.queue and not self.cancelled and not self._calls
 
-    def is_stuck(self) -> bool:
-        """Return whether a caller waits for room, so that a batch must be dispatched to make it."""
+    def blocks_callers(self) -> bool:
+        """Return whether a caller waits because the queue is full, so that a batch must be dispatched early."""
         if not self.not_full:
             return False
         with self.mutex:
             return bool(self.not_full) and self._full()
 
     def is_own_thread(self) -> bool:
-        """Return whether the calling thread is one of the batcher's, which must not wait for it."""
-        return self._inside.mine
+        """Return whether the calling thread is one of the batcher's own, which must not wait for the batcher."""
+        return self._local.is_own_thread
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
-        """Have the calling thread be one of the batcher's for a while."""
+        """Treat the calling thread as one of the batcher's own threads, inside the ``with`` block."""
         before = self.is_own_thread()
         try:
             self.adopt_thread()
             yield
         finally:
-            self._inside.mine = before
+            self._local.is_own_thread = before
 
     def adopt_thread(self) -> None:
-        """Have the calling thread be one of the batcher's from now on."""
-        self._inside.mine = True
+        """Treat the calling thread as one of the batcher's own threads from now on."""
+        self._local.is_own_thread = True
 
     def put(
         self, item: JobFuture[Any], block: bool = True, timeout: float | None = None, expires_in: float | None = None
     ) -> None:
-        """Accept a job, waiting for room up to *timeout* seconds (None: as long as it takes) if *block* is true.
+        """Accept a job.
+
+        Args:
+            item: The future of the job.
+            block: Whether to wait while the queue is full. The batcher's own threads never wait.
+            timeout: How many seconds to wait. None means no limit.
+            expires_in: How many seconds after now the job expires. None if it never does.
 
         Raises:
-            BacklogFull: there was no room in that time; in the batcher's own threads, there is none now.
-            BatcherClosed: the queue is closed, or was while waiting.
+            BacklogFull: The queue is full, or was still full after *timeout* seconds.
+            BatcherClosed: The queue is closed, or was closed during the wait.
         """
         if self.is_held():  # R2
             with self.mutex:
@@ -162,28 +168,28 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             let_others_run()
 
     def _accept(self, item: JobFuture[Any], block: bool, timeout: float | None, expires_in: float | None) -> None:
-        if len(self.queue) + self._held >= self._limit and self._full() and not self.closed:
-            self._wait_for_room(block and not self.is_own_thread(), timeout)
+        if len(self.queue) + self._taken_waiting >= self._limit and self._full() and not self.closed:
+            self._wait_while_full(block and not self.is_own_thread(), timeout)
         item.submitted = now = self._now()
         if self._away or self._recalls:
-            self.callers.come_back(threading.get_ident(), now)
+            self.callers.record_submission(threading.get_ident(), now)
         if expires_in is not None:
             item.expires_in = expires_in
             item._expires = item.submitted + expires_in
             self._expiring = True  # R5, until the job is appended: the leader has to find both or neither
         item._epoch = self.epoch
-        # R5: a handler may shut the batcher down, and wait for the end of the batcher thread. (The ``return`` stands
-        # inside the ``if``, since on CPython 3.10 a jump would let a handler in.)
+        # R5: a handler may shut the batcher down, and wait until the batcher thread has ended. (The ``return`` is
+        # inside the ``if``, because on CPython 3.10, a handler may run at a jump.)
         try:
             if not self.closed:
                 self.queue.append(item)  # from here on the job is accepted
                 return
         finally:
             if len(self.queue) >= self._wanted or self._expiring:
-                self.not_empty.ring()
+                self.not_empty.wake()
         raise BatcherClosed("the batcher is shut down")
 
-    def _wait_for_room(self, block: bool, timeout: float | None) -> None:
+    def _wait_while_full(self, block: bool, timeout: float | None) -> None:
         deadline = NEVER if timeout is None else self.clock.now() + timeout
         if not block or timeout == 0:
             raise BacklogFull(self.maxsize)
@@ -191,16 +197,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             self.not_full[waiter] = None
             self._note_news()
-            self._wait_until_room(waiter, deadline)
+            self._wait_until_not_full(waiter, deadline)
         except BaseException:
-            # This thread leaves without the room that it may just have been woken for, so another one is woken.
+            # This thread may just have been woken, but adds no job. So it wakes another one in its place.
             self.not_full.pop(waiter, None)
             self.not_full.notify()
             raise
         finally:
             self.not_full.pop(waiter, None)
 
-    def _wait_until_room(self, waiter: Waiter, deadline: float) -> None:
+    def _wait_until_not_full(self, waiter: Waiter, deadline: float) -> None:
         while self._full() and not self.closed:
             if self.clock.now() >= deadline:
                 raise BacklogFull(self.maxsize)
@@ -212,7 +218,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if not callers.watched:
             return None
         before = callers.all_waited
-        caller = callers.wait()
+        caller = callers.record_wait()
         if callers.all_waited != before:
             self._note_news()
         return caller
@@ -238,19 +244,19 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._note_news()
 
     def _note_news(self) -> None:
-        """Say that there is something to drain. Called before it is written and after it (R6)."""
+        """Wake the batcher thread to drain something. Call this before that is written and again after it (R6)."""
         self._has_other_news = True
-        self.not_empty.ring()
+        self.not_empty.wake()
 
-    def post(self, note: Callable[[], None]) -> None:
-        """Have the next leader make this call, after it has taken in all jobs accepted until now."""
+    def post(self, call: Callable[[], None]) -> None:
+        """Make the next leader run *call*, after it has taken in all jobs that are accepted now."""
         with self.mutex:
             self._note_news()
-            self._notes.append(note)
+            self._calls.append(call)
             self._note_news()
 
     def flush(self) -> int:
-        """Make all jobs accepted until now due, and return the number of their epoch."""
+        """Make all jobs due that are accepted now, and return the number of their epoch."""
         with self.mutex:
             self._note_news()
             epoch = self.epoch
@@ -259,7 +265,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             return epoch
 
     def close(self) -> bool:
-        """Accept no more jobs, make all accepted ones due, and return whether the queue was open."""
+        """Accept no more jobs, make all accepted jobs due, and return whether the queue was open before."""
         with self.mutex:
             was_open = not self.closed
             self._note_news()
@@ -269,9 +275,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.not_full.notify_all()
             return was_open
 
-    def hold(self, count: int) -> None:
-        """Have this many of the jobs that were taken out count as jobs that still wait."""
-        self._held = count
+    def count_as_waiting(self, count: int) -> None:
+        """Count this many of the jobs that were taken out as jobs that still wait for a worker."""
+        self._taken_waiting = count
 
     def count_taken(self) -> None:
         """Count the jobs in `taken`, which are in the ledger now. This is one step (R4)."""
@@ -296,24 +302,24 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return self.leader == threading.get_ident()
 
     def resign(self, moment: float, wanted: float) -> None:
-        """Leave the lead to the batcher thread. It takes the lead at *moment*, or when there are *wanted* jobs or other news."""
+        """Leave the lead. The batcher thread takes it at *moment*, or when there are *wanted* jobs or other news."""
         with self.mutex:
-            # Written before the look, because a finalizer that comes in after the look may submit.
+            # Written before the check, because a finalizer may submit a job after it.
             self.leader, self._moment, self._wanted = 0, moment, wanted
             if self.has_news(wanted) or moment < self._alarm:
-                self.not_empty.ring()
+                self.not_empty.wake()
 
     def wait_for_lead(self) -> None:
         """Wait until there is something for the batcher thread to do, and take the lead."""
         me = threading.get_ident()
-        self.not_empty.silence()
+        self.not_empty.reset()
         while not (self.has_news(self._wanted) or self._now() >= self._moment) or self.leader:
             self._alarm = self._moment
             self.clock.wait_until(self.not_empty, self._alarm)
         self.leader, self._moment, self._wanted, self._alarm = me, NEVER, NEVER, NOW
 
     def has_news(self, wanted: float = 1) -> bool:
-        """Return whether there is anything for a leader to take, or at least *wanted* jobs; with `mutex` held."""
+        """Return whether there are at least *wanted* jobs, or other news, for a leader. Call this with `mutex` held."""
         return self._has_other_news or self._expiring or len(self.queue) >= wanted
 
     def drain(self) -> Drained:
@@ -325,31 +331,31 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._has_other_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
         cancelled, self.cancelled = self.cancelled, {}
-        notes, self._notes = self._notes, []
+        calls, self._calls = self._calls, []
         empty: deque[JobFuture[Any]] = deque()
-        # R5: the leader finds a job and the word that it expires, or neither.
+        # R5: the leader finds a job together with the fact that it expires, or neither.
         expiring, self._expiring = self._expiring, False
-        # In the same step, they begin to count as jobs that still wait, or a finalizer could submit too many.
-        self.taken, self.queue, self._held = self.queue, empty, self._held + len(self.queue)
-        return Drained(self.taken, cancelled, notes, epoch - 1, closed, expiring, self.callers.activity())
+        # In the same step, they are counted in `_taken_waiting`. Otherwise, a finalizer could submit too many jobs.
+        self.taken, self.queue, self._taken_waiting = self.queue, empty, self._taken_waiting + len(self.queue)
+        return Drained(self.taken, cancelled, calls, epoch - 1, closed, expiring, self.callers.activity())
 
     def clear(self) -> None:
         """Forget all jobs that were not taken out. Takes no lock, so it can be called in a forked child."""
         self.queue = deque()
 
     def wake_all(self) -> None:
-        """Wake all waiters, in case an exception stopped the thread that should have woken them."""
+        """Wake all waiters, in case the thread that should have woken them was interrupted."""
         with self.mutex:
             for waiting in (self.not_empty, self.not_full, self.settled):
                 waiting.notify_all()
 
     def find_cancelled(self) -> None:
-        """Note again which jobs in the queue are cancelled, in case an exception made a leader lose that note."""
+        """Record again which jobs in the queue are cancelled, in case a leader was interrupted and lost the record."""
         for future in list(self.queue):
             if future._stage is _CANCELLED:
                 self.cancelled.setdefault(future, _QUEUED)
                 self._note_news()
 
     def recorded_stage(self, future: JobFuture[Any]) -> JobState:
-        """Return the stage of a job as the ledger has it: a cancellation may have yet to be noted there."""
+        """Return the stage of a job in the ledger, which may not know of a cancellation yet."""
         return self.cancelled.get(future, future._stage)

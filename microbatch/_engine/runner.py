@@ -50,11 +50,11 @@ class Runner(ABC):
 
     @abstractmethod
     def _run_again(self, batch_run: BatchRun) -> None:
-        """Pass a batch on once more, because an exception may have prevented it the first time."""
+        """Do the same again for a batch, because an exception may have prevented it the first time."""
 
     @abstractmethod
-    def _pass_on(self, note: Callable[[], None]) -> None:
-        """Make the leader call *note*."""
+    def _call_in_leader(self, call: Callable[[], None]) -> None:
+        """Make the leader run *call*."""
 
     def survive(self, act: Callable[[], None]) -> bool:
         """Call *act*, and recover if an exception interrupts it. Return whether there was no exception.
@@ -95,7 +95,7 @@ class Runner(ABC):
         for batch_run in list(self._dispatcher.running):
             if batch_run.owner == threading.get_ident():
                 self._ledger.fail(batch_run.futures, error)
-                batch_run.forget()  # last, because another exception may come in before, and then they are still needed
+                batch_run.forget()  # last, because its futures are still needed if another exception comes before
             elif not batch_run.owner:
                 self._run_again(batch_run)
         if self._queue.is_leader():
@@ -113,7 +113,7 @@ class Runner(ABC):
     def _report(self, batch_run: BatchRun) -> None:
         futures = batch_run.forget()
         if not futures:
-            return  # reported already: the executor has called back twice
+            return  # reported already: an executor may call back twice
         time = None
         try:
             time = batch_run.service_time
@@ -124,7 +124,7 @@ class Runner(ABC):
                 notify(self._listeners.batch_finished, event)
         except BaseException:  # from a user's clock; the worker is free all the same
             report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
-        self._pass_on(partial(self._dispatcher.finish, batch_run, time))
+        self._call_in_leader(partial(self._dispatcher.finish, batch_run, time))
 
 
 class PoolRunner(Runner):
@@ -141,7 +141,7 @@ class PoolRunner(Runner):
         self._pool, self._inbox = ThreadPoolExecutor(self._workers, self._name), _Inbox()
         try:
             for _ in range(self._workers):
-                self._employ(self._pool, self._inbox)
+                self._start_serving(self._pool, self._inbox)
         except BaseException:
             self.close()
             raise
@@ -166,15 +166,15 @@ class PoolRunner(Runner):
         self._inbox.put(batch_run)
 
     def _run_again(self, batch_run: BatchRun) -> None:
-        self.run(batch_run)  # it may be in the inbox twice then, but only one thread can claim it
+        self.run(batch_run)  # the batch may then be in the inbox twice, but only one thread can claim it
 
-    def _pass_on(self, note: Callable[[], None]) -> None:
-        self._dispatcher.lead(self.run, note)
+    def _call_in_leader(self, call: Callable[[], None]) -> None:
+        self._dispatcher.lead(self.run, call)
 
-    def _employ(self, pool: ThreadPoolExecutor, inbox: "_Inbox") -> None:
-        pool.submit(self._serve_all, inbox).add_done_callback(partial(self._go_on, pool, inbox))
+    def _start_serving(self, pool: ThreadPoolExecutor, inbox: "_Inbox") -> None:
+        pool.submit(self._serve_all, inbox).add_done_callback(partial(self._restart_serving, pool, inbox))
 
-    def _go_on(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
+    def _restart_serving(self, pool: ThreadPoolExecutor, inbox: "_Inbox", done: "Future[None]") -> None:
         """Restore a correct state and run `_serve_all` again, if an exception has ended it at any point."""
         error = done.exception()
         del done
@@ -182,19 +182,19 @@ class PoolRunner(Runner):
             return
         try:
             self.recover(error)
-        except BaseException as fatal:  # too many interruptions; the batcher thread fails with this exception too
-            self._queue.post(partial(_fail_by, fatal))
+        except BaseException as fatal:  # too many interruptions; make the batcher thread fail with this exception too
+            self._queue.post(partial(_raise, fatal))
             if self._queue.is_leader():
                 self._queue.resign(NOW, 1)
         finally:
             if not inbox.closed:
-                self._employ(pool, inbox)
+                self._start_serving(pool, inbox)
 
     def _serve_all(self, inbox: "_Inbox") -> None:
         """Run the batches in the inbox until it is closed. Called in the threads of the pool.
 
-        The pool runs this once per thread. If it ran one call per batch, the pool's future for that call would double
-        the cost of the batch.
+        The pool runs this once per thread. With one call per batch, the pool's future for the call would double the
+        cost of the batch.
         """
         self._queue.adopt_thread()
         while not inbox.closed:
@@ -237,8 +237,8 @@ class ExecutorRunner(Runner):
     def _run_again(self, batch_run: BatchRun) -> None:
         pass  # the executor may have the batch already, and would then process it twice
 
-    def _pass_on(self, note: Callable[[], None]) -> None:
-        self._queue.post(note)
+    def _call_in_leader(self, call: Callable[[], None]) -> None:
+        self._queue.post(call)
 
     def _receive(self, batch_run: BatchRun, done: "Future[Any]") -> None:
         """Settle the jobs of a batch when the executor has finished it. The executor calls this in any thread."""
@@ -272,5 +272,5 @@ class _Inbox(SimpleQueue[BatchRun | None]):
     closed = False
 
 
-def _fail_by(error: BaseException) -> None:
+def _raise(error: BaseException) -> None:
     raise error

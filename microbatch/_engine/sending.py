@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from microbatch.futures.exceptions import chain_of
+
 __all__ = ["name_unsendable", "send"]
 
 
@@ -19,13 +21,13 @@ def name_unsendable(error: BaseException, processor: Any, jobs: list[Any]) -> Ba
     """Return an error that names the processor or job that can't be pickled, or *error* if that is not the cause.
 
     Executors pickle a batch as a whole. Their errors do not say which job can't be pickled. For objects written in C,
-    they name only the type. So this pickles the processor and each job again. If pickling one of them raises the same
-    exception as *error* or one of its causes, that one is named. Never raises.
+    they name only the type. So this pickles the processor and each job separately, until one of them raises the same
+    exception as *error* or one of its causes. Never raises.
     """
-    import pickle  # takes long, and few programs need it
+    import pickle  # here, because the import takes long and few programs need it
 
     try:
-        known = [(type(each), str(each)) for each in _chain(error)]
+        known = [(type(each), str(each)) for each in chain_of(error)]
         for what, thing in _parts(processor, jobs):
             try:
                 pickle.dumps(thing)
@@ -44,12 +46,3 @@ def _parts(processor: Any, jobs: list[Any]) -> Iterator[tuple[str, Any]]:
     for number, job in enumerate(jobs, 1):
         # Only its type, because all callers of the batch get this message.
         yield f"job {number} of {len(jobs)} in the batch, of type {type(job).__qualname__},", job
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    each: Any = error
-    for _ in range(100):  # a limit, because the chain may be a cycle
-        if each is None:
-            return
-        yield each
-        each = each.__cause__ or each.__context__

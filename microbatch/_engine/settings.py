@@ -23,5 +23,5 @@ class Settings(NamedTuple):
     name: str
     exit_timeout: float
     clock: Clock
-    keyed: bool  # jobs have keys
-    uniform: bool  # jobs have neither keys nor weights
+    keyed: bool  # the batcher has a *key* function
+    uniform: bool  # the batcher has neither a *key* nor a *weigh* function

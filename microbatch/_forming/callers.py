@@ -14,7 +14,7 @@ from microbatch.policies.base import CallerActivity
 __all__ = ["Caller", "Callers"]
 
 _SOON = 0.02
-"""The number of seconds that a caller may take to come back even if a quarter of the service time is less.
+"""A caller may take this many seconds to submit its next job, even if a quarter of the service time is less.
 
 A hundred threads are woken in less time, and a delay of this length is not noticed.
 """
@@ -27,11 +27,11 @@ class Caller:
 
     def __init__(self, ident: int) -> None:
         self.ident = ident
-        self.return_deadline = NOW  # it must submit its next job by then to be expected after the result of that job
+        self.return_deadline = NOW  # if it submits its next job by then, it is expected to return after that job too
         self.returns = False  # whether it met the last deadline
 
 
-class _Mine(threading.local):
+class _Local(threading.local):
     caller: Caller | None = None
 
 
@@ -43,15 +43,15 @@ class Callers:
     deadline the last time. The deadline is short because the jobs of other callers wait for the expected job, which may
     never come. A thread that is late once is not expected after its next result.
 
-    If the policy sets `Hints.recalls`, this object also knows when a caller that does not wait for a result now last
-    submitted a job or got a result.
+    If the policy sets `Hints.recalls`, this object also remembers when each caller last submitted a job or got a
+    result. It leaves out the callers that wait for a result now.
 
     Attributes:
         away: The callers that got a result and have not submitted a job since, by thread, in order of their results.
         returning: The number of these that met their last deadline, and so are expected.
-        return_by: The moment until which the last of them is expected.
+        return_by: The moment by which the last of them is expected.
         recalls: The value of `Hints.recalls`, in seconds.
-        all_waited: How often the last remembered caller that was not waiting for a result began to wait for one.
+        all_waited: How many times the last of the remembered callers began to wait, so that all of them were waiting.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:
@@ -62,17 +62,17 @@ class Callers:
         self.watched = watched or recalls > 0  # otherwise the policy needs none of this
         self.recalls = recalls
         self.all_waited = 0
-        # By thread, for callers that do not wait now: when each last submitted a job or got a result, the latest last.
-        self._at_large: dict[int, float] = {}
-        self._mine = _Mine()
+        # When each caller that does not wait now last submitted a job or got a result, by thread, the latest last.
+        self._not_waiting: dict[int, float] = {}
+        self._local = _Local()
 
-    def wait(self) -> Caller:
+    def record_wait(self) -> Caller:
         """Record that the calling thread waits for a result, and return its `Caller`."""
-        caller = self._mine.caller
+        caller = self._local.caller
         if caller is None:
-            caller = self._mine.caller = Caller(threading.get_ident())
+            caller = self._local.caller = Caller(threading.get_ident())
         if self.away:
-            # It waits for another result without submitting a job first, so it is not a caller that returns.
+            # It waits for another result without submitting a job first, so it is not expected any more.
             self._give_up(caller.ident)
         if self.recalls:
             self.begin_to_wait(caller.ident)
@@ -80,31 +80,31 @@ class Callers:
 
     def begin_to_wait(self, ident: int) -> None:
         """Record, for `Hints.recalls`, that a thread waits for a result."""
-        heard = self._at_large.pop(ident, None)
-        if heard is not None and not self._at_large:
+        heard = self._not_waiting.pop(ident, None)
+        if heard is not None and not self._not_waiting:
             self.all_waited += 1
 
-    def _hear_of(self, ident: int, now: float) -> None:
-        self._at_large.pop(ident, None)
-        self._at_large[ident] = now
-        while self._at_large.get(longest := self._longest_at_large(), NEVER) <= now - self.recalls:
-            self._at_large.pop(longest, None)
+    def _record_activity(self, ident: int, now: float) -> None:
+        self._not_waiting.pop(ident, None)
+        self._not_waiting[ident] = now
+        while self._not_waiting.get(oldest := self._least_recent(), NEVER) <= now - self.recalls:
+            self._not_waiting.pop(oldest, None)
 
-    def _longest_at_large(self) -> int:
+    def _least_recent(self) -> int:
         # Not `next`: if a handler interrupts before that call and waits, the dict may change, and `next` raises (R5).
-        for ident in self._at_large:
+        for ident in self._not_waiting:
             return ident
         return 0
 
     def activity(self) -> CallerActivity:
         """Return what `Window.callers` shows to a policy."""
-        return CallerActivity(self.returning, self.return_by, next(reversed(self._at_large.copy().values()), NOW))
+        return CallerActivity(self.returning, self.return_by, next(reversed(self._not_waiting.copy().values()), NOW))
 
-    def release(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
-        """Record that callers get their results. None stands for a thread that is not watched.
+    def record_results(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
+        """Record that callers get their results.
 
         Args:
-            callers: The callers of one batch.
+            callers: The callers of one batch. None stands for a thread that is not watched.
             now: The moment at which they get their results.
             service_time: How many seconds the processor took for these results.
         """
@@ -117,19 +117,19 @@ class Callers:
                 caller.return_deadline = soon
                 self.away[caller.ident] = caller
                 if self.recalls:
-                    self._hear_of(caller.ident, now)
+                    self._record_activity(caller.ident, now)
         if self._expects:
             self.return_by = soon
             self.returning = [caller.returns for caller in self.away.copy().values()].count(True)
 
-    def come_back(self, ident: int, now: float) -> None:
+    def record_submission(self, ident: int, now: float) -> None:
         """Record that a thread submits a job."""
         caller = self.away.pop(ident, None)
         if caller is not None:
             self.returning -= caller.returns
             caller.returns = self._expects and now <= caller.return_deadline
         if self.recalls:
-            self._hear_of(ident, now)
+            self._record_activity(ident, now)
 
     def _give_up(self, ident: int) -> None:
         caller = self.away.pop(ident, None)

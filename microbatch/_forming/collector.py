@@ -22,21 +22,21 @@ from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, cou
 
 __all__ = ["Batch", "Collector"]
 
-_SHORT = 0.01
-"""If a batch is due within this many seconds, the collector may put off joining more jobs, which saves work.
+_NEAR = 0.01
+"""If a batch is due within this many seconds, new jobs may stay in the queue until then, which saves work.
 
-In that time, the state of these jobs is still `JobState.QUEUED`.
+In that time, the state of these jobs is `JobState.QUEUED`.
 """
 
-_EARNED, _SAVED = 2, 64
-"""The number of lanes that may be asked about again for each start or end of a batch, and the maximum saved up."""
+_QUESTIONS_PER_EVENT, _MOST_QUESTIONS = 2, 64
+"""How many more questions about lanes in doubt each start or end of a batch allows, and the most that are saved up."""
 
 _PAUSE = 0.001
-"""After this many seconds without a start or an end of a batch, `_SAVED` more lanes may be asked about."""
+"""After this many seconds without a start or an end of a batch, `_MOST_QUESTIONS` more questions are allowed."""
 
 
 class _Endless(Sequence[float]):
-    """Any number of dispatches, all at `NEVER`. A policy with a rate limit that sees them holds every batch back."""
+    """An endless list of dispatches, all at `NEVER`. If it is in the window, a rate limit holds every batch back."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -60,7 +60,7 @@ def _jobs(count: int) -> str:
 
 
 def _is_awaited(lane: Lane[Any], moment: float) -> bool:
-    """Return whether the timer of a lane for this moment is valid: the lane still has to join a line at that moment."""
+    """Return whether the timer of a lane is valid, that is, whether the lane still has to join a line at *moment*."""
     return not lane.ready and (moment == lane.due or moment == lane.free and not lane.gated)
 
 
@@ -79,14 +79,16 @@ class Collector(Generic[AnyEntry]):
        changes, the policy is asked twice: when is its batch due with the gate open, and when with the gate shut?
        Between these two moments, the lane waits in the line at the gate. After a start or an end, the policy is asked
        only about the first lane in that line, and the answer holds for all of them.
-    2. Doubt. A user's policy may give any answer after a start or an end, so older answers are in doubt, unless the
-       policy promises otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again about the lane
-       with the oldest answer, so that busy keys can't starve it, and about the first lane in the line for a worker. If
-       that batch is no longer due, the policy is asked about the next lane in the line, and then about all others, the
-       oldest answer first, until a batch is due. Each start and each end allows `_EARNED` more of these questions, and
-       up to `_SAVED` are saved up. When they are used up, `_SAVED` more are allowed whenever nothing has started or
-       ended for `_PAUSE` seconds, until no answer is in doubt. So a changed answer is always found, but not always at
-       once.
+    2. Doubt. A user's policy may give any answer after a start or an end, so older answers are then in doubt, unless
+       the policy promises otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again: first
+       about the lane with the oldest answer, so that busy keys can't starve it, and then about the first lane in the
+       line for a worker. If that batch is no longer due, the policy is asked about the next lanes in the line, and then
+       about all others, the oldest answer first, until a batch is due.
+
+       The number of these questions is limited. Each start and each end allows `_QUESTIONS_PER_EVENT` more, and at most
+       `_MOST_QUESTIONS` are saved up. When none are left, `_MOST_QUESTIONS` more are allowed each time that nothing has
+       started or ended for `_PAUSE` seconds, until no answer is in doubt. So a changed answer is always found, but not
+       always at once.
 
     Attributes:
         policy: The policy.
@@ -103,20 +105,20 @@ class Collector(Generic[AnyEntry]):
         self._gates = count_gates(policy)
         self._has_gate = False  # rule 1 applies: there is one gate, and there was more than one lane at some time
         self._shut_until = NOW  # the moment until which the gate is known to be shut
-        self._doubts = 0  # how often answers were put in doubt: a lane with a lower `asked` is in doubt
+        self._doubts = 0  # how often all answers were put in doubt: a lane with a lower `asked` is in doubt
         self._learned = 0  # the last known `BatchingPolicy._learned`
         self._learns = learns(policy) and self._gates is not None
         self._doubts_flow = policy.hints.watches_flow and self._gates != 0
-        self._doubts_heard = policy.hints.recalls > 0
-        self._doubts_any = self._learns or self._doubts_flow or self._doubts_heard
+        self._doubts_callers = policy.hints.recalls > 0
+        self._doubts_any = self._learns or self._doubts_flow or self._doubts_callers
         self._steady = self._gates == 0 and not self._learns  # a start or an end can't change any answer
-        self._questions = _SAVED  # how many lanes may be asked about again
-        self._resume = NEVER  # the moment at which more of them may be
+        self._questions = _MOST_QUESTIONS  # how many questions about lanes in doubt are allowed now
+        self._resume = NEVER  # the moment at which `_questions` is set to `_MOST_QUESTIONS` again
         self._service_times: deque[float] = deque(maxlen=9)
         self._sent: deque[float] = deque(maxlen=min(policy.hints.history, sys.maxsize))
         # The built-in policies don't look at jobs and don't keep windows, so the same `Window` objects can be reused.
         self._shared = self._gates is not None
-        # The real state, and two imaginary ones: one in which every gate is shut, and one in which it is open.
+        # Windows for the real state, and for two imaginary ones: with the gate shut, and with the gate open.
         self._real = Window[Any](workers=workers, started=started, sent=self._sent)
         self._shut = Window[Any](
             workers=workers, started=started, sent=_Endless(), in_flight=1, callers=CallerActivity(heard=NEVER)
@@ -126,10 +128,10 @@ class Collector(Generic[AnyEntry]):
         self._flushed = -1
         self._closing = False
         self._lanes: dict[Hashable, Lane[AnyEntry]] = {}  # in the order in which their batches were opened
-        self._aged: deque[Lane[AnyEntry]] = deque()  # the oldest of these, and some lanes that are gone
-        self._unflushed: list[Lane[AnyEntry]] = []  # lanes that no flush has made due, and some that are gone
+        self._aged: deque[Lane[AnyEntry]] = deque()  # the oldest lanes, in that order, and some that are gone
+        self._unflushed: list[Lane[AnyEntry]] = []  # lanes that the next flush makes due, and some that are gone
         self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the lane with the oldest answer is first
-        self._roomy = getattr(policy._room, "__func__", None) is BatchingPolicy._room  # any number of jobs fits
+        self._unlimited = getattr(policy._room, "__func__", None) is BatchingPolicy._room  # any number of jobs fits
         self._most: float | None = None  # how many jobs fit into an empty batch, if that is known
         self._changed: deque[Lane[AnyEntry]] = deque()
         self._turns = count(1)
@@ -140,7 +142,7 @@ class Collector(Generic[AnyEntry]):
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
     def successor(self, in_flight: int) -> "Collector[AnyEntry]":
-        """Return a collector without jobs that has the history of this one, which an exception has interrupted."""
+        """Return an empty collector with the history of this one, which an exception has interrupted."""
         collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
         collector.in_flight = collector._flow["in_flight"] = in_flight
         collector._sent.extend(self._sent)
@@ -190,7 +192,7 @@ class Collector(Generic[AnyEntry]):
     def _put_up_gate(self) -> None:
         """Apply rule 1 from now on. It is not needed as long as there is only one lane."""
         self._has_gate = True
-        self._doubts_flow = self._doubts_heard = False
+        self._doubts_flow = self._doubts_callers = False
         self._doubts_any = self._learns
         self._asked.clear()
         self._change_all()
@@ -232,7 +234,7 @@ class Collector(Generic[AnyEntry]):
         """Record the activity of the callers, for `Window.callers`."""
         before, self._flow["callers"] = self._flow["callers"], activity
         if activity.heard != before.heard:
-            self._note_change(self._doubts_heard)
+            self._note_change(self._doubts_callers)
 
     def started(self, now: float) -> None:
         """Record that a batch was dispatched."""
@@ -256,8 +258,8 @@ class Collector(Generic[AnyEntry]):
         """Record that the gate may have opened or shut, and, if *doubtful*, that all answers are in doubt (rule 2)."""
         self._shut_until = NOW
         if self._doubts_any:
-            if self._questions < _SAVED:
-                self._questions += _EARNED
+            if self._questions < _MOST_QUESTIONS:
+                self._questions += _QUESTIONS_PER_EVENT
             self._resume = NEVER
             self._doubts += doubtful
 
@@ -266,17 +268,17 @@ class Collector(Generic[AnyEntry]):
 
         Call `started` when the batch has been dispatched.
 
-        With *pressed*, a caller waits because the queue is full. If no batch is due then, the oldest batch is flushed.
-        A policy would wait for more jobs in vain, because none can be accepted.
+        *pressed* says that a caller waits because the queue is full. If no batch is due then, the oldest batch is
+        flushed, because its policy would wait in vain: no more jobs can be accepted.
         """
         if self._changed:
-            self._look_at_timers(now)  # first, because their moments were before the changes
+            self._run_timers(now)  # first, because their moments were before the changes
             self._review(now)
         if self._broken:
             return self._broken.popleft()
         if self.in_flight >= self.workers:
             return None
-        self._look_at_timers(now)
+        self._run_timers(now)
         first = self._next(now)
         if self._broken:
             return self._broken.popleft()
@@ -288,20 +290,20 @@ class Collector(Generic[AnyEntry]):
             return self.take(now)
         return None
 
-    def _look_at_timers(self, now: float) -> None:
+    def _run_timers(self, now: float) -> None:
         """Put the lanes whose timers have run out into the lines."""
         while (lane := self._timers.pop(now)) is not None:
             self._line_up(lane, now)
 
     def _next(self, now: float) -> Lane[AnyEntry] | None:
-        """Return the lane that is next, once its batch is certainly due now. Ask the policy about lanes in doubt."""
+        """Return the next lane whose batch is certainly due now. This asks the policy about lanes in doubt."""
         if self._learns and self._learned != self.policy._learned:
             self._learned = self.policy._learned
             self._doubts += 1
             self._most = None
         if now >= self._resume:
-            self._questions, self._resume = _SAVED, NEVER
-        # One question for the oldest answer each time, so that busy keys can't starve that lane.
+            self._questions, self._resume = _MOST_QUESTIONS, NEVER
+        # First, one question about the lane with the oldest answer, so that busy keys can't starve it.
         if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:
             self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
@@ -318,7 +320,7 @@ class Collector(Generic[AnyEntry]):
         return None
 
     def _candidate(self, now: float) -> Lane[AnyEntry] | None:
-        """Return the lane that is next, or None. If its answer is in doubt, the policy has to be asked first."""
+        """Return the lane that is next in turn, or None. Its answer may be in doubt."""
         ready = self._ready.first()
         if self._has_gate and self._shut_until <= now:
             gated = self._gated.first()
@@ -360,8 +362,8 @@ class Collector(Generic[AnyEntry]):
                 if not self._aged[0].gone:
                     return self._aged[0]
                 self._aged.popleft()
-            # Copies each lane to `_aged` only once. The dict is copied too, because iteration over a dict that has lost
-            # many entries passes over all of their slots again each time.
+            # Each lane is copied to `_aged` only once, so this takes constant time per lane. The dict is copied too,
+            # because an iteration over a dict that has lost many entries passes over all of their empty slots.
             self._lanes = self._lanes.copy()
             self._aged.extend(self._lanes.values())
         return None
@@ -382,7 +384,7 @@ class Collector(Generic[AnyEntry]):
         return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
     def wanted(self) -> float:
-        """Return how many jobs must arrive before it is useful to call `take` again, if nothing else happens."""
+        """Return how many jobs must arrive to make it worth calling `take` again, if nothing else happens."""
         if self.in_flight >= self.workers:
             return NEVER
         lane = self._lanes.get(None) if len(self._lanes) == 1 else None
@@ -434,7 +436,7 @@ class Collector(Generic[AnyEntry]):
 
     def _review(self, now: float) -> None:
         """Bring all changed lanes up to date."""
-        self._most = NEVER if self._roomy else None  # the policy may have learned
+        self._most = NEVER if self._unlimited else None  # the policy may have learned
         while self._changed:
             lane = self._changed.popleft()
             lane.changed = False
@@ -492,6 +494,7 @@ class Collector(Generic[AnyEntry]):
         self.joined += joining
 
     def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
+        """Remove jobs that are not waiting any more from the open batch, and from the backlog once it is cheap."""
         if lane.thinned:
             lane.thinned = False
             lane.open = [entry for entry in lane.open if entry._is_waiting]
@@ -521,7 +524,7 @@ class Collector(Generic[AnyEntry]):
             window = self._window(lane)
             lane.due, lane.forced = self._answer(lane, window, now)
             lane.free = lane.due
-            near = lane.uniform and now < lane.due < now + _SHORT
+            near = lane.uniform and now < lane.due < now + _NEAR
             lane.wanted = self._enough(window) if near and self._shared else 1
         self._line_up(lane, now)
         if not lane.ready:
@@ -533,7 +536,7 @@ class Collector(Generic[AnyEntry]):
     def _enough(self, window: Window[Any]) -> float:
         """Return how many jobs must join before a built-in policy can find the batch due earlier than it does now.
 
-        That is when the batch is full, or when most of the callers have come back that the policy waits for.
+        That is when the batch is full, or when most of the callers that the policy waits for have come back.
         """
         returning = window.callers.returning
         return max(1, min(self.policy._room(window), returning - returning // 8 if returning else NEVER))

@@ -12,7 +12,7 @@ __all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "safe"]
 
 
 class Entry(Protocol):
-    """The attributes of a job that the collector reads. `JobFuture` has them."""
+    """A job as the collector sees it. `JobFuture` has these attributes."""
 
     @property
     def job(self) -> Any:
@@ -74,7 +74,7 @@ class Alarms(Generic[Thing]):
         return None
 
     def first(self) -> Thing | None:
-        """Return the object of the earliest alarm, whether or not its moment has come, or None if there is no alarm."""
+        """Return the object of the earliest alarm, even if its moment has not come, or None if there is no alarm."""
         heap = self._heap
         while heap:
             moment, _, thing = heap[0]
@@ -117,8 +117,7 @@ class Jobs(Sequence[Any]):
 class _Key:
     """A wrapper for a key of a user's class. It computes the hash once, and its comparison never raises.
 
-    It has the hash of the key and compares equal to it. So in a dict, it finds an equal plain key, and the other way
-    round.
+    It has the hash of the key, and is equal to the key. So a dict takes it and an equal plain key for the same key.
     """
 
     __slots__ = ("_key", "_hash")
@@ -127,7 +126,7 @@ class _Key:
         self._key = key
         try:
             self._hash = hash(key)
-        except BaseException:  # although `submit` could compute it
+        except BaseException:  # from a user's class, even though the same call succeeded in `submit`
             self._hash = id(key)
 
     def __hash__(self) -> int:
@@ -146,12 +145,12 @@ _PLAIN = frozenset([type(None), bool, int, float, str])
 
 
 def safe(key: Hashable) -> Hashable:
-    """Return an equivalent of *key* for use in a dict, which runs no code of a user's class that can raise."""
+    """Return *key*, wrapped unless its type is a plain built-in one, so that a lookup in a dict can't raise."""
     return key if type(key) in _PLAIN else _Key(key)
 
 
 class Lane(Generic[AnyEntry]):
-    """The jobs of one key: its open batch, and the jobs that do not fit into that.
+    """The jobs of one key: its open batch, and the backlog of jobs that do not fit into that.
 
     A lane ends when its batch is taken. It uses little memory, because there may be a million lanes.
     """
@@ -168,19 +167,19 @@ class Lane(Generic[AnyEntry]):
         self.weight = 0.0  # of the open batch
         self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # the other jobs; a deque after `long_backlog`
         self.thinned = False  # some jobs of the open batch may not be waiting any more
-        self.dead = 0  # the maximum number of jobs in the backlog that are not waiting any more
+        self.dead = 0  # at most this many jobs of the backlog are not waiting any more
         self.uniform = True  # each job weighs 1
         self.full = False  # the first job of the backlog did not fit into the open batch
-        self.pressed = False  # a caller waits because the queue is full, so the batch is dispatched as by a flush
+        self.pressed = False  # flushed to make the queue shorter, because a caller waits while it is full
         self.unflushed = False  # the lane is in `Collector._unflushed`
         self.changed = False  # the policy must be asked again
-        self.due = NEVER  # when the batch is due, by the last answer of the policy (with the gate shut if there is one)
+        self.due = NEVER  # when the batch is due by the policy's last answer; if there is a gate, with the gate shut
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
         self.forced: str | None = None  # the trigger, if it is not the policy's reason
-        # The number of jobs that must join before the policy is asked again, if the batch is not due.
+        # The number of jobs that must join before the policy is asked again, as long as the batch is not due.
         self.wanted: float = 1
         self.asked = 0  # the value of `Collector._doubts` when the policy answered last
-        self.turn = 0  # the place in the lines, given when the lane first joins one of them
+        self.turn = 0  # the place in both lines, assigned when the lane first joins one of them
         self.ready = False  # the lane is in the line for a worker
         self.gated = False  # the lane is in the line at the gate
         self.gone = False  # the batch was taken, or has lost all its jobs

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._basics.arguments import MOST_THREADS, check_callable
 from microbatch.cli.parsing import parse_cost, parse_policy, parse_rate, parse_seconds
-from microbatch.cli.run import in_one_line, process_lines, sturdy
+from microbatch.cli.run import in_one_line, process_lines, wrap_processor
 from microbatch.cli.simulate import load_of, plot, table
 from microbatch.simulation import simulate
 from microbatch.simulation.plots import check_plot
@@ -213,7 +213,7 @@ def _refuse(options: argparse.Namespace, message: str) -> NoReturn:
 
 
 def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """Return *parse*, but keep its error messages, which argparse would replace."""
+    """Return a function like *parse* that keeps its error messages, which argparse would replace."""
 
     def parsed(text: str) -> _Parsed:
         try:
@@ -303,7 +303,7 @@ def _run(options: argparse.Namespace) -> int:
         stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
         if "-" in (options.output, options.errors):  # the output of the user's module must not mix with the results
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        processor = sturdy(_load(options), options.bisect, options.retry, options.size, interrupted)
+        processor = wrap_processor(_load(options), options.bisect, options.retry, options.size, interrupted)
         source, sink, errors = _opened(options, stdin, stdout, stack)
         limits = {"size": options.size, "workers": options.workers}
         failed = process_lines(
@@ -357,8 +357,8 @@ def _opened(
     """Open the input, the output and the file for errors. Existing files are overwritten only if all can be opened."""
 
     def opened(path: str) -> BinaryIO:
-        # Only the raw file is closed. Closing the buffer could block on its lock, if a write to a pipe that no program
-        # reads holds that.
+        # Only the raw file is closed. Closing the buffer could block on its lock, which a write holds that blocks on a
+        # pipe that no program reads.
         return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
 
     try:

@@ -1,4 +1,4 @@
-"""Parses policies, costs, times and rates from the command line, without evaluating them as Python code."""
+"""Parses policies, costs, times and rates from the command line. Policies are not evaluated as Python code."""
 
 import ast
 import math

@@ -34,7 +34,7 @@ def show_progress(
         wanted: Whether to show the line at all.
     """
     if not (wanted and sys.stderr.isatty()):
-        yield _Silence()
+        yield _NoProgress()
         return
     try:
         from microbatch.integrations.tqdm import Bar
@@ -49,7 +49,7 @@ def show_progress(
             yield bar
 
 
-class _Silence:
+class _NoProgress:
     def update(self) -> None:
         """See `Progress`."""
 

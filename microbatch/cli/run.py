@@ -17,20 +17,20 @@ from microbatch import Batcher, BatchingPolicy, JobFuture, ResultCountError
 from microbatch.cli.progress import Progress, show_progress
 from microbatch.processors import bisecting, retrying
 
-__all__ = ["in_one_line", "process_lines", "sturdy"]
+__all__ = ["in_one_line", "process_lines", "wrap_processor"]
 
-_BATCHES_AHEAD = 4  # per worker; so many batches may be read before the first one is written
+_BATCHES_AHEAD = 4  # the number of batches per worker that may be read before the first one is written
 _LONGEST_PAUSE = 10.0  # between two attempts, in seconds
 _NOT_THE_JOBS = (ConnectionError, TimeoutError, ResultCountError)
-"""Errors that no single job causes, so a batch is not split. Another `OSError` may be about one job."""
+"""Errors that no single job causes, so a batch is not split. Other kinds of `OSError` may come from one job."""
 
 
-def sturdy(
+def wrap_processor(
     processor: Callable[[Any], Any], bisect: bool, retries: int, size: int, interrupted: threading.Event
 ) -> Callable[[Any], Any]:
-    """Return a processor that bisects and retries batches that fail, according to the options.
+    """Return *processor*, wrapped so that it bisects and retries batches that fail, according to the options.
 
-    A batch is bisected first. So only the jobs that cause the error are retried and wait for the pauses.
+    A batch that fails is bisected first, so only the jobs that cause the error are retried after a pause.
 
     Args:
         processor: The processor of the user.
@@ -42,7 +42,7 @@ def sturdy(
     Raises:
         ImportError: *retries* is not 0, and `tenacity` is not installed.
     """
-    if bisect:  # completely: this takes less than two calls per job, even if all jobs fail
+    if bisect:  # until each bad job is alone, which takes less than two calls per job, even if all jobs fail
         processor = bisecting(processor, on=Exception, unless=_NOT_THE_JOBS, max_calls=2 * size)
     if retries:
         import tenacity
@@ -51,7 +51,7 @@ def sturdy(
         pause = tenacity.wait_random_exponential(max=_LONGEST_PAUSE)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            """Wait here, because *interrupted* does not end the sleep of `tenacity`."""
+            """Wait here, and let `tenacity` wait 0 seconds, because *interrupted* does not end its sleep."""
             if not enough(state):
                 interrupted.wait(pause(state))
             return 0.0
@@ -77,7 +77,7 @@ def process_lines(
     its number, and to *errors* as a JSON object. Blank lines are skipped. Only a few batches are in memory at any time.
 
     If an exception such as `KeyboardInterrupt` is raised in the calling thread, the jobs that have not been dispatched
-    are dropped. The results of the jobs before them are still written. A second exception ends that wait.
+    are dropped. This still waits for the running batches, and writes their results. A second exception ends the wait.
 
     Args:
         processor: Called with the jobs of a batch.
@@ -168,7 +168,7 @@ class _Writer:
     def finish(self) -> None:
         """Block until all results are written. May be called again."""
         self._entries.put(None)
-        self._ended.wait()  # before Python 3.13, an interrupted join() takes the thread for ended
+        self._ended.wait()  # because before Python 3.13, an interrupted join() marks the thread as ended
         self._thread.join()
 
     def _run(self) -> None:
@@ -193,7 +193,7 @@ class _Writer:
             line = json.dumps(entry.outcome.result().value, ensure_ascii=False, allow_nan=False).encode()
         except BaseException as error:
             if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
-                self._stopped = True  # by an interrupt; the results end here, without a gap
+                self._stopped = True  # after an interrupt; the results end here, without a gap
                 return
             self._report(entry, error)
             line = b"null"

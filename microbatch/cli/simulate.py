@@ -27,7 +27,7 @@ _TURN = 30e-6
 
 
 def load_of(rate: float | None, count: int | None, trace: Sequence[Arrival], jobs: int) -> Load:
-    """Return a load of *jobs* jobs at *rate*, or from *count* callers, or otherwise the load of *trace*."""
+    """Return a load of *jobs* jobs at *rate* or from *count* callers. If both are None, return that of *trace*."""
     if rate:
         return lambda share: poisson(rate * share, jobs)
     if count:

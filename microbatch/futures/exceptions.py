@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from microbatch._basics.log import report
 
-__all__ = ["Failures", "separate"]
+__all__ = ["Failures", "chain_of", "separate"]
 
 _LARGE = 100
 """The maximum number of items in a container that is copied at once. A larger one is copied on first access.
@@ -44,7 +44,7 @@ _CONTAINERS = (list, dict, set, tuple, deque, bytearray, Counter, OrderedDict, d
 
 if sys.version_info >= (3, 11):
     _Group = BaseExceptionGroup
-else:  # a class that no exception is an instance of
+else:  # a replacement that no exception is an instance of
 
     class _Group(BaseException):
         message: str
@@ -63,8 +63,8 @@ class Poster(Protocol):
     def is_held(self) -> bool:
         """Return whether the calling thread holds the mutex."""
 
-    def post(self, note: Callable[[], None]) -> None:
-        """Make a thread of the batcher call *note* when it does not hold the mutex."""
+    def post(self, call: Callable[[], None]) -> None:
+        """Make a thread of the batcher run *call* when it does not hold the mutex."""
 
 
 class Failures:
@@ -74,19 +74,19 @@ class Failures:
     deleted. If the outcomes of some jobs were never asked for, it then logs their number once.
 
     Args:
-        what: The description of these jobs for the log.
+        what: What these jobs belong to, for the log, such as ``batch 7 of 'inserts'``.
         queue: The queue of their batcher.
     """
 
-    # By the `id` of the future. An attribute of the class too, because a signal may interrupt `__init__`, and `__del__`
-    # runs all the same.
+    # The exceptions by the `id` of their future. The class has this attribute too, because `__del__` runs even if a
+    # signal has interrupted `__init__`.
     _unasked: dict[int, BaseException] = {}
 
     def __init__(self, what: str, queue: Poster) -> None:
         self._what = what
         self._queue = queue
         self._process = os.getpid()
-        # By the `id` of an exception: how many jobs failed with it, or with an exception that it caused.
+        # How many jobs failed with an exception, or with one that it caused, by the `id` of the exception.
         self._jobs: dict[int, int] = {}
         self._unasked = {}
         _all_failures[id(self)] = self
@@ -94,7 +94,7 @@ class Failures:
     def add(self, future: object, error: BaseException) -> None:
         """Record that the job of *future* fails with *error*. Call this with the mutex held."""
         self._unasked[id(future)] = error
-        for each in _chain(error):
+        for each in chain_of(error):
             self._jobs[id(each)] = self._jobs.get(id(each), 0) + 1
 
     def note_asked(self, future: object) -> None:
@@ -106,13 +106,14 @@ class Failures:
 
         A `StopIteration` or `StopAsyncIteration` becomes the cause of a `RuntimeError`.
         """
-        own = separate(error) if any(self._jobs.get(id(each), 1) > 1 for each in _chain(error)) else error
-        if not issubclass(type(own), (StopIteration, StopAsyncIteration)):
-            return own
+        shared = any(self._jobs.get(id(each), 1) > 1 for each in chain_of(error))
+        raised = separate(error) if shared else error
+        if not issubclass(type(raised), (StopIteration, StopAsyncIteration)):
+            return raised
         # These exceptions would silently end the caller's generator or coroutine: see PEP 479. Also, asyncio refuses
         # them.
-        stopped = RuntimeError(f"the processor raised {type(own).__name__}")
-        stopped.__cause__ = own
+        stopped = RuntimeError(f"the processor raised {type(raised).__name__}")
+        stopped.__cause__ = raised
         return stopped
 
     def report(self) -> None:
@@ -152,7 +153,7 @@ def separate(error: BaseException) -> BaseException:
     return _separated_exception(error, {})
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain_of(error: BaseException) -> Iterator[BaseException]:
     """Yield *error*, its cause or context, the cause or context of that, and so on: 20 exceptions at most."""
     each: Any = error
     for _ in range(20):

@@ -1,8 +1,8 @@
 """The future of one job. Only this file knows the internals of `concurrent.futures.Future`.
 
-A `Future` creates a condition, two lists and a lock for threads that may wait for it. Few jobs need these, and they take
-three quarters of the time that a job costs. A `JobFuture` creates each of them when it is first needed, and all futures
-of a batch are settled together. The rules of ``_engine/__init__.py`` hold, and these:
+A `Future` creates a condition, two lists and a lock for threads that may wait for it. Few jobs need these, but they
+take three quarters of the time that a job costs. So a `JobFuture` creates each of them when it is first needed, and all
+futures of a batch are settled together. The rules of ``_engine/__init__.py`` hold here, and also these:
 
 F1. `JobFuture._stage` says where the job is, and so whether it has an outcome. `_state`, which the standard library
     reads, is computed from it. The outcome is written first and the stage last, with the mutex held. Cancellation, expiry
@@ -10,13 +10,13 @@ F1. `JobFuture._stage` says where the job is, and so whether it has an outcome. 
 F2. A thread that finds no outcome registers a waiter or a callback with the mutex held, and the thread that settles the
     future wakes the waiters with the mutex held. A thread that finds an outcome needs no lock, because an outcome never
     changes. (Attributes are read and written in order, even by a Python without the GIL.)
-F3. ``concurrent.futures.wait`` and ``as_completed`` ask for the `_condition` of a future, and hold it while the states of
-    their futures must not change. From then on, the future is *watched*. To its watchers it is not done until they have
-    been notified, with its `_condition` held. Each of them is notified once. If the lock of the condition is taken, the
-    thread that holds it notifies the watchers when it releases it (R11). One of the two threads always does: the first
-    writes the outcome and then tries the lock, and the second releases the lock and then looks for the outcome. If a
-    caller cancels, the batcher thread notifies the watchers, because a signal could keep the caller from releasing the
-    lock.
+F3. ``concurrent.futures.wait`` and ``as_completed`` read the `_condition` of a future, and hold it while the states of
+    their futures must not change. From then on, the future is *watched*, and they add *watchers* to it. To them, the
+    future is not done until the watchers have been notified, with the `_condition` held. Each watcher is notified once.
+    If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock
+    (R11). One of the two threads always does: the first writes the outcome and then tries the lock, and the second
+    releases the lock and then checks for an outcome. If a caller cancels, the batcher thread notifies the watchers,
+    because a signal could keep the caller from releasing the lock.
 F4. Callbacks run without any lock, in the thread that settles or cancels.
 F5. In a forked child, a thread that does not exist there may hold the mutex. Nothing needs the mutex once there is an
     outcome. The same is true of a `_condition`, so each process has its own.
@@ -49,7 +49,7 @@ __all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "a
 
 Value = TypeVar("Value")
 
-# As globals they are found in a fraction of the time.
+# Globals, because looking up a member of an enum takes much longer, and may be a call (R5).
 _QUEUED, _RUNNING = JobState.QUEUED, JobState.RUNNING
 _SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
@@ -157,7 +157,7 @@ class JobFuture(Future[JobResult[Value]]):
             expires.
     """
 
-    # Defaults in the class, so that attributes which few jobs need take no time and no memory in each future.
+    # The defaults are in the class, so that attributes that few jobs need cost no time and no memory in a future.
     key: Hashable = None
     weight: float = 1.0
     expires_in = NEVER
@@ -166,10 +166,11 @@ class JobFuture(Future[JobResult[Value]]):
     submitted: float
     _value: Any = None
     _service: Service | None = None
-    _own_result: JobResult[Any] | None = None
+    _cached_result: JobResult[Any] | None = None
     _error: BaseException | None = None
     _failures: Failures | None = None
-    _own: tuple[BaseException, Any] | None = None  # the exception for the caller, and its traceback before it is raised
+    # The exception for the caller, and its traceback before it is raised.
+    _caller_error: tuple[BaseException, Any] | None = None
     _context: "contextvars.Context | None" = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
@@ -227,7 +228,7 @@ class JobFuture(Future[JobResult[Value]]):
                 self._owner.try_cancel(self)
         finally:  # after a signal too
             if self._stage is _CANCELLED:
-                self._call_back()
+                self._run_callbacks()
         return self._stage is _CANCELLED
 
     def cancelled(self) -> bool:
@@ -262,7 +263,7 @@ class JobFuture(Future[JobResult[Value]]):
             error = self.exception()
             if error is not None:
                 # Without the frames that earlier calls have added to the traceback.
-                trace = self._own[1] if self._own is not None else None
+                trace = self._caller_error[1] if self._caller_error is not None else None
                 try:
                     raise BaseException.with_traceback(error, trace)
                 finally:
@@ -285,7 +286,7 @@ class JobFuture(Future[JobResult[Value]]):
                 if self._stage not in OVER:  # R5
                     attachments.callbacks.append(fn)
                     return
-        self._call(lambda: fn)
+        self._run_callback(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
         """Raise `InvalidStateError`, because only the batcher settles this future."""
@@ -315,7 +316,7 @@ class JobFuture(Future[JobResult[Value]]):
             waiter.caller = owner.current_caller()
         try:
             attachments[waiter] = None
-            if self._stage not in OVER and not waiter.hear(timeout) and self._stage not in OVER:
+            if self._stage not in OVER and not waiter.wait_unlocked(timeout) and self._stage not in OVER:
                 raise TimeoutError(self._owner.explain(self))
         finally:
             attachments.pop(waiter, None)
@@ -323,11 +324,12 @@ class JobFuture(Future[JobResult[Value]]):
     def _attach(self) -> Attachments:
         if self._attachments is None:
             attachments = Attachments()
-            if self._attachments is None:  # still: a finalizer may have created them
+            if self._attachments is None:  # R5: a finalizer may have created them since the first check
                 self._attachments = attachments
         return self._attachments
 
-    def _call(self, take: Callable[[], Any]) -> None:
+    def _run_callback(self, take: Callable[[], Any]) -> None:
+        """Run the callback that *take* returns, and log its exception. If *take* raises IndexError, none is left."""
         callback = None
         try:
             callback = take()
@@ -335,25 +337,25 @@ class JobFuture(Future[JobResult[Value]]):
                 self._note_asked()
             callback(self)
         except BaseException as error:
-            if callback is not None or not isinstance(error, IndexError):  # or another thread took the last one
+            if callback is not None or not isinstance(error, IndexError):  # otherwise another thread took the last one
                 report("exception calling callback for %r", self, logger="concurrent.futures")
 
     # -- for the batcher --
 
     def _notify_watchers(self) -> None:
-        """Notify the watchers of the outcome, or leave that to the thread that looks at this future now (F3)."""
+        """Notify the watchers of the outcome, or leave that to the thread that holds the condition now (F3)."""
         if self._attachments is not None and self._attachments.watched:
             condition = self._make_condition()
-            if not condition.lock._is_owned():  # by the code that this call interrupts
+            if not condition.lock._is_owned():  # if it is, then by code that this call has interrupted
                 self._try_to_notify_watchers(condition)
 
     def _try_to_notify_watchers(self, condition: _Condition) -> None:
         """Notify the watchers of the outcome, if there is one, unless *condition* is locked."""
-        # Checked before the lock is acquired: a thread that acquires it always notifies them, so others may leave.
+        # Checked before the lock is acquired, because a thread that acquires it always notifies them.
         if not self._is_unannounced():
             return
         lock = condition.lock
-        if lock._is_owned():  # still, since a signal kept an earlier call from its release
+        if lock._is_owned():  # because a signal kept an earlier call in this thread from releasing it
             self._notify_each(condition.waiters)
             return
         try:
@@ -363,38 +365,38 @@ class JobFuture(Future[JobResult[Value]]):
             finally:  # R8
                 if lock._is_owned():
                     lock.release()
-        finally:  # an exception may come in just before the release, too
+        finally:  # R8: an exception may come just before the release too
             if lock._is_owned():
                 lock.release()
 
     def _announce(self) -> None:
-        """Wake all waiters and notify all watchers, in case an exception kept the thread that wrote the outcome from it."""
+        """Wake all waiters and notify all watchers. The thread that wrote the outcome may have been interrupted."""
         with self._owner.mutex:
             self._wake_waiters()
         self._notify_watchers()
 
     def _wake_waiters(self) -> None:
-        """Wake all threads that wait for the outcome, which exists. Call this with the mutex held."""
+        """Wake all threads that wait for the outcome. Call this with the mutex held."""
         if self._attachments is not None:
             self._attachments.notify_all()
 
-    def _call_back(self) -> None:
-        """Run the done-callbacks, each once. What one raises is logged, and the others run nevertheless."""
+    def _run_callbacks(self) -> None:
+        """Run each of the done-callbacks once. If one raises, the exception is logged, and the others still run."""
         callbacks = self._attachments.callbacks if self._attachments is not None else None
         while callbacks:
-            self._call(partial(list.pop, callbacks, 0))
+            self._run_callback(partial(list.pop, callbacks, 0))
 
     def _fail_after_fork(self, error: BaseException) -> None:
-        """Fail in a forked child, unless there is an outcome. The callbacks belong to the parent, and are not run."""
+        """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""
         self._attachments = None
         if not self.done():
-            self._own = error, None
+            self._caller_error = error, None
             self._stage = _FAILED
 
-    # -- what ``concurrent.futures`` and ``asyncio`` look at --
+    # -- attributes that ``concurrent.futures`` and ``asyncio`` read --
 
     def _get_state(self) -> str:
-        stage = self._stage  # once: it changes at any time
+        stage = self._stage  # read once, because it may change at any time
         if stage not in OVER:
             return RUNNING if stage is _RUNNING else PENDING
         attachments = self._attachments
@@ -404,28 +406,29 @@ class JobFuture(Future[JobResult[Value]]):
         return RUNNING if unannounced else FINISHED
 
     def _get_result(self) -> JobResult[Value] | None:
-        # Made on the first read, since many are never read; then kept, so that all readers get the same object.
-        result = self._own_result
+        # Created on the first read, because many are never read, and kept, so that all callers get the same object.
+        result = self._cached_result
         if result is None and self._service is not None:
             made = make_result(self._value, self._service, self.submitted)
             if _HAS_GIL:
-                # On one line and without a call (R5), so that no other thread comes between the look and the store either.
-                self._own_result = result = made if self._own_result is None else self._own_result
+                # On one line and without a call (R5), so that no other thread runs between the check and the write.
+                self._cached_result = result = made if self._cached_result is None else self._cached_result
             else:
-                result = vars(self).setdefault("_own_result", made)
+                result = vars(self).setdefault("_cached_result", made)
         return result
 
     def _get_exception(self) -> BaseException | None:
         failures = self._failures
         if failures is not None and self._error is not None:
-            own = failures.exception_for_caller(self._error)
-            vars(self).setdefault("_own", (own, own.__traceback__))  # in one step: another thread may ask, too
+            error = failures.exception_for_caller(self._error)
+            # In one step, because another thread may do the same.
+            vars(self).setdefault("_caller_error", (error, error.__traceback__))
             failures.note_asked(self)
             self._failures = None
-        return None if self._own is None else self._own[0]
+        return None if self._caller_error is None else self._caller_error[0]
 
     def _note_asked(self) -> None:
-        failures = self._failures  # which another thread that asks takes away
+        failures = self._failures  # read once, because another thread may set it to None
         if failures is not None:
             failures.note_asked(self)
 
@@ -479,37 +482,40 @@ class JobFuture(Future[JobResult[Value]]):
         attachments.all_notified = True
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
-        """Do what the methods of the waiter do, but once, wherever an exception breaks this off."""
+        """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""
         counts = type(waiter) is _AllCompletedWaiter
         if waiter not in attachments.notified:
-            told, added = [waiter], [self]
+            notified, finished = [waiter], [self]
             with getattr(waiter, "lock", None) or nullcontext():
                 # In one step (R4): there is no call from here to the end of the block.
-                attachments.notified += told
-                waiter.finished_futures += added
+                attachments.notified += notified
+                waiter.finished_futures += finished
                 if counts:
                     waiter.num_pending_calls -= 1
         failed = self._stage is not _SUCCEEDED and self._stage is not _CANCELLED
         if not counts or not waiter.num_pending_calls or failed and waiter.stop_on_exception:
-            waiter.event.set()  # even if told before, since an exception may have prevented just this
+            waiter.event.set()  # even if it was notified before, because an exception may have prevented just this
 
 
 def are_errors(outcomes: list[Any]) -> Iterable[bool]:
-    """Tell which of the outcomes are exceptions. By their types, for `isinstance` asks a value, which is a user's code."""
+    """Return whether each of the outcomes is an exception.
+
+    This looks at the types, because `isinstance` also reads the ``__class__`` of a value, which may run a user's code.
+    """
     return map(issubclass, map(type, outcomes), repeat(BaseException))
 
 
 class Settled(NamedTuple):
-    """What became of futures that were to get their outcomes."""
+    """The futures that one call of `settle_all` has settled, and the threads that it has woken."""
 
     done: list[JobFuture[Any]]
-    """All futures that have an outcome now."""
+    """The futures that got their outcomes."""
     failures: int
-    """The number of futures in `done` that have failed."""
+    """The number of these futures that have failed."""
     waiters: list[Waiter]
-    """The waiters of all of them, which have been woken."""
+    """Their waiters, which have been woken."""
     unannounced: list[JobFuture[Any]]
-    """Those of them that have watchers or callbacks: the watchers are not notified yet, and the callbacks have not run."""
+    """The futures whose watchers have not been notified yet, or whose callbacks have not run yet."""
 
 
 def settle_all(
@@ -519,20 +525,20 @@ def settle_all(
     failures: Failures | None,
     failed: JobState = _FAILED,
 ) -> Settled:
-    """Give running jobs their outcomes. Jobs that have one are passed over. Call this with the mutex held.
+    """Settle the jobs that are running, and skip the others. Call this with the mutex held.
 
     Args:
         futures: The futures of the jobs.
-        outcomes: A value or an exception for each of them.
-        service: The run of the processor that returned the values, or None if it did not.
-        failures: Gives the exceptions to the callers. None if no outcome is an exception.
-        failed: The stage of the jobs whose outcome is an exception.
+        outcomes: A value or an exception for each job, in order.
+        service: The data that all results share. None if the processor returned no values.
+        failures: Gives each caller its exception. None if all outcomes are values.
+        failed: The state of a job whose outcome is an exception.
     """
     done, count, waiters, unannounced = [], 0, list[Waiter](), []
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
         if broken and future._stage is _RUNNING and failures is not None:
             failures.add(future, outcome)
-        # R5 from the look at the attachments on, or a callback that a finalizer adds could be missed.
+        # R5, from this check to the writes below: otherwise, a callback that a finalizer adds could be missed.
         if future._stage is not _RUNNING:
             continue
         attachments = future._attachments
@@ -551,14 +557,14 @@ def settle_all(
             if attachments.watched or attachments.callbacks:
                 unannounced.append(future)
     for waiter in waiters:
-        waiter.ring()
+        waiter.wake()
     return Settled(done, count, waiters, unannounced)
 
 
 def _settle_attribute_layout() -> None:
-    """Make a future with all the attributes that most futures ever hold, before any other is made.
+    """Create a future with all attributes that most futures ever have, before any other future is created.
 
-    Objects of a class share a compact layout, which holds only the attributes that the first objects had (PEP 412).
+    The objects of a class share a compact layout, which has only the attributes of the first objects (PEP 412).
     """
     nobody: Any = None
     future = JobFuture[None](None, nobody)

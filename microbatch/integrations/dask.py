@@ -1,7 +1,8 @@
 """Shares one batcher between several processes, with a Dask cluster. Needs the extra ``dask``.
 
-Each of several processes sees only a part of the jobs. `shared` returns a processor that sends them to one `Batcher` in
-the cluster. All processes that use the same name share that batcher, so its batches hold jobs of all of them::
+If jobs come from several processes, each process sees only some of them. `shared` returns a processor that sends its
+jobs to one `Batcher` in the cluster. All processes that use the same name share that batcher, so its batches hold jobs
+from all of them::
 
     def connect():
         return Client("tcp://scheduler:8786")
@@ -44,7 +45,7 @@ _USER_ERRORS = (Exception, SystemExit)
 class CollectorLost(MicrobatchError, ConnectionError):
     """The process with the shared batcher has died, or can't be reached.
 
-    The jobs may or may not have been processed, unless the message says that nothing was sent.
+    If the message says that nothing was sent, the jobs were not processed. Otherwise, they may have been.
     """
 
 
@@ -55,9 +56,9 @@ class SharedProcessor:
         self._name = f"microbatch-{name}"
         self._arguments = batcher_arguments  # the pickled arguments of a collector
         self._connect = connect
-        # Held while a thread connects and looks for the actor, so that only one does. There is one mutex for each
-        # process, because a mutex that is held at a fork is held in the child forever. It is re-entrant, so that a
-        # *client* function that calls this processor gets a RecursionError and does not block forever.
+        # By process. A mutex is held while a thread connects and looks for the actor, so that only one thread does.
+        # Each process has its own, because a mutex that is held at a fork is held in the child forever. It is
+        # re-entrant, so that a *client* function that calls this processor gets a RecursionError instead of blocking.
         self._mutexes: dict[int, Any] = {}
         self._process = 0  # the process that `_client` belongs to
         self._client: Any = None
@@ -96,7 +97,7 @@ class SharedProcessor:
             raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
 
     def _actor(self) -> Any:
-        """Return the client, the actor and its future. If there is no actor that is alive, find or create one."""
+        """Return the client, the actor and the actor's future. If no living actor is known, find or create one."""
         with self._mutexes.setdefault(os.getpid(), threading.RLock()):
             client, found = self._client, self._found
             if self._process != os.getpid() or client.status == "closed":
@@ -126,7 +127,7 @@ class SharedProcessor:
             async with lock:
                 yield
         finally:
-            if hasattr(lock, "refresh_callback"):  # otherwise it would renew the lock as long as the client exists
+            if hasattr(lock, "refresh_callback"):  # stopped, or it would renew the lock as long as the client exists
                 lock.refresh_callback.stop()
 
     async def _find(self, client: Client) -> Any:

@@ -55,8 +55,7 @@ class Batchers(Mapping[str, "Batcher[Any, Any]"]):
         found = self._made.get(name)
         if found is None:
             made = _make(name)
-            # If two threads get here at the same time, both use the first batcher. The other one has started no
-            # threads.
+            # If two threads get here at the same time, both use the first batcher. The other batcher was never used.
             found = self._made.setdefault(name, made)
         return found
 
@@ -169,7 +168,7 @@ def closing_old_connections(processor: Callable[[list[Any]], Any]) -> Callable[[
     return within(processor, _connections)
 
 
-# Guards the next two. A batch that uses shared connections holds it, so that such batches run one at a time.
+# Guards the next two. It is held during a batch that uses shared connections, so such batches run one at a time.
 _mutex = threading.RLock()
 _shared: dict[str, Any] = {}
 _opened: "weakref.WeakKeyDictionary[Any, threading.Thread]" = weakref.WeakKeyDictionary()

@@ -43,8 +43,8 @@ class TqdmListener(BatchListener):
     works in the process that created it, not in a forked child.
 
     Args:
-        bar: A `tqdm` of any kind, such as one for a notebook. None to create one, which is closed at the shutdown. If
-            the bar has no total, the listener sets it to the number of jobs submitted so far.
+        bar: A `tqdm` of any kind, such as one for a notebook. If it has no total, the listener sets the total to the
+            number of jobs submitted so far. None to create a bar, which is closed at the shutdown.
     """
 
     def __init__(self, bar: Any | None = None) -> None:

@@ -11,15 +11,15 @@ from microbatch.policies.base import BuiltInPolicy, BatchReport, Window
 __all__ = ["Adaptive"]
 
 
-# Of ten batches, one is larger than the best known size, and one is smaller.
+# The size of each of ten batches, relative to the best known size: one is larger and one is smaller.
 _EXPLORING = (1.25, 1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0, 1.0, 1.0)
 
 
 class Adaptive(BuiltInPolicy):
     """Dispatches a batch when it holds as many jobs as the processor can do in *target* seconds.
 
-    It learns this number from past batches. No batch holds more jobs than that. Alone, the policy
-    waits for that many jobs, however long it takes. Combine it with `Natural` or `Interval`:
+    It learns this number from past batches. No batch holds more jobs than that. Alone, the policy waits for that many
+    jobs, however long it takes. Combine it with `Natural` or `Interval`:
 
     >>> from microbatch import BatchInfo, Natural
     >>> policy = Adaptive(target=0.1, warm_up=0) | Natural()
@@ -56,7 +56,7 @@ class Adaptive(BuiltInPolicy):
         self.most: int = check_count("most", most, self.least)
         self.warm_up: int = check_count("warm_up", warm_up, 0)
         self._seen = 0
-        self._best = self.least  # how many jobs can be processed in time, as far as it is known
+        self._best = self.least  # the best known number of jobs that take *target* seconds
         self._size = self.least  # how many jobs the open batch may hold
         self._last: deque[tuple[int, float]] = deque(maxlen=50)  # the size and the service time of each batch
         self._alike = 0  # how many of the latest batches have the same size

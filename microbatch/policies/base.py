@@ -34,34 +34,34 @@ class CallerActivity(NamedTuple):
     """What is known of the callers of a batcher."""
 
     returning: int = 0
-    """The number of callers that just got a result that they waited for, and are likely to submit their next job soon.
+    """The number of callers that waited for a result, have just got it, and are likely to submit their next job soon.
 
     It is 0 if jobs have keys, or if the policy does not set `Hints.watches_callers`.
     """
 
     return_by: float = NOW
-    """The moment until which the last of these callers is expected."""
+    """The moment by which the last of these callers is expected."""
 
     heard: float = NOW
-    """The moment at which a caller that does not wait for a result now last submitted a job or got a result.
+    """The latest moment at which a caller submitted a job or got a result, except callers that wait for a result now.
 
-    It is `NOW` if there is no such caller, or if the policy does not set `Hints.recalls`.
+    It is `NOW` if there are no other callers, or if the policy does not set `Hints.recalls`.
     """
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a policy promises about its answers, to save work, and what it needs to know. The defaults are safe.
+    """What a policy promises about its answers, and what it needs to know. Both save work. The defaults are safe.
 
     Attributes:
         watches_flow: Whether the answers of the policy may change when a batch starts or ends. They may if `due` looks
             at `Window.in_flight`, `Window.sent` or `Window.service_time`, or if `observe` learns.
 
-            After each start and each end of a batch, the policy is asked again when a worker is free: about the batch
-            whose turn it is, about the one with the oldest answer, and if neither is due, about others until one is. It
-            can be asked about up to 64 open batches at once. If there are more, it is asked about some of them later, a
-            few every millisecond, so a batch that has become due may wait a little. If the answers can't change, set
-            this to False: the policy is then not asked again.
+            If they may, the batcher asks the policy again after each start and each end of a batch, when a worker is
+            free. It asks about the batch whose turn it is, then about the one with the oldest answer. If neither is
+            due, it asks about others until one is. It asks about at most 64 open batches at once, and about the rest
+            later, some every millisecond. So a batch that has become due may wait a little. If the answers can't
+            change, set this to False: the batcher then does not ask again.
         watches_callers: Whether `due` looks at `CallerActivity.returning`. This costs a little time for each job that a
             caller waits for.
         recalls: How many seconds the batcher remembers the activity of a caller, for `CallerActivity.heard`. If it is
@@ -116,7 +116,7 @@ class Window(Generic[Job_co]):
     callers: CallerActivity = CallerActivity()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchReport:
     """What a policy learns about a batch that has finished.
 
@@ -185,7 +185,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Learn from a batch that has finished. An exception is logged and changes nothing else."""
 
     def reason(self, window: Window[Job_contra]) -> str:
-        """Return why the batch is dispatched, for ``BatchInfo.trigger``. The default is the class name in lower case."""
+        """Return why the batch is dispatched, for `BatchInfo.trigger`. The default is the class name in lower case."""
         return type(self).__name__.lower()
 
     # -- for the built-in policies --
@@ -199,13 +199,13 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         return NOW
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Reset what was written for a method that a subclass overrides."""
+        """Drop promises and shortcuts that hold only for a method that *cls* overrides."""
         super().__init_subclass__(**options)
         depth = {name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room")}
         if depth["fits"] < depth["_room"]:
             cls._room = _no_room  # type: ignore[method-assign]
         if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:
-            # What the policy promised was about the methods of another class. What it needs to know stays.
+            # The promises were made for the methods of a base class. What the policy needs to know stays the same.
             promises = {"watches_flow": True} | ({"needs": 0} if depth["due"] < depth["hints"] else {})
             cls.hints = _changed(cls.hints, promises)  # type: ignore[method-assign]
 
@@ -289,7 +289,7 @@ class _Pair(BatchingPolicy[Job]):
     @staticmethod
     @abstractmethod
     def _choose(first: float, second: float) -> float:
-        """Return the moment that counts, of one for each policy."""
+        """Return the moment that counts, given the moment of each policy."""
 
     @property
     def hints(self) -> Hints:
@@ -365,7 +365,7 @@ class Both(_Pair[Job]):
         return f"{self.first.reason(window)} & {self.second.reason(window)}"
 
     def __repr__(self) -> str:
-        # Only where they are needed, because both operators are associative.
+        # Parentheses only around `Either`, because both operators are associative, and & binds tighter than |.
         return " & ".join(
             f"({part!r})" if isinstance(part, Either) else repr(part) for part in (self.first, self.second)
         )
@@ -391,10 +391,11 @@ class BuiltInPolicy(BatchingPolicy[object]):
     """Base class of the policies of this package. The parameters of their constructors are their attributes too.
 
     Attributes:
-        _gates: The number of gates of the policy. A gate is a moment before which a policy lets no batch be dispatched,
-            whatever its jobs. It is the same for all keys. It depends only on which batches have started and ended, and
-            on `CallerActivity.heard`. Apart from its gates, a policy with this attribute decides by what is in the
-            batch and by what it has learned. The attribute does not count for a subclass, which may decide differently.
+        _gates: The number of gates of the policy. A gate is a moment before which the policy lets no batch be
+            dispatched, whatever jobs it holds. The moment is the same for all keys, and depends only on which batches
+            have started and ended, and on `CallerActivity.heard`. Apart from its gates, a policy with this attribute
+            decides only by what is in the batch and by what it has learned. A subclass does not inherit the promise,
+            because it may decide differently.
     """
 
     _gates: int
@@ -406,13 +407,13 @@ class BuiltInPolicy(BatchingPolicy[object]):
         """
         from inspect import signature  # here, because few programs need it and it takes long to import
 
-        own: type = type(self)
-        kind = next(base for base in own.__mro__ if "_gates" in vars(base))
-        if any(getattr(own, maker) is not getattr(kind, maker) for maker in ("__init__", "__new__")):
+        cls: type = type(self)
+        kind = next(base for base in cls.__mro__ if "_gates" in vars(base))  # the class of this package
+        if any(getattr(cls, maker) is not getattr(kind, maker) for maker in ("__init__", "__new__")):
             return object.__repr__(self)
         values = {name: _exact(getattr(self, name)) for name in signature(kind).parameters}
         arguments = [f"{name}={value}" if place else value for place, (name, value) in enumerate(values.items())]
-        return f"{own.__name__}({', '.join(arguments)})"
+        return f"{cls.__name__}({', '.join(arguments)})"
 
 
 def _exact(number: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 __all__ = ["Point", "check_plot", "draw_loads", "draw_run", "line_style", "percentile"]
 
 _SLICE = 50
-"""The minimum number of jobs in a slice of time, from which a load and a latency are computed."""
+"""The minimum number of jobs in a slice of time. A load and a latency are computed for each slice."""
 
 _SHOWN = 150
 """The maximum number of batches in a timeline. More would look like one black bar."""
@@ -160,7 +160,7 @@ def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> 
 
 
 def _workers(runs: Sequence[tuple[float, float, int, str]]) -> Iterator[int]:
-    """Yield the number of the worker of each batch, if each batch gets the free worker with the lowest number."""
+    """Yield a worker for each batch: the free worker with the lowest number."""
     free, busy = list[int](), list[tuple[float, int]]()
     for started, ended, _, _ in runs:
         while busy and busy[0][0] <= started:

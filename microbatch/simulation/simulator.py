@@ -143,8 +143,8 @@ def simulate(
 ) -> SimulationReport:
     """Simulate *policy* under a load, and return a report.
 
-    If jobs are left at the end that the policy would never dispatch, they are dispatched as by `Batcher.shutdown`. The
-    policy is copied first, so a policy that learns starts from scratch each time.
+    At the end, jobs that the policy would never dispatch are dispatched as by `Batcher.shutdown`. The policy is copied
+    first, so a policy that learns starts from scratch each time.
 
     Args:
         policy: The policy to simulate.
@@ -184,7 +184,7 @@ class _OpenLoop:
     """Jobs whose submission does not depend on other jobs, from callers that don't wait for results."""
 
     uniform = False
-    left = 0  # how many jobs will be submitted only after others are done
+    left = 0  # the number of jobs that are submitted only after other jobs are done
 
     def __init__(self, arrivals: Iterable[float | Arrival], recalls: float) -> None:
         self._recalls = recalls
@@ -204,10 +204,10 @@ class _OpenLoop:
             self._next = job
 
     def next_moment(self) -> float:
-        """Return when the next job is submitted, or `NEVER` if none will be submitted before another one is done."""
+        """Return when the next job is submitted, or `NEVER` if no job is submitted until another one is done."""
         return NEVER if self._next is None else self._next.submitted
 
-    def until(self, now: float) -> list[_Job]:
+    def take_until(self, now: float) -> list[_Job]:
         """Remove and return the jobs that have been submitted by *now*, in order."""
         jobs = []
         while (job := self._next) is not None and job.submitted <= now:
@@ -218,7 +218,7 @@ class _OpenLoop:
         return jobs
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
-        """Note that the callers of *jobs* have their results. Does nothing here, because no caller waits."""
+        """Record that the callers of *jobs* have their results. Does nothing here, because no caller waits."""
 
     def activity(self) -> CallerActivity:
         """Return what is known of the callers."""
@@ -230,42 +230,43 @@ class _ClosedLoop:
 
     uniform = True
 
-    def __init__(self, group: callers, chance: random.Random, known: Callers) -> None:
+    def __init__(self, group: callers, chance: random.Random, watched: Callers) -> None:
         self._group = group
         self._chance = chance
-        self._known = known
+        self._watched = watched
         self._coming: list[tuple[float, int, Caller]] = []
         self.left = group.jobs
-        self._go_on([Caller(number) for number in range(group.count)], 0.0)
+        self._schedule([Caller(number) for number in range(group.count)], 0.0)
 
     def next_moment(self) -> float:
         return self._coming[0][0] if self._coming else NEVER
 
-    def until(self, now: float) -> list[_Job]:
+    def take_until(self, now: float) -> list[_Job]:
         jobs = []
         while self._coming and self._coming[0][0] <= now:
             moment, number, caller = heapq.heappop(self._coming)
-            self._known.come_back(number, moment)
-            if self._known.recalls:
-                self._known.begin_to_wait(number)
+            self._watched.record_submission(number, moment)
+            if self._watched.recalls:
+                self._watched.begin_to_wait(number)
             jobs.append(_Job(moment, caller=caller))
         return jobs
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
         done = [job.caller for job in jobs if job.caller is not None]
-        self._known.release(done, now, service_time)
-        self._go_on(done, now)
+        self._watched.record_results(done, now, service_time)
+        self._schedule(done, now)
 
-    def _go_on(self, known: list[Caller], now: float) -> None:
-        going_on = known[: self.left]
-        self.left -= len(going_on)
-        for position, caller in enumerate(going_on, 1):
+    def _schedule(self, group: list[Caller], now: float) -> None:
+        """Let these callers submit their next jobs, as long as there are jobs left."""
+        continuing = group[: self.left]
+        self.left -= len(continuing)
+        for position, caller in enumerate(continuing, 1):
             thought = self._chance.expovariate(1 / self._group.think) if self._group.think else 0.0
             moment = now + thought + position * self._group.turn
             heapq.heappush(self._coming, (moment, caller.ident, caller))
 
     def activity(self) -> CallerActivity:
-        return self._known.activity()
+        return self._watched.activity()
 
 
 _Source = _OpenLoop | _ClosedLoop
@@ -311,7 +312,7 @@ class _Simulation:
             self._step(source, now)
 
     def _step(self, source: _Source, now: float) -> None:
-        collector, jobs, reports = self._collector, source.until(now), list[BatchReport]()
+        collector, jobs, reports = self._collector, source.take_until(now), list[BatchReport]()
         while self._running and self._running[0][0] <= now:
             reports.append(self._settle(source, *heapq.heappop(self._running)))
         # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
