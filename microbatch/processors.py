@@ -26,7 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 from microbatch._basics.arguments import check_callable, check_count, check_flag, check_number, check_positive, shown
 from microbatch._basics.returned import ResultAt, exhaust, numbered, results_of
@@ -38,6 +38,12 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 Key = TypeVar("Key", bound=Hashable)
 Resource = TypeVar("Resource")
+if TYPE_CHECKING:
+    import typing_extensions
+
+    Default = typing_extensions.TypeVar("Default", default=NoReturn)
+else:
+    Default = TypeVar("Default")
 More = ParamSpec("More")  # what a processor takes besides the jobs: see `within`
 
 Processor = Callable[..., Any]
@@ -322,14 +328,17 @@ def deduplicating(
     [('ada', 3), ('grace', 5)]
     [None, None, None]
 
+    Put this around other wrappers, as in ``deduplicating(bisecting(upsert), keep="last")``. Inside them, equal jobs may
+    get into different calls, and `bisecting` and `by_length` may process the newest one first.
+
     Args:
         processor: The processor to wrap. It gets one job for all equal ones. All of them share its result object.
         key: Returns a hashable value for a job. Jobs with equal values are equal. By default, the jobs themselves are
             compared, and must be hashable.
         keep: Which of several equal jobs *processor* gets: the ``"first"``, or the ``"last"`` that was submitted. For
             writes that replace each other, use ``"last"``: otherwise the newest value is lost.
-        merge: Takes two equal jobs, the older one first, and returns one job that stands for both. Then *keep* has no
-            effect.
+        merge: Takes two equal jobs, the older one first, and returns a new job that stands for both. It must not change
+            them. Then *keep* has no effect.
     """
     check_callable("processor", processor)
     for name, function in (("key", key), ("merge", merge)):
@@ -363,7 +372,11 @@ def _deduplicated(
     return _raise_for_all([outcome_of[kind] for kind in kinds])
 
 
-_MISSING: Any = object()
+class _Missing:
+    """In place of a default. A class, because a process that unpickles it gets the same object."""
+
+
+_MISSING: Any = _Missing
 
 
 @overload
@@ -371,14 +384,14 @@ def by_key(
     fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]],
     *,
     key: Callable[[Job], Key],
-    default: Value = ...,
-) -> _Wrapped[Job, More, Value]: ...
+    default: Default = ...,
+) -> _Wrapped[Job, More, Value | Default]: ...
 
 
 @overload
 def by_key(
-    fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]], *, default: Value = ...
-) -> _Wrapped[Key, More, Value]: ...
+    fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]], *, default: Default = ...
+) -> _Wrapped[Key, More, Value | Default]: ...
 
 
 @overload
@@ -388,8 +401,8 @@ def by_key(
     key: Callable[[Job], Key],
     row_key: Callable[[Value], Key],
     many: Literal[False] = False,
-    default: Value = ...,
-) -> _Wrapped[Job, More, Value]: ...
+    default: Default = ...,
+) -> _Wrapped[Job, More, Value | Default]: ...
 
 
 @overload
@@ -398,8 +411,8 @@ def by_key(
     *,
     row_key: Callable[[Value], Key],
     many: Literal[False] = False,
-    default: Value = ...,
-) -> _Wrapped[Key, More, Value]: ...
+    default: Default = ...,
+) -> _Wrapped[Key, More, Value | Default]: ...
 
 
 @overload
@@ -453,7 +466,8 @@ def by_key(
         row_key: Returns the key of a row.
         many: Whether each job gets the list of all rows with its key, which may be empty. Otherwise there must be one
             row for a key, and if there are more, the jobs with that key fail with `ValueError`.
-        default: The value for a missing key. By default, a job whose key is missing fails with `KeyError`.
+        default: The value for a missing key, which all jobs share. By default, a job whose key is missing fails with
+            `KeyError`.
 
     Raises:
         ValueError: The processor raises it if *fetch* returns a key that no job asked for. Such a key is often of
@@ -480,12 +494,14 @@ def _looked_up(
     *more: Any,
 ) -> list[Any]:
     keys = [key(job) for job in jobs] if key is not None else jobs
-    distinct = list(dict.fromkeys(keys))
-    found = fetch(list(distinct), *more) if jobs else {}
+    distinct = dict.fromkeys(keys)
+    if not jobs:
+        return []
+    found = fetch(list(distinct), *more)
     rows: Mapping[Any, Any] = found if row_key is None else _grouped(found, row_key)
     if not isinstance(rows, Mapping):
-        raise TypeError(f"fetch must return a mapping from keys to values, got {shown(rows)}: or pass row_key")
-    if unknown := [each for each in rows if each not in set(distinct)]:
+        raise TypeError(f"fetch must return a mapping from keys to values, or rows with row_key, got {shown(rows)}")
+    if unknown := [each for each in rows if each not in distinct]:
         raise ValueError(f"fetch must return only keys that it was called with, got {shown(unknown[0])}")
     if many:
         return [list(rows.get(each, ())) for each in keys]
@@ -493,7 +509,9 @@ def _looked_up(
     return [_value_of(each, rows, single, default) for each in keys]
 
 
-def _grouped(rows: Iterable[Any], row_key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+def _grouped(rows: Any, row_key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    if rows is None or isinstance(rows, (Mapping, str, bytes)):  # iterates over its keys, not over rows
+        raise TypeError(f"fetch must return an iterable of rows, because of row_key, got {shown(rows)}")
     groups: dict[Any, list[Any]] = {}
     for row in rows:
         groups.setdefault(row_key(row), []).append(row)
@@ -519,6 +537,9 @@ def by_length(
     It is for models that pad all inputs of a call to the longest one, so that a short input costs as much as a long one
     beside it. It sorts the jobs by length, and calls *processor* with as many at a time as fit into *budget*: their
     number times the length of the longest. Each part is settled when it is done, the shortest inputs first.
+
+    The calls happen while the batcher reads the results, as with a generator. So if you pass an executor of threads to
+    the batcher, the processor must read them itself: ``lambda texts: list(process(texts))``.
 
     >>> calls = []
     >>> def embed(texts):

@@ -382,20 +382,39 @@ def test_by_key_fails_only_the_jobs_with_a_key_that_two_rows_have() -> None:
     assert ["ValueError 2 rows have the key 'a': pass many=True", "b"] == plain(outcomes)
 
 
+NO_ROWS = "fetch must return an iterable of rows, because of row_key"
+
+
 @pytest.mark.parametrize(
     "fetch, options, problem",
     [
         (lambda keys: {"7": "row"}, {}, "fetch must return only keys that it was called with, got '7'"),
         (lambda keys: ["7"], {"row_key": str}, "fetch must return only keys that it was called with, got '7'"),
-        (lambda keys: ["row"], {}, "fetch must return a mapping from keys to values, got ['row']: or pass row_key"),
+        (lambda keys: [1], {}, "fetch must return a mapping from keys to values, or rows with row_key, got [1]"),
+        (lambda keys: {7: "row"}, {"row_key": int}, f"{NO_ROWS}, got {{7: 'row'}}"),
+        (lambda keys: "7", {"row_key": int}, f"{NO_ROWS}, got '7'"),
+        (lambda keys: None, {"row_key": int}, f"{NO_ROWS}, got None"),
     ],
-    ids=["a mapping", "rows", "no mapping"],
+    ids=["a mapping", "rows", "no mapping", "a mapping and no rows", "a string", "nothing"],
 )
 def test_by_key_refuses_what_can_belong_to_no_job(fetch: Any, options: Any, problem: str) -> None:
     process: Any = by_key(fetch, **options)
     with pytest.raises((TypeError, ValueError)) as refusal:
         process([7])
     assert problem == str(refusal.value)
+
+
+def test_by_key_hashes_each_key_a_few_times_only() -> None:
+    class Key:
+        hashed = 0
+
+        def __hash__(self) -> int:
+            Key.hashed += 1
+            return id(self)
+
+    keys = [Key() for _ in range(100)]
+    assert keys == by_key(lambda keys: {key: key for key in keys})(keys)
+    assert Key.hashed < 10 * len(keys)
 
 
 def test_by_key_does_not_fetch_without_jobs() -> None:
@@ -595,7 +614,12 @@ def test_no_combination_of_wrappers_gives_a_job_the_value_of_another_if_results_
 def test_wrapped_processors_can_be_pickled() -> None:
     processor = within(deduplicating(bisecting(retrying_once(sorted)), key=str), nullcontext)
     assert [1, 2] == pickle.loads(pickle.dumps(processor))([2, 1])
-    assert [None, None] == pickle.loads(pickle.dumps(by_key(dict.fromkeys)))([1, 2])
+
+    assert ["ada", "KeyError 7"] == plain(pickle.loads(pickle.dumps(by_key(names)))([1, 7]))
+
+
+def names(ids: list[int]) -> dict[int, str]:
+    return {1: "ada"}
 
 
 def test_with_wrappers_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:

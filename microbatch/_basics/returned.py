@@ -2,13 +2,13 @@
 
 import logging
 from collections import UserString
-from collections.abc import Awaitable, Coroutine, ItemsView, Iterable, Iterator, KeysView, Mapping, Set
+from collections.abc import Awaitable, Coroutine, Generator, ItemsView, Iterable, Iterator, KeysView, Mapping, Set
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from operator import is_
 from types import FunctionType, MemberDescriptorType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, final
 
 from microbatch._basics.arguments import check_count
 from microbatch._basics.log import report
@@ -21,6 +21,7 @@ _ONE_VALUE = (str, UserString, bytes, bytearray, memoryview)
 _VIEWS = (KeysView, ItemsView)  # subclasses of Set, but with the order of their dict
 
 
+@final
 class ResultAt(Generic[Value]):
     """A result with the position of its job in the batch, for processors whose results come out of order.
 
@@ -46,6 +47,9 @@ class ResultAt(Generic[Value]):
         self.index: int = index
         self.value: Value | BaseException = value
 
+    def __init_subclass__(cls) -> NoReturn:  # otherwise its instances would be taken for values
+        raise TypeError("ResultAt can't be subclassed")
+
     def __repr__(self) -> str:
         return f"ResultAt({self.index!r}, {self.value!r})"
 
@@ -59,19 +63,28 @@ def numbered(results: Iterable[Any], count: int) -> Iterator[tuple[int, Any]]:
     """
     given: set[int] = set()
     for position, result in enumerate(results):
-        explicit = type(result) is ResultAt
-        if explicit != bool(given) and position:
-            raise TypeError("the processor must return a ResultAt for each job or for none, got both")
-        if explicit:
-            index = check_count("the index of a ResultAt", result.index, 0, count - 1)
-            if index in given:
-                raise ValueError(f"the processor must return one result per job, got two for index {index}")
-            given.add(index)
-            yield index, result.value
+        if given or type(result) is ResultAt:
+            yield _index(results, result, position, given, count), result.value
         else:
             yield position, result
         if position + 1 == count:
             return
+
+
+def _index(results: Iterable[Any], result: Any, position: int, given: set[int], count: int) -> int:
+    """Return the index of a `ResultAt`, and add it to *given*."""
+    try:
+        if type(result) is not ResultAt or len(given) != position:
+            raise TypeError("the processor must return a ResultAt for each job or for none, got both")
+        index = check_count("the index of a ResultAt", result.index, 0, count - 1)
+        if index in given:
+            raise ValueError(f"the processor must return one result per job, got two for index {index}")
+    except (TypeError, ValueError):
+        if isinstance(results, Generator):
+            results.close()  # it may hold a connection, and the traceback refers to it
+        raise
+    given.add(index)
+    return index
 
 
 def in_order(results: list[Any]) -> list[Any]:
