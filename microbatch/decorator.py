@@ -161,6 +161,10 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[[Any, list[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
+    def __call__(
+        self, function: Callable[[Any, list[Job]], Iterable[ResultAt[Value]]], /
+    ) -> BatchedFunction[Job, Value]: ...
+    @overload
     def __call__(self, function: Callable[[Any, list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
 
 

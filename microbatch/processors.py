@@ -26,7 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 from microbatch._basics.arguments import check_callable, check_count, check_flag, check_number, check_positive, shown
 from microbatch._basics.returned import ResultAt, exhaust, numbered, results_of
@@ -38,12 +38,6 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 Key = TypeVar("Key", bound=Hashable)
 Resource = TypeVar("Resource")
-if TYPE_CHECKING:
-    import typing_extensions
-
-    Default = typing_extensions.TypeVar("Default", default=NoReturn)
-else:
-    Default = TypeVar("Default")
 More = ParamSpec("More")  # what a processor takes besides the jobs: see `within`
 
 Processor = Callable[..., Any]
@@ -53,6 +47,20 @@ _Wrapped = Callable[Concatenate[list[Job], More], list[Value]]
 _Key = Callable[[Job], Hashable]
 _Context = Callable[[], AbstractContextManager[Resource]]
 _Kinds = type[Exception] | tuple[type[Exception], ...]
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    Default = typing_extensions.TypeVar("Default", default=NoReturn)
+
+    class _Lookup(Generic[Job, More, Value]):
+        """The processor that `by_key` returns. With a `Callable`, mypy would take *row_key* for a wrong argument if
+        another wrapper is around it, because it would infer the type of a row from that wrapper."""
+
+        def __call__(self, jobs: list[Job], /, *more: More.args, **named: More.kwargs) -> list[Value]: ...
+
+else:
+    Default = TypeVar("Default")
 
 _NOT_THE_JOBS: _Kinds = (OSError, ResultCountError)
 """Exceptions that no single job causes."""
@@ -385,13 +393,13 @@ def by_key(
     *,
     key: Callable[[Job], Key],
     default: Default = ...,
-) -> _Wrapped[Job, More, Value | Default]: ...
+) -> "_Lookup[Job, More, Value | Default]": ...
 
 
 @overload
 def by_key(
     fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]], *, default: Default = ...
-) -> _Wrapped[Key, More, Value | Default]: ...
+) -> "_Lookup[Key, More, Value | Default]": ...
 
 
 @overload
@@ -402,7 +410,7 @@ def by_key(
     row_key: Callable[[Value], Key],
     many: Literal[False] = False,
     default: Default = ...,
-) -> _Wrapped[Job, More, Value | Default]: ...
+) -> "_Lookup[Job, More, Value | Default]": ...
 
 
 @overload
@@ -412,7 +420,7 @@ def by_key(
     row_key: Callable[[Value], Key],
     many: Literal[False] = False,
     default: Default = ...,
-) -> _Wrapped[Key, More, Value | Default]: ...
+) -> "_Lookup[Key, More, Value | Default]": ...
 
 
 @overload
@@ -422,7 +430,7 @@ def by_key(
     key: Callable[[Job], Key],
     row_key: Callable[[Value], Key],
     many: Literal[True],
-) -> _Wrapped[Job, More, list[Value]]: ...
+) -> "_Lookup[Job, More, list[Value]]": ...
 
 
 @overload
@@ -431,7 +439,7 @@ def by_key(
     *,
     row_key: Callable[[Value], Key],
     many: Literal[True],
-) -> _Wrapped[Key, More, list[Value]]: ...
+) -> "_Lookup[Key, More, list[Value]]": ...
 
 
 def by_key(
