@@ -585,7 +585,9 @@ class _Parts:
         return self._results
 
     def __reduce__(self) -> Any:
-        return list, (list(self._results),)
+        results = list(self._results)
+        self._results = iter(results)  # some executors pickle a value twice
+        return list, (results,)
 
 
 def _by_length(

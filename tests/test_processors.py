@@ -460,8 +460,10 @@ def test_by_length_fails_only_the_jobs_of_the_part_that_failed() -> None:
 
 def test_the_results_of_by_length_can_be_sent_back_by_a_process() -> None:
     process: Any = by_length(RecordingProcessor[str](), 9)
-    results = pickle.loads(pickle.dumps(process(["bb", "a"])))
-    assert [(1, "a"), (0, "bb")] == [(each.index, each.value) for each in results]
+    parts = process(["bb", "a"])
+    for _ in ("once", "again after a failed attempt"):
+        results = pickle.loads(pickle.dumps(parts))
+        assert [(1, "a"), (0, "bb")] == [(each.index, each.value) for each in results]
 
 
 # -- deduplicating --
