@@ -26,7 +26,7 @@ WRAPPERS: dict[str, Callable[[Processor], Processor]] = {
     "bisecting": bisecting,
     "deduplicating": deduplicating,
     "within": lambda processor: within(processor, nullcontext),
-    "by_length": lambda processor: within(by_length(processor, 9, lambda job: 1), nullcontext),
+    "by_length": lambda processor: retrying_once(by_length(processor, 9, lambda job: 1), stop=stop_after_attempt(1)),
 }
 
 
