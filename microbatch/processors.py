@@ -315,7 +315,7 @@ def deduplicating(
     processor: Processor,
     key: _Key[Any] | None = None,
     *,
-    keep: Literal["first", "last"] = "first",
+    keep: Any = "first",
     merge: Callable[[Any, Any], Any] | None = None,
 ) -> Processor:
     """Return a processor that calls *processor* without duplicates, and gives equal jobs the same outcome.
@@ -353,7 +353,8 @@ def deduplicating(
         if function is not None:
             check_callable(name, function)
     if keep not in ("first", "last"):
-        raise ValueError(f"keep must be 'first' or 'last', got {shown(keep)}")
+        kind = ValueError if isinstance(keep, str) else TypeError
+        raise kind(f"keep must be 'first' or 'last', got {shown(keep)}")
 
     return partial(_deduplicated, processor, key, keep, merge)
 
