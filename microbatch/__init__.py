@@ -34,7 +34,7 @@ from microbatch.policies import (
     Weight,
     Window,
 )
-from microbatch.results import BatcherStats, BatchInfo, JobResult, JobState
+from microbatch.results import BatcherStats, BatchInfo, JobResult, JobState, ResultAt
 
 __version__ = "0.1.0"
 
@@ -72,6 +72,7 @@ __all__ = [
     "Natural",
     "Rate",
     "Rejected",
+    "ResultAt",
     "ResultCountError",
     "Session",
     "Size",

@@ -33,7 +33,7 @@ from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit_for
-from microbatch.results import BatcherStats, JobResult
+from microbatch.results import BatcherStats, JobResult, ResultAt
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -104,6 +104,15 @@ class Batcher(Generic[Job, Value]):
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range, or the policy waits for more jobs than *max_pending* allows.
     """
+
+    # For a processor whose results come out of order.
+    @overload
+    def __init__(
+        self,
+        processor: Callable[[list[Job]], Iterable[ResultAt[Value]]],
+        policy: BatchingPolicy[Any] = DEFAULT_POLICY,
+        **options: "Unpack[BatcherOptions]",
+    ) -> None: ...
 
     @overload
     def __init__(

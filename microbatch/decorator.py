@@ -11,7 +11,7 @@ from microbatch.batcher import Batcher, BatcherOptions
 from microbatch.futures.job_future import JobFuture, KeepAlive
 from microbatch.policies import DEFAULT_POLICY
 from microbatch.policies.base import BatchingPolicy, check_policy
-from microbatch.results import JobResult
+from microbatch.results import JobResult, ResultAt
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -153,9 +153,17 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[[list[Job]], None], /) -> BatchedFunction[Job, None]: ...
     @overload
+    def __call__(
+        self, function: Callable[[list[Job]], Iterable[ResultAt[Value]]], /
+    ) -> BatchedFunction[Job, Value]: ...
+    @overload
     def __call__(self, function: Callable[[list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
     @overload
     def __call__(self, function: Callable[[Any, list[Job]], None], /) -> BatchedFunction[Job, None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[Any, list[Job]], Iterable[ResultAt[Value]]], /
+    ) -> BatchedFunction[Job, Value]: ...
     @overload
     def __call__(self, function: Callable[[Any, list[Job]], Iterable[Value]], /) -> BatchedFunction[Job, Value]: ...
 

@@ -15,32 +15,52 @@ jobs, and exceptions in place of results. If an iterable ends early, all jobs of
 because nothing tells which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
 `KeyboardInterrupt`, pass through.
 
+A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, so does it call
+*processor*. `within` can pass a database connection in this way.
+
 A wrapped processor can be pickled, for an executor with processes, if everything that you passed to the wrapper can be
 pickled.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
-from microbatch._basics.arguments import check_callable, check_count, shown
-from microbatch._basics.returned import exhaust, results_of
+from microbatch._basics.arguments import check_callable, check_count, check_flag, check_number, check_positive, shown
+from microbatch._basics.returned import ResultAt, exhaust, numbered, results_of
 from microbatch.errors import ResultCountError
 
-__all__ = ["bisecting", "deduplicating", "retrying", "within"]
+__all__ = ["bisecting", "by_key", "by_length", "deduplicating", "retrying", "within"]
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
+Key = TypeVar("Key", bound=Hashable)
+Resource = TypeVar("Resource")
+More = ParamSpec("More")  # what a processor takes besides the jobs: see `within`
 
-Processor = Callable[[list[Any]], Any]
-_WithResults = Callable[[list[Job]], Iterable[Value | BaseException]]
-_WithoutResults = Callable[[list[Job]], None]
-_Wrapped = Callable[[list[Job]], list[Value]]
+Processor = Callable[..., Any]
+_WithResults = Callable[Concatenate[list[Job], More], Iterable[Value | BaseException]]
+_WithoutResults = Callable[Concatenate[list[Job], More], None]
+_Wrapped = Callable[Concatenate[list[Job], More], list[Value]]
 _Key = Callable[[Job], Hashable]
-_Context = Callable[[], AbstractContextManager[Any]]
+_Context = Callable[[], AbstractContextManager[Resource]]
 _Kinds = type[Exception] | tuple[type[Exception], ...]
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    Default = typing_extensions.TypeVar("Default", default=NoReturn)
+
+    class _Lookup(Generic[Job, More, Value]):
+        """The processor that `by_key` returns. With a `Callable`, mypy would take *row_key* for a wrong argument if
+        another wrapper is around it, because it would infer the type of a row from that wrapper."""
+
+        def __call__(self, jobs: list[Job], /, *more: More.args, **named: More.kwargs) -> list[Value]: ...
+
+else:
+    Default = TypeVar("Default")
 
 _NOT_THE_JOBS: _Kinds = (OSError, ResultCountError)
 """Exceptions that no single job causes."""
@@ -49,29 +69,33 @@ _NOT_THE_JOBS: _Kinds = (OSError, ResultCountError)
 class _CallResult(NamedTuple):
     """What one call of a processor returned or raised."""
 
-    values: list[Any]
-    """The results of the first jobs, or of all jobs if the processor raised nothing."""
+    outcomes: list[Any]
+    """One outcome for each job."""
     error: Exception | None
-    """The exception that the processor raised for the other jobs."""
-
-    def outcomes(self, count: int) -> list[Any]:
-        """Return one outcome for each of *count* jobs."""
-        return self.values + [self.error] * (count - len(self.values))
+    """The exception that the processor raised."""
 
 
-def _call(processor: Processor, jobs: Sequence[Any]) -> _CallResult:
-    values: list[Any] = []
+def _call(processor: Processor, jobs: Sequence[Any], *more: Any) -> _CallResult:
+    outcomes: dict[int, Any] = {}
     try:
-        returned = processor(list(jobs))
+        returned = processor(list(jobs), *more)
         results = [None] * len(jobs) if returned is None else results_of(returned)
-        values.extend(results if isinstance(results, list) else islice(results, len(jobs)))
-        if len(values) != len(jobs):  # any job may be the one without a result, so none of the values can be trusted
-            return _CallResult([], ResultCountError(len(jobs), len(values)))
+        if isinstance(results, list) and len(results) != len(jobs):
+            raise ResultCountError(len(jobs), len(results))
+        in_order = True
+        for number, (index, value) in enumerate(numbered(results, len(jobs))):
+            outcomes[index] = value
+            in_order = in_order and number == index
+        if len(outcomes) < len(jobs):
+            number = len(outcomes)
+            if in_order:  # any job may be the one without a result, so none of the values can be trusted
+                outcomes.clear()
+            raise ResultCountError(len(jobs), number)
         if not isinstance(results, list):
             exhaust(results, len(jobs), "a batch")
     except Exception as error:
-        return _CallResult(values, error)
-    return _CallResult(values, None)
+        return _CallResult([outcomes.get(index, error) for index in range(len(jobs))], error)
+    return _CallResult([outcomes[index] for index in range(len(jobs))], None)
 
 
 def _is(outcome: Any, kinds: _Kinds) -> bool:
@@ -88,15 +112,17 @@ def _raise_for_all(outcomes: list[Any]) -> list[Any]:
 
 @overload
 def retrying(
-    processor: _WithResults[Job, Value], *, stop: Any, wait: Any, retry: Any = None
-) -> _Wrapped[Job, Value]: ...
+    processor: _WithResults[Job, More, Value], *, stop: Any, wait: Any, retry: Any = None
+) -> _Wrapped[Job, More, Value]: ...
 
 
 @overload
-def retrying(processor: _WithoutResults[Job], *, stop: Any, wait: Any, retry: Any = None) -> _Wrapped[Job, None]: ...
+def retrying(
+    processor: _WithoutResults[Job, More], *, stop: Any, wait: Any, retry: Any = None
+) -> _Wrapped[Job, More, None]: ...
 
 
-def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -> _Wrapped[Any, Any]:
+def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -> Processor:
     """Return a processor that calls *processor* again with only the jobs that failed, as long as `tenacity` allows.
 
     A job may be processed more than once: if the downstream has processed it but could not confirm that, it processes
@@ -138,7 +164,7 @@ def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -
     return partial(_retried, processor, stop, wait, again)
 
 
-def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[Any]) -> list[Any]:
+def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[Any], *more: Any) -> list[Any]:
     import tenacity
 
     outcomes: list[Any] = [None] * len(jobs)
@@ -157,7 +183,7 @@ def _retried(processor: Processor, stop: Any, wait: Any, again: Any, jobs: list[
         return bool(again(state))
 
     def attempt() -> None:
-        for place, outcome in zip(left, _call(processor, [jobs[place] for place in left]).outcomes(len(left))):
+        for place, outcome in zip(left, _call(processor, [jobs[place] for place in left], *more).outcomes):
             outcomes[place] = outcome
         left[:] = [place for place in left if _is(outcomes[place], Exception)]
         left[:] = [place for place in left if is_worth_it(outcomes[place])]
@@ -180,19 +206,27 @@ def _error_of(attempt: Any) -> BaseException | None:
 
 @overload
 def bisecting(
-    processor: _WithResults[Job, Value], *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
-) -> _Wrapped[Job, Value]: ...
+    processor: _WithResults[Job, More, Value],
+    *,
+    on: _Kinds | None = None,
+    unless: _Kinds = _NOT_THE_JOBS,
+    max_calls: int = 100,
+) -> _Wrapped[Job, More, Value]: ...
 
 
 @overload
 def bisecting(
-    processor: _WithoutResults[Job], *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
-) -> _Wrapped[Job, None]: ...
+    processor: _WithoutResults[Job, More],
+    *,
+    on: _Kinds | None = None,
+    unless: _Kinds = _NOT_THE_JOBS,
+    max_calls: int = 100,
+) -> _Wrapped[Job, More, None]: ...
 
 
 def bisecting(
-    processor: Processor, *, on: _Kinds = Exception, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
-) -> _Wrapped[Any, Any]:
+    processor: Processor, *, on: _Kinds | None = None, unless: _Kinds = _NOT_THE_JOBS, max_calls: int = 100
+) -> Processor:
     """Return a processor that finds the bad jobs of a batch that fails, so that only these jobs fail.
 
     If a call raises, it calls *processor* again with each half of the jobs that got the exception, and splits these
@@ -203,7 +237,10 @@ def bisecting(
 
     Args:
         processor: The processor to wrap.
-        on: The classes of exceptions for which to split.
+        on: The classes of exceptions for which single jobs can be to blame, such as ``psycopg.IntegrityError``. By
+            default, these are all classes. Then, in a batch of more than 16 jobs, it gives up after seven calls if the
+            whole batch, both halves and their halves all fail with the same class, because the downstream is probably
+            the cause.
         unless: The classes of exceptions for which never to split, because no single job causes them. The default
             covers a downstream that can't be reached, and a wrong number of results. If your client library has
             exceptions of its own for such errors, pass them too.
@@ -212,20 +249,38 @@ def bisecting(
     """
     check_callable("processor", processor)
     max_calls = check_count("max_calls", max_calls)
-    on, unless = _kinds("on", on), _kinds("unless", unless)
+    named = None if on is None else _kinds("on", on)
 
-    return partial(_bisected, processor, on, unless, max_calls)
+    return partial(_bisected, processor, named, _kinds("unless", unless), max_calls)
 
 
-def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, jobs: list[Any]) -> list[Any]:
+_HOPELESS = 7
+"""The number of calls after which `bisecting` may give up: for the batch, its halves and their halves."""
+
+_SMALL = 16
+"""The largest batch for which it does not give up: its jobs take at most 31 calls."""
+
+
+def _is_hopeless(failures: list[Exception | None]) -> bool:
+    kinds = set(map(type, failures))
+    return len(failures) == _HOPELESS and len(kinds) == 1 and type(None) not in kinds
+
+
+def _bisected(
+    processor: Processor, named: _Kinds | None, unless: _Kinds, max_calls: int, jobs: list[Any], *more: Any
+) -> list[Any]:
+    on = Exception if named is None else named
     outcomes: list[Any] = [None] * len(jobs)
     parts = [list(range(len(jobs)))] if jobs else []
+    failures: list[Exception | None] = []  # the exception of each call that failed as a whole
     for _ in range(max_calls):
-        if not parts:
+        if not parts or (named is None and len(jobs) > _SMALL and _is_hopeless(failures)):
             break
         part = parts.pop(0)
-        for place, outcome in zip(part, _call(processor, [jobs[place] for place in part]).outcomes(len(part))):
+        result = _call(processor, [jobs[place] for place in part], *more)
+        for place, outcome in zip(part, result.outcomes):
             outcomes[place] = outcome
+        failures.append(result.error if all(outcome is result.error for outcome in result.outcomes) else None)
         blamed: dict[int, list[int]] = {}
         for place in part:
             if _is(outcomes[place], on) and not _is(outcomes[place], unless):
@@ -237,14 +292,32 @@ def _bisected(processor: Processor, on: _Kinds, unless: _Kinds, max_calls: int, 
 
 
 @overload
-def deduplicating(processor: _WithResults[Job, Value], key: _Key[Job] | None = None) -> _Wrapped[Job, Value]: ...
+def deduplicating(
+    processor: _WithResults[Job, More, Value],
+    key: _Key[Job] | None = None,
+    *,
+    keep: Literal["first", "last"] = "first",
+    merge: Callable[[Job, Job], Job] | None = None,
+) -> _Wrapped[Job, More, Value]: ...
 
 
 @overload
-def deduplicating(processor: _WithoutResults[Job], key: _Key[Job] | None = None) -> _Wrapped[Job, None]: ...
+def deduplicating(
+    processor: _WithoutResults[Job, More],
+    key: _Key[Job] | None = None,
+    *,
+    keep: Literal["first", "last"] = "first",
+    merge: Callable[[Job, Job], Job] | None = None,
+) -> _Wrapped[Job, More, None]: ...
 
 
-def deduplicating(processor: Processor, key: _Key[Any] | None = None) -> _Wrapped[Any, Any]:
+def deduplicating(
+    processor: Processor,
+    key: _Key[Any] | None = None,
+    *,
+    keep: Any = "first",
+    merge: Callable[[Any, Any], Any] | None = None,
+) -> Processor:
     """Return a processor that calls *processor* without duplicates, and gives equal jobs the same outcome.
 
     >>> calls = []
@@ -253,38 +326,310 @@ def deduplicating(processor: Processor, key: _Key[Any] | None = None) -> _Wrappe
     >>> calls
     [['b', 'a']]
 
+    If equal jobs are not the same, as in an upsert, say what becomes of them. *keep* chooses one of them, and *merge*
+    makes one of two. To add up counts of the same word:
+
+    >>> def count(pairs):
+    ...     print(pairs)
+    >>> add = lambda a, b: (a[0], a[1] + b[1])
+    >>> deduplicating(count, key=lambda pair: pair[0], merge=add)([("ada", 1), ("grace", 5), ("ada", 2)])
+    [('ada', 3), ('grace', 5)]
+    [None, None, None]
+
+    Put this around other wrappers, as in ``deduplicating(bisecting(upsert), keep="last")``. Inside them, equal jobs may
+    get into different calls, and `bisecting` and `by_length` may process the newest one first.
+
     Args:
-        processor: The processor to wrap. It gets only the first of several equal jobs. All of them share its result
-            object.
+        processor: The processor to wrap. It gets one job for all equal ones. All of them share its result object.
         key: Returns a hashable value for a job. Jobs with equal values are equal. By default, the jobs themselves are
             compared, and must be hashable.
+        keep: Which of several equal jobs *processor* gets: the ``"first"``, or the ``"last"`` that was submitted. For
+            writes that replace each other, use ``"last"``: otherwise the newest value is lost.
+        merge: Takes two equal jobs, the older one first, and returns a new job that stands for both. It must not change
+            them. Then *keep* has no effect.
     """
     check_callable("processor", processor)
-    if key is not None:
-        check_callable("key", key)
+    for name, function in (("key", key), ("merge", merge)):
+        if function is not None:
+            check_callable(name, function)
+    if keep not in ("first", "last"):
+        kind = ValueError if isinstance(keep, str) else TypeError
+        raise kind(f"keep must be 'first' or 'last', got {shown(keep)}")
 
-    return partial(_deduplicated, processor, key)
+    return partial(_deduplicated, processor, key, keep, merge)
 
 
-def _deduplicated(processor: Processor, key: _Key[Any] | None, jobs: list[Any]) -> list[Any]:
+def _deduplicated(
+    processor: Processor,
+    key: _Key[Any] | None,
+    keep: str,
+    merge: Callable[[Any, Any], Any] | None,
+    jobs: list[Any],
+    *more: Any,
+) -> list[Any]:
     kinds = [key(job) for job in jobs] if key is not None else jobs
-    firsts: dict[Hashable, int] = {}
-    for place, kind in enumerate(kinds):
-        firsts.setdefault(kind, place)
-    result = _call(processor, [jobs[place] for place in firsts.values()]) if jobs else _CallResult([], None)
-    outcome_of = dict(zip(firsts, result.outcomes(len(firsts))))
+    distinct: dict[Hashable, Any] = {}
+    for kind, job in zip(kinds, jobs):
+        if kind not in distinct:
+            distinct[kind] = job
+        elif merge is not None:
+            distinct[kind] = merge(distinct[kind], job)
+        elif keep == "last":
+            distinct[kind] = job
+    outcomes = _call(processor, list(distinct.values()), *more).outcomes if jobs else []
+    outcome_of = dict(zip(distinct, outcomes))
     return _raise_for_all([outcome_of[kind] for kind in kinds])
 
 
-@overload
-def within(processor: _WithResults[Job, Value], context: _Context) -> _Wrapped[Job, Value]: ...
+class _Missing:
+    """In place of a default. A class, because a process that unpickles it gets the same object."""
+
+
+_MISSING: Any = _Missing
 
 
 @overload
-def within(processor: _WithoutResults[Job], context: _Context) -> _Wrapped[Job, None]: ...
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]],
+    *,
+    key: Callable[[Job], Key],
+    default: Default = ...,
+) -> "_Lookup[Job, More, Value | Default]": ...
 
 
-def within(processor: Processor, context: _Context) -> _Wrapped[Any, Any]:
+@overload
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Mapping[Key, Value]], *, default: Default = ...
+) -> "_Lookup[Key, More, Value | Default]": ...
+
+
+@overload
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Iterable[Value]],
+    *,
+    key: Callable[[Job], Key],
+    row_key: Callable[[Value], Key],
+    many: Literal[False] = False,
+    default: Default = ...,
+) -> "_Lookup[Job, More, Value | Default]": ...
+
+
+@overload
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Iterable[Value]],
+    *,
+    row_key: Callable[[Value], Key],
+    many: Literal[False] = False,
+    default: Default = ...,
+) -> "_Lookup[Key, More, Value | Default]": ...
+
+
+@overload
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Iterable[Value]],
+    *,
+    key: Callable[[Job], Key],
+    row_key: Callable[[Value], Key],
+    many: Literal[True],
+) -> "_Lookup[Job, More, list[Value]]": ...
+
+
+@overload
+def by_key(
+    fetch: Callable[Concatenate[list[Key], More], Iterable[Value]],
+    *,
+    row_key: Callable[[Value], Key],
+    many: Literal[True],
+) -> "_Lookup[Key, More, list[Value]]": ...
+
+
+def by_key(
+    fetch: Processor,
+    *,
+    key: Callable[[Any], Any] | None = None,
+    row_key: Callable[[Any], Any] | None = None,
+    many: bool = False,
+    default: Any = _MISSING,
+) -> Processor:
+    """Return a processor that looks up all jobs of a batch at once, and gives each job the value of its own key.
+
+    A database returns rows in any order, and no row for a missing key. So the rows of a query must never be returned as
+    they come: pass the query to this function. Data loaders call this batch loading.
+
+    >>> def fetch(ids):
+    ...     return {id: f"user {id}" for id in sorted(ids) if id != 7}
+    >>> by_key(fetch)([3, 7, 1, 3])
+    ['user 3', KeyError(7), 'user 1', 'user 3']
+
+    If *fetch* returns rows, say which key a row has:
+
+    >>> def fetch_rows(ids):
+    ...     return [(1, "ada"), (3, "grace"), (3, "hopper")]
+    >>> by_key(fetch_rows, row_key=lambda row: row[0], many=True)([3, 7, 1])
+    [[(3, 'grace'), (3, 'hopper')], [], [(1, 'ada')]]
+
+    Args:
+        fetch: Takes a list of distinct keys, and returns a mapping from keys to values; or the rows that it found, in
+            any order, if you pass *row_key*. Keys may be missing in either.
+        key: Returns the key of a job, which must be hashable. By default, the job itself is the key.
+        row_key: Returns the key of a row.
+        many: Whether each job gets the list of all rows with its key, which may be empty. Otherwise there must be one
+            row for a key, and if there are more, the jobs with that key fail with `ValueError`.
+        default: The value for a missing key, which all jobs share. By default, a job whose key is missing fails with
+            `KeyError`.
+
+    Raises:
+        ValueError: The processor raises it if *fetch* returns a key that no job asked for. Such a key is often of
+            another type than the key of the job, such as ``"7"`` and ``7``.
+    """
+    check_callable("fetch", fetch)
+    for name, function in (("key", key), ("row_key", row_key)):
+        if function is not None:
+            check_callable(name, function)
+    check_flag("many", many)
+    if many and (row_key is None or default is not _MISSING):
+        raise ValueError("many needs a row_key and no default: without rows, a job gets an empty list")
+
+    return partial(_looked_up, fetch, key, row_key, many, default)
+
+
+def _looked_up(
+    fetch: Processor,
+    key: Callable[[Any], Any] | None,
+    row_key: Callable[[Any], Any] | None,
+    many: bool,
+    default: Any,
+    jobs: list[Any],
+    *more: Any,
+) -> list[Any]:
+    keys = [key(job) for job in jobs] if key is not None else jobs
+    distinct = dict.fromkeys(keys)
+    if not jobs:
+        return []
+    found = fetch(list(distinct), *more)
+    rows: Mapping[Any, Any] = found if row_key is None else _grouped(found, row_key)
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"fetch must return a mapping from keys to values, or rows with row_key, got {shown(rows)}")
+    if unknown := [each for each in rows if each not in distinct]:
+        raise ValueError(f"fetch must return only keys that it was called with, got {shown(unknown[0])}")
+    if many:
+        return [list(rows.get(each, ())) for each in keys]
+    single = row_key is None
+    return [_value_of(each, rows, single, default) for each in keys]
+
+
+def _grouped(rows: Any, row_key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    if rows is None or isinstance(rows, (Mapping, str, bytes)):  # iterates over its keys, not over rows
+        raise TypeError(f"fetch must return an iterable of rows, because of row_key, got {shown(rows)}")
+    groups: dict[Any, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row_key(row), []).append(row)
+    return groups
+
+
+def _value_of(key: Any, rows: Mapping[Any, Any], single: bool, default: Any) -> Any:
+    found = rows.get(key, _MISSING)
+    if found is _MISSING:
+        return KeyError(key) if default is _MISSING else default
+    if single:
+        return found
+    return found[0] if len(found) == 1 else ValueError(f"{len(found)} rows have the key {shown(key)}: pass many=True")
+
+
+def by_length(
+    processor: _WithResults[Job, More, Value],
+    budget: float,
+    length: Callable[[Job], float] = len,  # type: ignore[assignment]
+) -> Callable[Concatenate[list[Job], More], Iterable[Value]]:
+    """Return a processor that calls *processor* with parts of the batch whose jobs have similar lengths.
+
+    It is for models that pad all inputs of a call to the longest one, so that a short input costs as much as a long one
+    beside it. It sorts the jobs by length, and calls *processor* with as many at a time as fit into *budget*: their
+    number times the length of the longest. Each part is settled when it is done, the shortest inputs first.
+
+    The calls happen while the batcher reads the results, as with a generator. So if you pass an executor of threads to
+    the batcher, the processor must read them itself: ``lambda texts: list(process(texts))``.
+
+    >>> calls = []
+    >>> def embed(texts):
+    ...     calls.append(texts)
+    ...     return [len(text) for text in texts]
+    >>> results = by_length(embed, budget=12)(["a long text", "b", "ccc", "dd"])
+    >>> sorted((result.index, result.value) for result in results)
+    [(0, 11), (1, 1), (2, 3), (3, 2)]
+    >>> calls
+    [['b', 'dd', 'ccc'], ['a long text']]
+
+    Args:
+        processor: The processor to wrap.
+        budget: The maximum of the number of jobs of a call times the length of the longest, such as a number of tokens.
+            A job that is longer than that is processed alone.
+        length: Returns the length of a job.
+    """
+    check_callable("processor", processor)
+    check_callable("length", length)
+
+    # For a type checker, a `ResultAt` is the value itself, so that other wrappers keep its type.
+    process: Any = partial(_Parts, processor, check_positive("budget", budget), length)
+    return process  # type: ignore[no-any-return]
+
+
+class _Parts:
+    """The results of `by_length`. An object and not a generator, so that a process can send it back as a list."""
+
+    def __init__(
+        self, processor: Processor, budget: float, length: Callable[[Any], float], jobs: list[Any], *more: Any
+    ) -> None:
+        self._results = _by_length(processor, budget, length, jobs, more)
+
+    def __iter__(self) -> Iterator[ResultAt[Any]]:
+        return self._results
+
+    def __reduce__(self) -> Any:
+        results = list(self._results)
+        self._results = iter(results)  # some executors pickle a value twice
+        return list, (results,)
+
+
+def _by_length(
+    processor: Processor, budget: float, length: Callable[[Any], float], jobs: list[Any], more: tuple[Any, ...]
+) -> Iterator[ResultAt[Any]]:
+    lengths = [check_number("the length of a job", length(job)) for job in jobs]
+    left = sorted(range(len(jobs)), key=lengths.__getitem__)
+    while left:
+        count = 1
+        while count < len(left) and (count + 1) * lengths[left[count]] <= budget:
+            count += 1
+        part, left = left[:count], left[count:]
+        for place, outcome in zip(part, _call(processor, [jobs[place] for place in part], *more).outcomes):
+            yield ResultAt(place, outcome)
+
+
+@overload
+def within(
+    processor: _WithResults[Job, [Resource], Value], context: _Context[Resource], *, pass_value: Literal[True]
+) -> Callable[[list[Job]], list[Value]]: ...
+
+
+@overload
+def within(
+    processor: _WithoutResults[Job, [Resource]], context: _Context[Resource], *, pass_value: Literal[True]
+) -> Callable[[list[Job]], list[None]]: ...
+
+
+@overload
+def within(
+    processor: _WithResults[Job, More, Value], context: _Context[Any], *, pass_value: Literal[False] = False
+) -> _Wrapped[Job, More, Value]: ...
+
+
+@overload
+def within(
+    processor: _WithoutResults[Job, More], context: _Context[Any], *, pass_value: Literal[False] = False
+) -> _Wrapped[Job, More, None]: ...
+
+
+def within(processor: Processor, context: _Context[Any], *, pass_value: bool = False) -> Processor:
     """Return a processor that calls *processor* inside a new context for each batch, such as a transaction.
 
     If the processor returns an iterable, all results are read before the context ends.
@@ -296,36 +641,49 @@ def within(processor: Processor, context: _Context) -> _Wrapped[Any, Any]:
     >>> @contextlib.contextmanager
     ... def transaction():
     ...     print("begin")
-    ...     yield
+    ...     yield "a connection"
     ...     print("commit")
     >>> within(lambda rows: (row.upper() for row in rows), transaction)(["ada", "grace"])
     begin
     commit
     ['ADA', 'GRACE']
 
+    If the processor needs the value of the context, such as a connection of a pool, it gets it as a second argument:
+
+    >>> def insert(rows, connection):
+    ...     print(f"insert {rows} by {connection}")
+    >>> within(insert, transaction, pass_value=True)(["ada", "grace"])
+    begin
+    insert ['ada', 'grace'] by a connection
+    commit
+    [None, None]
+
     Args:
         processor: The processor to wrap.
-        context: Returns a new context manager for each batch, such as ``app.app_context`` in Flask or
-            ``transaction.atomic`` in Django.
+        context: Returns a new context manager for each batch, such as ``app.app_context`` in Flask,
+            ``transaction.atomic`` in Django, or ``pool.connection`` in psycopg.
+        pass_value: Whether to call *processor* with the value of the context as well, which is what ``with context() as
+            value`` would assign.
     """
     check_callable("processor", processor)
     check_callable("context", context)
+    check_flag("pass_value", pass_value)
 
-    return partial(_within, processor, context)
+    return partial(_within, processor, context, pass_value)
 
 
-def _within(processor: Processor, context: _Context, jobs: list[Any]) -> list[Any]:
+def _within(processor: Processor, context: _Context[Any], pass_value: bool, jobs: list[Any], *more: Any) -> list[Any]:
     if not jobs:
         return []
     suppressed = "the context suppressed an exception of the processor that is not a subclass of Exception"
     result = _CallResult([], RuntimeError(suppressed))
-    with context():
-        result = _call(processor, jobs)
+    with context() as value:
+        result = _call(processor, jobs, *((value,) if pass_value else ()), *more)
         if result.error is not None:
             raise result.error
     if result.error is not None:  # the context suppressed it
         raise result.error
-    return result.values
+    return result.outcomes
 
 
 def _kinds(name: str, value: Any) -> tuple[type[Exception], ...]:

@@ -6,8 +6,19 @@ from operator import attrgetter
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from microbatch._basics.dataclass import dataclass, field
+from microbatch._basics.returned import ResultAt
 
-__all__ = ["BatchInfo", "BatcherStats", "JobResult", "JobState", "OVER", "Service", "WAITING", "make_result"]
+__all__ = [
+    "BatchInfo",
+    "BatcherStats",
+    "JobResult",
+    "JobState",
+    "OVER",
+    "ResultAt",
+    "Service",
+    "WAITING",
+    "make_result",
+]
 
 Value = TypeVar("Value")
 

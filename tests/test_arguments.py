@@ -126,6 +126,8 @@ NO_KINDS = wrong(
     TypeError, "a class of exceptions, or a tuple of them", 3, "x", ValueError(), [ValueError], Unprintable()
 )
 NO_KINDS += wrong(TypeError, "a class of exceptions, or a tuple of them", int, KeyboardInterrupt, (OSError, 3))
+NO_END = wrong(TypeError, "'first' or 'last'", 3, True, [], Unprintable())
+NO_END += wrong(ValueError, "'first' or 'last'", "newest", "")
 BELOW_0 = wrong(ValueError, "at least 0", -1, -HUGE)
 BELOW_1 = wrong(ValueError, "at least 1", 0, -1, -HUGE)
 TOO_MANY = wrong(ValueError, "at most 10000", 10_001, 10**9, HUGE)
@@ -219,13 +221,23 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("retrying.wait", NO_CALLABLE + NOT_PLAIN, [wait_none()]),
     ("retrying.retry", NO_CALLABLE + NOT_PLAIN, [None, retry_if_exception_type(OSError)]),
     ("bisecting.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
-    ("bisecting.on", NO_KINDS, [ValueError, (), (ValueError, OSError)]),
+    ("bisecting.on", NO_KINDS, [None, ValueError, (), (ValueError, OSError)]),
     ("bisecting.unless", NO_KINDS, [ValueError, (), (ValueError, OSError)]),
     ("bisecting.max_calls", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("deduplicating.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
     ("deduplicating.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
     ("within.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("deduplicating.keep", NO_END, ["first", "last"]),
+    ("deduplicating.merge", NO_CALLABLE + NOT_PLAIN, [None, max]),
+    ("by_key.fetch", NO_CALLABLE + NOT_PLAIN, [echo, dict.fromkeys]),
+    ("by_key.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("by_key.row_key", NO_CALLABLE + NOT_PLAIN, [None, str]),
+    ("by_key.many", NO_FLAG, [True, False]),
+    ("by_length.processor", NO_CALLABLE + NOT_PLAIN, [echo, list]),
+    ("by_length.budget", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, 1e308]),
+    ("by_length.length", NO_CALLABLE + NOT_PLAIN, [len]),
     ("within.context", NO_CALLABLE + NOT_PLAIN, [nullcontext, threading.Lock]),
+    ("within.pass_value", NO_FLAG, [True, False]),
     ("ManualClock.start", NO_NUMBER + NEGATIVE + INFINITE, [0, Fraction(1, 2)]),
     ("ManualClock.advance.seconds", NO_NUMBER + NEGATIVE + INFINITE, [0, 1e308]),
     ("ManualClock.wait_for_sleeper.moment", NO_NUMBER + NEGATIVE, SECONDS),
@@ -242,6 +254,8 @@ ARGUMENTS += [
 EXEMPT = {
     "BatchInfo.*": "a record",
     "JobResult.*": "a record",
+    "ResultAt.*": "a record, whose index is checked with the results of its batch",
+    "by_key.default": "may be anything",
     "BatchFinished.*": "a record",
     "BatchReport.*": "a record",
     "Hints.*": "checked by the batcher that gets the policy",
@@ -280,6 +294,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "retrying": {"processor": echo, "stop": stop_never, "wait": wait_none()},
     "bisecting": {"processor": echo},
     "deduplicating": {"processor": echo},
+    "by_key": {"fetch": echo, "row_key": str},
+    "by_length": {"processor": echo, "budget": 1},
     "within": {"processor": echo, "context": nullcontext},
     "Rate": {"n": 1, "per": 1},
     "Adaptive": {"target": 1},

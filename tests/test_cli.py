@@ -281,7 +281,7 @@ def test_bisecting_finds_the_line_whose_file_is_missing() -> None:
 
 
 def test_bisecting_does_not_call_an_unreachable_downstream_again() -> None:
-    assert 1 == run("processors:unreachable", "1\n" * 8, "--bisect", "--size", "8")[0]
+    assert 1 == run("processors:unreachable", "1\n" * 8, "--bisect", "--size", "8", "--interval", "60")[0]
     assert [[1] * 8] == sys.modules["processors"].attempts
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tenacity import retry_if_exception, retry_if_exception_type, stop_after_attempt, stop_never, wait_fixed, wait_none
 
-from microbatch import Batcher, ResultCountError, Size
-from microbatch.processors import bisecting, deduplicating, retrying, within
+from microbatch import Batcher, ResultAt, ResultCountError, Size
+from microbatch.processors import bisecting, by_key, by_length, deduplicating, retrying, within
+from microbatch.testing import RecordingProcessor
 
 Processor = Callable[[list[Any]], Any]
 
@@ -25,6 +26,7 @@ WRAPPERS: dict[str, Callable[[Processor], Processor]] = {
     "bisecting": bisecting,
     "deduplicating": deduplicating,
     "within": lambda processor: within(processor, nullcontext),
+    "by_length": lambda processor: retrying_once(by_length(processor, 9, lambda job: 1), stop=stop_after_attempt(1)),
 }
 
 
@@ -75,6 +77,7 @@ def plain(outcomes: list[Any]) -> list[Any]:
 @pytest.mark.parametrize(
     "returned, expected",
     [
+        (lambda jobs: (ResultAt(index, jobs[index]) for index in (2, 0, 1)), [1, 2, 3]),
         (lambda jobs: None, [None] * 3),
         (lambda jobs: tuple(jobs), [1, 2, 3]),
         (lambda jobs: (job for job in jobs), [1, 2, 3]),
@@ -82,7 +85,7 @@ def plain(outcomes: list[Any]) -> list[Any]:
         (lambda jobs: [], "expected 3, got 0"),
         (lambda jobs: "abc", "one result per job in order, or None, got str"),
     ],
-    ids=["none", "a tuple", "a generator", "an exception as a result", "too few", "a string"],
+    ids=["out of order", "none", "a tuple", "a generator", "an exception as a result", "too few", "a string"],
 )
 def test_a_wrapped_processor_may_return_the_same_as_any_processor(wrap: Any, returned: Any, expected: Any) -> None:
     if isinstance(expected, str):
@@ -290,7 +293,202 @@ def test_bisecting_does_not_split_a_batch_after_an_exception_of_an_excluded_type
     assert calls == len(called)
 
 
+class Down(Exception):
+    """The downstream can't be reached."""
+
+
+def test_bisecting_gives_up_after_seven_calls_if_all_parts_fail_with_the_same_class() -> None:
+    def processor(jobs: list[int]) -> None:
+        called.append(len(jobs))
+        raise Down(f"call {len(called)}")
+
+    called: list[int] = []
+    outcomes = bisecting(processor)(list(range(100)))
+    assert [100, 50, 50, 25, 25, 25, 25] == called
+    assert {"Down call 4", "Down call 5", "Down call 6", "Down call 7"} == set(plain(outcomes))
+
+
+@pytest.mark.parametrize(
+    "options, size, bad",
+    [({"on": ValueError}, 32, range(0, 32, 8)), ({}, 16, range(0, 16, 4)), ({}, 32, range(8, 32, 8))],
+    ids=["if the class is named", "in a small batch", "if a quarter succeeds"],
+)
+def test_bisecting_separates_bad_jobs_in_several_parts(options: Any, size: int, bad: range) -> None:
+    process: Any = bisecting(Recording("raises", *bad), **options)
+    outcomes = process(list(range(size)))
+    assert list(bad) == [job for job, outcome in enumerate(outcomes) if isinstance(outcome, ValueError)]
+
+
+def test_bisecting_does_not_give_up_if_the_parts_fail_with_different_classes() -> None:
+    def processor(jobs: list[int]) -> None:
+        if bad := {0, 8, 16, 24}.intersection(jobs):
+            raise KeyError if min(bad) == 24 else ValueError
+
+    process: Any = bisecting(processor)
+    outcomes = process(list(range(32)))
+    assert [0, 8, 16, 24] == [job for job, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
+
+
+# -- by_key --
+
+
+def test_by_key_asks_once_for_each_key_and_gives_each_job_the_value_of_its_own() -> None:
+    asked: list[list[int]] = []
+
+    def fetch(ids: list[int]) -> dict[int, str]:
+        asked.append(ids)
+        return {id: f"user {id}" for id in sorted(ids)}
+
+    assert ["user 3", "user 1", "user 3", "user 2"] == by_key(fetch)([3, 1, 3, 2])
+    assert [[3, 1, 2]] == asked
+
+
+def test_by_key_gives_rows_in_any_order_to_the_jobs_with_their_keys() -> None:
+    def fetch(ids: list[int]) -> list[tuple[int, str]]:
+        return [(id, f"row {id}") for id in sorted(ids)]
+
+    def row_key(row: tuple[int, str]) -> int:
+        return row[0]
+
+    process = by_key(fetch, key=int, row_key=row_key)
+    assert [(9, "row 9"), (4, "row 4"), (9, "row 9")] == process(["9", "4", "9"])
+
+
+def test_by_key_fails_only_the_jobs_whose_keys_are_missing() -> None:
+    def fetch(ids: list[int]) -> dict[int, str]:
+        return {id: str(id) for id in ids if id != 7}
+
+    with Batcher(by_key(fetch), Size(3)) as batcher:
+        first, missing, last = [batcher.submit(job) for job in (6, 7, 8)]
+        assert ("6", "8") == (first.result(timeout=10).value, last.result(timeout=10).value)
+        error = missing.exception(timeout=10)
+    assert isinstance(error, KeyError) and (7,) == error.args
+
+
+def test_by_key_gives_a_missing_key_the_default() -> None:
+    def fetch(ids: list[int]) -> dict[int, str | None]:
+        return {1: "one"}
+
+    assert ["one", None] == by_key(fetch, default=None)([1, 2])
+
+
+def test_by_key_gives_each_job_a_list_of_its_own_with_all_rows_of_its_key() -> None:
+    rows = by_key(lambda keys: ["ab", "ac"], row_key=lambda row: row[0], many=True)(["a", "x", "a"])
+    assert [["ab", "ac"], [], ["ab", "ac"]] == rows
+    assert rows[0] is not rows[2]
+
+
+def test_by_key_fails_only_the_jobs_with_a_key_that_two_rows_have() -> None:
+    outcomes = by_key(lambda keys: ["ab", "b", "ac"], row_key=lambda row: row[0])(["a", "b"])
+    assert ["ValueError 2 rows have the key 'a': pass many=True", "b"] == plain(outcomes)
+
+
+NO_ROWS = "fetch must return an iterable of rows, because of row_key"
+
+
+@pytest.mark.parametrize(
+    "fetch, options, problem",
+    [
+        (lambda keys: {"7": "row"}, {}, "fetch must return only keys that it was called with, got '7'"),
+        (lambda keys: ["7"], {"row_key": str}, "fetch must return only keys that it was called with, got '7'"),
+        (lambda keys: [1], {}, "fetch must return a mapping from keys to values, or rows with row_key, got [1]"),
+        (lambda keys: {7: "row"}, {"row_key": int}, f"{NO_ROWS}, got {{7: 'row'}}"),
+        (lambda keys: "7", {"row_key": int}, f"{NO_ROWS}, got '7'"),
+        (lambda keys: None, {"row_key": int}, f"{NO_ROWS}, got None"),
+    ],
+    ids=["a mapping", "rows", "no mapping", "a mapping and no rows", "a string", "nothing"],
+)
+def test_by_key_refuses_what_can_belong_to_no_job(fetch: Any, options: Any, problem: str) -> None:
+    process: Any = by_key(fetch, **options)
+    with pytest.raises((TypeError, ValueError)) as refusal:
+        process([7])
+    assert problem == str(refusal.value)
+
+
+def test_by_key_hashes_each_key_a_few_times_only() -> None:
+    class Key:
+        hashed = 0
+
+        def __hash__(self) -> int:
+            Key.hashed += 1
+            return id(self)
+
+    keys = [Key() for _ in range(100)]
+    assert keys == by_key(lambda keys: {key: key for key in keys})(keys)
+    assert Key.hashed < 10 * len(keys)
+
+
+def test_by_key_does_not_fetch_without_jobs() -> None:
+    fetch = RecordingProcessor[int]()
+    assert [] == by_key(fetch, row_key=int)([])
+    assert [] == fetch.batches
+
+
+@pytest.mark.parametrize("options", [{"many": True}, {"many": True, "row_key": len, "default": None}])
+def test_many_rows_need_their_keys_and_no_default(options: Any) -> None:
+    with pytest.raises(ValueError, match="many needs a row_key and no default"):
+        by_key(dict, **options)
+
+
+# -- by_length --
+
+
+def test_by_length_keeps_the_number_times_the_longest_within_the_budget_and_the_order() -> None:
+    processor = RecordingProcessor[str](str.upper)
+    with Batcher(by_length(processor, 12), Size(6)) as batcher:
+        futures = [batcher.submit(text) for text in ("dddd", "a", "bb", "a long text", "much longer than that", "ccc")]
+        assert ["DDDD", "A", "BB", "A LONG TEXT"] == [future.result(timeout=10).value for future in futures[:4]]
+    assert [["a", "bb", "ccc"], ["dddd"], ["a long text"], ["much longer than that"]] == processor.batches
+
+
+def test_by_length_settles_a_part_before_it_processes_the_next() -> None:
+    def processor(texts: list[str]) -> list[str]:
+        if "a long text" in texts:
+            assert "a" == futures[1].result(timeout=10).value
+        return texts
+
+    with Batcher(by_length(processor, 11), Size(2)) as batcher:
+        futures = [batcher.submit("a long text"), batcher.submit("a")]
+    assert ["a long text", "a"] == [future.result().value for future in futures]
+
+
+def test_by_length_fails_only_the_jobs_of_the_part_that_failed() -> None:
+    process: Any = by_length(Recording("raises", "bb"), 2)
+    results = list(process(["a", "bb", "c"]))
+    assert [(0, "aa"), (2, "cc")] == [(each.index, each.value) for each in results[:2]]
+    assert (1, "ValueError bb") == (results[2].index, *plain([results[2].value]))
+
+
+def test_the_results_of_by_length_can_be_sent_back_by_a_process() -> None:
+    process: Any = by_length(RecordingProcessor[str](), 9)
+    parts = process(["bb", "a"])
+    for _ in ("once", "again after a failed attempt"):
+        results = pickle.loads(pickle.dumps(parts))
+        assert [(1, "a"), (0, "bb")] == [(each.index, each.value) for each in results]
+
+
 # -- deduplicating --
+
+
+@pytest.mark.parametrize(
+    "options, calls",
+    [
+        ({}, [("a", 1), ("b", 5)]),
+        ({"keep": "last"}, [("a", 2), ("b", 5)]),
+        ({"merge": lambda old, new: (old[0], old[1] + new[1])}, [("a", 3), ("b", 5)]),
+    ],
+    ids=["the first", "the last", "merged"],
+)
+def test_deduplicating_processes_one_of_equal_jobs(options: Any, calls: list[Any]) -> None:
+    processor = RecordingProcessor[Any]()
+    outcomes = deduplicating(processor, key=lambda job: job[0], **options)([("a", 1), ("b", 5), ("a", 2)])
+    assert [calls] == processor.batches
+    assert [calls[0], calls[1], calls[0]] == outcomes
+
+
+def test_deduplicating_keeps_either_the_first_or_the_last() -> None:
+    with pytest.raises(ValueError, match="keep must be 'first' or 'last', got 'newest'"):
+        deduplicating(list, keep="newest")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("how", ["raises", "returns", "yields"])
@@ -356,6 +554,23 @@ def test_exceptions_as_results_do_not_reach_the_context_of_within() -> None:
     assert [None] == transaction.ends
 
 
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_within_passes_the_value_of_its_context_through_other_wrappers(wrap: Any) -> None:
+    def processor(jobs: list[int], connection: str) -> list[str]:
+        return [f"{job} by {connection}" for job in jobs]
+
+    process: Any = within(wrap(processor), lambda: nullcontext("a connection"), pass_value=True)
+    assert ["1 by a connection", "2 by a connection"] == process([1, 2])
+
+
+def test_within_passes_the_value_of_its_context_to_a_lookup() -> None:
+    def fetch(keys: list[int], connection: str) -> dict[int, str]:
+        return {key: f"{key} by {connection}" for key in keys}
+
+    process = within(by_key(fetch), lambda: nullcontext("a connection"), pass_value=True)
+    assert ["2 by a connection", "1 by a connection"] == process([2, 1])
+
+
 # -- combinations --
 
 jobs = st.lists(st.integers(0, 5), max_size=12)
@@ -402,6 +617,12 @@ def test_no_combination_of_wrappers_gives_a_job_the_value_of_another_if_results_
 def test_wrapped_processors_can_be_pickled() -> None:
     processor = within(deduplicating(bisecting(retrying_once(sorted)), key=str), nullcontext)
     assert [1, 2] == pickle.loads(pickle.dumps(processor))([2, 1])
+
+    assert ["ada", "KeyError 7"] == plain(pickle.loads(pickle.dumps(by_key(names)))([1, 7]))
+
+
+def names(ids: list[int]) -> dict[int, str]:
+    return {1: "ada"}
 
 
 def test_with_wrappers_in_a_batcher_each_caller_gets_the_outcome_of_its_own_job() -> None:

@@ -21,7 +21,17 @@ from unittest import mock
 
 import pytest
 
-from microbatch import Batcher, BatchInfo, BatchReport, JobFuture, JobResult, JobState, ResultCountError, Size
+from microbatch import (
+    Batcher,
+    BatchInfo,
+    BatchReport,
+    JobFuture,
+    JobResult,
+    JobState,
+    ResultAt,
+    ResultCountError,
+    Size,
+)
 from microbatch.futures import job_future
 from microbatch.results import make_result
 from microbatch.testing import ManualClock
@@ -381,6 +391,43 @@ def test_an_iterator_that_ends_early_fails_the_remaining_jobs() -> None:
     futures = run(lambda jobs: iter([1, 2]))
     assert [1, 2] == values(futures[:2])
     assert "the processor must return one result per job: expected 3, got 2" == str(futures[2].exception())
+
+
+@pytest.mark.parametrize(
+    "second, problem",
+    [
+        (ResultAt(0, "x"), "the processor must return one result per job, got two for index 0"),
+        (ResultAt(3, "x"), "the index of a ResultAt must be at most 2, got 3"),
+        (ResultAt(-1, "x"), "the index of a ResultAt must be at least 0, got -1"),
+        (ResultAt(True, "x"), "the index of a ResultAt must be an integer, got True"),
+        ("x", "the processor must return a ResultAt for each job or for none, got both"),
+    ],
+    ids=["twice the same", "too large", "negative", "not an integer", "without an index"],
+)
+@pytest.mark.parametrize("kind", [list, iter], ids=["in a list", "one by one"])
+def test_no_job_gets_a_result_whose_place_is_wrong(kind: Any, second: Any, problem: str) -> None:
+    futures = run(lambda jobs: kind([ResultAt(0, "right"), second, ResultAt(1, "x")]))
+    assert {problem} == {str(error) for error in errors(futures[1:])}
+
+
+def test_a_generator_that_yields_a_wrong_place_is_closed_at_once() -> None:
+    """Otherwise the traceback of the exception would keep it, and the connection that it may hold."""
+    ended: list[bool] = []
+
+    def processor(jobs: list[int]) -> Iterator[ResultAt[int]]:
+        try:
+            yield ResultAt(3, 0)
+        finally:
+            ended.append(True)
+
+    futures = run(processor)
+    assert [True] == ended
+    assert {"the index of a ResultAt must be at most 2, got 3"} == {str(error) for error in errors(futures)}
+
+
+def test_a_subclass_of_result_at_is_refused_because_it_would_be_a_value() -> None:
+    with pytest.raises(TypeError, match="ResultAt can't be subclassed"):
+        type("Row", (ResultAt,), {})
 
 
 def test_surplus_results_are_logged_and_change_nothing(caplog: pytest.LogCaptureFixture) -> None:

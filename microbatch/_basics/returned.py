@@ -2,18 +2,105 @@
 
 import logging
 from collections import UserString
-from collections.abc import Awaitable, Coroutine, ItemsView, Iterator, KeysView, Mapping, Set
+from collections.abc import Awaitable, Coroutine, Generator, ItemsView, Iterable, Iterator, KeysView, Mapping, Set
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
+from operator import is_
 from types import FunctionType, MemberDescriptorType
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeVar, final
 
+from microbatch._basics.arguments import check_count
 from microbatch._basics.log import report
 
-__all__ = ["exhaust", "results_of"]
+__all__ = ["ResultAt", "exhaust", "in_order", "numbered", "results_of"]
+
+Value = TypeVar("Value")
 
 _ONE_VALUE = (str, UserString, bytes, bytearray, memoryview)
 _VIEWS = (KeysView, ItemsView)  # subclasses of Set, but with the order of their dict
+
+
+@final
+class ResultAt(Generic[Value]):
+    """A result with the position of its job in the batch, for processors whose results come out of order.
+
+    A processor may return an iterable of these in any order, one for each job. If it yields them, each job is settled
+    as soon as its result is yielded:
+
+    >>> from microbatch import Batcher, ResultAt, Size
+    >>> def shortest_first(words):
+    ...     for index in sorted(range(len(words)), key=lambda index: len(words[index])):
+    ...         yield ResultAt(index, words[index].upper())
+    >>> with Batcher(shortest_first, Size(2)) as batcher:
+    ...     [future.result().value for future in [batcher.submit("grace"), batcher.submit("ada")]]
+    ['GRACE', 'ADA']
+
+    Args:
+        index: The position of the job in the list that the processor was called with.
+        value: The result of that job, or the exception that it fails with.
+    """
+
+    __slots__ = ("index", "value")
+
+    def __init__(self, index: int, value: "Value | BaseException") -> None:
+        self.index: int = index
+        self.value: Value | BaseException = value
+
+    def __init_subclass__(cls) -> NoReturn:  # otherwise its instances would be taken for values
+        raise TypeError("ResultAt can't be subclassed")
+
+    def __repr__(self) -> str:
+        return f"ResultAt({self.index!r}, {self.value!r})"
+
+
+def numbered(results: Iterable[Any], count: int) -> Iterator[tuple[int, Any]]:
+    """Yield each result with the index of its job, until *count* results have come or *results* has ended.
+
+    Raises:
+        TypeError: Some results are a `ResultAt`, and others are not; or an index is not an integer.
+        ValueError: There is no job with the index of a `ResultAt`, or the job has a result already.
+    """
+    given: set[int] = set()
+    for position, result in enumerate(results):
+        if given or type(result) is ResultAt:
+            yield _index(results, result, position, given, count), result.value
+        else:
+            yield position, result
+        if position + 1 == count:
+            return
+
+
+def _index(results: Iterable[Any], result: Any, position: int, given: set[int], count: int) -> int:
+    """Return the index of a `ResultAt`, and add it to *given*."""
+    try:
+        if type(result) is not ResultAt or len(given) != position:
+            raise TypeError("the processor must return a ResultAt for each job or for none, got both")
+        index = check_count("the index of a ResultAt", result.index, 0, count - 1)
+        if index in given:
+            raise ValueError(f"the processor must return one result per job, got two for index {index}")
+    except (TypeError, ValueError):
+        if isinstance(results, Generator):
+            results.close()  # it may hold a connection, and the traceback refers to it
+        raise
+    given.add(index)
+    return index
+
+
+def in_order(results: list[Any]) -> list[Any]:
+    """Return the results in the order of their jobs, of which there are as many.
+
+    Raises:
+        TypeError: See `numbered`.
+        ValueError: See `numbered`.
+    """
+    if not any(map(_is_result_at, map(type, results))):
+        return results
+    values = dict(numbered(results, len(results)))
+    return [values[index] for index in range(len(results))]
+
+
+_is_result_at = partial(is_, ResultAt)
 
 
 def results_of(returned: Any) -> list[Any] | Iterator[Any]:
@@ -75,7 +162,7 @@ def _refusal(returned: Any, flaw: str) -> TypeError:
 
 
 _A_LIST = "return a list with one value per job"
-_BY_NAME = f"which holds values by name: {_A_LIST}"
+_BY_NAME = f"which holds values by name: {_A_LIST}, or look up values by key with microbatch.processors.by_key"
 
 
 def _flaw(returned: Any) -> str | None:

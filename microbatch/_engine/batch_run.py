@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from microbatch._basics.returned import exhaust, results_of
+from microbatch._basics.returned import exhaust, in_order, numbered, results_of
 from microbatch._engine.ledger import Ledger
 from microbatch.errors import ResultCountError
 from microbatch.futures.exceptions import Failures
@@ -61,7 +61,8 @@ class BatchRun:
     def complete(self, returned: Any) -> None:
         """Settle all futures with the values that the processor returned. Never raises.
 
-        If *returned* is an iterator, this runs it, and settles each future when its value arrives.
+        If *returned* is an iterator, this runs it, and settles each future when its value arrives. A `ResultAt` says
+        which future that is.
         """
         try:
             if returned is None:
@@ -69,7 +70,7 @@ class BatchRun:
             elif isinstance(results := results_of(returned), list):
                 if len(results) != len(self.futures):
                     raise ResultCountError(len(self.futures), len(results))
-                self._settle(self.futures, results)
+                self._settle(self.futures, in_order(results))
             else:
                 self._settle_one_by_one(results)
         except BaseException as error:
@@ -92,12 +93,12 @@ class BatchRun:
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
         # No variable refers to a future, because the traceback of an exception that comes from here refers to this
         # frame.
-        for position in range(len(self.futures)):
-            try:
-                value = next(values)
-            except StopIteration:
-                raise ResultCountError(len(self.futures), position) from None
-            self._settle(self.futures[position : position + 1], [value])
+        number = 0
+        for index, value in numbered(values, len(self.futures)):
+            self._settle(self.futures[index : index + 1], [value])
+            number += 1
+        if number < len(self.futures):
+            raise ResultCountError(len(self.futures), number)
         exhaust(values, len(self.futures), f"batch {self.info.id}")
 
     def _settle(self, futures: list[JobFuture[Any]], values: list[Any]) -> None:

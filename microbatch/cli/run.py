@@ -43,7 +43,7 @@ def wrap_processor(
         ImportError: *retries* is not 0, and `tenacity` is not installed.
     """
     if bisect:  # until each bad job is alone, which takes less than two calls per job, even if all jobs fail
-        processor = bisecting(processor, unless=_NOT_THE_JOBS, max_calls=2 * size)
+        processor = bisecting(processor, on=Exception, unless=_NOT_THE_JOBS, max_calls=2 * size)
     if retries:
         import tenacity
 

@@ -18,13 +18,14 @@ from microbatch import (
     JobFuture,
     JobResult,
     JobState,
+    ResultAt,
     Size,
     Window,
     batched,
 )
 from microbatch.integrations.dask import shared
 from microbatch.integrations.flask import FlaskBatcher
-from microbatch.processors import bisecting, deduplicating, retrying, within
+from microbatch.processors import bisecting, by_key, by_length, deduplicating, retrying, within
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 
 if sys.version_info >= (3, 11):
@@ -86,6 +87,51 @@ assert_type(Batcher(retrying(insert, stop=None, wait=None)), Batcher[str, None])
 assert_type(Batcher(deduplicating(within(lengths, nullcontext), key=len)), Batcher[str, int])
 
 
+def shortest_first(words: list[str]) -> Iterator[ResultAt[int]]:
+    yield ResultAt(0, len(words[0]))
+
+
+def fetch(keys: list[int]) -> dict[int, str]:
+    return {}
+
+
+def fetch_rows(keys: list[int]) -> list[tuple[int, str]]:
+    return []
+
+
+def fetch_by(keys: list[int], connection: bytes) -> list[tuple[int, str]]:
+    return []
+
+
+def key_of(row: tuple[int, str]) -> int:
+    return row[0]
+
+
+def insert_by(words: list[str], connection: bytes) -> None: ...
+def lengths_by(words: list[str], connection: bytes) -> list[int]:
+    return []
+
+
+assert_type(Batcher(shortest_first), Batcher[str, int])
+assert_type(Batcher(by_length(lengths, 100)), Batcher[str, int])
+assert_type(Batcher(by_key(fetch)), Batcher[int, str])
+assert_type(Batcher(by_key(fetch_rows, row_key=key_of)), Batcher[int, tuple[int, str]])
+assert_type(Batcher(by_key(fetch_rows, row_key=key_of, many=True)), Batcher[int, list[tuple[int, str]]])
+assert_type(Batcher(by_key(fetch, default=None)), Batcher[int, str | None])
+assert_type(Batcher(by_key(fetch_rows, row_key=lambda row: row[0], default=None)), Batcher[int, tuple[int, str] | None])
+assert_type(Batcher(bisecting(by_key(fetch_rows, row_key=lambda row: row[0]))), Batcher[int, tuple[int, str]])
+assert_type(
+    Batcher(within(by_key(fetch_by, row_key=key_of), lambda: nullcontext(b""), pass_value=True)),
+    Batcher[int, tuple[int, str]],
+)
+assert_type(Batcher(within(insert_by, lambda: nullcontext(b""), pass_value=True)), Batcher[str, None])
+assert_type(Batcher(within(bisecting(lengths_by), lambda: nullcontext(b""), pass_value=True)), Batcher[str, int])
+within(by_key(fetch_by, row_key=key_of), lambda: nullcontext(7), pass_value=True)  # type: ignore[call-overload]
+within(insert_by, lambda: nullcontext(7), pass_value=True)  # type: ignore[call-overload]
+Batcher(within(insert_by, nullcontext))  # type: ignore[arg-type]
+Batcher(insert_by)  # type: ignore[arg-type]
+
+
 def from_public_type(processor: BatchProcessor[str, int]) -> Batcher[str, int]:
     return Batcher(processor)
 
@@ -124,6 +170,10 @@ class Shop:
         return []
 
     @batched(Size(3))
+    def price_out_of_order(self, words: list[str]) -> Iterator[ResultAt[float]]:
+        yield ResultAt(0, 1.5)
+
+    @batched(Size(3))
     @classmethod
     def class_price(cls, words: list[str]) -> list[float]:
         return []
@@ -139,6 +189,7 @@ assert_type(decorated("a"), int)
 assert_type(decorated.submit("a"), JobFuture[int])
 assert_type(inserted.batcher, Batcher[str, None])
 assert_type(Shop().price("a"), float)
+assert_type(Shop().price_out_of_order("a"), float)
 assert_type(Shop.class_price("a"), float)
 assert_type(Shop.static_price("a"), float)
 decorated("a", "b")  # type: ignore[arg-type]
