@@ -779,7 +779,7 @@ def test_the_statistics_are_correct_if_a_finalizer_waits_at_any_point_for_a_call
         arrived, returned, release = threading.Event(), threading.Event(), threading.Event()
         clock = ManualClock()
         batcher = Batcher[str, str](processor, Natural(), max_workers=3, clock=clock)
-        for _ in range(2):
+        for _ in range(3):  # so that the median is 0 even if the last one is timed after the clock has advanced
             batcher.submit("before").result(timeout=10)
         clock.advance(1)  # too long for the batcher to expect this caller back
         held = in_thread(lambda: batcher.submit("held")).result(timeout=10)
@@ -788,13 +788,16 @@ def test_the_statistics_are_correct_if_a_finalizer_waits_at_any_point_for_a_call
         signal = Signal(wait_for_the_caller_to_return, place)
         waiter = in_thread(wait_for_another)
         waiter.add_done_callback(lambda _: arrived.set())
-        arrived.wait(10)
-        batcher.submit("back")
-        returned.set()
-        waiter.result(timeout=20)
-        release.set()
-        assert in_thread(batcher.shutdown).result(timeout=10)
-        assert (0, 5) == (batcher.stats().running, batcher.stats().succeeded)
+        try:
+            arrived.wait(10)
+            batcher.submit("back")
+            returned.set()
+            waiter.result(timeout=20)
+        finally:
+            release.set()
+            shut_down = in_thread(batcher.shutdown)
+        assert shut_down.result(timeout=10)
+        assert (0, 6) == (batcher.stats().running, batcher.stats().succeeded)
         if not signal.arrived:
             break
     assert place > 1
