@@ -34,6 +34,7 @@ html_show_copyright = False
 
 default_role = "py:obj"  # docstrings name things in single backticks
 nitpicky = True
+nitpick_ignore = [("py:class", "_Lookup")]  # the type of a wrapper, which only type checkers see
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True  # or the environment of whoever builds the site would be in it
