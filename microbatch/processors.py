@@ -82,14 +82,10 @@ def _call(processor: Processor, jobs: Sequence[Any], *more: Any) -> _CallResult:
         results = [None] * len(jobs) if returned is None else results_of(returned)
         if isinstance(results, list) and len(results) != len(jobs):
             raise ResultCountError(len(jobs), len(results))
-        in_order = True
-        for number, (index, value) in enumerate(numbered(results, len(jobs))):
-            outcomes[index] = value
-            in_order = in_order and number == index
-        if len(outcomes) < len(jobs):
+        outcomes.update(numbered(results, len(jobs)))
+        if len(outcomes) < len(jobs):  # any job may be the one without a result, so none of the values can be trusted
             number = len(outcomes)
-            if in_order:  # any job may be the one without a result, so none of the values can be trusted
-                outcomes.clear()
+            outcomes.clear()
             raise ResultCountError(len(jobs), number)
         if not isinstance(results, list):
             exhaust(results, len(jobs), "a batch")

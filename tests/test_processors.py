@@ -137,6 +137,12 @@ def test_an_iterable_that_ends_early_fails_all_jobs_of_the_call(wrap: Any) -> No
 # -- retrying --
 
 
+@pytest.mark.parametrize("indices", [(0, 1), (2, 0)], ids=["in order", "out of order"])
+def test_results_with_an_index_that_end_early_fail_all_jobs_of_the_call_too(indices: tuple[int, int]) -> None:
+    with pytest.raises(ResultCountError, match="expected 3, got 2"):
+        bisecting(lambda jobs: (ResultAt(index, index) for index in indices))(["a", "b", "c"])
+
+
 def test_retrying_repeats_a_call_with_too_few_results_only_on_request() -> None:
     def processor(jobs: list[str]) -> Any:
         calls.append(jobs)

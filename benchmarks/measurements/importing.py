@@ -1,4 +1,4 @@
-"""Import: what it costs to import the module of a contender, in an interpreter of its own."""
+"""Import: the cost of importing the module of a contender in a new interpreter."""
 
 import resource
 import subprocess

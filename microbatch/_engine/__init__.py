@@ -17,6 +17,7 @@ R4. A caller's thread changes shared data in one step, such as one assignment or
 R5. There is no call between a check and the write that depends on it. A handler or finalizer that runs in between may
     wait. It then releases the mutex, however often its thread has acquired it, and other threads change the data that
     the mutex guards. Nothing interrupts a thread between two statements without a call or a jump.
+    (Up to Python 3.11, a finalizer may also run where a container is created.)
 R6. A waiter is woken before the step that it waits for, and again after it. Before, because a handler may raise after
     the step. After, because a handler may come before the step and wait, and then the woken thread checks too early.
 R7. A thread registers its waiter before it checks whether it has to wait, and removes it in a ``finally``.
