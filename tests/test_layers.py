@@ -35,7 +35,7 @@ LAYERS = [
     {"decorator"},
     {"__init__"},
     {"integrations"},
-    {"cli"},
+    {"apps", "cli"},
     {"__main__"},
 ]
 """The layers from the bottom up, with the modules and packages in each."""
