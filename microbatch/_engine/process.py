@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from microbatch._basics.clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["current_mark", "enlist", "check_for_fork"]
+__all__ = ["current_mark", "enlist", "living", "check_for_fork"]
 
 
 class Member(Protocol):
@@ -68,6 +68,13 @@ def enlist(worker: Member) -> None:
         if _exiting:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start")
         _living.add(worker)
+
+
+def living() -> list[Any]:
+    """Return the engines of this process that were started, or tried to, and that still exist."""
+    check_for_fork()
+    with _registry:
+        return list(_living)
 
 
 def _at_exit() -> None:
