@@ -4,6 +4,7 @@ The runs load the fixtures from this folder, and not from an entry point, so tha
 """
 
 import os
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -215,10 +216,11 @@ def test_the_check_finds_the_batcher_of_a_fixture_that_does_not_shut_it_down(pyt
 def test_the_check_accepts_batchers_that_are_older_or_never_started_or_shut_down(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest
-        from microbatch import Batcher
+        from microbatch import Batcher, batched
 
         pytestmark = pytest.mark.usefixtures("no_open_batchers")
         of_the_module = Batcher(list)
+        decorated = batched()(list)
         kept = []
 
         @pytest.fixture(scope="module")
@@ -234,6 +236,7 @@ def test_the_check_accepts_batchers_that_are_older_or_never_started_or_shut_down
         def test_that_starts_older_ones(wide):
             wide.submit(1).result(timeout=10)
             of_the_module.submit(1).result(timeout=10)
+            decorated.submit(1).result(timeout=10)
 
         def test_that_starts_none():
             kept.append(Batcher(list))
@@ -248,6 +251,7 @@ def test_the_check_accepts_batchers_that_are_older_or_never_started_or_shut_down
 
         def teardown_module():
             of_the_module.shutdown()
+            decorated.shutdown()
         """)
     run(pytester).assert_outcomes(passed=4)
 
@@ -257,6 +261,16 @@ def test_each_test_is_blamed_only_for_its_own_batchers(pytester: pytest.Pytester
     result = run(pytester)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.no_fnmatch_line("*ERROR at teardown of test_later*")
+
+
+def test_the_tests_on_the_page_about_testing_pass(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "testing.rst").read_text(encoding="utf-8")
+    blocks = re.findall(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", page, re.MULTILINE)
+    (settings,) = [block for language, block in blocks if language == "toml"]
+    tests = [block for language, block in blocks if "def test_" in block]
+    pytester.makepyprojecttoml(settings)
+    pytester.makepyfile(*tests)
+    run(pytester).assert_outcomes(passed=len(tests))
 
 
 def test_batchers_that_are_left_open_are_described_in_the_order_of_their_creation() -> None:
