@@ -287,38 +287,63 @@ def test_batchers_that_are_left_open_are_described_in_the_order_of_their_creatio
     assert [] == left_open(since)
 
 
-def test_the_entry_point_is_a_module_at_the_top_level() -> None:
-    """In a package, it would import `microbatch` at each start of pytest."""
+def setting(section: str, name: str) -> list[str]:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    assert "microbatch = pytest_microbatch" == config["options.entry_points"]["pytest11"].strip()
-    assert MODULE.stem == config["options"]["py_modules"]
-    assert f"= {MODULE.parent.relative_to(ROOT).as_posix()}" in config["options"]["package_dir"].splitlines()
+    return config[section][name].strip().splitlines()
+
+
+def test_the_module_of_the_entry_point_is_installed_at_the_top_level() -> None:
+    """In the package, it would import all of it at each start of pytest."""
+    assert ["microbatch = pytest_microbatch"] == setting("options.entry_points", "pytest11")
+    assert [MODULE.stem] == setting("options", "py_modules")
+    assert f"= {MODULE.parent.relative_to(ROOT).as_posix()}" in setting("options", "package_dir")
+    assert {MODULE.name, "__init__.py"} == {path.name for path in MODULE.parent.glob("*.py")}  # it may be on the path
+
+
+def run_installed(folder: Path, *command: str) -> str:
+    """Run Python in *folder* as if this package was installed, with warnings as errors, and return what it prints."""
+    files = {
+        "METADATA": "Metadata-Version: 2.1\nName: microbatch\nVersion: 0\n",
+        "RECORD": "microbatch/__init__.py,,\npytest_microbatch.py,,\n",
+        "entry_points.txt": "\n".join(["[pytest11]", *setting("options.entry_points", "pytest11")]),
+    }
+    metadata = folder / "installed" / "microbatch-0.dist-info"
+    metadata.mkdir(parents=True)
+    for name, text in files.items():
+        (metadata / name).write_text(text, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [metadata.parent, MODULE.parent, ROOT]))}
+    del environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=folder,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=25,
+    ).stdout
 
 
 @pytest.mark.slow
-def test_pytest_imports_microbatch_only_for_a_test_that_uses_a_fixture(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "option, imported", [("--collect-only", False), ("--fixtures", False), ("-k=plain", False), ("-k=clock", True)]
+)
+def test_pytest_finds_the_fixtures_and_imports_microbatch_only_for_a_test_that_uses_one(
+    option: str, imported: bool, tmp_path: Path
+) -> None:
     (tmp_path / "conftest.py").write_text(
         "import sys\ndef pytest_unconfigure(): print('imported:', 'microbatch' in sys.modules)\n", encoding="utf-8"
     )
-    (tmp_path / "test_plain.py").write_text("def test_it(): pass\n", encoding="utf-8")
-    (tmp_path / "test_clock.py").write_text(
-        "def test_it(manual_clock): assert not manual_clock.now()\n", encoding="utf-8"
+    (tmp_path / "test_it.py").write_text(
+        "def test_plain(): pass\ndef test_clock(manual_clock): assert not manual_clock.now()\n", encoding="utf-8"
     )
-    path = os.pathsep.join([str(MODULE.parent), str(ROOT)])
-    for arguments, imported in [
-        (["--collect-only"], False),
-        (["--fixtures"], False),
-        (["test_plain.py"], False),
-        (["test_clock.py"], True),
-    ]:
-        out = subprocess.run(
-            [sys.executable, "-m", "pytest", "-W", "error", "-q", "-p", MODULE.stem, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path},
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=25,
-        ).stdout
-        assert f"imported: {imported}" in out
+    out = run_installed(tmp_path, "-m", "pytest", option)
+    assert f"imported: {imported}" in out
+    assert option != "--fixtures" or "no_open_batchers -- " in out
+
+
+@pytest.mark.slow
+def test_a_program_that_imports_microbatch_may_run_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(no_open_batchers): pass\n", encoding="utf-8")
+    assert "1 passed" in run_installed(tmp_path, "-c", "import microbatch, pytest; pytest.main(['-W', 'error'])")
