@@ -3,6 +3,7 @@
 The runs load the fixtures from this folder, and not from an entry point, so that they work without an installation.
 """
 
+import gc
 import os
 import re
 import subprocess
@@ -15,7 +16,6 @@ import pytest
 from microbatch import Batcher
 from microbatch.batcher import left_open, next_number
 from microbatch.integrations.pytest import pytest_microbatch
-from tests.threads import in_thread
 
 pytest_plugins = ["pytester"]
 
@@ -54,17 +54,17 @@ def test_a_processor_that_a_test_holds_is_released_at_its_end(pytester: pytest.P
     pytester.makepyfile("""
         from microbatch import Batcher
 
-        batcher = None
-
         def test_it(recording_processor):
-            global batcher
-            batcher = Batcher(recording_processor)
+            global batcher, processor
+            batcher, processor = Batcher(recording_processor), recording_processor
             recording_processor.hold()
             batcher.submit("job")
             recording_processor.wait_for_batches(1)
 
         def teardown_module():
-            assert batcher.shutdown(timeout=10)
+            ended = batcher.shutdown(timeout=10)
+            processor.release()
+            assert ended
         """)
     run(pytester).assert_outcomes(passed=1)
 
@@ -261,6 +261,30 @@ def test_each_test_is_blamed_only_for_its_own_batchers(pytester: pytest.Pytester
     result = run(pytester)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.no_fnmatch_line("*ERROR at teardown of test_later*")
+
+
+def test_the_tests_on_the_page_about_testing_pass(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "testing.rst").read_text(encoding="utf-8")
+    blocks = re.findall(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", page, re.MULTILINE)
+    (settings,) = [block for language, block in blocks if language == "toml"]
+    tests = [block for language, block in blocks if "def test_" in block]
+    pytester.makepyprojecttoml(settings)
+    pytester.makepyfile(*tests)
+    run(pytester).assert_outcomes(passed=len(tests))
+
+
+def test_batchers_that_are_left_open_are_described_in_the_order_of_their_creation() -> None:
+    since = next_number()
+    collected, shut_down, left = (Batcher[int, int](list, name=name) for name in ("collected", "shut down", "left"))
+    for batcher in (left, shut_down, collected):
+        batcher.submit(1).result(timeout=10)
+    shut_down.shutdown()
+    with pytest.warns(ResourceWarning, match="batcher 'collected', created at .*, was never shut down"):
+        del batcher, collected
+        gc.collect()
+    assert ["batcher 'collected'", "batcher 'left'"] == [each.split(",")[0] for each in left_open(since)]
+    left.shutdown()
+    assert ["batcher 'collected'"] == [each.split(",")[0] for each in left_open(since)]
 
 
 def test_the_tests_on_the_page_about_testing_pass(pytester: pytest.Pytester) -> None:
