@@ -287,30 +287,6 @@ def test_batchers_that_are_left_open_are_described_in_the_order_of_their_creatio
     assert ["batcher 'collected'"] == [each.split(",")[0] for each in left_open(since)]
 
 
-def test_the_tests_on_the_page_about_testing_pass(pytester: pytest.Pytester) -> None:
-    page = (ROOT / "docs" / "testing.rst").read_text(encoding="utf-8")
-    blocks = re.findall(r"^\.\. code-block:: (\w+)\n\n((?:(?: {4}.*)?\n)+)", page, re.MULTILINE)
-    (settings,) = [block for language, block in blocks if language == "toml"]
-    tests = [block for language, block in blocks if "def test_" in block]
-    pytester.makepyprojecttoml(settings)
-    pytester.makepyfile(*tests)
-    run(pytester).assert_outcomes(passed=len(tests))
-
-
-def test_batchers_that_are_left_open_are_described_in_the_order_of_their_creation() -> None:
-    since = next_number()
-    first, second, third = (Batcher[int, int](list, name=name) for name in ("first", "second", "third"))
-    in_thread(lambda: third.submit(3)).result(timeout=10)
-    first.submit(1)
-    assert ["batcher 'first'", "batcher 'third'"] == [each.split(",")[0] for each in left_open(since)]
-    first.shutdown()
-    second.submit(2)
-    assert ["batcher 'second'", "batcher 'third'"] == [each.split(",")[0] for each in left_open(since)]
-    second.shutdown()
-    third.shutdown()
-    assert [] == left_open(since)
-
-
 def setting(section: str, name: str) -> list[str]:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
