@@ -1,6 +1,6 @@
 """The fixtures for users' tests, in runs of pytest with a project of their own.
 
-The runs load the fixtures from this folder, and not from an entry point, so that they work without an installation.
+The runs work whether or not this package is installed: they get the module of the fixtures from this folder.
 """
 
 import gc
