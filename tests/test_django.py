@@ -433,7 +433,7 @@ def test_sharing_ends_if_the_set_up_of_the_class_fails(main_connection: None) ->
 
 
 def test_the_mixin_must_come_before_the_test_case() -> None:
-    with pytest.raises(TypeError, match="SharedConnections must be the first of the bases of RowsTest"):
+    with pytest.raises(TypeError, match="SharedConnections must come before the TestCase in the bases of RowsTest"):
 
         class RowsTest(TestCase, SharedConnections): ...
 

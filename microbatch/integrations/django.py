@@ -234,8 +234,8 @@ def _replacing_own(shared: dict[str, Any]) -> Iterator[None]:
 
 _WARNING = (
     "a batch uses a database connection of its own while a TestCase is inside its transaction: the batch does not see the "
-    "rows of the test, and the test does not roll back those of the batch (use SharedConnections or sharing_connections() "
-    "of microbatch.integrations.django)"
+    "rows of the test, and the test does not roll back those of the batch (use microbatch.integrations.django."
+    "SharedConnections, or with pytest the fixture shared_connections)"
 )
 _opened_in_tests: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
@@ -268,13 +268,9 @@ def _warn_in_testcase(execute: Any, sql: Any, params: Any, many: Any, context: A
 
 def _is_testcase_in_transaction() -> bool:
     """Return whether a ``TestCase`` is inside its transaction, in whichever thread it is."""
-    connections_ = [
-        reference() for reference in _opened_in_tests.valuerefs()
-    ]  # one step, as other threads may add some
-    outermost = [
-        block for connection in connections_ if connection is not None for block in connection.atomic_blocks[:1]
-    ]
-    return any(block._from_testcase for block in outermost)
+    living = (reference() for reference in _opened_in_tests.valuerefs())  # a copy, because other threads may add some
+    outermost = (connection.atomic_blocks[:1] for connection in living if connection is not None)
+    return any(getattr(block, "_from_testcase", False) for blocks in outermost for block in blocks)
 
 
 def _close_unused() -> None:
@@ -291,8 +287,9 @@ def _close_unused() -> None:
 def sharing_connections() -> Iterator[None]:
     """Run batches on the database connections of the current thread, inside the transaction of a ``TestCase``.
 
-    This context manager is for tests. Without it, a worker thread does not see what the test has not committed, and the
-    test can't roll back what the worker thread commits. At its end, it blocks until all jobs of `batchers` are done.
+    This context manager is for tests. `SharedConnections` uses it for all tests of a class. Without it, a worker thread
+    does not see what the test has not committed, and the test can't roll back what the worker thread commits. At its
+    end, it blocks until all jobs of `batchers` are done.
 
     The test must not use the database while a batch runs. Wait for a result or call `Batcher.flush` first. Batches run
     one at a time, so a batch must not wait for a job of another batch.
@@ -334,8 +331,8 @@ class SharedConnections(_TestCase):
         super().__init_subclass__(**kwargs)
         from unittest import TestCase
 
-        if TestCase in cls.__mro__ and not cls.__mro__.index(SharedConnections) < cls.__mro__.index(TestCase):
-            raise TypeError(f"SharedConnections must be the first of the bases of {cls.__name__}")
+        if TestCase in cls.__mro__ and cls.__mro__.index(TestCase) < cls.__mro__.index(SharedConnections):
+            raise TypeError(f"SharedConnections must come before the TestCase in the bases of {cls.__name__}")
 
     @classmethod
     def setUpClass(cls) -> None:
