@@ -50,13 +50,16 @@ def test_a_new_django_project_that_follows_the_page_works(django_project: Path) 
     assert "batch 1 of orders: 1 jobs" in done
 
 
-def test_the_test_for_pytest_on_the_page_passes(django_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_for_pytest_on_the_page_on_django_passes(
+    django_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs("pytest_django")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # whether or not this package is installed
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, PLUGIN.parent])))
     plugins = ["-p", "pytest_django.plugin", "-p", PLUGIN.stem]
     done = run(django_project, ["-m", "pytest", "-W", "error", "--ds=shop.settings", *plugins])
     assert "1 passed" in done
+    assert "Logging error" not in done  # as for a batcher that is shut down when pytest has closed its streams
 
 
 def test_the_page_on_django_names_all_settings_and_shows_an_actual_error_message(tmp_path: Path) -> None:

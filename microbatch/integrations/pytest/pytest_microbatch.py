@@ -50,8 +50,17 @@ def no_open_batchers() -> Iterator[None]:
         pytest.fail("\n  ".join(lines), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def _shutting_down(django_db_setup: None) -> Iterator[None]:
+    """Shut down the batchers before their test database is dropped, and while pytest still captures what they log."""
+    from microbatch.integrations.django import batchers
+
+    yield
+    batchers.shutdown()
+
+
 @pytest.fixture
-def shared_connections(db: None) -> Iterator[None]:
+def shared_connections(_shutting_down: None, db: None) -> Iterator[None]:
     """Run batches on the database connections of the test, in a project of Django. Needs ``pytest-django``."""
     from microbatch.integrations.django import sharing_connections
 
