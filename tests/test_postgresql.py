@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -104,6 +105,12 @@ def outcomes(batcher: "Batcher[Any, Any]", jobs: list[Any]) -> list[Any]:
     return [future.exception(timeout=20) or future.result().value for future in futures]
 
 
+def outcomes_of(processor: Callable[[list[Any]], Any], jobs: list[Any]) -> list[Any]:
+    """Let the processor have the jobs in one batch, and return their values and exceptions."""
+    with Batcher(processor, Size(len(jobs))) as batcher:
+        return outcomes(batcher, jobs)
+
+
 # The page, the section and the variable of each batcher; the job of a caller; and whether its value is right, if `ids` are
 # the IDs of the people by email, and `names` their names by ID.
 PROCESSORS: dict[str, tuple[str, str, str, Callable[[int], Any], Callable[[int, Any, Any, Any], Any]]] = {
@@ -188,8 +195,7 @@ def test_without_the_wrappers_nearly_all_callers_get_the_row_of_another_one(
     naive: str, database: "psycopg.Connection[Any]"
 ) -> None:
     jobs = random.Random(1).sample(HUNDRED, 100)
-    with Batcher(lambda ids: database.execute(naive, (ids,)), Size(100)) as batcher:
-        values = outcomes(batcher, jobs)
+    values = outcomes_of(lambda ids: database.execute(naive, (ids,)), jobs)
     assert len([job for job, value in zip(jobs, values) if job != value[0]]) > 90
 
 
@@ -244,11 +250,11 @@ def test_without_deduplicating_equal_upserts_fail_and_by_default_the_newest_valu
     run: Run, database: "psycopg.Connection[Any]"
 ) -> None:
     upsert_many = run("upsert", policy=Size(1))["upsert_many"]
-    rows = [("ada", "old"), ("ada", "new")]
+    rows: list[Any] = [("ada", "old"), ("ada", "new")]
     with pytest.raises(psycopg.errors.CardinalityViolation, match="cannot affect row a second time"):
         upsert_many(rows, database)
     assert "cannot affect row a second time" in re.sub(r"\s+", " ", page("upsert"))
-    deduplicating(upsert_many, key=lambda row: row[0])(rows, database)
+    deduplicating(upsert_many, key=itemgetter(0))(rows, database)
     assert [("old",)] == database.execute("SELECT name FROM people WHERE email = 'ada'").fetchall()
 
 
@@ -263,7 +269,7 @@ SLOWLY = """
     CREATE FUNCTION sleep() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END' LANGUAGE plpgsql;
     CREATE TRIGGER sleep BEFORE INSERT OR UPDATE ON people FOR EACH ROW EXECUTE FUNCTION sleep();
 """
-LOCKS = {  # the page, the function, two rows, and how to make it naive
+LOCKS: dict[str, tuple[str, str, str, list[Any], str]] = {  # the page, the function, two rows, and how to make it naive
     "upsert": ("upsert", "", "upsert_many", [("1@old", "one"), ("2@old", "two")], r"ORDER BY email"),
     "insert": (
         "insert",
@@ -295,8 +301,7 @@ def test_batches_with_the_same_rows_deadlock_unless_they_lock_them_in_order(
             both.wait(timeout=10)
             return process(jobs, connection)
 
-    with database.transaction(force_rollback=False):
-        database.execute(SLOWLY)
+    database.execute(SLOWLY)
     try:
         with ThreadPoolExecutor(2) as threads:
             errors = [future.exception() for future in [threads.submit(save, rows), threads.submit(save, rows[::-1])]]
@@ -324,25 +329,25 @@ def test_returning_the_rows_of_do_nothing_as_they_come_fails_the_batch_although_
         )
         return database.execute(statement, (emails,)).fetchall()
 
-    with Batcher(insert, Size(2)) as batcher:
-        errors = outcomes(batcher, ["1@old", "ada"])
+    errors = outcomes_of(insert, ["1@old", "ada"])
     assert [ResultCountError] * 2 == [type(error) for error in errors]
     assert [(1,)] == database.execute("SELECT count(*) FROM people WHERE email = 'ada'").fetchall()
 
 
-BAD_ROWS = [("1@old", "exists"), ("null", None), ("nul", "\0")]
+BAD_ROWS: list[tuple[str, Any]] = [("1@old", "exists"), ("null", None), ("nul", "\0")]
 
 
 @pytest.mark.parametrize(
     "name, title", [("insert", ""), ("insert", "SQLAlchemy"), ("upsert", ""), ("upsert", "SQLAlchemy")]
 )
 def test_bad_rows_fail_alone(name: str, title: str, run: Run, database: "psycopg.Connection[Any]") -> None:
+    bad = BAD_ROWS[name == "upsert" :]
     rows = [(f"{i}@new", f"new {i}") for i in range(20)]
-    rows[3:3], rows[15:15] = BAD_ROWS[name == "upsert" :], []
+    rows[3:3] = bad
     jobs = [{"email": email, "name": name} for email, name in rows] if title else rows
     values = outcomes(run(name, title, policy=Size(len(jobs)))["people"], jobs)
     failed = [row[0] for row, value in zip(rows, values) if isinstance(value, Exception)]
-    assert [email for email, _ in BAD_ROWS[name == "upsert" :]] == failed
+    assert [email for email, _ in bad] == failed
     inserted = database.execute("SELECT name FROM people WHERE email LIKE '%@new' ORDER BY id").fetchall()
     assert {f"new {i}" for i in range(20)} == {name for (name,) in inserted}
 
@@ -361,7 +366,7 @@ def test_without_naming_exceptions_bisecting_asks_a_server_that_is_down_seven_ti
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = down(run, "insert", monkeypatch)["pool"]
-    errors = bisecting(within(print, pool.connection, pass_value=True))(list(range(20)))
+    errors: list[Any] = bisecting(within(print, pool.connection, pass_value=True))(list(range(20)))
     assert {psycopg_pool.PoolTimeout} == {type(error) for error in errors}
     assert 7 == pool.get_stats()["requests_num"]
 
@@ -388,8 +393,7 @@ def test_catching_the_error_of_each_row_gives_callers_ids_of_rows_that_do_not_ex
                 except psycopg.Error as error:
                     yield error
 
-    with Batcher(lambda emails: list(insert(emails)), Size(3)) as batcher:
-        number, *errors = outcomes(batcher, ["ada", "1@old", "grace"])
+    number, *errors = outcomes_of(lambda emails: list(insert(emails)), ["ada", "1@old", "grace"])
     assert [] == database.execute("SELECT * FROM people WHERE id = %s", (number,)).fetchall()
     assert [psycopg.errors.UniqueViolation, psycopg.errors.InFailedSqlTransaction] == [type(error) for error in errors]
 
@@ -405,8 +409,7 @@ def test_in_a_pipeline_the_error_of_a_row_appears_at_another_one(database: "psyc
                 except psycopg.Error as error:
                     yield error
 
-    with Batcher(lambda emails: list(insert(emails)), Size(3)) as batcher:
-        errors = outcomes(batcher, ["ada", "1@old", "grace"])
+    errors = outcomes_of(lambda emails: list(insert(emails)), ["ada", "1@old", "grace"])
     assert "Key (email)=(1@old) already exists" in str(errors[0])
     assert not any("already exists" in str(error) for error in errors[1:])
 
