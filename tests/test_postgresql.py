@@ -404,7 +404,8 @@ def test_catching_the_error_of_each_row_gives_callers_ids_of_rows_that_do_not_ex
 
 def test_in_a_pipeline_the_error_of_a_row_appears_at_another_one(database: "psycopg.Connection[Any]") -> None:
     def insert(emails: list[str]) -> Iterator[Any]:
-        statement = "INSERT INTO people (email, name) VALUES (%s, '') RETURNING id"
+        # All rows are sent before the server replies. Otherwise, the error could appear at any row but its own.
+        statement = "INSERT INTO people (email, name) VALUES (%s, pg_sleep(0.2)::text) RETURNING id"
         with database.pipeline():
             for cursor in [database.execute(statement, (email,)) for email in emails]:
                 try:
