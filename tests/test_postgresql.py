@@ -24,6 +24,7 @@ import psycopg
 import psycopg_pool
 import sqlalchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
 
 pytestmark = pytest.mark.server
 
@@ -465,6 +466,20 @@ def test_an_engine_with_autocommit_serves_batches_of_one_statement(run: Run) -> 
     insert_many = run("insert", "SQLAlchemy")["insert_many"]
     [number] = within(insert_many, connect, pass_value=True)([{"email": "ada", "name": "Ada"}])
     assert "Ada" == variables["people"].submit(number).result(timeout=20).value.name
+
+
+def test_the_usual_ways_of_sqlalchemy_to_look_up_and_to_update_fail_all_callers(run: Run) -> None:
+    variables = run("look_up", "SQLAlchemy")
+    begin = variables["sessionmaker"](variables["engine"]).begin
+    [person] = within(variables["look_up"], begin, pass_value=True)([1])
+    with pytest.raises(DetachedInstanceError):
+        person.name
+
+    def update(rows: list[dict[str, Any]], session: Any) -> None:
+        session.execute(sqlalchemy.update(Person), rows)
+
+    with pytest.raises(StaleDataError):
+        within(update, begin, pass_value=True)([{"id": 1, "name": "one"}, {"id": 101, "name": "two"}])
 
 
 def test_a_pool_can_be_closed_with_its_batcher(run: Run) -> None:
