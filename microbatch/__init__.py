@@ -1,4 +1,4 @@
-"""Turns many single jobs into few batches, and gives each caller its own result. Start with `Batcher`."""
+"""Groups single jobs from many threads into batches, and gives each caller its own result. Start with `Batcher`."""
 
 from microbatch.batcher import Batcher, BatchProcessor
 from microbatch.config import policy_from_env

@@ -131,7 +131,7 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
-    parser = _Parser(prog=called, description="Turn many single jobs into few batches.")
+    parser = _Parser(prog=called, description="Group single jobs into batches.")
     parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare"))
