@@ -398,7 +398,7 @@ class Batcher(Generic[Job, Value]):
         return f"<Batcher {self.name!r} with {self._settings.policy!r}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Batcher has threads, and can't be copied or pickled")
+        raise TypeError("a Batcher can't be copied or pickled, because it has threads")
 
     @property
     def _engine(self) -> Engine:
@@ -535,5 +535,5 @@ def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.hints.needs:
         raise ValueError(
-            f"policy must be able to dispatch a batch of max_pending={max_pending} jobs or fewer, got {shown(policy)}"
+            f"policy must be able to dispatch a batch of at most max_pending={max_pending} jobs, got {shown(policy)}"
         )

@@ -484,7 +484,7 @@ def by_key(
             check_callable(name, function)
     check_flag("many", many)
     if many and (row_key is None or default is not _MISSING):
-        raise ValueError("many needs a row_key and no default: without rows, a job gets an empty list")
+        raise ValueError("many=True needs a row_key, and takes no default: a job without rows gets an empty list")
 
     return partial(_looked_up, fetch, key, row_key, many, default)
 

@@ -896,7 +896,7 @@ def test_simulate_replays_a_recorded_load(
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--buckets", "x"], "argument --buckets: must be the upper bounds"),
         (
             ["Size(1)", "--cost", "5ms", "--rate", "1", "--weights", "5,9,32", "--buckets", "4"],
-            "the last bucket must be at least as high as each weight, got '4'",
+            "the last bucket must be at least the greatest weight, got '4'",
         ),
     ],
 )

@@ -111,9 +111,9 @@ def test_a_batcher_created_while_the_others_are_shut_down_is_kept() -> None:
         assert batchers["rows"] is batchers["rows"]
 
 
-@pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
+@pytest.mark.parametrize("names, only", [({}, "because"), ({"rows": {}, "mails": {}}, "only 'rows', 'mails'")])
 def test_a_name_that_is_not_in_the_settings_raises_key_error(names: dict[str, Any], only: str) -> None:
-    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', only {only}"):
+    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', {only}"):
         batchers["row"]
 
 

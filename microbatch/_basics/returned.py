@@ -139,7 +139,7 @@ def results_of(returned: Any) -> list[Any] | Iterator[Any]:
     values = list(islice(items, length + 1))
     if len(values) != length:
         given = len(values) if len(values) < length else "more"
-        raise _refusal(returned, f"whose length is {length} but which yields {given}: {_A_LIST}")
+        raise _refusal(returned, f"which has length {length} but yields {given} items: {_A_LIST}")
     return values
 
 
