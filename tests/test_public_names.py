@@ -22,6 +22,7 @@ MODULES = [
     "microbatch.integrations.logging",
     "microbatch.integrations.opentelemetry",
     "microbatch.integrations.prometheus",
+    "microbatch.integrations.pytest.pytest_microbatch",
     "microbatch.integrations.tqdm",
     "microbatch.policies",
     "microbatch.policies.text",
