@@ -1,9 +1,10 @@
 """Compares a batcher per process with one for all: ``python -m benchmarks.sharing > benchmarks/results/sharing.rst``.
 
 Each client process has several callers, which are threads that wait for each result. First, each process has a batcher
-of its own. Then all processes share one batcher in a Dask cluster on the same cores, the collector. A call takes 5 ms
-plus 20 µs per job, or no time, which shows how much one collector can take. Each caller checks that the result belongs
-to its own job. The second part simulates more processes than a machine can run.
+of its own. Then all processes share one batcher, the *collector*, in a Dask cluster on the same cores. A call takes 5 ms
+plus 20 µs per job. Then the same is measured with calls that take no time, which shows how many jobs one collector can
+accept. Each caller checks that the result belongs to its own job. The second part simulates more processes than a
+machine can run.
 
 ``python -m benchmarks.sharing --plot docs/sharing.svg`` only draws the simulated part.
 """

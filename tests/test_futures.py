@@ -423,7 +423,7 @@ def test_waiters_are_notified_even_if_the_future_is_settled_while_a_thread_relea
     future._waiters.append(waiter)
 
     class Lock:
-        """Has the future settled just before this thread releases the lock for the second time."""
+        """Settles the future just before this thread releases the lock for the second time."""
 
         def __init__(self) -> None:
             self._lock = condition.lock

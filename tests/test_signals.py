@@ -539,7 +539,7 @@ def test_a_shutdown_in_a_finalizer_at_any_point_while_a_worker_thread_leads_take
 
 
 class Traced(Interval):
-    """Has the signal come in at its place in the thread that leads, from the first look at a batch on."""
+    """Lets the signal arrive at its place in the thread that leads, after the first call of `due`."""
 
     signal: Signal
     was_asked = False
@@ -646,7 +646,7 @@ def test_a_caller_that_waits_for_room_gets_the_room_of_a_job_that_is_cancelled_d
         if waits.cancelled() and not looked:
             looked.append(True)
             with suppress(TimeoutError):
-                runs.result(timeout=0.3)  # meanwhile, the caller looks whether there is room
+                runs.result(timeout=0.3)  # meanwhile, the caller checks whether the queue has space
 
     def cancel_in(queue: JobQueue) -> Drained:
         if armed:

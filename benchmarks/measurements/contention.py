@@ -63,7 +63,7 @@ def run(
             while not over.is_set():
                 handles = [submit(job) for job in mine]
                 if [result(handle) for handle in handles] != mine:
-                    raise AssertionError("somebody got the result of another job")
+                    raise AssertionError("a caller got the result of another job")
         finally:
             over.set()  # otherwise the other threads would never end if this caller fails
 

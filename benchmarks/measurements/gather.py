@@ -48,7 +48,7 @@ def cost(batcher: Contender, jobs: int, threads: int) -> dict[str, float]:
     gc.collect()
     spent, outcomes = together([functools.partial(work, share) for share in shares])
     if [results for _, results in outcomes] != shares:
-        raise AssertionError("somebody got the result of another job")
+        raise AssertionError("a caller got the result of another job")
     batcher.close()
     return {"wall": spent.wall / jobs * 1e6, "cpu": spent.cpu / jobs * 1e6}
 

@@ -41,7 +41,7 @@ def run(contender: type[Contender], *, jobs: int, traced: int) -> dict[str, floa
     tracemalloc.stop()
     go_on.set()
     if [batcher.result(handle) for handle in handles] != waiting:
-        raise AssertionError("somebody got the result of another job")
+        raise AssertionError("a caller got the result of another job")
     batcher.close()
     return {"bytes": (after - before) / jobs}
 

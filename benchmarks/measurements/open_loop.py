@@ -35,7 +35,7 @@ def run(contender: type[Contender], *, load: float, seconds: float) -> dict[str,
             sleep(delay)
         handles.append(submit(job))
     if [batcher.result(handle) for handle in handles] != jobs:
-        raise AssertionError("somebody got the result of another job")
+        raise AssertionError("a caller got the result of another job")
 
     batcher.close()
     latencies = [end - start - moments[int(job)] for end, batch in downstream.calls for job in batch]

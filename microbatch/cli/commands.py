@@ -387,7 +387,7 @@ def _opened(
     for (_, one), (path, other) in combinations(used, 2):
         if (identity := _identity(one)) is not None and identity == _identity(other):
             file = "standard output" if path == "-" else path
-            _refuse(options, f"{file} can't be {'read and written' if one is source else 'written twice'} at once")
+            _refuse(options, f"{file} can't be used for both {'input and output' if one is source else 'outputs'}")
     for path, written in used[1:]:
         if path != "-" and _identity(written) is not None:
             written.truncate(0)

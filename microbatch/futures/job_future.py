@@ -279,7 +279,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
-        """Call *fn* with this future when it is done, or at once if it is done already. Exceptions of *fn* are logged."""
+        """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
         if self._stage not in OVER:
             with self._owner.mutex:
                 attachments = self._attach()
