@@ -636,13 +636,13 @@ def test_stats_are_of_one_moment_wherever_a_handler_that_waits_interrupts_them()
     assert place > 10
 
 
-def test_a_caller_that_waits_for_room_gets_the_room_of_a_job_that_is_cancelled_during_a_lead(
+def test_a_caller_that_waits_for_space_gets_the_place_of_a_job_that_is_cancelled_during_a_lead(
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     """A finalizer cancels the job just before the leader takes that in, and another one waits just after."""
 
-    def wait_in(books: Ledger, jobs: Any) -> None:
-        enter(books, jobs)
+    def wait_in(ledger: Ledger, jobs: Any) -> None:
+        enter(ledger, jobs)
         if waits.cancelled() and not looked:
             looked.append(True)
             with suppress(TimeoutError):
