@@ -230,7 +230,7 @@ class Batcher(Generic[Job, Value]):
 
         Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker. In the batcher's own
         threads, for example in the processor or in a done-callback, blocking could cause a deadlock. There, it raises
-        `BacklogFull` at once if the queue is full.
+        `BacklogFull` immediately if the queue is full.
 
         If this method raises one of the exceptions below, there is no future, and the job is never processed.
 
@@ -379,7 +379,7 @@ class Batcher(Generic[Job, Value]):
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, without arguments, when the batcher has been shut down and its last job is settled.
 
-        If that has happened already, the callback is called at once. Callbacks run in the order in which they were
+        If that has happened already, the callback is called immediately. Callbacks run in the order in which they were
         added, in the batcher thread. If no job was ever submitted, they run in the thread that shuts down. An exception
         in a callback is logged.
         """
@@ -404,7 +404,7 @@ class Batcher(Generic[Job, Value]):
         return f"<Batcher {self.name!r} with {self._settings.policy!r}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Batcher has threads, and can't be copied or pickled")
+        raise TypeError("a Batcher can't be copied or pickled, because it has threads")
 
     @property
     def _engine(self) -> Engine:
@@ -566,5 +566,5 @@ def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.hints.needs:
         raise ValueError(
-            f"policy must be able to dispatch a batch of max_pending={max_pending} jobs or fewer, got {shown(policy)}"
+            f"policy must be able to dispatch a batch of at most max_pending={max_pending} jobs, got {shown(policy)}"
         )
