@@ -17,8 +17,17 @@ def page(name: str) -> str:
 
 def blocks(name: str) -> list[str]:
     """Return the code blocks of a page that are not doctests."""
-    found = [textwrap.dedent(block) for block in re.findall(_BLOCK, page(name))]
-    return [block for block in found if ">>>" not in block]
+    return [block for block in _python(page(name)) if ">>>" not in block]
+
+
+def section(name: str, title: str = "") -> list[str]:
+    """Return the code blocks in one section of a page, or those before the first section."""
+    parts = re.split(r"\n\n(\S.*)\n(?:[-~]{4,}\n)", page(name))
+    return _python(dict(zip(["", *parts[1::2]], parts[::2]))[title])
+
+
+def _python(text: str) -> list[str]:
+    return [textwrap.dedent(block) for block in re.findall(_BLOCK, text + "\n")]
 
 
 def files(name: str) -> list[tuple[str, str]]:
