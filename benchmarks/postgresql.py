@@ -1,16 +1,18 @@
-"""PostgreSQL, row by row and in batches: ``python -m benchmarks.postgresql --delay 0 0.5 > benchmarks/results/postgresql.rst``.
+"""PostgreSQL, row by row and in batches: ``python -m benchmarks.postgresql --delay 0.5 > benchmarks/results/postgresql.rst``.
 
 Callers in one process insert a row and get its ID, add to the counter of a key, or look a row up by its ID. Each caller
-is a thread that waits for its result before it goes on. Without batches, there are as many connections as callers. All
-connections are in autocommit mode, so that each call takes one round trip. The server has its default settings, so each
-commit waits for the disk. All results are checked.
+is a thread that waits for its result before it goes on. All connections are in autocommit mode, so each call is one
+statement and takes one round trip. The server has its default settings, so each commit waits for the disk. Callers and
+server share the cores. All results are checked.
 
 The ways take turns. Before each turn, the tables are filled anew, and there is a ``VACUUM`` and a ``CHECKPOINT``. A
-figure is the median of all turns, and *worst* is the slowest one. *Ratio* is the ratio of the rows/s to those of the
-first way in the same round: the median, and the lowest. The CPU time of the server is that of all its processes.
+figure is the median of all rounds, and *worst* is the slowest one. *Ratio* is the ratio of the rows/s to those of the
+first way in the same round, and *worst ratio* is the lowest. *Client* and *server* are CPU time per row. That of the server
+is the sum of all its processes.
 
-With ``--delay``, connections also go through a proxy, in a process of its own, that holds back each reply for so many
-milliseconds. The proxy shares the cores too. A delay of 0 shows what the proxy itself costs.
+With ``--delay``, everything is measured again with a network that takes so many milliseconds longer for each round
+trip: before each statement, the thread that has the connection sleeps. This takes some CPU time too, which you see in
+that of the client. (A proxy that holds back the replies would take three times as much, from the same cores.)
 """
 
 import argparse
@@ -21,15 +23,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import psycopg_pool
-from psycopg.conninfo import make_conninfo
 
 from benchmarks.machine import machine
 from benchmarks.tables import Table, render, rst
@@ -40,7 +42,6 @@ __all__ = ["main"]
 
 ROOT = Path(__file__).parent.parent
 POLICY = Size(500) | Natural()
-CPU = ("client", "server", "proxy")
 PAGES = 10_000
 PEOPLE = range(100_000, 200_000)  # all take four bytes, so that each connection prepares one statement only
 
@@ -174,8 +175,9 @@ class Turn(NamedTuple):
     jobs: int
     calls: int
     seconds: float
-    cpu: tuple[float, float, float]
-    """CPU seconds of the client, of the server, and of the proxy."""
+    client: float
+    server: float
+    """CPU seconds."""
 
     @property
     def rate(self) -> float:
@@ -183,27 +185,29 @@ class Turn(NamedTuple):
         return self.jobs / self.seconds
 
 
-class Processes:
-    """The processes whose CPU time is measured: this one, a server on this machine, and perhaps a proxy."""
+Turns = dict[tuple[float, str, Way], list[Turn]]
+"""The turns of each delay, operation and way."""
 
-    def __init__(self, backend: int, proxy: int | None) -> None:
-        self._server = int(_stat(backend)[1])  # the parent of the process that serves one connection
-        self._proxy = proxy
 
-    def cpu(self) -> tuple[float, float, float]:
-        """Return the CPU seconds so far of the client, of the server, and of the proxy."""
-        server = proxy = 0
+class Server:
+    """A server on this machine.
+
+    Args:
+        backend: The process that serves one of the connections.
+    """
+
+    def __init__(self, backend: int) -> None:
+        self._process = int(_stat(backend)[1])  # its parent
+
+    def cpu(self) -> float:
+        """Return the CPU seconds so far of all its processes."""
+        ticks = sum(map(int, _stat(self._process)[11:15]))  # with its children that have ended
         for process in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]:
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 stat = _stat(process)
-                if process == self._server:
-                    server += sum(map(int, stat[11:15]))  # with its children that have ended
-                elif int(stat[1]) == self._server:
-                    server += sum(map(int, stat[11:13]))
-                elif process == self._proxy:
-                    proxy = sum(map(int, stat[11:13]))
-        ticks = os.sysconf("SC_CLK_TCK")
-        return time.process_time(), server / ticks, proxy / ticks
+                if int(stat[1]) == self._process:
+                    ticks += sum(map(int, stat[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(process: int) -> list[str]:
@@ -211,160 +215,142 @@ def _stat(process: int) -> list[str]:
     return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
-def take_turn(operation: Operation, way: Way, pool: Pool, jobs: list[Any], callers: int, processes: Processes) -> Turn:
+def slowed(function: Callable[[Any, Connection], Any], delay: float) -> Callable[[Any, Connection], Any]:
+    """Return a function that takes longer, as if the statement that it executes went through a network."""
+
+    def call(jobs: Any, connection: Connection) -> Any:
+        time.sleep(delay)
+        return function(jobs, connection)
+
+    return call if delay else function
+
+
+def take_turn(
+    operation: Operation, way: Way, delay: float, pool: Pool, jobs: list[Any], callers: int, server: Server
+) -> Turn:
     """Process all jobs in one way."""
     for _ in range(10 * way.connections):  # the pool hands out the connection that has not been used the longest
         with pool.connection() as connection:
             operation.many([operation.idle], connection) if way.workers else operation.one(operation.idle, connection)
 
-    def directly(job: Any) -> Any:
+    one, many = slowed(operation.one, delay), slowed(operation.many, delay)
+
+    def alone(job: Any) -> Any:
         with pool.connection() as connection:
-            return operation.one(job, connection)
+            return one(job, connection)
 
     results: list[Any] = [None] * len(jobs)
-    with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(callers))
-        call, batcher = directly, None
-        if way.workers:
-            processor = within(operation.many, pool.connection, pass_value=True)
-            batcher = stack.enter_context(Batcher(processor, POLICY, max_workers=way.workers))
-            call = lambda job: batcher.submit(job).result().value
+    processor = within(many, pool.connection, pass_value=True)
+    with Batcher(processor, POLICY, max_workers=way.workers or 1) as batcher, ThreadPoolExecutor(callers) as threads:
+
+        def together(job: Any) -> Any:
+            return batcher.submit(job).result().value
+
+        process = together if way.workers else alone
 
         def caller(number: int) -> None:
             for place in range(number, len(jobs), callers):
-                results[place] = call(jobs[place])
+                results[place] = process(jobs[place])
 
-        before, started = processes.cpu(), time.perf_counter()
+        before, client, started = server.cpu(), time.process_time(), time.perf_counter()
         list(threads.map(caller, range(callers)))
-        seconds, after = time.perf_counter() - started, processes.cpu()
-        calls = batcher.stats().batches if batcher else len(jobs)
+        seconds, client = time.perf_counter() - started, time.process_time() - client
+        calls = batcher.stats().batches if way.workers else len(jobs)
+        turn = Turn(len(jobs), calls, seconds, client, server.cpu() - before)
     with pool.connection() as connection:
         if not operation.check(jobs, results, connection):
             sys.exit(f"{operation.label}, {way.label}: wrong results")
-    client, server, proxy = (late - early for early, late in zip(before, after))
-    return Turn(len(jobs), calls, seconds, (client, server, proxy))
+    return turn
 
 
-def rounds(
-    address: str, ways: list[Way], callers: int, jobs: int, repeats: int, proxy: int | None
-) -> dict[tuple[str, str], list[Turn]]:
-    """Process all jobs in all ways, again and again, and return the turns of each operation and way."""
-    turns: dict[tuple[str, str], list[Turn]] = {}
+def measure(address: str, ways: list[Way], delays: list[float], callers: int, jobs: int, repeats: int) -> Turns:
+    """Process all jobs in all ways, in rounds."""
+    turns: Turns = {}
     with ExitStack() as stack:
-        pools = {
-            way: stack.enter_context(
-                Pool(address, min_size=way.connections, max_size=way.connections, kwargs={"autocommit": True})
-            )
-            for way in ways
-        }
-        for pool in pools.values():
+        pools = {}
+        for way in ways:
+            size = way.connections
+            pool = Pool(address, min_size=size, max_size=size, kwargs={"autocommit": True})
+            pools[way] = stack.enter_context(pool)
             pool.wait()
         connection = stack.enter_context(psycopg.connect(address, autocommit=True))
-        processes = Processes(connection.info.backend_pid, proxy)
-        for repeat in range(repeats):
-            for operation in OPERATIONS:
-                chance = random.Random(repeat)
-                made = [operation.job(chance) for _ in range(jobs)]
-                for place in range(len(ways)):
-                    way = ways[(place + repeat) % len(ways)]
-                    for statement in RESET:
-                        connection.execute(statement)
-                    turn = take_turn(operation, way, pools[way], made, callers, processes)
-                    turns.setdefault((operation.label, way.label), []).append(turn)
+        connection.execute(TABLES)
+        server = Server(connection.info.backend_pid)
+        for repeat, delay, operation in product(range(repeats), delays, OPERATIONS):
+            chance = random.Random(repeat)
+            made = [operation.job(chance) for _ in range(jobs)]
+            first = repeat % len(ways)
+            for way in ways[first:] + ways[:first]:
+                for statement in RESET:
+                    connection.execute(statement)
+                turn = take_turn(operation, way, delay, pools[way], made, callers, server)
+                turns.setdefault((delay, operation.label, way), []).append(turn)
     return turns
 
 
-def rows_of(turns: dict[tuple[str, str], list[Turn]], ways: list[Way]) -> list[list[str]]:
-    """Return the rows of a table."""
-    made = []
-    for operation in OPERATIONS:
-        first = turns[operation.label, ways[0].label]
-        for way in ways:
-            those = turns[operation.label, way.label]
-            ratios = [turn.rate / single.rate for turn, single in zip(those, first)]
-            cpu = [statistics.median(seconds) / those[0].jobs for seconds in zip(*(turn.cpu for turn in those))]
-            made.append(
-                [
-                    f"{operation.label}, {way.label}",
-                    f"{way.connections}",
-                    f"{statistics.median(turn.jobs / turn.calls for turn in those):.1f}",
-                    f"{statistics.median(turn.rate for turn in those):,.0f}",
-                    f"{min(turn.rate for turn in those):,.0f}",
-                    f"{statistics.median(ratios):.2f}",
-                    f"{min(ratios):.2f}",
-                    *(f"{seconds * 1e6:.0f}" for seconds in cpu),
-                ]
-            )
-    return made
+def row(label: str, turns: list[Turn], first: list[Turn]) -> list[str]:
+    """Return a row of a table."""
+    ratios = [turn.rate / reference.rate for turn, reference in zip(turns, first)]
+    return [
+        label,
+        f"{statistics.median(turn.jobs / turn.calls for turn in turns):.1f}",
+        f"{statistics.median(turn.rate for turn in turns):,.0f}",
+        f"{min(turn.rate for turn in turns):,.0f}",
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f}",
+        f"{statistics.median(turn.client / turn.jobs for turn in turns) * 1e6:.0f}",
+        f"{statistics.median(turn.server / turn.jobs for turn in turns) * 1e6:.0f}",
+    ]
 
 
-def round_trip(address: str) -> float:
-    """Return the seconds that a round trip takes if nothing else is going on."""
-    times = []
-    with psycopg.connect(address, autocommit=True) as connection:
-        for _ in range(300):
-            started = time.perf_counter()
-            connection.execute("SELECT 1")
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+def compare(address: str, delays: list[float], callers: int, jobs: int, repeats: int) -> None:
+    """Print tables of what was measured."""
+    ways = [
+        Way(f"one call per row, {callers} connections", callers, 0),
+        Way("one call per row, 4 connections", 4, 0),
+        Way("batches, 4 workers, 4 connections", 4, 4),
+        Way("batches, 1 worker, 1 connection", 1, 1),
+    ]
+    with psycopg.connect(address) as connection:
+        version = connection.info.parameter_status("server_version")
+    print(rst("PostgreSQL, row by row and in batches", "="))
+    print(f"{__doc__.partition(chr(10))[2].strip()}\n")
+    versions = {"PostgreSQL": version, "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})"}
+    for name, value in {**machine(), **versions}.items():
+        print(f":{name}: {value}")
+    print(f":measured: {callers} callers, {jobs:,} rows per turn, {repeats} rounds\n", flush=True)
+    turns = measure(address, ways, delays, callers, jobs, repeats)
+    headings = ["", "rows/call", "rows/s", "worst", "ratio", "worst ratio", "client, µs", "server, µs"]
+    for delay, operation in product(delays, OPERATIONS):
+        where = f"over a network that takes {delay * 1e3:g} ms more" if delay else "on loopback"
+        rows = [row(way.label, *(turns[delay, operation.label, each] for each in (way, ways[0]))) for way in ways]
+        print(render(Table(f"{operation.label} {where}", headings, rows, [])))
 
 
 @contextmanager
-def running(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Start a Python program, and end it afterwards. Return its process, and the first line that it prints."""
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+def serving() -> Iterator[str]:
+    """Start a server, and stop it afterwards. The value is its address."""
+    command = [sys.executable, str(ROOT / "examples" / "serve_postgresql.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process, process.stdout.readline().strip()
+            yield process.stdout.readline().strip()
         finally:
             process.terminate()
 
 
-def compare(address: str, delays: list[float], callers: int, jobs: int, repeats: int) -> None:
-    """Print a table for direct connections, and one for each delay."""
-    ways = [Way("one call per row", callers, 0), Way("batches, 1 worker", 1, 1), Way("batches, 4 workers", 4, 4)]
-    with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute(TABLES)
-        port = connection.info.port
-        versions = {
-            "PostgreSQL": connection.info.parameter_status("server_version"),
-            "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})",
-        }
-    print(rst("PostgreSQL, row by row and in batches", "="))
-    print(f"{__doc__.partition(chr(10))[2].strip()}\n")
-    for name, value in {**machine(), **versions}.items():
-        print(f":{name}: {value}")
-    print(f":load: {callers} callers, {jobs:,} rows per turn, {repeats} rounds\n", flush=True)
-    headings = ["", "connections", "rows/call", "rows/s", "worst", "ratio", "worst", *(f"{who}, µs" for who in CPU)]
-    for delay in [None, *delays]:
-        with ExitStack() as stack:
-            title, here, proxy = "Direct connections", address, None
-            if delay is not None:
-                command = ("-m", "benchmarks.delaying", f"{port}", f"--delay={delay}")
-                process, line = stack.enter_context(running(*command))
-                title, proxy = f"Through a proxy with a delay of {delay:g} ms", process.pid
-                here = make_conninfo(address, host="127.0.0.1", port=line)
-            title += f": a round trip takes {round_trip(here) * 1e3:.2f} ms"
-            rows = rows_of(rounds(here, ways, callers, jobs, repeats, proxy), ways)
-            print(render(Table(title, headings, rows, [])), flush=True)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.postgresql", description=__doc__.partition("\n")[0])
     parser.add_argument("address", nargs="?", help="of a server on this machine; by default, it starts one")
-    parser.add_argument("--delay", type=float, nargs="+", default=[], help="of a network, in milliseconds")
+    parser.add_argument("--delay", type=float, help="of a network, for each round trip, in milliseconds")
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    with ExitStack() as stack:
-        address = arguments.address
-        if address is None:
-            _, address = stack.enter_context(running("examples/serve_postgresql.py"))
-        compare(address, arguments.delay, arguments.callers, arguments.jobs, arguments.repeats)
+    options = parser.parse_args(arguments)
+    delays = [0.0] if options.delay is None else [0.0, options.delay / 1e3]
+    with nullcontext(options.address) if options.address else serving() as address:
+        compare(address, delays, options.callers, options.jobs, options.repeats)
 
 
 if __name__ == "__main__":

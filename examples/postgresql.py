@@ -1,5 +1,7 @@
 """Inserts rows into PostgreSQL and gets their IDs, first with one statement per row, and then with one per batch.
 
+Without batches, each of the 32 callers can have a connection. Batches take only one.
+
     $ python -m pip install . 'psycopg[binary,pool]'
     $ python examples/postgresql.py postgresql://postgres@127.0.0.1:43211/postgres
 
@@ -16,10 +18,14 @@ from microbatch import Natural, Size
 
 def main(address: str) -> None:
     """Insert 3,000 people in both ways, and check the IDs."""
-    with ConnectionPool(address, min_size=4, max_size=16) as pool:
+    autocommit = {"autocommit": True}  # each insert is one statement, and so a transaction of its own
+    with (
+        ConnectionPool(address, min_size=32, max_size=32, kwargs=autocommit) as large_pool,
+        ConnectionPool(address, min_size=1, max_size=1, kwargs=autocommit) as pool,
+    ):
 
         def insert(name: str) -> int:
-            with pool.connection() as connection:
+            with large_pool.connection() as connection:
                 row = connection.execute("INSERT INTO people (name) VALUES (%s) RETURNING id", (name,)).fetchone()
             assert row is not None
             return int(row[0])
@@ -33,6 +39,7 @@ def main(address: str) -> None:
                 )
                 return [int(number) for (number,) in rows]
 
+        large_pool.wait()
         with pool.connection() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS people (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name TEXT)"
