@@ -1,4 +1,4 @@
-"""PostgreSQL, row by row and in batches: ``python -m benchmarks.postgresql --delay 0.5 > benchmarks/results/postgresql.rst``.
+"""PostgreSQL by row and in batches: ``python -m benchmarks.postgresql --delay 0.5 > benchmarks/results/postgresql.rst``.
 
 Callers in one process insert a row and get its ID, add to the counter of a key, or look a row up by its ID. Each caller
 is a thread that waits for its result before it goes on. All connections are in autocommit mode, so each call is one
@@ -7,12 +7,12 @@ server share the cores. All results are checked.
 
 The ways take turns. Before each turn, the tables are filled anew, and there is a ``VACUUM`` and a ``CHECKPOINT``. A
 figure is the median of all rounds, and *worst* is the slowest one. *Ratio* is the ratio of the rows/s to those of the
-first way in the same round, and *worst ratio* is the lowest. *Client* and *server* are CPU time per row. That of the server
-is the sum of all its processes.
+first way in the same round, and *worst ratio* is the lowest. *Client* and *server* are CPU time per row. That of the
+server is the sum of all its processes.
 
 With ``--delay``, everything is measured again with a network that takes so many milliseconds longer for each round
-trip: before each statement, the thread that has the connection sleeps. This takes some CPU time too, which you see in
-that of the client. (A proxy that holds back the replies would take three times as much, from the same cores.)
+trip: before each statement, the thread that has the connection sleeps. This costs some CPU time too, which is part of
+that of the client. (A proxy that holds back each reply would cost more, and take it from the same cores.)
 """
 
 import argparse
@@ -177,7 +177,8 @@ class Turn(NamedTuple):
     seconds: float
     client: float
     server: float
-    """CPU seconds."""
+    others: float
+    """CPU seconds, as the two above: those of all other programs."""
 
     @property
     def rate(self) -> float:
@@ -208,6 +209,12 @@ class Server:
                 if int(stat[1]) == self._process:
                     ticks += sum(map(int, stat[11:13]))
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def busy() -> float:
+    """Return the CPU seconds so far of all programs on this machine."""
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]
+    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(process: int) -> list[str]:
@@ -252,11 +259,12 @@ def take_turn(
             for place in range(number, len(jobs), callers):
                 results[place] = process(jobs[place])
 
-        before, client, started = server.cpu(), time.process_time(), time.perf_counter()
+        before, started = (time.process_time(), server.cpu(), busy()), time.perf_counter()
         list(threads.map(caller, range(callers)))
-        seconds, client = time.perf_counter() - started, time.process_time() - client
+        seconds, after = time.perf_counter() - started, (time.process_time(), server.cpu(), busy())
         calls = batcher.stats().batches if way.workers else len(jobs)
-        turn = Turn(len(jobs), calls, seconds, client, server.cpu() - before)
+    ours, theirs, total = (late - early for early, late in zip(before, after))
+    turn = Turn(len(jobs), calls, seconds, ours, theirs, total - ours - theirs)
     with pool.connection() as connection:
         if not operation.check(jobs, results, connection):
             sys.exit(f"{operation.label}, {way.label}: wrong results")
@@ -313,7 +321,7 @@ def compare(address: str, delays: list[float], callers: int, jobs: int, repeats:
     ]
     with psycopg.connect(address) as connection:
         version = connection.info.parameter_status("server_version")
-    print(rst("PostgreSQL, row by row and in batches", "="))
+    print(rst("PostgreSQL by row and in batches", "="))
     print(f"{__doc__.partition(chr(10))[2].strip()}\n")
     versions = {"PostgreSQL": version, "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})"}
     for name, value in {**machine(), **versions}.items():
@@ -325,6 +333,9 @@ def compare(address: str, delays: list[float], callers: int, jobs: int, repeats:
         where = f"over a network that takes {delay * 1e3:g} ms more" if delay else "on loopback"
         rows = [row(way.label, *(turns[delay, operation.label, each] for each in (way, ways[0]))) for way in ways]
         print(render(Table(f"{operation.label} {where}", headings, rows, [])))
+    all_turns = [turn for those in turns.values() for turn in those]
+    share = sum(turn.others for turn in all_turns) / sum(turn.seconds for turn in all_turns) / (os.cpu_count() or 1)
+    print(f"During the turns, other programs and the kernel used {share:.0%} of all CPU time.")
 
 
 @contextmanager
@@ -345,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("address", nargs="?", help="of a server on this machine; by default, it starts one")
     parser.add_argument("--delay", type=float, help="of a network, for each round trip, in milliseconds")
     parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     delays = [0.0] if options.delay is None else [0.0, options.delay / 1e3]

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -300,6 +301,7 @@ def test_postgresql_is_measured_row_by_row_and_in_batches_on_loopback_and_over_a
     titles = [line.strip("*") for line in out.splitlines() if line.startswith("**")]
     places = ("on loopback", "over a network that takes 20 ms more")
     assert [f"{done} {where}" for where in places for done in ("insert", "upsert", "lookup")] == titles
+    assert re.fullmatch(r"During the turns, other programs .* used -?\d+% of all CPU time\.", out.splitlines()[-1])
     rows = [line.rsplit(maxsplit=7) for line in out.splitlines() if line.startswith(("one call", "batches"))]
     assert 24 == len(rows)
     rates = [float(cells[2].replace(",", "")) for cells in rows]
