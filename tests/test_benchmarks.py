@@ -104,7 +104,7 @@ class Absent(Reversing):
 
 
 def test_a_contender_that_mixes_up_results_gets_no_figures() -> None:
-    expected = {"failed": "AssertionError: somebody got the result of another job"}
+    expected = {"failed": "AssertionError: a caller got the result of another job"}
     assert expected == measure(MEASUREMENTS["gather"], Reversing, {"jobs": 10, "threads": 1})
     assert expected == measure(MEASUREMENTS["open"], Reversing, {"load": 0.1, "seconds": 0.02})
     contention = {"threads": 1, "jobs": 10, "spinning": 1, "rounds": 1, "seconds": 0.01}

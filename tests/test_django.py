@@ -13,7 +13,7 @@ import pytest
 from microbatch import Batcher, Hints, Size
 from microbatch.testing import RecordingProcessor
 from tests.extras import needs
-from tests.pages import files, in_a_hurry
+from tests.pages import files, in_a_hurry, makes_the_batcher_busy
 
 needs("django")
 import django
@@ -111,9 +111,9 @@ def test_a_batcher_created_while_the_others_are_shut_down_is_kept() -> None:
         assert batchers["rows"] is batchers["rows"]
 
 
-@pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
+@pytest.mark.parametrize("names, only", [({}, "because"), ({"rows": {}, "mails": {}}, "only 'rows', 'mails'")])
 def test_a_name_that_is_not_in_the_settings_raises_key_error(names: dict[str, Any], only: str) -> None:
-    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', only {only}"):
+    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', {only}"):
         batchers["row"]
 
 
@@ -178,11 +178,7 @@ def test_changed_settings_give_new_batchers_and_the_old_ones_are_shut_down() -> 
             assert "shut down" in first.explain() and first is not batchers["rows"]
 
 
-@pytest.mark.parametrize(
-    "wait, others, expired",
-    [("timeout=1,", ["running", "waiting"], 0), ("expires_in=5", ["running"], 1), ("timeout=10", ["running"], 0)],
-    ids=["BacklogFull", "JobExpired", "TimeoutError"],
-)
+@makes_the_batcher_busy
 def test_the_view_on_the_page_responds_with_503_if_the_batcher_is_busy(
     wait: str, others: list[str], expired: int, processor: RecordingProcessor[Any]
 ) -> None:

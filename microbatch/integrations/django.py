@@ -98,8 +98,8 @@ def _configured() -> Any:
 def _make(name: str) -> "Batcher[Any, Any]":
     configured = _configured()
     if name not in configured:
-        known = ", ".join(map(repr, configured)) or "nothing at all"
-        raise KeyError(f"MICROBATCH has no batcher {name!r}, only {known}")
+        known = f"only {', '.join(map(repr, configured))}" if configured else "because it is empty"
+        raise KeyError(f"MICROBATCH has no batcher {name!r}, {known}")
     where = f"MICROBATCH[{name!r}]"
     if not isinstance(name, str):
         raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher must be a string")

@@ -1,0 +1,50 @@
+"""Fixtures for `pytest`: a clock and a processor for tests, and a check for batchers that a test leaves open.
+
+pytest loads this module at each start, in every project where microbatch is installed. So it is installed at the top
+level too, as ``pytest_microbatch``, and imports microbatch only in the fixtures. It does nothing unless a test or a
+``conftest.py`` asks for a fixture.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from microbatch.testing import ManualClock, RecordingProcessor
+
+__all__ = ["manual_clock", "no_open_batchers", "recording_processor"]
+
+
+@pytest.fixture
+def manual_clock() -> "ManualClock":
+    """A new `ManualClock`, which shows 0 and stands still until the test advances it."""
+    from microbatch.testing import ManualClock
+
+    return ManualClock()
+
+
+@pytest.fixture
+def recording_processor() -> "Iterator[RecordingProcessor[Any]]":
+    """A new `RecordingProcessor`, which returns the jobs. It is released at the end of the test."""
+    from microbatch.testing import RecordingProcessor
+
+    processor = RecordingProcessor[Any]()
+    yield processor
+    processor.release()
+
+
+@pytest.fixture
+def no_open_batchers() -> Iterator[None]:
+    """Fail the test if a batcher that was created during it has threads and was not shut down.
+
+    The message says where each of these batchers was created. Reported as an error in the teardown of the test.
+    """
+    from microbatch.batcher import left_open, next_number
+
+    since = next_number()
+    yield
+    left = left_open(since)
+    if left:
+        lines = ["the test left these batchers open (call shutdown(), or use a with statement):", *left]
+        pytest.fail("\n  ".join(lines), pytrace=False)
