@@ -45,13 +45,17 @@ POLICY = Size(500) | Natural()
 PAGES = 10_000
 PEOPLE = range(100_000, 200_000)  # all take four bytes, so that each connection prepares one statement only
 
+SCHEMA = "microbatch_benchmark"
 TABLES = f"""
-    DROP TABLE IF EXISTS new_people, pages, people;
+    DROP SCHEMA IF EXISTS {SCHEMA} CASCADE;
+    CREATE SCHEMA {SCHEMA};
     CREATE TABLE new_people (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
     CREATE TABLE pages (id bigint PRIMARY KEY, visits bigint);
     CREATE TABLE people (id bigint PRIMARY KEY, name text);
     INSERT INTO people SELECT id, 'person ' || id FROM generate_series({PEOPLE.start}, {PEOPLE.stop - 1}) AS id
 """
+
+OPTIONS: dict[str, Any] = {"autocommit": True, "options": f"-c search_path={SCHEMA}"}
 
 RESET = [
     "TRUNCATE new_people, pages",
@@ -78,7 +82,7 @@ def insert_many(names: list[str], connection: Connection) -> list[int]:
         "ORDER BY place RETURNING id",
         (names,),
     )
-    return [int(number) for (number,) in rows]
+    return sorted(number for (number,) in rows)  # they are numbered in order, but may come in another
 
 
 def count(visit: tuple[int, int], connection: Connection) -> None:
@@ -278,10 +282,10 @@ def measure(address: str, ways: list[Way], delays: list[float], callers: int, jo
         pools = {}
         for way in ways:
             size = way.connections
-            pool = Pool(address, min_size=size, max_size=size, kwargs={"autocommit": True})
+            pool = Pool(address, min_size=size, max_size=size, kwargs=OPTIONS)
             pools[way] = stack.enter_context(pool)
             pool.wait()
-        connection = stack.enter_context(psycopg.connect(address, autocommit=True))
+        connection = stack.enter_context(psycopg.connect(address, **OPTIONS))
         connection.execute(TABLES)
         server = Server(connection.info.backend_pid)
         for repeat, delay, operation in product(range(repeats), delays, OPERATIONS):
@@ -293,6 +297,7 @@ def measure(address: str, ways: list[Way], delays: list[float], callers: int, jo
                     connection.execute(statement)
                 turn = take_turn(operation, way, delay, pools[way], made, callers, server)
                 turns.setdefault((delay, operation.label, way), []).append(turn)
+        connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
     return turns
 
 
