@@ -326,9 +326,7 @@ def run_installed(folder: Path, *command: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "option, imported", [("--collect-only", False), ("--fixtures", False), ("-k=plain", False), ("-k=clock", True)]
-)
+@pytest.mark.parametrize("option, imported", [("--fixtures", False), ("-k=plain", False), ("-k=clock", True)])
 def test_pytest_finds_the_fixtures_and_imports_microbatch_only_for_a_test_that_uses_one(
     option: str, imported: bool, tmp_path: Path
 ) -> None:

@@ -790,7 +790,7 @@ def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCa
         future.add_done_callback(seen.append)
         batcher.submit(2).result(timeout=10)
     assert [future] == seen
-    future.add_done_callback(exit_thread)  # a callback that is added later is called at once
+    future.add_done_callback(exit_thread)  # a callback that is added later is called immediately
     assert 2 * [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
     assert "exception calling callback" in caplog.text
 

@@ -229,7 +229,7 @@ class Engine:
         report("%r lost %d jobs: the interpreter stopped waiting for them at exit", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called after the last job is settled, or at once if the batcher has ended."""
+        """Have *callback* called after the last job is settled, or immediately if the batcher has ended."""
         with self.queue.mutex:
             if self.stage is not _ENDED:
                 self._callbacks.append(callback)
@@ -290,7 +290,7 @@ class Engine:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.queue.resign(NOW, 1)  # take the lead again at once: this thread was interrupted while it led
+            self.queue.resign(NOW, 1)  # take the lead again immediately: this thread was interrupted while it led
         while not self._dispatcher.turn(self._runner.run):
             pass
 
@@ -317,7 +317,7 @@ class Engine:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called at once
+            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called immediately
             self.queue.settled.notify_all()
             return None
 
