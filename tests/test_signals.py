@@ -35,6 +35,7 @@ from microbatch._basics.waiting import StartLatch, Waiter
 from microbatch._engine import ledger
 from microbatch._engine.ledger import Ledger
 from microbatch._engine.queue import Drained, JobQueue
+from microbatch.batcher import left_open, next_number
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
@@ -247,6 +248,25 @@ def test_a_submit_in_a_signal_handler_at_any_point_is_accepted_or_refused(action
     for scenario, error in interrupt_everywhere(action, handle):
         assert error is None
         assert "shutdown" in action or scenario not in refused
+
+
+def test_batchers_that_are_left_open_are_found_if_a_signal_handler_starts_another_at_any_point() -> None:
+    def start() -> Batcher[int, int]:
+        batcher = Batcher[int, int](list)
+        batcher.submit(1)
+        return batcher
+
+    for place in count():
+        gc.collect()  # the engines of earlier batchers
+        since, batchers, found = next_number(), [start()], list[str]()
+        signal = Signal(lambda: batchers.append(start()), place, ("microbatch.", "weakref", "_weakrefset"))
+        assert signal.during(lambda: found.extend(left_open(since))) is None
+        assert 1 <= len(found) <= len(batchers)
+        for batcher in batchers:
+            batcher.shutdown()
+        if not signal.arrived:
+            break
+    assert place > 1
 
 
 @pytest.mark.parametrize("action", ["submit", "cancel", "flush", "shutdown"])

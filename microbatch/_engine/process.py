@@ -39,7 +39,7 @@ class Member(Protocol):
 
 # Guards the next three. Re-entrant, because a finalizer may interrupt the thread that holds it.
 _mutex = threading.RLock()
-_engines: "weakref.WeakSet[Member]" = weakref.WeakSet()
+_engines: "weakref.WeakKeyDictionary[Member, None]" = weakref.WeakKeyDictionary()
 _exiting = False
 _exit_hook: Any = None  # the newest entry for `_at_exit` in the exit hooks of ``threading``
 
@@ -67,21 +67,26 @@ def enlist(engine: Member) -> None:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
         if _exiting:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start")
-        _engines.add(engine)
+        _engines[engine] = None
 
 
 def started_engines() -> list[Any]:
     """Return the engines of this process that were started, or tried to, and that still exist."""
     check_for_fork()
     with _mutex:
-        return list(_engines)
+        return _living(_engines.keyrefs())
+
+
+def _living(references: list[Any]) -> list[Any]:
+    """Return the engines that still exist. To iterate over `_engines` would break R10."""
+    return [engine for reference in references if (engine := reference()) is not None]
 
 
 def _at_exit() -> None:
     try:
         _drain_all()
     except BaseException:  # for example Ctrl-C: exit now, and log how many jobs are lost
-        for engine in list(_engines):
+        for engine in _living(_engines.keyrefs()):
             if not engine.wait_ended(NOW):
                 engine.give_up()
         raise
@@ -92,7 +97,7 @@ def _drain_all() -> None:
     check_for_fork()
     with _mutex:
         _exiting = True
-        engines = list(_engines)
+        engines = _living(_engines.keyrefs())
     deadlines = {engine: engine.exit_deadline() for engine in engines}
     for engine in engines:
         engine.close()
@@ -159,8 +164,8 @@ def check_for_fork() -> None:
 def _leave_all_to_parent() -> None:
     global _mutex, _engines, _flag
     _mutex = threading.RLock()  # a thread that does not exist here may have held the old one
-    engines, _engines = list(_engines), weakref.WeakSet()
-    for engine in engines:  # also those whose batchers were deleted
+    references, _engines = _engines.keyrefs(), weakref.WeakKeyDictionary()
+    for engine in _living(references):  # also those whose batchers were deleted
         engine.disown_threads()
         engine.leave_to_parent()
     _flag = _make_process_flag()
