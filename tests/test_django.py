@@ -1,5 +1,6 @@
 """Batchers in the settings of a Django project, and the database connections of their threads."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -341,6 +342,52 @@ def test_jobs_that_the_tests_have_left_behind_do_not_reach_the_real_database(mon
     assert done.result(timeout=0).value[0] is not connections["default"]
     with pytest.raises(RuntimeError, match="the tests have ended, .* the batch would use the real one"):
         left.result(timeout=0)
+
+
+FORKING = """
+import os, signal, sys, threading
+import django
+from django import conf
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1], "CONN_MAX_AGE": None}
+conf.settings.configure(DATABASES={"default": database})
+django.setup()
+from django.db import connections
+from microbatch import Batcher, Size
+from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
+
+def processor(jobs):
+    connections["default"].ensure_connection()
+    if jobs == ["hold"]:
+        started.set()
+        release.wait()
+    return [connections["default"]]
+
+started, release = threading.Event(), threading.Event()
+batcher = Batcher(closing_old_connections(processor), Size(1))
+of_the_thread = batcher.submit("job").result(timeout=10).value
+batcher.flush()
+with sharing_connections():
+    batcher.submit("hold")
+    started.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        print(batcher.submit("job").result(timeout=5).value in (of_the_thread, connections["default"]))
+        batchers.shutdown()
+        print(of_the_thread.connection is None)
+        sys.stdout.flush()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    release.set()
+batcher.shutdown()
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_neither_uses_nor_closes_the_connections_of_its_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING, str(tmp_path / "db.sqlite3")]
+    assert ["False", "False"] == subprocess.check_output(command, text=True, timeout=30).split()
 
 
 # -- test cases --

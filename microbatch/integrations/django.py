@@ -15,6 +15,7 @@ Then submit jobs anywhere in the project::
 """
 
 import inspect
+import os
 import sys
 import threading
 import warnings
@@ -387,6 +388,17 @@ class SharedConnections(_TestCase):
         batchers.flush()
         super()._rollback_atomics(atomics)  # type: ignore[misc]
 
+
+def _begin_in_child() -> None:
+    """Leave all connections to the parent process: neither use nor close them, nor wait for a thread that uses one."""
+    global _mutex
+    _mutex = threading.RLock()
+    _shared.clear()
+    _opened.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 checks.register(_check)
 setting_changed.connect(_on_setting_changed)
