@@ -1,6 +1,7 @@
 """The code on the pages on Django, Flask and downstreams works as shown."""
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from microbatch.integrations.pytest import pytest_microbatch
 from tests.extras import needs
 from tests.pages import ROOT, blocks, page, section, write_files
+
+PLUGIN = Path(pytest_microbatch.__file__)
 
 
 def run(folder: Path, *commands: Sequence[str]) -> str:
@@ -30,17 +34,33 @@ def run(folder: Path, *commands: Sequence[str]) -> str:
     return done
 
 
-def test_a_new_django_project_that_follows_the_page_works(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def django_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new project, with the code of the page."""
     needs("django")
-    run(tmp_path, ["-m", "django", "startproject", "shop", "."], ["manage.py", "startapp", "orders"])
-    write_files("django", tmp_path)
-    done = run(
-        tmp_path,
-        ["manage.py", "makemigrations", "orders"],
-        ["manage.py", "migrate", "-v0"],
-        ["-W", "error", "manage.py", "test"],
-    )
+    folder = tmp_path_factory.mktemp("django")
+    run(folder, ["-m", "django", "startproject", "shop", "."], ["manage.py", "startapp", "orders"])
+    write_files("django", folder)
+    run(folder, ["manage.py", "makemigrations", "orders"])
+    return folder
+
+
+def test_a_new_django_project_that_follows_the_page_works(django_project: Path) -> None:
+    done = run(django_project, ["manage.py", "migrate", "-v0"], ["-W", "error", "manage.py", "test"])
     assert "Ran 1 test" in done and "OK" in done
+    assert "batch 1 of orders: 1 jobs" in done
+
+
+def test_the_test_for_pytest_on_the_page_on_django_passes(
+    django_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("pytest_django")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # whether or not this package is installed
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [ROOT, PLUGIN.parent])))
+    plugins = ["-p", "pytest_django.plugin", "-p", PLUGIN.stem]
+    done = run(django_project, ["-m", "pytest", "-W", "error", "--ds=shop.settings", *plugins])
+    assert "1 passed" in done
+    assert "Logging error" not in done  # as for a batcher that is shut down when pytest has closed its streams
 
 
 def test_the_page_on_django_names_all_settings() -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for `pytest`: a clock and a processor for tests, and a check for batchers that a test leaves open.
+"""Fixtures for `pytest`: a clock and a processor for tests, a check for open batchers, and shared connections in Django.
 
 pytest loads this module at each start, in every project where microbatch is installed. So it is installed at the top
 level too, as ``pytest_microbatch``, and imports microbatch only in the fixtures. It does nothing unless a test or a
@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from microbatch.testing import ManualClock, RecordingProcessor
 
-__all__ = ["manual_clock", "no_open_batchers", "recording_processor"]
+__all__ = ["manual_clock", "no_open_batchers", "recording_processor", "shared_connections"]
 
 
 @pytest.fixture
@@ -48,3 +48,21 @@ def no_open_batchers() -> Iterator[None]:
     if left:
         lines = ["the test left these batchers open (call shutdown(), or use a with statement):", *left]
         pytest.fail("\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def _shutting_down(django_db_setup: None) -> Iterator[None]:
+    """Shut down the batchers before their test database is dropped, and while pytest still captures what they log."""
+    from microbatch.integrations.django import batchers
+
+    yield
+    batchers.shutdown()
+
+
+@pytest.fixture
+def shared_connections(_shutting_down: None, db: None) -> Iterator[None]:
+    """Run batches on the database connections of the test, in a project of Django. Needs ``pytest-django``."""
+    from microbatch.integrations.django import sharing_connections
+
+    with sharing_connections():
+        yield
