@@ -1,10 +1,11 @@
 """A model behind two web servers: ``python -m benchmarks.embeddings > benchmarks/results/embeddings.rst``.
 
 The program in ``examples/embeddings`` serves a sentence-embedding model on the CPU. A client in another process sends
-docstrings of Python, in a closed loop of 32 connections and in open loops, with random arrivals at 50 % and 90 % of the
-rate that the unbatched server reached in the closed loop. It compares each embedding with one that was computed alone.
+478 docstrings of Python, each once, in a closed loop of 32 connections and in open loops, with random arrivals at 50 %
+and 90 % of the rate that the unbatched server reached in the closed loop. It compares each embedding with one that was
+computed alone.
 
-In each repeat, each way runs once under each load. *CPU* is the CPU time of the server for each answer, in
+In each repeat, each way runs once under each load, with the texts in the same order. *CPU* is the CPU time of the server for each answer, in
 milliseconds. *Ratio* is that time divided by the one of the unbatched server in the same repeat. *Padding* is the
 number of tokens with padding divided by the number without. *Busy* counts the answers with status 503, and *wrong*
 those with another embedding. All figures are medians over the repeats, except *busy* and *wrong*, which are sums.
@@ -60,17 +61,14 @@ class Load:
     lost: list[str] = field(default_factory=list)
 
 
-def client(port: int, rate: float, seconds: float, seed: int, path: str) -> None:
+def client(port: int, rate: float, passes: int, seed: int, path: str) -> None:
     """Send requests, and print what became of them. With a *rate* of 0, in a closed loop."""
-    expected: list[tuple[str, list[float]]] = json.loads(Path(path).read_text())
-    load, lock, chance = Load(), threading.Lock(), random.Random(seed)
-    due: "queue.SimpleQueue[float | None]" = queue.SimpleQueue()
-    start = time.monotonic()
-    end = start + seconds
+    chance, expected = random.Random(seed), json.loads(Path(path).read_text())
+    texts = [text for _ in range(passes) for text in chance.sample(expected, len(expected))]
+    load, lock, due = Load(), threading.Lock(), queue.SimpleQueue[Any]()
+    connections = CONNECTIONS if rate else CLIENTS
 
-    def send(connection: HTTPConnection, moment: float) -> None:
-        with lock:
-            text, vector = chance.choice(expected)
+    def send(connection: HTTPConnection, moment: float, text: str, vector: list[float]) -> None:
         try:
             connection.request("POST", "/embeddings", json.dumps({"text": text}), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -80,42 +78,36 @@ def client(port: int, rate: float, seconds: float, seed: int, path: str) -> None
             connection.close()
             return
         took = time.monotonic() - moment
-        if response.status == 503:
-            with lock:
-                load.busy += 1
-            return
-        difference = max(abs(one - other) for one, other in zip(answer["vector"], vector, strict=True))
         with lock:
+            if response.status == 503:
+                load.busy += 1
+                return
             load.times.append(took)
             load.tokens += answer["tokens"]
             load.padded += answer["padded"]
-            load.wrong += not difference < TOLERANCE
+            load.wrong += not max(abs(x - y) for x, y in zip(answer["vector"], vector, strict=True)) < TOLERANCE
 
     def loop() -> None:
         with closing(HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
-            while (moment := due.get() if rate else _now(end)) is not None:
-                send(connection, moment)
+            while (job := due.get()) is not None:
+                moment, (text, vector) = job
+                send(connection, moment if rate else time.monotonic(), text, vector)
 
-    threads = [threading.Thread(target=loop) for _ in range(CONNECTIONS if rate else CLIENTS)]
+    threads = [threading.Thread(target=loop) for _ in range(connections)]
     for thread in threads:
         thread.start()
-    if rate:
-        arrivals = random.Random(seed)
-        moment = start
-        while (moment := moment + arrivals.expovariate(rate)) < end:
+    moment = start = time.monotonic()
+    for pair in texts:
+        if rate:
+            moment += chance.expovariate(rate)
             time.sleep(max(0.0, moment - time.monotonic()))
-            due.put(moment)
-        for _ in threads:
-            due.put(None)
+        due.put((moment, pair))
+    for _ in threads:
+        due.put(None)
     for thread in threads:
         thread.join()
     load.seconds = time.monotonic() - start
     print(json.dumps(asdict(load)))
-
-
-def _now(end: float) -> float | None:
-    now = time.monotonic()
-    return now if now < end else None
 
 
 class Server:
@@ -134,10 +126,10 @@ class Server:
                     ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def load(self, rate: float, seconds: float, seed: int) -> tuple[Load, float]:
+    def load(self, rate: float, passes: int, seed: int) -> tuple[Load, float]:
         """Put a load on the server, and return what became of it, and the CPU time that it took in seconds."""
         before = self.cpu()
-        arguments = [str(self.port), str(rate), str(seconds), str(seed), str(self.expected)]
+        arguments = [str(self.port), str(rate), str(passes), str(seed), str(self.expected)]
         command = [sys.executable, "-m", "benchmarks.embeddings", "--client", *arguments]
         out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
         return Load(**json.loads(out)), self.cpu() - before
@@ -160,6 +152,13 @@ def serving(server: str, way: str, expected: Path) -> Iterator[Server]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def post(port: int, text: str) -> None:
+    """Send a request, and drop the answer."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/embeddings", json.dumps({"text": text}), {"Content-Type": "application/json"})
+        connection.getresponse().read()
+
+
 def _wait(server: Server) -> None:
     deadline = time.monotonic() + 60
     while server.process.poll() is None and time.monotonic() < deadline:
@@ -168,7 +167,8 @@ def _wait(server: Server) -> None:
         except OSError:
             time.sleep(0.1)
             continue
-        server.load(0, 1, 0)  # loads the models in processes, too
+        for _ in range(10):
+            post(server.port, "warm")  # also loads the models of other processes
         return
     raise TimeoutError("the server does not listen")
 
@@ -207,16 +207,16 @@ class Figures:
         return [way, *figures, *latencies, f"{padding:.2f}", *(f"{count:,}" for count in counts)]
 
 
-def measure(server: str, ways: list[str], repeats: int, seconds: float, expected: Path) -> list[Table]:
+def measure(server: str, ways: list[str], repeats: int, passes: int, expected: Path) -> list[Table]:
     """Return a table for each load."""
     names = ("a closed loop of 32 clients", "an open loop at 50 %", "an open loop at 90 %")
     figures = {(name, way): Figures() for name in names for way in ways}
-    capacity = 0.0
     for repeat in range(repeats):
+        capacity = 0.0
         for way in ways:
             with serving(server, way, expected) as running:
                 for name, share in zip(names, (0, 0.5, 0.9)):
-                    load, cpu = running.load(share * capacity, seconds, repeat)
+                    load, cpu = running.load(share * capacity, passes, repeat)
                     capacity = capacity or len(load.times) / load.seconds
                     figures[name, way].add(load, cpu)
                     if load.lost:
@@ -234,7 +234,7 @@ def calls() -> Table:
     import minilm
 
     def cpu(count: int, length: int) -> float:
-        texts, times = [[1_000 + token for token in range(length)]] * count, []
+        texts, times = [list(range(1_000, 1_000 + length))] * count, list[float]()
         minilm.embed(texts)
         while len(times) < 5 or sum(times) < 0.3:
             start = time.thread_time()
@@ -260,11 +260,11 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=SERVERS, metavar="NAME")
     parser.add_argument("--ways", nargs="+", default=list(WAYS[1:]), choices=WAYS, metavar="WAY")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15.0, help="the length of each load (%(default)s)")
+    parser.add_argument("--passes", type=int, default=1, help="how often each load sends each text (%(default)s)")
     arguments = parser.parse_args()
     if arguments.client is not None:
-        port, rate, seconds, seed, path = arguments.client
-        client(int(port), float(rate), float(seconds), int(seed), path)
+        port, rate, passes, seed, path = arguments.client
+        client(int(port), float(rate), int(passes), int(seed), path)
         return
     ways = ["unbatched", *(way for way in arguments.ways if way != "unbatched")]
     print(rst("A model behind web servers", "="))
@@ -277,7 +277,7 @@ def main() -> None:
         write_expected(expected)
         print(render(calls()), flush=True)
         for server in arguments.servers:
-            for table in measure(server, ways, arguments.repeats, arguments.seconds, expected):
+            for table in measure(server, ways, arguments.repeats, arguments.passes, expected):
                 print(render(table), flush=True)
 
 

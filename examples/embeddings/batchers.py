@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
 from minilm import Embedding, Tokens, embed, load
@@ -33,6 +33,7 @@ def by_length() -> Batcher[Tokens, Embedding]:
 def in_processes() -> Batcher[Tokens, Embedding]:
     """Do the same as `in_buckets`, with a model in each of several processes."""
     pool = ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), initializer=load)
+    wait([pool.submit(load) for _ in range(CORES)])  # load the models now, and not during the first requests
     policy = Weight(256) | Natural()
     batcher = Batcher(embed, policy, key=bucket, weigh=bucket, executor=pool, max_workers=CORES)
     batcher.add_shutdown_callback(pool.shutdown)
