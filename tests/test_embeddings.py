@@ -13,6 +13,7 @@ import pytest
 
 from microbatch import Batcher
 from tests.extras import needs
+from tests.pages import blocks
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +92,24 @@ def test_each_text_gets_the_embedding_that_it_has_alone(
         )
         if mode not in ("default", "by_length"):
             assert padded < 1.2
+
+
+def test_the_batchers_on_the_page_give_each_text_the_embedding_that_it_has_alone(
+    example: Callable[[str], Any], alone: dict[str, list[float]]
+) -> None:
+    tokenize = example("minilm").tokenize
+    in_buckets, by_length, in_processes = blocks("model_inference")
+    names: dict[str, Any] = {}
+    exec(in_buckets, names)
+    with names["embeddings"], ThreadPoolExecutor(len(alone)) as clients:
+        found = clients.map(names["embedding_of"], alone)
+        assert [pytest.approx(vector, abs=1e-5) for vector in alone.values()] == [each.vector for each in found]
+    exec(by_length, names)
+    exec(in_processes.replace("(2, mp_context", "(1, mp_context").replace("range(2)", "range(1)"), names)
+    for batcher in (names["embeddings"], names["create_batcher"]()):
+        with batcher:
+            found = [result.value for result in batcher.map(map(tokenize, alone))]
+            assert [pytest.approx(vector, abs=1e-5) for vector in alone.values()] == [each.vector for each in found]
 
 
 def test_similar_texts_have_similar_embeddings(example: Callable[[str], Any]) -> None:
