@@ -5,10 +5,11 @@ The program in ``examples/embeddings`` serves a sentence-embedding model on the 
 and 90 % of the rate that the unbatched server reached in the closed loop. It compares each embedding with one that was
 computed alone.
 
-In each repeat, each way runs once under each load, with the texts in the same order. *CPU* is the CPU time of the server for each answer, in
-milliseconds. *Ratio* is that time divided by the one of the unbatched server in the same repeat. *Padding* is the
-number of tokens with padding divided by the number without. *Busy* counts the answers with status 503, and *wrong*
-those with another embedding. All figures are medians over the repeats, except *busy* and *wrong*, which are sums.
+In each repeat, each way runs once under each load, with the texts in the same order. The unbatched server runs first.
+*CPU* is the CPU time of the server for each answer, in milliseconds. *Ratio* is that time divided by the one of the
+unbatched server in the same repeat. *Padding* is the number of tokens with padding divided by the number without.
+*Busy* counts the answers with status 503, and *wrong* those with another embedding. All figures are medians over the
+repeats, except *busy* and *wrong*, which are sums.
 """
 
 import argparse

@@ -102,7 +102,7 @@ def test_the_batchers_on_the_page_give_each_text_the_embedding_that_it_has_alone
     names: dict[str, Any] = {}
     exec(in_buckets, names)
     with names["embeddings"], ThreadPoolExecutor(len(alone)) as clients:
-        found = clients.map(names["embedding_of"], alone)
+        found = list(clients.map(names["embedding_of"], alone))
         assert [pytest.approx(vector, abs=1e-5) for vector in alone.values()] == [each.vector for each in found]
     exec(by_length, names)
     exec(in_processes.replace("(2, mp_context", "(1, mp_context").replace("range(2)", "range(1)"), names)
