@@ -1,1 +1,1 @@
-"""Measures what microbatch costs, beside its peers and beside the least that the promise could cost: see README.rst."""
+"""Measures what a job costs in microbatch, and compares it with other ways to process the same jobs: see README.rst."""

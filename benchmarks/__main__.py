@@ -1,4 +1,4 @@
-"""The command: ``python -m benchmarks``. Runs all, prints the tables, and writes them with plots and the raw figures."""
+"""Runs the benchmarks, prints the tables, and writes the tables, the plots and the raw figures."""
 
 import argparse
 import importlib.util
@@ -23,7 +23,7 @@ def _cases(measurement: Measurement, quick: bool) -> Sequence[Case]:
 
 
 def report(runs: Sequence[Run], facts: Mapping[str, str], repeats: int, quick: bool) -> str:
-    """Return all tables, under the names of the machine and of all versions."""
+    """Return all tables, below a list of the machine and the versions."""
     parts = [
         rst(f"Benchmarks on Python {python()}", "="),
         *(f":{name}: {value}" for name, value in facts.items()),
@@ -67,23 +67,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="small sizes, a minute or two: to see that all runs, not how fast"
+        "--quick", action="store_true", help="small sizes, a minute or two: shows that everything runs, not how fast"
     )
-    parser.add_argument("--repeats", type=int, metavar="N", help="how often each is run (5; with --quick 1)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="number of repeats (default: 5, or 1 with --quick)")
     parser.add_argument("--measurements", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
     parser.add_argument(
-        "--timeout", type=float, default=180.0, metavar="S", help="seconds for one process (%(default)g)"
+        "--timeout",
+        type=float,
+        default=180.0,
+        metavar="S",
+        help="kill a process after S seconds (%(default)g)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write instead of benchmarks/results/")
     parser.add_argument(
-        "--redraw", action="store_true", help="measure nothing: draw the plots again from the results.json there"
+        "--output", type=Path, metavar="DIR", help="the folder to write to, if not in benchmarks/results"
     )
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: draw the plots again from results.json")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     repeats: int = options.repeats or (1 if options.quick else 5)
     default = Path(__file__).parent / "results" / (python() + ("-quick" if options.quick else ""))
@@ -103,7 +107,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> Non
                 said = run.problem or " ".join(f"{key} {value:.4g}" for key, value in run.figures.items())
                 print(f"{run.repeat + 1}/{repeats} {name}, {run.case}, {run.contender}: {said}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("broken off: the tables have what was measured until now", file=sys.stderr)
+        print("interrupted: the tables have only the figures measured so far", file=sys.stderr)
     write(runs, facts, repeats, options.quick, options.output or default)
     print(report(runs, facts, repeats, options.quick))
 

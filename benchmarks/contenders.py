@@ -1,6 +1,6 @@
-"""Who is measured, without an extra: microbatch, the standard library's pool, and two floors.
+"""The contenders that need no other library: microbatch, `ThreadPoolExecutor`, and references for comparison.
 
-Every contender has the same tiny interface, so that the code between two readings of the clock is the same for all.
+All contenders have the same small interface, so the measured code is the same for each of them.
 """
 
 import threading
@@ -26,21 +26,21 @@ from microbatch import (
 )
 
 Processor = Callable[[list[bytes]], list[bytes]]
-"""What runs downstream. Jobs are bytes, since one of the peers takes nothing else."""
+"""Processes a batch. Jobs are bytes, because one of the peers accepts nothing else."""
 
 
 class Contender(ABC):
-    """Something that takes single jobs and hands them on, in batches if it can.
+    """A way to process single jobs, usually in batches.
 
-    `submit` takes a job and returns a handle; `result` waits for that job's result. They are attributes where the
-    contender's own functions do, so that no call of ours comes on top.
+    `submit` takes a job and returns a handle. `result` takes the handle, and waits for the result of that job. If a
+    library has such functions, they are attributes of its contender, so the benchmark adds no call of its own.
 
     Attributes:
-        name: what it is called on the command line.
-        label: what it is called in the tables.
-        distribution: what installs it; None for the standard library and for what is here.
-        most_callers: how many threads may submit at once.
-        most_workers: how many batches it can run at once.
+        name: Its name on the command line.
+        label: Its name in the tables.
+        distribution: The package that it measures, or None if that is the standard library or this folder.
+        most_callers: The number of threads that may submit at the same time.
+        most_workers: The number of batches that may run at the same time.
     """
 
     name: ClassVar[str]
@@ -54,11 +54,11 @@ class Contender(ABC):
 
     @abstractmethod
     def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
-        """Open it: batches of at most *size* jobs, which go *interval* seconds after their first at the latest."""
+        """Open it. A batch has at most *size* jobs, and is dispatched within *interval* seconds of its first job."""
 
     @abstractmethod
     def close(self) -> None:
-        """Shut it down as its author says."""
+        """Shut it down as its documentation says."""
 
 
 def _value(future: "Future[Any]") -> bytes:
@@ -67,7 +67,7 @@ def _value(future: "Future[Any]") -> bytes:
 
 
 class Microbatch(Contender):
-    """With its default policy, whatever the size and the interval. No bound: a full queue would be measured instead."""
+    """The default policy, which ignores *size* and *interval*. The queue is unlimited, so `submit` never blocks."""
 
     name = "microbatch"
     label = f"microbatch, {DEFAULT_POLICY!r}"
@@ -90,11 +90,11 @@ class Microbatch(Contender):
         self.submit = self._batcher.submit
 
     def policy(self, size: int, interval: float) -> "BatchingPolicy[object]":
-        """Return what it runs with."""
+        """Return its policy."""
         return DEFAULT_POLICY
 
     def listeners(self) -> list[BatchListener]:
-        """Return who listens: nobody."""
+        """Return its listeners."""
         return []
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Microbatch(Contender):
 
 
 class MicrobatchInterval(Microbatch):
-    """As the peers do it: full, or that long after the first job."""
+    """The policy of the peers: a batch is dispatched when it is full, or *interval* seconds after its first job."""
 
     name = "microbatch-interval"
     label = "microbatch, Size(64) | Interval(0.005)"
@@ -114,7 +114,7 @@ class MicrobatchInterval(Microbatch):
 
 
 class MicrobatchNow(Microbatch):
-    """The default's idea with the size of the others."""
+    """Dispatches as soon as a worker is free, as the default policy does, with the batch size of the peers."""
 
     name = "microbatch-now"
     label = "microbatch, Size(64) | Interval(0)"
@@ -125,7 +125,7 @@ class MicrobatchNow(Microbatch):
 
 
 class MicrobatchLong(Microbatch):
-    """An interval four times as long: fewer calls for more latency."""
+    """An interval four times as long, which saves calls and costs latency."""
 
     name = "microbatch-long"
     label = "microbatch, Size(64) | Interval(0.02)"
@@ -136,7 +136,7 @@ class MicrobatchLong(Microbatch):
 
 
 class MicrobatchAllWaiting(Microbatch):
-    """Lingers longer than a call takes, or callers who travel in two groups would go on to; but not when all wait."""
+    """Dispatches when all callers wait. Its interval is longer than a call, so callers don't stay in two groups."""
 
     name = "microbatch-allwaiting"
     label = "microbatch, Size(64) | AllWaiting() | Interval(0.02)"
@@ -147,7 +147,7 @@ class MicrobatchAllWaiting(Microbatch):
 
 
 class MicrobatchAdaptive(Microbatch):
-    """Learns how large a batch may be."""
+    """Learns how many jobs a batch may hold."""
 
     name = "microbatch-adaptive"
     label = "microbatch, Adaptive(0.1) | Natural()"
@@ -158,7 +158,7 @@ class MicrobatchAdaptive(Microbatch):
 
 
 class Plain(BatchingPolicy[object]):
-    """A policy that a user might write, with no word about what it looks at: due some time after the first job."""
+    """A policy that a user might write, without `Hints`: due *interval* seconds after the first job."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
@@ -169,7 +169,7 @@ class Plain(BatchingPolicy[object]):
 
 
 class MicrobatchPlain(Microbatch):
-    """With the policy of a user, which may have to be asked again whenever a batch starts or ends."""
+    """A policy without `Hints`, which the batcher asks again whenever a batch starts or ends."""
 
     name = "microbatch-plain"
     label = "microbatch, a user's policy"
@@ -180,7 +180,7 @@ class MicrobatchPlain(Microbatch):
 
 
 class Pool(Contender):
-    """`ThreadPoolExecutor.submit`, one job a call: what people do who don't batch."""
+    """`ThreadPoolExecutor.submit` for each job, without batches."""
 
     name = "ThreadPoolExecutor"
     label = "ThreadPoolExecutor.submit"
@@ -207,15 +207,15 @@ class _Result:
         self.batch = batch
 
 
-class Floor(Contender):
-    """Only what the promise needs, of the standard library's parts, in one thread: nothing is handed over at all.
+class OneThread(Contender):
+    """The standard library's `Future` and `queue.Queue` in one thread, so no job moves to another thread.
 
-    A `Future` and a place in a `queue.Queue`; then for each batch: take its jobs, mark them running, call the processor,
-    give each a result object. The first `result` does all that waits.
+    `submit` creates a future and queues it with its job. The first `result` processes all queued jobs: for each batch,
+    it gets the jobs, marks their futures as running, calls the processor, and sets the results.
     """
 
-    name = "floor"
-    label = "floor: Future, Queue and results, one thread"
+    name = "one-thread"
+    label = "one thread: Future, Queue and results"
     most_callers = 1
 
     def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
@@ -232,10 +232,10 @@ class Floor(Contender):
     def result(self, future: "Future[_Result]") -> bytes:
         """See `Contender.result`."""
         if self._queue.queue:
-            self._serve()
+            self._process_all()
         return future.result().value
 
-    def _serve(self) -> None:
+    def _process_all(self) -> None:
         while self._queue.queue:
             batch = [self._queue.get() for _ in range(min(self._size, len(self._queue.queue)))]
             running = [(future, job) for future, job in batch if future.set_running_or_notify_cancel()]
@@ -243,10 +243,10 @@ class Floor(Contender):
                 future.set_result(_Result(value, batch))
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing, because there is no thread to end."""
 
 
-class _Seat:
+class _Waiter:
     __slots__ = ("job", "lock", "value")
 
     def __init__(self, job: bytes) -> None:
@@ -257,81 +257,81 @@ class _Seat:
 
 
 class Locks(Contender):
-    """Each caller parks on a raw lock of its own; a server waits for all callers, calls, and releases their locks.
+    """Each caller waits for a lock of its own. The worker waits for all callers, and then releases all locks together.
 
-    So fast can as many callers in threads as fit into a batch be served at all: no future, no policy, no error, no end
-    that is clean. With several servers, each waits for its even share of the callers.
+    Callers in threads can hardly be served faster, because this does nothing else: it has no futures and no policy, and
+    it handles no errors. With several workers, each waits for an equal share of the callers.
     """
 
     name = "locks"
-    label = "floor: raw locks, full batches"
+    label = "raw locks, full batches"
 
     def __init__(self, processor: Processor, *, size: int, interval: float, workers: int) -> None:
         self._processor = processor
         self._size = size
         self._enough = self.enough(size, workers)
-        self._patience = 4 * interval  # ends the last round, which some callers have left
-        self._waiting: deque[_Seat] = deque()
-        self._bell = threading.Lock()  # locked: silent
-        self._bell.acquire()
+        self._longest_wait = 4 * interval  # at the end of a run, some callers no longer submit
+        self._waiting: deque[_Waiter] = deque()
+        self._signal = threading.Lock()  # released when a worker should look at the waiting callers
+        self._signal.acquire()
         self._open = True
-        self._servers = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
-        for server in self._servers:
-            server.start()
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for worker in self._workers:
+            worker.start()
 
     def enough(self, size: int, workers: int) -> int:
-        """Return for how many callers a server waits."""
+        """Return how many callers a worker waits for."""
         return size // workers
 
-    def submit(self, job: bytes) -> _Seat:
+    def submit(self, job: bytes) -> _Waiter:
         """See `Contender.submit`."""
-        seat = _Seat(job)
-        self._waiting.append(seat)
+        waiter = _Waiter(job)
+        self._waiting.append(waiter)
         if len(self._waiting) >= self._enough:
-            self._ring()
-        return seat
+            self._wake_a_worker()
+        return waiter
 
     @staticmethod
-    def result(seat: _Seat) -> bytes:
+    def result(waiter: _Waiter) -> bytes:
         """See `Contender.result`."""
-        seat.lock.acquire()
-        return seat.value
+        waiter.lock.acquire()
+        return waiter.value
 
-    def _ring(self) -> None:
-        if self._bell.locked():
+    def _wake_a_worker(self) -> None:
+        if self._signal.locked():
             try:
-                self._bell.release()
+                self._signal.release()
             except RuntimeError:
-                pass  # another one was faster
+                pass  # another thread released it first
 
-    def _serve(self) -> None:
+    def _work(self) -> None:
         while self._open:
-            self._bell.acquire(timeout=self._patience)
-            batch: list[_Seat] = []
+            self._signal.acquire(timeout=self._longest_wait)
+            batch: list[_Waiter] = []
             try:
                 while len(batch) < self._size:
                     batch.append(self._waiting.popleft())
             except IndexError:
                 pass
             if len(self._waiting) >= self._enough:
-                self._ring()
+                self._wake_a_worker()
             if batch:
-                for seat, value in zip(batch, self._processor([seat.job for seat in batch])):
-                    seat.value = value
-                    seat.lock.release()
+                for waiter, value in zip(batch, self._processor([waiter.job for waiter in batch])):
+                    waiter.value = value
+                    waiter.lock.release()
 
     def close(self) -> None:
         """See `Contender.close`."""
         self._open = False
-        for server in self._servers:
-            server.join()
+        for worker in self._workers:
+            worker.join()
 
 
 class LocksNow(Locks):
-    """The same, but a server that is free takes all who wait, so that callers travel in groups."""
+    """The same, but a free worker takes the callers that are waiting at the moment, so they split into groups."""
 
     name = "locks-now"
-    label = "floor: raw locks, all who wait"
+    label = "raw locks, partial batches"
 
     def enough(self, size: int, workers: int) -> int:
         """See `Locks.enough`."""

@@ -1,4 +1,4 @@
-"""microbatch with somebody who listens: those who do nothing, and the integrations."""
+"""microbatch with listeners: some that do nothing, and the integrations."""
 
 import io
 import logging
@@ -10,15 +10,15 @@ __all__ = ["Batches", "Context", "Jobs", "Logging", "OpenTelemetry", "Prometheus
 
 
 class _ToBatches(BatchListener):
-    def batch_started(self, fact: BatchStarted) -> None:
+    def batch_started(self, event: BatchStarted) -> None:
         """Do nothing."""
 
-    def batch_finished(self, fact: BatchFinished) -> None:
+    def batch_finished(self, event: BatchFinished) -> None:
         """Do nothing."""
 
 
 class _ToJobs(_ToBatches):
-    def job_accepted(self, fact: JobAccepted) -> None:
+    def job_accepted(self, event: JobAccepted) -> None:
         """Do nothing."""
 
 
@@ -27,7 +27,7 @@ class _WithContext(_ToBatches):
 
 
 class Batches(Microbatch):
-    """Told of each batch, and does nothing."""
+    """Gets the events of batches, and does nothing."""
 
     name = "listener-batches"
     label = "a listener to batches"
@@ -38,7 +38,7 @@ class Batches(Microbatch):
 
 
 class Jobs(Microbatch):
-    """Told of each job too."""
+    """Gets the events of jobs too, and does nothing."""
 
     name = "listener-jobs"
     label = "a listener to jobs and batches"
@@ -49,7 +49,7 @@ class Jobs(Microbatch):
 
 
 class Context(Microbatch):
-    """Has the context of each submission kept."""
+    """Asks for the context of each `submit` call."""
 
     name = "listener-context"
     label = "a listener to batches that wants the context"
@@ -60,7 +60,7 @@ class Context(Microbatch):
 
 
 class Logging(Microbatch):
-    """Writes a line for each batch, to nowhere."""
+    """Logs a line for each batch, into memory."""
 
     name = "listener-logging"
     label = "LoggingListener"
@@ -75,7 +75,7 @@ class Logging(Microbatch):
 
 
 class Prometheus(Microbatch):
-    """Measures for a registry that nobody scrapes."""
+    """Counts in a registry that no server scrapes."""
 
     name = "listener-prometheus"
     label = "PrometheusListener"
@@ -90,7 +90,7 @@ class Prometheus(Microbatch):
 
 
 class OpenTelemetry(Microbatch):
-    """Makes spans and metrics with the SDK, which nobody exports."""
+    """Creates spans and metrics with the SDK, and exports none of them."""
 
     name = "listener-opentelemetry"
     label = "OpenTelemetryListener"
@@ -107,7 +107,7 @@ class OpenTelemetry(Microbatch):
 
 
 class Tqdm(Microbatch):
-    """Draws a bar, to nowhere."""
+    """Draws a bar, into memory."""
 
     name = "listener-tqdm"
     label = "TqdmListener"

@@ -1,8 +1,8 @@
-"""HTTP clients in a process of their own: ``python -m benchmarks.load PORT --connections 64 --requests 2000``.
+"""Posts orders to a server from many HTTP clients: ``python -m benchmarks.load PORT --connections 64 --requests 2000``.
 
-Each posts an order, checks that the answer is to its own, and posts the next one, each on a connection of its own. Prints a
-line when half of them are made, for those who want to do something to the server just then, and in the end a line of JSON.
-Ends early when a connection is refused.
+Each client posts an order, checks that the response belongs to it, and posts the next one, each on a new connection.
+Halfway, this prints the line ``half``, so the caller can do something to the server at that moment. At the end, it
+prints a line of JSON. If the server refuses a connection, it ends early.
 """
 
 import argparse
@@ -19,15 +19,15 @@ __all__ = ["Load"]
 
 @dataclass
 class Load:
-    """What became of all requests.
+    """The outcomes of all requests.
 
     Attributes:
-        orders: what was ordered, by the number in the answer.
-        wrong: answers to somebody else's request.
-        lost: what was wrong where there was no answer.
-        refused: connections that the server did not accept.
-        times: seconds for each answer.
-        batches: with how many others each order was inserted, itself included.
+        orders: What was ordered, by the order number in the response.
+        wrong: The requests whose response belongs to another request.
+        lost: The requests without a valid response, each with the reason.
+        refused: The number of connections that the server refused.
+        times: The time that each response took, in seconds.
+        batches: For each order, the number of orders in its batch.
     """
 
     orders: dict[str, str] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class Load:
 
     @property
     def calls(self) -> int:
-        """How many calls downstream there were."""
+        """The number of calls of the processor."""
         return round(sum(1 / size for size in self.batches))
 
     def post(self, port: int, what: str) -> None:
-        """Order something."""
+        """Post one order, and record its outcome."""
         started = time.perf_counter()
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
         try:
@@ -70,7 +70,7 @@ class Load:
 
 
 def run(port: int, connections: int, requests: int) -> Load:
-    """Post all requests, each as soon as one of the connections is free."""
+    """Post *requests* orders from *connections* clients at a time, and return their outcomes."""
     load, numbers = Load(), count()
 
     def client() -> None:
@@ -88,7 +88,7 @@ def run(port: int, connections: int, requests: int) -> Load:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.partition("\n")[0])
     parser.add_argument("port", type=int)
     parser.add_argument("--connections", type=int, default=64)

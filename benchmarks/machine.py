@@ -1,4 +1,4 @@
-"""What the figures were measured on: no host name, no path."""
+"""Describes the machine and the versions that the figures belong to, without host names or paths."""
 
 import os
 import platform
@@ -12,14 +12,14 @@ from benchmarks.contenders import Contender
 
 
 def python() -> str:
-    """Return the version that results are filed under, as ``3.13``, or ``3.13t`` for a build without the GIL."""
+    """Return the version of Python, such as ``3.13``, or ``3.13t`` for a build without the GIL."""
     return f"{sys.version_info.major}.{sys.version_info.minor}" + (
         "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
     )
 
 
 def machine() -> dict[str, str]:
-    """Return what is known of this machine and this Python."""
+    """Return facts about this machine and this Python."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "CPU": f"{_cpu_model()}, {usable} cores usable",
@@ -40,7 +40,7 @@ def _cpu_model() -> str:
 
 
 def versions(contenders: Iterable[type[Contender]]) -> dict[str, str]:
-    """Return the version of each distribution that is measured."""
+    """Return the version of each package that is measured."""
     return {name: _version(name) for name in sorted({one.distribution for one in contenders if one.distribution})}
 
 

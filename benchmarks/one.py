@@ -1,6 +1,6 @@
-"""One measurement of one contender in a process of its own: ``python -m benchmarks.one MEASUREMENT CONTENDER KEY=VALUE ...``.
+"""Runs one measurement of one contender once: ``python -m benchmarks.one MEASUREMENT CONTENDER KEY=VALUE ...``.
 
-Prints one line of JSON: ``{"figures": ...}``, ``{"skipped": why}`` or ``{"failed": why}``.
+Prints one line of JSON: ``{"figures": ...}``, ``{"skipped": reason}`` or ``{"failed": reason}``.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CONTENDERS: dict[str, type[Contender]] = {
         peers.PyBatcher,
         peers.ServiceStreamer,
         peers.PubSub,
-        contenders.Floor,
+        contenders.OneThread,
         contenders.Locks,
         contenders.LocksNow,
         listening.Batches,
@@ -46,13 +46,13 @@ CONTENDERS: dict[str, type[Contender]] = {
 
 
 def measure(measurement: Measurement, contender: type[Contender], settings: Mapping[str, float]) -> dict[str, Any]:
-    """Run it in this process, and return what is printed."""
+    """Run the measurement in this process, and return its outcome."""
     try:
         return {"figures": measurement.run(contender, **settings)}
     except Unsuited as reason:
         return {"skipped": str(reason)}
     except ImportError as error:
-        return {"skipped": f"can't be imported: {error.msg.partition(' (')[0]}"}  # what follows is a path
+        return {"skipped": f"can't be imported: {error.msg.partition(' (')[0]}"}  # without the path that may follow
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}".rstrip(": ")}
 
@@ -63,7 +63,7 @@ def _setting(text: str) -> "tuple[str, float]":
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what the command line says, and end the process."""
+    """Run the command, and end the process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.one", description=__doc__.partition("\n")[0])
     parser.add_argument("measurement", choices=MEASUREMENTS)
     parser.add_argument("contender", choices=CONTENDERS)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     outcome = measure(MEASUREMENTS[options.measurement], CONTENDERS[options.contender], dict(options.settings))
     print(json.dumps(outcome), flush=True)
-    os._exit(0)  # a contender's thread that never ends must not hold up the next one
+    os._exit(0)  # even if the contender has left a thread that never ends
 
 
 if __name__ == "__main__":

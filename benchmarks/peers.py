@@ -1,7 +1,7 @@
-"""The peers from PyPI, installed by the extra `bench`, each driven as its author meant it.
+"""The peers: libraries from PyPI, which the extra `bench` installs, each used as its author intends.
 
-Each is imported when it is opened. Where the public call blocks, the two halves of that call are used: what it does to
-send, and what it does to wait.
+A peer is imported when it is opened. If its public call blocks until the result is there, the benchmark calls its two
+parts separately: the one that sends the job, and the one that waits.
 """
 
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from benchmarks.contenders import Contender, Processor
 
 
 class Batched(Contender):
-    """`batched`: one thread, a priority queue, its own future per job. Its call blocks; its `acall` schedules like this."""
+    """`batched`: one thread, a priority queue and futures of its own. Its call blocks. Its `acall` sends like this."""
 
     name = "batched"
     label = "batched"
@@ -36,7 +36,7 @@ class Batched(Contender):
 
 
 class UBatch(Contender):
-    """`ubatch`: one thread that polls a queue, and callers that poll their request. Its call blocks."""
+    """`ubatch`: one thread polls the queue, and each caller polls for its result. Its call blocks."""
 
     name = "ubatch"
     label = "ubatch"
@@ -67,7 +67,7 @@ class UBatch(Contender):
 
 
 class PyBatcher(Contender):
-    """`pybatcher`: an event loop in a thread, a task per batch, futures of the standard library."""
+    """`pybatcher`: an event loop in a thread, a task per batch, and futures of the standard library."""
 
     name = "pybatcher"
     label = "pybatcher"
@@ -87,9 +87,10 @@ class PyBatcher(Contender):
 
 
 class ServiceStreamer(Contender):
-    """`service-streamer`, its `ThreadedStreamer`: a thread that batches, one that gives back, a future of its own.
+    """The `ThreadedStreamer` of `service-streamer`: a thread for batches, a thread for results, and futures of its own.
 
-    It is given lists, here of one job; waits are bounded as in its own `predict`, since it can lose a job.
+    It takes lists of jobs; here, each list has one job. It can lose a job, so a caller waits only for a limited time,
+    as in its own `predict`.
     """
 
     name = "service-streamer"
@@ -120,9 +121,9 @@ class ServiceStreamer(Contender):
 
 
 class PubSub(Contender):
-    """`google-cloud-pubsub`, its publisher: a thread per batch, as many at once as there are. The network call is ours.
+    """The publisher of `google-cloud-pubsub`: a thread per batch, and any number of batches at the same time.
 
-    Only the call to the service is replaced; messages, batches, timer, threads and futures are its own.
+    A stub replaces the network call. The messages, batches, timer, threads and futures are those of the library.
     """
 
     name = "google-cloud-pubsub"

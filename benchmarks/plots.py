@@ -1,6 +1,6 @@
-"""Draws what the tables say, with matplotlib. The same runs give the same file: no date and no path is in it.
+"""Draws the medians of the tables with matplotlib. The same runs always give the same file, without a date or a path.
 
-All plots are narrow, so that the letters stay readable on the screen of a phone. Legends are above the data.
+All plots are narrow, so their text stays readable on a phone. Legends stand above the data.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from microbatch.simulation.plots import line_style
 
 
 def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], labels: Labels, path: Path) -> bool:
-    """Write the plot of one measurement as SVG, and return whether there was anything to draw."""
+    """Write the plot of one measurement as SVG. Return False if there is nothing to draw."""
     name = measurement.plot
     those = Runs(run for run in runs if run.measurement == measurement.name)
     contenders = [
@@ -33,7 +33,7 @@ def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], l
             drawn.set_size_inches(5.5, 3.2 + 0.2 * len(contenders))
             _lines(axes, measurement, name, cases, contenders, those, labels)
         else:
-            shown = max(0.42, 0.17 * (len(cases) + 0.7))  # inches of a contender, whose label may have two lines
+            shown = max(0.42, 0.17 * (len(cases) + 0.7))  # inches for a contender, because its label may have two lines
             drawn.set_size_inches(5.5, 1 + 0.2 * len(cases) + shown * len(contenders))
             _bars(axes, measurement, name, cases, contenders, those, labels)
         if len(axes.get_legend_handles_labels()[0]) > 1:
@@ -46,7 +46,7 @@ def plot(measurement: Measurement, cases: Sequence[Case], runs: Sequence[Run], l
 
 @contextmanager
 def figure(path: Path) -> Iterator[Any]:
-    """Give a figure, and write it."""
+    """Enter with an empty figure, and write it at the end."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def _bars(
     digits = measurement.figures[name].digits
     all_values = [runs.median(case.label, contender, name) or 0.0 for case in cases for contender in contenders]
     longest = max(all_values)
-    if longest > 10 * statistics.median(all_values):  # or the other bars could not be told apart
+    if longest > 10 * statistics.median(all_values):  # otherwise the other bars would be too short to compare
         longest = 2 * max(value for value in all_values if value < longest / 2)
         axes.set_xlim(0, longest)
     for at, case in enumerate(cases):

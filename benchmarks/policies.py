@@ -23,25 +23,33 @@ WORKERS = (1, 4, 16)
 LOADS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
 
 INTRODUCTION = """\
-Each cell is a combination of load, cost and number of workers, simulated in virtual time. The best hand-tuned policy is
-``Size(100) | Interval(...)`` with the interval that gives the lowest mean latency in that cell, and separately with the
-interval that gives the lowest p99. Usually, one policy does not reach both, and nobody knows these intervals in advance.
+Each cell is a combination of load, cost and number of workers, simulated in virtual time. In each cell, the policy
+``Size(100) | Interval(...)`` is tuned by hand: it runs with 13 intervals. The tables compare other policies with the best
+of these 13 runs. The mean latency is compared with the lowest mean, and the p99 with the lowest p99. Usually, these come
+from two different intervals, and nobody knows them in advance.
 
-The first column is the mean latency as a ratio to that best policy: 1.03 means 3 % slower. The third column is the same for
-the p99. Both are geometric means over the cells, and *worst* is the worst cell. *Calls* is the number of calls, relative to
-the policy with the best mean.
+A ratio of 1.03 means 3 % slower. *Mean* and *p99* are geometric means over the cells, and *worst* is the worst cell.
+*Calls* is the number of calls, relative to the run with the lowest mean latency.
 """
 
 REAL_LOADS = """\
-Three loads run on the real batcher, with threads and a downstream that sleeps. *Simulated* is the simulation of the same
-arrivals.
+The real batcher runs three loads, with threads and a downstream that sleeps. *Simulated* is the result of the simulator
+for the same arrivals.
 """
 
 Arrivals = Callable[[random.Random], Iterable[float]]
 
 
 class Cell(NamedTuple):
-    """A downstream and what comes to it."""
+    """A combination of a load, a cost and a number of workers.
+
+    Attributes:
+        kind: How jobs arrive: a key of `KINDS`.
+        fixed: The seconds that a call takes.
+        each: The seconds that each job adds to its call.
+        workers: The number of workers.
+        load: The rate of jobs, as a share of what the workers can do.
+    """
 
     kind: str
     fixed: float
@@ -55,12 +63,12 @@ class Cell(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
+        """The rate of jobs per second."""
         return self.load * self.workers * SIZE / self.service_time(SIZE)
 
 
 def bursty(rate: float, jobs: int) -> Arrivals:
-    """Return arrivals in bursts of 1 to 39 at one moment."""
+    """Return arrivals in bursts of 1 to 39 jobs. The jobs of a burst arrive at the same moment."""
 
     def arrivals(chance: random.Random) -> Iterator[float]:
         moment, left = 0.0, jobs
@@ -74,7 +82,7 @@ def bursty(rate: float, jobs: int) -> Arrivals:
 
 
 def shifting(rate: float, jobs: int) -> Arrivals:
-    """Return arrivals at a rate that falls to a quarter and rises to seven quarters of *rate*, for a twentieth each."""
+    """Return arrivals whose rate alternates between 0.25 and 1.75 times *rate*, for a twentieth of the jobs each."""
 
     def arrivals(chance: random.Random) -> Iterator[float]:
         moment = 0.0
@@ -89,7 +97,7 @@ KINDS: dict[str, Callable[[float, int], Arrivals]] = {"steady": poisson, "bursty
 
 
 def cells() -> list[Cell]:
-    """Return all cells. Where the load is not steady, those that stay below what can be done."""
+    """Return all cells. A load that is not steady has a mean of at most 50 %, which leaves capacity for its peaks."""
     steady = [Cell("steady", *cost, workers, load) for cost in COSTS.values() for workers in WORKERS for load in LOADS]
     others = [
         Cell(kind, *cost, workers, load)
@@ -102,7 +110,7 @@ def cells() -> list[Cell]:
 
 
 def contenders(cell: Cell) -> dict[str, BatchingPolicy[Any]]:
-    """Return who is compared, by what it is called."""
+    """Return the policies to compare, by their names in the table."""
     target = cell.service_time(SIZE)
     return {
         "the default policy": DEFAULT_POLICY,
@@ -114,7 +122,7 @@ def contenders(cell: Cell) -> dict[str, BatchingPolicy[Any]]:
 
 
 class Ratios(NamedTuple):
-    """What a policy takes, by what the best hand-tuned one does."""
+    """The figures of a policy, as ratios to those of the best hand-tuned policy."""
 
     mean: float
     p99: float
@@ -122,8 +130,8 @@ class Ratios(NamedTuple):
 
 
 def compare(cell: Cell, jobs: int) -> dict[str, Ratios]:
-    """Return how each contender does in a cell."""
-    # So that all last equally long, counted in batches of a worker: until some have ended, nothing can be known of them.
+    """Return the ratios of each policy in one cell."""
+    # The number of jobs grows with the workers, because a policy learns nothing until their first batches have ended.
     arrivals = KINDS[cell.kind](cell.rate, jobs * cell.workers)
 
     def run(policy: BatchingPolicy[Any]) -> SimulationReport:
@@ -140,13 +148,13 @@ def compare(cell: Cell, jobs: int) -> dict[str, Ratios]:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return it."""
+    """Return the geometric mean of *values*."""
     logarithms = [math.log(value) for value in values]
     return math.exp(math.fsum(logarithms) / len(logarithms))
 
 
 def groups() -> dict[str, Callable[[Cell], bool]]:
-    """Return which cells are told of together, by what they have in common."""
+    """Return the groups of cells that share a table: for each title, whether a cell belongs to the group."""
     return {
         **{f"steady, {n} worker{'s' * (n > 1)}": _has("steady", n) for n in WORKERS},
         "steady, all 63 cells": lambda cell: cell.kind == "steady",
@@ -160,7 +168,7 @@ def _has(kind: str, workers: int) -> Callable[[Cell], bool]:
 
 
 def against_the_best(jobs: int) -> list[Table]:
-    """Return the tables of all cells."""
+    """Return the tables that compare each policy with the best hand-tuned policy."""
     with ProcessPoolExecutor() as pool:
         results = dict(zip(cells(), pool.map(partial(compare, jobs=jobs), cells())))
     headings = ["", "mean", "worst", "p99", "worst", "calls"]
@@ -186,7 +194,7 @@ REAL = [
 
 
 def real_and_simulated(seconds: float) -> Table:
-    """Return the table of the batcher beside the simulator."""
+    """Return the table that compares the real batcher with the simulator."""
     rows = []
     for policy, workers, load in REAL:
         rate = load * Downstream(workers, 64).limit
@@ -200,12 +208,12 @@ def real_and_simulated(seconds: float) -> Table:
 
 
 def service_time(size: int) -> float:
-    """Return what the downstream of the benchmarks takes."""
+    """Return the seconds that a call to the downstream of the benchmarks takes."""
     return 5e-3 + 20e-6 * size
 
 
 def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Submit a job at each of the moments, and return the mean batch, the p50, and when they were really submitted."""
+    """Submit a job at each moment. Return the mean batch, the p50, and when each job was really submitted."""
     downstream = Downstream(workers, 64)
     with Batcher[bytes, bytes](downstream, policy, max_pending=0, max_workers=workers) as batcher:
         batcher.submit(b"job").result()  # starts the threads
@@ -223,20 +231,26 @@ def measure(policy: BatchingPolicy[Any], workers: int, moments: Sequence[float])
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the tables, and write them."""
+    """Print the tables, and write them to a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
     parser.add_argument(
-        "--jobs", type=int, default=5_000, metavar="N", help="jobs for each worker in a cell (%(default)s)"
+        "--jobs",
+        type=int,
+        default=5_000,
+        metavar="N",
+        help="simulated jobs per worker in each cell (default: %(default)s)",
     )
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each real load (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="the time of each real load (default: %(default)s)"
+    )
     path = Path(__file__).parent / "results" / "policies.rst"
     parser.add_argument("--output", type=Path, default=path, metavar="FILE")
     options = parser.parse_args(arguments)
     lines = [
-        rst("Policies against the best hand-tuned one", "="),
+        rst("Policies compared with the best hand-tuned policy", "="),
         INTRODUCTION,
         *map(render, against_the_best(options.jobs)),
-        rst("The batcher beside the simulator"),
+        rst("The batcher compared with the simulator"),
         REAL_LOADS,
         render(real_and_simulated(options.seconds)),
     ]

@@ -1,4 +1,4 @@
-"""Runs all contenders in turn, again and again, each time in a new process, so that the machine's moods hit all alike."""
+"""Runs the contenders in turns, each in a new process. So a slow machine slows down all of them."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from benchmarks.measurements.base import Case, Measurement
 ROOT = Path(__file__).parents[1]
 
 Launch = Callable[[Sequence[str], float], Mapping[str, Any]]
-"""Runs `benchmarks.one` with these arguments for at most so many seconds, and returns what it prints."""
+"""Runs `benchmarks.one` with the given arguments for at most the given seconds, and returns what it prints."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one contender gave in one repeat: figures, or the reason why not."""
+    """One run of one contender: its figures, or the reason why it has none."""
 
     measurement: str
     case: str
@@ -30,7 +30,7 @@ class Run:
 
 
 def launch(arguments: Sequence[str], timeout: float) -> Mapping[str, Any]:
-    """Run it in a process of its own; one that hangs or crashes is an outcome too."""
+    """Run `benchmarks.one` in a new process, and return its outcome, also if it hangs or crashes."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.one", *arguments],
@@ -58,9 +58,9 @@ def alternate(
     timeout: float,
     launch: Launch = launch,
 ) -> Iterator[Run]:
-    """Yield the runs of one measurement as they are done.
+    """Yield each run of a measurement when it ends.
 
-    Who can't do a case, or hung in it, is not asked again for that case.
+    If a contender does not support a case, or hangs in it, it is not run again in that case.
     """
     out = set()
     cases = list(cases)
@@ -84,5 +84,5 @@ def _problem(outcome: Mapping[str, Any]) -> str:
 
 
 def to_json(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return *runs* as what JSON can hold."""
+    """Return *runs* as objects that JSON can represent."""
     return [asdict(run) for run in runs]

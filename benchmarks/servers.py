@@ -1,4 +1,4 @@
-"""The examples under real servers: ``python -m benchmarks.servers > benchmarks/results/servers.rst``.
+"""Measures the examples under real servers: ``python -m benchmarks.servers > benchmarks/results/servers.rst``.
 
 Clients in another process place orders in a loop. There are 64 clients, or fewer if the server does not accept so many
 connections. The database is SQLite, and everything runs on the same cores. *Answers* counts the responses, *wrong* the
@@ -39,11 +39,11 @@ class Server(NamedTuple):
     """A way to serve an example.
 
     Attributes:
-        folder: where the example is.
-        command: the module that serves it, and its arguments.
-        restarts: whether it restarts on SIGHUP.
-        batches: whether one process has several requests at a time, which can share a batch.
-        connections: how many clients it can take at a time: Django's own has room for ten that wait to be accepted.
+        folder: The folder of the example.
+        command: The module that serves it, and the arguments.
+        restarts: Whether SIGHUP restarts it.
+        batches: Whether a process handles several requests at a time. Only then can their jobs share a batch.
+        connections: The number of clients that it accepts. The server of Django queues only ten new connections.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ SERVERS: dict[str, Server] = {
 
 
 class Served(NamedTuple):
-    """A server that runs."""
+    """A running server."""
 
     server: Server
     process: "subprocess.Popen[bytes]"
@@ -80,16 +80,16 @@ class Served(NamedTuple):
     database: Path
 
     def rows(self, table: str = "") -> dict[str, Any]:
-        """Return what is in a table, by number; by default what was ordered."""
+        """Return the rows of a table by their number. The default is the table of orders."""
         table = table or ("shop_order" if self.server.folder == DJANGO else "orders")
         with closing(sqlite3.connect(self.database, timeout=20)) as connection:
             return {str(number): what for number, what in connection.execute(f"SELECT * FROM {table}")}
 
     def wait(self) -> None:
-        """Wait until it listens.
+        """Wait until the server accepts connections.
 
         Raises:
-            TimeoutError: it does not, after half a minute, or it has ended.
+            TimeoutError: It does not accept one within half a minute, or its process has ended.
         """
         deadline = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -103,12 +103,12 @@ class Served(NamedTuple):
 
 @contextmanager
 def serving(server: Server, folder: Path, source: Path | None = None) -> Iterator[Served]:
-    """Start a server on a new database in *folder*, enter when it answers, and kill it in the end.
+    """Start a server with a new database, enter when it accepts connections, and kill it at the end.
 
     Args:
-        server: which.
-        folder: an empty one.
-        source: of the example, if it is not that of the server.
+        server: The server to start.
+        folder: An empty folder, for the database and the log.
+        source: The folder of the example, if it differs from the folder of *server*.
     """
     database, source = folder / "shop.sqlite3", source or server.folder
     environment = {**os.environ, "SHOP_DATABASE": str(database), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -135,7 +135,7 @@ def serving(server: Server, folder: Path, source: Path | None = None) -> Iterato
 
 
 def load(served: Served, requests: int, number: int | None = None) -> Load:
-    """Have clients order in a loop, and send the signal *number* to the server when half of the requests are made."""
+    """Run clients that place orders in a loop. Halfway, send the signal *number* to the server, if there is one."""
     options = [f"--connections={served.server.connections}", f"--requests={requests}"]
     command = [sys.executable, "-m", "benchmarks.load", str(served.port), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -153,7 +153,7 @@ def _row(name: str, found: Load) -> list[str]:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=4_000)
     requests = parser.parse_args().requests
@@ -161,7 +161,7 @@ def main() -> None:
     restarted: list[list[str]] = []
     for name, server in SERVERS.items():
         with tempfile.TemporaryDirectory() as folder, serving(server, Path(folder)) as served:
-            load(served, requests // 10)  # so that caches are warm
+            load(served, requests // 10)  # warms the caches
             steady.append(_row(name, load(served, requests)))
             if server.restarts:
                 restarted.append(_row(name, load(served, requests, signal.SIGHUP)))

@@ -1,9 +1,10 @@
-"""Many processes with a batcher each, or with one for all: ``python -m benchmarks.sharing > benchmarks/results/sharing.rst``.
+"""Compares a batcher per process with one for all: ``python -m benchmarks.sharing > benchmarks/results/sharing.rst``.
 
 Each client process has several callers, which are threads that wait for each result. First, each process has a batcher
-of its own. Then all processes share one batcher in a Dask cluster on the same cores, the collector. A call takes 5 ms
-plus 20 µs per job, or no time, which shows how much one collector can take. Each caller checks that the result belongs
-to its own job. The second part simulates more processes than a machine can run.
+of its own. Then all processes share one batcher, the *collector*, in a Dask cluster on the same cores. A call takes 5 ms
+plus 20 µs per job. Then the same is measured with calls that take no time, which shows how many jobs one collector can
+accept. Each caller checks that the result belongs to its own job. The second part simulates more processes than a
+machine can run.
 
 ``python -m benchmarks.sharing --plot docs/sharing.svg`` only draws the simulated part.
 """
@@ -29,11 +30,11 @@ from microbatch.simulation.plots import line_style
 POLICY = Size(500) | Natural()
 CALL, JOB = 0.005, 20e-6
 RATE = 2_000
-"""Jobs a second over all processes that are simulated."""
+"""The simulated jobs per second of all processes together."""
 
 
 def slow(jobs: list[str]) -> list[tuple[str, int]]:
-    """Take as long as a database."""
+    """Take as long as a database would."""
     time.sleep(CALL + JOB * len(jobs))
     return [(job, len(jobs)) for job in jobs]
 
@@ -47,7 +48,10 @@ PROCESSORS: dict[str, Callable[[list[str]], Any]] = {"slow": slow, "instant": in
 
 
 def client(address: str, name: str, processor: str, callers: int, seconds: float) -> None:
-    """Submit in a loop from some threads, and print what came of it; with an *address*, to the batcher that all share."""
+    """Submit jobs in a loop from *callers* threads, and print the outcomes.
+
+    With an *address*, all processes share the batcher in that Dask cluster. Otherwise, this process has its own.
+    """
     options: dict[str, Any] = {"policy": POLICY}
     work = PROCESSORS[processor]
     if address:
@@ -75,7 +79,7 @@ def client(address: str, name: str, processor: str, callers: int, seconds: float
 
 
 def measure(address: str, processor: str, processes: int, callers: int, seconds: float) -> list[str]:
-    """Run some clients at a time, and return a row: jobs, wrong answers, calls, mean batch, jobs/s."""
+    """Run *processes* clients at the same time, and return a row: jobs, wrong answers, calls, mean batch, jobs/s."""
     command = [sys.executable, "-m", "benchmarks.sharing", "--client", address, processor, str(callers), str(seconds)]
     running = [
         subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -93,20 +97,23 @@ def measure(address: str, processor: str, processes: int, callers: int, seconds:
 
 
 class Simulated(NamedTuple):
-    """What becomes of a load."""
+    """The result of a simulation.
+
+    Attributes:
+        batch: The mean number of jobs in a batch.
+        calls: The calls per second of all collectors together.
+        latency: The mean latency of a job in ms.
+    """
 
     batch: float
-    """How many jobs it has on average."""
     calls: float
-    """A second, by all."""
     latency: float
-    """Of a job on average, in ms."""
 
 
 def simulated(rate: float, collectors: int, each: float = 0.0) -> Simulated:
-    """Share a load among some collectors, each of which takes a job every so many seconds, and waits for a downstream.
+    """Simulate a load that several collectors share. Each takes *each* seconds to accept a job.
 
-    Collectors are alike, so that one of them tells what all do.
+    All collectors behave alike, so only one of them is simulated.
     """
     arrivals = list(poisson(rate / collectors, 20_000)(random.Random(1)))
     taken: list[float] = []
@@ -119,17 +126,17 @@ def simulated(rate: float, collectors: int, each: float = 0.0) -> Simulated:
 
 
 def compared(rate: float, processes: int) -> list[str]:
-    """Return a row for so many processes that share a load: each with a batcher, and all with one."""
+    """Return a row for a number of processes that share a load, each with its own batcher, and all with one."""
     pairs = zip(simulated(rate, processes), simulated(rate, 1))
     return [f"{processes:,}", *(f"{value:,.{digits}f}" for pair, digits in zip(pairs, (1, 0, 1)) for value in pair)]
 
 
 def draw(path: Path, capacity: float) -> None:
-    """Write a picture of what sharing does to the calls of many processes, and of where collectors have their end.
+    """Draw the effect of sharing on batches, calls and latency, and the load at which collectors are overloaded.
 
     Args:
-        path: where to, as SVG.
-        capacity: how many jobs a second one collector can take.
+        path: The file to write, as SVG.
+        capacity: The number of jobs per second that one collector can accept.
     """
     with figure(path) as drawn:
         drawn.set_size_inches(5.5, 9)
@@ -165,14 +172,16 @@ def draw(path: Path, capacity: float) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=__doc__.partition("\n")[0])
     parser.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--callers", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--plot", type=Path, help="draw what is simulated to this file, and nothing else")
-    parser.add_argument("--capacity", type=float, default=12_800, help="jobs a second of one collector, for the plot")
+    parser.add_argument("--plot", type=Path, help="only draw the simulated part, to this file")
+    parser.add_argument(
+        "--capacity", type=float, default=12_800, help="jobs per second that one collector can accept, for the plot"
+    )
     arguments = parser.parse_args()
     if arguments.plot is not None:
         draw(arguments.plot, arguments.capacity)

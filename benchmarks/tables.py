@@ -1,4 +1,4 @@
-"""Makes tables in reStructuredText of many runs: medians, and medians of ratios."""
+"""Creates tables in reStructuredText from runs, with medians and medians of ratios."""
 
 import statistics
 import unicodedata
@@ -12,11 +12,11 @@ from benchmarks.runner import Run
 NOTHING = "–"
 
 Labels = Mapping[str, str]
-"""The label of each contender's name."""
+"""The labels of the contenders, by their names."""
 
 
 class Table(NamedTuple):
-    """A table as it is printed; the first cell of each row is a contender's label."""
+    """A table of text. The first cell of each row is its label."""
 
     title: str
     headings: Sequence[str]
@@ -25,7 +25,7 @@ class Table(NamedTuple):
 
 
 class Runs:
-    """The runs of one measurement, to be asked for medians."""
+    """The runs of one measurement, and their medians."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.all = list(runs)
@@ -35,23 +35,23 @@ class Runs:
                 self._figures.setdefault((run.case, run.contender, figure), {})[run.repeat] = value
 
     def by_repeat(self, case: str, contender: str, figure: str) -> Mapping[int, float]:
-        """Return what *contender* gave, repeat by repeat."""
+        """Return the figure of *contender* in each repeat."""
         return self._figures.get((case, contender, figure), {})
 
     def median(self, case: str, contender: str, figure: str) -> float | None:
-        """Return the median over the repeats; None if there was none."""
+        """Return the median over the repeats, or None if there is no figure."""
         return _median(self.by_repeat(case, contender, figure).values())
 
     def ratios_by_repeat(self, case: str, contender: str, figure: str, reference: str) -> Mapping[int, float]:
-        """Return the ratio to what *reference* gave in the same repeat."""
+        """Return the ratio to the figure of *reference* in each repeat."""
         return _ratios(self.by_repeat(case, contender, figure), self.by_repeat(case, reference, figure))
 
     def ratio(self, case: str, contender: str, figure: str, reference: str) -> float | None:
-        """Return the median of these ratios."""
+        """Return the median of the ratios that `ratios_by_repeat` returns."""
         return _median(self.ratios_by_repeat(case, contender, figure, reference).values())
 
     def growth(self, contender: str, figure: str, small: str, large: str) -> Mapping[int, float]:
-        """Return the ratio of a contender's case *large* to its case *small* in the same repeat."""
+        """Return the ratio of case *large* to case *small* of a contender in each repeat."""
         return _ratios(self.by_repeat(large, contender, figure), self.by_repeat(small, contender, figure))
 
 
@@ -65,7 +65,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def tables(measurement: Measurement, cases: Sequence[Case], runs: Iterable[Run], labels: Labels) -> list[Table]:
-    """Return the tables of one measurement: one for each case, or one for each figure if it is a wide one."""
+    """Return the tables of one measurement: one per case, or one per figure if the measurement is wide."""
     those = Runs(run for run in runs if run.measurement == measurement.name)
     cases = [case for case in cases if any(run.case == case.label for run in those.all)]
     if not cases:
@@ -140,7 +140,7 @@ def _shown(value: float | None, digits: int = 2) -> str:
 
 
 def _notes(runs: Runs, labels: Labels, case: str | None = None) -> list[str]:
-    """Say by name what is missing from the table, and of how many repeats."""
+    """Return a line for each contender that has runs without figures, with the reason and the number of these runs."""
     repeats = max((run.repeat for run in runs.all), default=0) + 1
     said: dict[str, int] = {}
     for run in runs.all:

@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of these pages. The build asks no network."""
+"""Configures Sphinx, which builds the site from these pages without using the network."""
 
 import importlib
 import pkgutil
@@ -22,7 +22,7 @@ project = "microbatch"
 release = microbatch.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
-copybutton_prompt_text = r">>> |\.\.\. |\$ "  # which are not copied, nor is output
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # the button copies neither prompts nor output
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
@@ -32,26 +32,26 @@ html_css_files = ["wide.css", "narrow.css"]
 html_copy_source = False
 html_show_copyright = False
 
-default_role = "py:obj"  # docstrings name things in single backticks
+default_role = "py:obj"  # single backticks in a docstring are a Python name
 nitpicky = True
-nitpick_ignore = [("py:class", "_Lookup")]  # the type of a wrapper, which only type checkers see
+nitpick_ignore = [("py:class", "_Lookup")]  # exists only for type checkers
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # or the environment of whoever builds the site would be in it
+autodoc_preserve_defaults = True  # otherwise the site would show the environment of the machine that builds it
 maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # attributes in a list, and their types in the signature
+napoleon_use_ivar = True  # show attributes in a list, and their types in the signature
 napoleon_attr_annotations = False
 
 LONGEST_FIGURE = 25
-"""A table with longer cells has sentences in it. Figures are easier to compare in columns, even if one has to scroll."""
+"""The longest text of a figure in a table. Tables of figures keep their columns, even if readers have to scroll."""
 
 logger = logging.getLogger(__name__)
 
 
 class ConsoleLexer(BashSessionLexer):  # type: ignore[misc]
-    """Marks the options of a command, so that ``wide.css`` can keep each in one line."""
+    """Marks the options of a command, so that ``wide.css`` can keep each of them in one line."""
 
     def get_tokens_unprocessed(self, text: str) -> Iterator[tuple[int, object, str]]:
         for index, token, value in super().get_tokens_unprocessed(text):
@@ -59,7 +59,7 @@ class ConsoleLexer(BashSessionLexer):  # type: ignore[misc]
 
 
 def find_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement) -> nodes.Element | None:
-    """Link a name to where it is documented, in whichever module; show one of another library, and find typing errors."""
+    """Link a name to its documentation in any module. Leave names of other libraries as they are. Warn about others."""
     target = node["reftarget"]
     python = env.domains.python_domain
     found = [(name, entry) for name, entry in python.find_obj(env, "", "", target, None, 1) if not entry.aliased]
@@ -72,13 +72,13 @@ def find_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nod
         except (AttributeError, ImportError, ValueError):
             continue
         return shown
-    return None  # which is a warning
+    return None  # Sphinx warns about it
 
 
 def link_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Lead links between files, which work where the sources are read too, to the pages of the site.
+    """Turn links to files, which also work in the source tree, into links to pages of the site.
 
-    What is outside of this folder is included in a page of the same path.
+    A file outside ``docs/`` is on the page with the same path inside ``docs/``.
     """
     for node in doctree.findall(nodes.reference):
         path, _, anchor = node.get("refuri", "").partition("#")
@@ -86,15 +86,16 @@ def link_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             continue
         page = posixpath.normpath(posixpath.join(posixpath.dirname(docname), path)[: -len(".rst")]).removeprefix("../")
         if page not in app.env.found_docs or anchor and anchor not in app.env.get_doctree(page).ids:
-            logger.warning("no such page or part: %s", node["refuri"], location=node)
+            logger.warning("no such page or section: %s", node["refuri"], location=node)
         else:
             node["refuri"] = app.builder.get_relative_uri(docname, page) + (anchor and f"#{anchor}")
 
 
 def mark_tables(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Prepare tables of sentences for a narrow screen, where ``narrow.css`` shows the cells of a row below each other.
+    """Prepare tables of text for a narrow screen, where ``narrow.css`` shows the cells of a row below each other.
 
-    There, the headings of the columns are not shown. So each cell repeats its own, which is hidden on a wide screen.
+    A narrow screen does not show the headings of the columns, so each cell repeats the heading of its column. A wide
+    screen hides these copies.
     """
     for table in doctree.findall(nodes.table):
         body = [list(row.findall(nodes.entry)) for part in table.findall(nodes.tbody) for row in part]
@@ -109,17 +110,17 @@ def mark_tables(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def mark_options(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Mark the options in the text, such as ``--help``, so that ``wide.css`` can keep each in one line."""
+    """Mark options such as ``--help`` in the text, so that ``wide.css`` can keep each of them in one line."""
     for literal in doctree.findall(nodes.literal):
         if literal.astext().startswith("-"):
             literal["classes"].append("option")
 
 
 def setup(app: Sphinx) -> None:
-    for module in ("batcher", "decorator"):  # they import it for type checkers only, and autodoc evaluates annotations
+    for module in ("batcher", "decorator"):  # import it only for type checkers, but autodoc needs it
         setattr(importlib.import_module(f"microbatch.{module}"), "Unpack", Unpack)
     ModuleAnalyzer.for_module("microbatch.batcher").analyze()
-    ModuleAnalyzer.for_module("microbatch.batcher").overloads.clear()  # which say the same of all arguments but one
+    ModuleAnalyzer.for_module("microbatch.batcher").overloads.clear()  # they differ in only one argument
     app.add_lexer("console", ConsoleLexer)
     app.connect("missing-reference", find_name)
     app.connect("doctree-resolved", link_pages)

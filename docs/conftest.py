@@ -1,10 +1,10 @@
-"""What the pages show runs in an empty folder, since some of it writes files."""
+"""Runs the examples on the pages in an empty folder, because some of them write files."""
 
 from pathlib import Path
 
 import pytest
 
-collect_ignore = ["conf.py"]  # which needs Sphinx
+collect_ignore = ["conf.py"]  # needs Sphinx
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,8 @@ def main() -> None:
             user = ["runuser", "-u", "postgres", "--"]
             shutil.chown(folder, "postgres")
         data = f"{folder}/data"
-        initdb = [*user, program("initdb"), "-D", data, "--auth=trust", "--username=postgres", "--encoding=UTF8"]
+        options = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"]
+        initdb = [*user, program("initdb"), "-D", data, *options]
         subprocess.run(initdb, cwd="/", check=True, stdout=subprocess.DEVNULL)
         server = [*user, program("postgres"), "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", str(port)]
         with subprocess.Popen(server, cwd="/", stderr=subprocess.DEVNULL) as process:
@@ -53,9 +54,9 @@ def main() -> None:
                 print(f"postgresql://postgres@127.0.0.1:{port}/postgres", flush=True)
                 process.wait()
             finally:
-                subprocess.run(
-                    [*user, program("pg_ctl"), "-D", data, "stop", "-m", "fast", "--silent"], cwd="/", check=False
-                )
+                # Not a clean shutdown, because the data is deleted with the folder.
+                stop = [*user, program("pg_ctl"), "-D", data, "stop", "-m", "immediate", "--silent"]
+                subprocess.run(stop, cwd="/", check=False)
 
 
 if __name__ == "__main__":

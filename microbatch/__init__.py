@@ -1,4 +1,7 @@
-"""Turns many single jobs into few batches, and gives each caller its own result. Start with `Batcher`."""
+"""Groups single jobs from many threads into batches, and gives each caller its own result. Start with `Batcher`.
+
+PYTEST_DONT_REWRITE: without this word, pytest would warn in a program that imports this package before it runs pytest.
+"""
 
 from microbatch.batcher import Batcher, BatchProcessor
 from microbatch.config import policy_from_env

@@ -1,6 +1,7 @@
 """The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ from microbatch._basics.arguments import (
 )
 from microbatch._basics.clock import NEVER, Clock, SystemClock
 from microbatch._engine.engine import Engine, Stage
+from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
 from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchProcessor", "Batcher", "BatcherOptions", "UnnamedOptions"]
 
 _NEW, _RUNNING = Stage.NEW, Stage.RUNNING  # globals, because looking up a member of an enum takes much longer
+
+_numbers = itertools.count()  # for the batchers of this process, in the order of their creation
+_collected: deque[tuple[int, str]] = deque(maxlen=100)  # the last batchers that were collected without a shutdown
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -196,7 +201,8 @@ class Batcher(Generic[Job, Value]):
         self._acceptance_listeners = settings.listeners.job_accepted
         self._needs_attributes = not settings.uniform or settings.listeners.wants_context
         self._newest_engine = Engine(settings)
-        self._origin = _origin()
+        self._number = next_number()
+        self._description = f"batcher {name!r}, created at {_origin()}"
 
     @classmethod
     def from_env(
@@ -224,7 +230,7 @@ class Batcher(Generic[Job, Value]):
 
         Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker. In the batcher's own
         threads, for example in the processor or in a done-callback, blocking could cause a deadlock. There, it raises
-        `BacklogFull` at once if the queue is full.
+        `BacklogFull` immediately if the queue is full.
 
         If this method raises one of the exceptions below, there is no future, and the job is never processed.
 
@@ -373,7 +379,7 @@ class Batcher(Generic[Job, Value]):
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, without arguments, when the batcher has been shut down and its last job is settled.
 
-        If that has happened already, the callback is called at once. Callbacks run in the order in which they were
+        If that has happened already, the callback is called immediately. Callbacks run in the order in which they were
         added, in the batcher thread. If no job was ever submitted, they run in the thread that shuts down. An exception
         in a callback is logged.
         """
@@ -398,7 +404,7 @@ class Batcher(Generic[Job, Value]):
         return f"<Batcher {self.name!r} with {self._settings.policy!r}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Batcher has threads, and can't be copied or pickled")
+        raise TypeError("a Batcher can't be copied or pickled, because it has threads")
 
     @property
     def _engine(self) -> Engine:
@@ -413,7 +419,7 @@ class Batcher(Generic[Job, Value]):
         finally:  # after a signal too, because the threads may run nevertheless
             with engine.queue.mutex:
                 if engine.stage is not _NEW and engine.finalizer is None and not engine.queue.closed:
-                    engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._origin)
+                    engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._number, self._description)
                     engine.finalizer.atexit = False  # the engine has an exit hook of its own
 
     def _successor_in_child(self, parents: Engine) -> Engine:
@@ -499,12 +505,37 @@ class Batcher(Generic[Job, Value]):
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 
-def _drain_unclosed(engine: Engine, origin: str) -> None:
+def next_number() -> int:
+    """Return a number that is higher than those of all batchers so far, and lower than those of all later ones."""
+    return next(_numbers)
+
+
+def left_open(since: int) -> list[str]:
+    """Describe the batchers whose threads were started and that were never shut down, in the order of their creation.
+
+    A batcher that was garbage-collected without a shutdown counts too, although its collection shut it down. It is
+    forgotten when 100 others have been collected like that.
+
+    Args:
+        since: The lowest number of a batcher, as from `next_number`. Older batchers do not count.
+    """
+    found: dict[int, str] = {}
+    for engine in started_engines():
+        call = engine.finalizer and engine.finalizer.peek()
+        if call and not engine.queue.closed:
+            _, _, (_, number, description), _ = call
+            found[number] = description
+    found.update(_collected.copy())  # R10; and last, because one of the others may have been collected since
+    return [description for number, description in sorted(found.items()) if number >= since]
+
+
+def _drain_unclosed(engine: Engine, number: int, description: str) -> None:
     if engine.queue.closed or not engine.same_process[0]:
         return  # it was shut down, or the parent process drains it
+    _collected.append((number, description))
     engine.close()  # before the warning, because a filter may turn the warning into an exception
     warnings.warn(
-        f"batcher {engine.queue.name!r}, created at {origin}, was never shut down: call shutdown(), or use a with statement",
+        f"{description}, was never shut down: call shutdown(), or use a with statement",
         ResourceWarning,
     )
 
@@ -535,5 +566,5 @@ def _check_policy(policy: Any, max_pending: int) -> None:
     check_policy("policy", policy)
     if 0 < max_pending < policy.hints.needs:
         raise ValueError(
-            f"policy must be able to dispatch a batch of max_pending={max_pending} jobs or fewer, got {shown(policy)}"
+            f"policy must be able to dispatch a batch of at most max_pending={max_pending} jobs, got {shown(policy)}"
         )

@@ -83,14 +83,14 @@ class _Settings:
         text = self._environ.get(self._prefix + name)
         return ValueError(f"{self._prefix}{name} must be {must_be}, got {'nothing' if text is None else repr(text)}")
 
-    def number(self, name: str, of: str = "an integer", least: int = 1) -> int:
+    def number(self, name: str, kind: str = "an integer of", least: int = 1) -> int:
         text = self.text(name)
         if not (text.isascii() and text.isdecimal() and int(text) >= least):
-            raise self.bad(name, f"{of} of at least {least}")
+            raise self.bad(name, f"{kind} at least {least}")
         return int(text)
 
     def seconds(self, name: str, least: int = 0) -> float:
-        return self.number(name, "an integer of milliseconds", least) / 1000
+        return self.number(name, "a time in whole milliseconds,", least) / 1000
 
     def parsed(self, text: str) -> BatchingPolicy[Any]:
         """Return the policy that *text* describes. The caller has checked that it is not the name of a strategy."""
@@ -114,7 +114,7 @@ class _Settings:
             raise self.bad("STRATEGY", "a strategy, or package.module:factory that can be imported") from error
         policy = factory()
         if not isinstance(policy, BatchingPolicy):
-            raise self.bad("STRATEGY", f"a factory that returns a BatchingPolicy, not one that returns {shown(policy)}")
+            raise self.bad("STRATEGY", f"a factory that returns a BatchingPolicy (it returned {shown(policy)})")
         return policy
 
 

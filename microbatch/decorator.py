@@ -194,7 +194,7 @@ def batched(policy: BatchingPolicy[Any] = DEFAULT_POLICY, **options: "Unpack[Bat
 
     Raises:
         TypeError, ValueError: An argument is invalid, or the function does not take a list of jobs. An invalid policy
-            is found at once, all other mistakes when the function is decorated.
+            is found immediately, and all other mistakes when the function is decorated.
     """
     check_policy("policy", policy, ": write @batched(Size(100)), or @batched() for the default policy")
 

@@ -55,7 +55,7 @@ class BacklogFull(Rejected, queue.Full):
         self.max_pending = max_pending
 
     def __str__(self) -> str:
-        return f"the queue is full: max_pending is {self.max_pending}, and as many jobs are waiting"
+        return f"the queue is full: max_pending is {self.max_pending}"
 
 
 class JobTooLarge(Rejected, ValueError):

@@ -12,7 +12,7 @@ of the batch fail with the same exception, it raises that exception.
 
 The processor that you pass in may return and raise the same as one of a `Batcher`: an iterable of results, None for all
 jobs, and exceptions in place of results. If an iterable ends early, all jobs of that call fail with `ResultCountError`,
-because nothing tells which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
+because it is not known which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
 `KeyboardInterrupt`, pass through.
 
 A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, so does it call
@@ -323,7 +323,7 @@ def deduplicating(
     [['b', 'a']]
 
     If equal jobs are not the same, as in an upsert, say what becomes of them. *keep* chooses one of them, and *merge*
-    makes one of two. To add up counts of the same word:
+    combines two into one. To add up counts of the same word:
 
     >>> def count(pairs):
     ...     print(pairs)
@@ -484,7 +484,7 @@ def by_key(
             check_callable(name, function)
     check_flag("many", many)
     if many and (row_key is None or default is not _MISSING):
-        raise ValueError("many needs a row_key and no default: without rows, a job gets an empty list")
+        raise ValueError("many=True needs a row_key, and takes no default: a job without rows gets an empty list")
 
     return partial(_looked_up, fetch, key, row_key, many, default)
 

@@ -97,7 +97,8 @@ class ManualClock:
         with self._changed:
             if not self._changed.wait_for(lambda: any(each == moment for _, each in self._sleepers), timeout):
                 moments = sorted(each for _, each in self._sleepers if each != NEVER)
-                raise TimeoutError(f"no thread waits for moment {moment}: threads wait for {moments}")
+                others = f"only for {', '.join(map(str, moments))}" if moments else "or for any other moment"
+                raise TimeoutError(f"no thread waits for moment {moment}, {others}")
 
 
 class InlineExecutor(Executor):

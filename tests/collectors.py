@@ -65,7 +65,7 @@ def jobs(text: str, submitted: float = 0.0, **options: Any) -> list[Job]:
     return [Job(letter, submitted=submitted, **options) for letter in text]
 
 
-def withdraw(collector: Collector[Job], job: Job) -> None:
+def drop(collector: Collector[Job], job: Job) -> None:
     job._is_waiting = False
     collector.drop([job])
 

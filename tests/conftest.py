@@ -18,6 +18,8 @@ from microbatch import Batcher, JobFuture, Size
 from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
+collect_ignore = ["django_on_postgresql.py"]  # a program, which would configure Django if it was imported
+
 # A shell that starts the tests in the background makes them, and the processes that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -406,7 +406,7 @@ def test_a_valid_argument_is_accepted(argument: str, value: Any) -> None:
 
 @pytest.mark.parametrize("policy", [Size(9), Size(9) & Interval(1), Answering(needs=9)])
 def test_a_policy_that_needs_more_jobs_than_max_pending_is_refused(policy: Any) -> None:
-    with pytest.raises(ValueError, match="policy must be able to dispatch a batch of max_pending=8 jobs or fewer, got"):
+    with pytest.raises(ValueError, match="policy must be able to dispatch a batch of at most max_pending=8 jobs, got"):
         Batcher(echo, policy, max_pending=8)
 
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -103,7 +104,7 @@ class Absent(Reversing):
 
 
 def test_a_contender_that_mixes_up_results_gets_no_figures() -> None:
-    expected = {"failed": "AssertionError: somebody got the result of another job"}
+    expected = {"failed": "AssertionError: a caller got the result of another job"}
     assert expected == measure(MEASUREMENTS["gather"], Reversing, {"jobs": 10, "threads": 1})
     assert expected == measure(MEASUREMENTS["open"], Reversing, {"load": 0.1, "seconds": 0.02})
     contention = {"threads": 1, "jobs": 10, "spinning": 1, "rounds": 1, "seconds": 0.01}
@@ -284,3 +285,42 @@ def test_a_plot_is_reproducible_and_contains_no_date_and_no_path(tmp_path: Path)
     assert drawn[0] != drawn[1]
     assert not plot(SMALL, SMALL.cases, [], LABELS, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the CPU time of other processes is read from /proc")
+def test_postgresql_is_measured_row_by_row_and_in_batches_on_loopback_and_over_a_network(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("psycopg", "psycopg_pool")
+    from benchmarks import postgresql as script
+
+    monkeypatch.setattr(script, "RESET", script.RESET[:1])  # without what only makes the turns alike, to save time
+    script.main([postgresql, "--callers=2", "--jobs=12", "--repeats=1", "--delay=20"])
+    out = capsys.readouterr().out
+    titles = [line.strip("*") for line in out.splitlines() if line.startswith("**")]
+    places = ("on loopback", "over a network that takes 20 ms more")
+    assert [f"{done} {where}" for where in places for done in ("insert", "upsert", "lookup")] == titles
+    assert re.fullmatch(r"During the turns, other programs .* used -?\d+% of all CPU time\.", out.splitlines()[-1])
+    rows = [line.rsplit(maxsplit=7) for line in out.splitlines() if line.startswith(("one call", "batches"))]
+    assert 24 == len(rows)
+    rates = [float(cells[2].replace(",", "")) for cells in rows]
+    assert all(rate <= 100 for rate in rates[12::4])  # two callers without batches, 50 times a second at most
+    assert all(math.isfinite(float(cell.replace(",", ""))) for cells in rows for cell in cells[1:])
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the CPU time of other processes is read from /proc")
+def test_postgresql_gets_no_figures_if_callers_get_the_rows_of_others(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("psycopg", "psycopg_pool")
+    from benchmarks import postgresql as script
+
+    def reversed_rows(ids: list[int], connection: Any) -> list[Any]:
+        return script.look_up_many(sorted(ids), connection)[::-1]
+
+    lookup = script.OPERATIONS[-1]._replace(many=reversed_rows)
+    monkeypatch.setattr(script, "OPERATIONS", [lookup])
+    with pytest.raises(SystemExit, match="lookup, batches, 4 workers, 4 connections: wrong results"):
+        script.main([postgresql, "--callers=8", "--jobs=400", "--repeats=1"])

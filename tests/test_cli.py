@@ -54,7 +54,7 @@ def mute(jobs):
 def nameless(jobs):
     raise KeyError
 
-def coloured(jobs):
+def colored(jobs):
     raise ValueError("\\x1b[31mred" + "!" * 5000)
 
 def until_main_is_in(name):
@@ -242,7 +242,7 @@ def test_a_result_that_json_cannot_represent_is_reported(target: str, word: str)
         ("same", "[" * 100_000, "not JSON: "),
         ("mute", "1", "Mute: (its text is not available: RuntimeError)"),
         ("nameless", "1", "KeyError\n"),
-        ("coloured", "1", " [31mred!!!"),
+        ("colored", "1", " [31mred!!!"),
     ],
 )
 def test_no_bad_line_stops_the_other_lines(target: str, line: str, error: str) -> None:
@@ -367,9 +367,9 @@ def test_errors_may_go_to_standard_output() -> None:
     "options, complaint",
     [
         (["--errors", "no/where"], "No such file or directory: 'no/where'"),
-        (["--errors", "in.jsonl"], "in.jsonl can't be read and written at once"),
-        (["--errors", "out.jsonl"], "out.jsonl can't be written twice at once"),
-        (["--errors", "./new.jsonl", "-o", "new.jsonl"], "./new.jsonl can't be written twice at once"),
+        (["--errors", "in.jsonl"], "in.jsonl can't be used for both input and output"),
+        (["--errors", "out.jsonl"], "out.jsonl can't be used for both outputs"),
+        (["--errors", "./new.jsonl", "-o", "new.jsonl"], "./new.jsonl can't be used for both outputs"),
         (["--errors", "-", "-o", "-"], "the results and the errors can't both go to standard output"),
     ],
 )
@@ -390,7 +390,7 @@ def test_a_file_redirected_by_the_shell_is_not_read_and_written_at_once(redirect
     Path("in.jsonl").write_text("1\n")
     done = shell(f"run processors:double {redirection}")
     assert (2, "1\n") == (done.returncode, Path("in.jsonl").read_text())
-    assert "can't be read and written at once" in done.stderr
+    assert "can't be used for both input and output" in done.stderr
 
 
 def test_the_prints_of_a_processor_are_not_mixed_with_the_results(capfdbinary: Any) -> None:
@@ -425,7 +425,7 @@ def test_an_empty_input_gives_an_empty_output() -> None:
         (["run", "processors:double", "."], ".*Is a directory: '.'"),
         (
             ["run", "processors:double", "processors.py", "-o", "processors.py"],
-            "processors.py can't be read and written",
+            "processors.py can't be used for both input and output",
         ),
         (["run", "processors:double", "processors.py", "-o", "no/where"], ".*No such file or directory: 'no/where'"),
         (["run", "processors:double", "--size", "0"], "argument --size: must be an integer of at least 1, got '0'"),
@@ -433,11 +433,11 @@ def test_an_empty_input_gives_an_empty_output() -> None:
         (["run", "processors:double", "--workers", "-1"], "argument --workers: "),
         (
             ["run", "processors:double", "--interval", "nan"],
-            "argument --interval: must be a number of seconds of at le",
+            "argument --interval: must be a number of seconds or a time",
         ),
         (
             ["run", "processors:double", "--interval", "x"],
-            "argument --interval: must be a number of seconds of at leas",
+            "argument --interval: must be a number of seconds",
         ),
         (["run", "processors:double", "--nonsense"], "unrecognized arguments: --nonsense .see .*microbatch run --help"),
         (["run", "processors:double", "--retry", "-1"], "argument --retry: must be an integer of at least 0, got '-1'"),
@@ -896,7 +896,7 @@ def test_simulate_replays_a_recorded_load(
         (["Size(1)", "--cost", "5ms", "--rate", "1", "--buckets", "x"], "argument --buckets: must be the upper bounds"),
         (
             ["Size(1)", "--cost", "5ms", "--rate", "1", "--weights", "5,9,32", "--buckets", "4"],
-            "the last bucket must be at least as high as each weight, got '4'",
+            "the last bucket must be at least the greatest weight, got '4'",
         ),
     ],
 )

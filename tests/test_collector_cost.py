@@ -22,7 +22,7 @@ from microbatch import (
     Window,
 )
 from microbatch._forming.collector import Collector
-from tests.collectors import Counted, Job, collector, drain, jobs, take_all, withdraw
+from tests.collectors import Counted, Job, collector, drain, drop, jobs, take_all
 
 
 @dataclass(eq=False)
@@ -46,14 +46,14 @@ def test_each_job_is_read_a_few_times_however_many_jobs_wait_to_expire() -> None
     assert CountingJob.reads < 10 * 3000
 
 
-def test_each_withdrawal_reads_a_few_jobs_however_long_the_backlog_is() -> None:
+def test_each_drop_reads_a_few_jobs_however_long_the_backlog_is() -> None:
     CountingJob.reads = 0
     c = collector(Size(1))
     backlog = [CountingJob("a") for _ in range(3000)]
     c.add(backlog)
     take_all(c, 0)
     for job in backlog[-1000:]:
-        withdraw(c, job)
+        drop(c, job)
         assert c.take(0) is None
     assert CountingJob.reads < 10 * 3000
 
@@ -171,13 +171,13 @@ def test_an_idle_collector_keeps_no_memory_for_past_keys() -> None:
     assert sys.getsizeof(c._lanes) < 1_000
 
 
-def add_and_withdraw_repeatedly(c: Collector[Job], now: float) -> None:
+def add_and_drop_repeatedly(c: Collector[Job], now: float) -> None:
     for _ in range(1_000):
         now += 0.01
         job = Job("b", key="b", submitted=now)
         c.add([job])
         assert [] == take_all(c, now)
-        withdraw(c, job)
+        drop(c, job)
         assert [] == take_all(c, now)
         c.next_moment()
 
@@ -193,5 +193,5 @@ def test_timers_do_not_pile_up_for_a_batch_that_changes_repeatedly(policy: Batch
     c.in_flight = busy
     c.add([Job("a", key="a"), Job("b", key="b")])
     assert [] == take_all(c, 0)
-    add_and_withdraw_repeatedly(c, 1.0)
+    add_and_drop_repeatedly(c, 1.0)
     assert len(c._timers._heap) + len(c._gated._heap) + len(c._ready._heap) < 300

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from microbatch import NEVER, NOW, BatchingPolicy, CallerActivity, Interval, Natural, Size, Weight, Window
-from tests.collectors import Job, collector, jobs, take_all, withdraw
+from tests.collectors import Job, collector, drop, jobs, take_all
 
 
 def test_an_interval_runs_from_the_first_job_and_later_jobs_do_not_extend_it() -> None:
@@ -170,7 +170,7 @@ def test_a_flush_changes_nothing_if_it_would_not_make_the_batch_due_earlier(earl
     assert [[], ["a:slow"]] == [take_all(c, 4), take_all(c, 5)]
 
 
-def test_a_batch_follows_its_policy_again_once_its_flushed_jobs_are_withdrawn() -> None:
+def test_a_batch_follows_its_policy_again_once_its_flushed_jobs_are_dropped() -> None:
     c = collector(Size(9) & Natural() | Interval(5))
     c.in_flight = 1
     flushed, younger = Job("a", key="a"), Job("b", key="a", submitted=1.5, _epoch=1)
@@ -179,7 +179,7 @@ def test_a_batch_follows_its_policy_again_once_its_flushed_jobs_are_withdrawn() 
     c.flush(0)
     assert [] == take_all(c, 1)
     c.add([younger])
-    withdraw(c, flushed)
+    drop(c, flushed)
     c.add([Job("c", key="c", submitted=1.5, _epoch=1)])
     assert [] == take_all(c, 1.5)
     c.finished()

@@ -1,10 +1,10 @@
-"""Jobs that expire or are withdrawn leave their batch, and leave nothing behind."""
+"""Jobs that expire or are dropped leave their batch, and leave nothing behind."""
 
 import weakref
 from typing import Any
 
 from microbatch import NEVER, BatchingPolicy, Interval, Size, Window
-from tests.collectors import Job, Light, Wavering, collector, jobs, take_all, withdraw
+from tests.collectors import Job, Light, Wavering, collector, drop, jobs, take_all
 
 
 def test_jobs_expire_at_their_moment_and_leave_their_batch() -> None:
@@ -14,38 +14,38 @@ def test_jobs_expire_at_their_moment_and_leave_their_batch() -> None:
     assert ([], 3) == (take_all(c, 0), c.next_moment())
     assert [] == c.expire(2.9)
     assert [early] == c.expire(3)
-    withdraw(c, early)
+    drop(c, early)
     assert ([], 11) == (take_all(c, 3), c.next_moment())
     assert ["b:interval"] == take_all(c, 11)
 
 
-def test_a_withdrawn_job_frees_its_place_in_its_batch() -> None:
+def test_a_dropped_job_frees_its_place_in_its_batch() -> None:
     c = collector(Size(2))
     first, *others = jobs("abc")
     c.add([first])
     assert [] == take_all(c, 0)
-    withdraw(c, first)
+    drop(c, first)
     c.add([others[0]])
     assert [] == take_all(c, 0)
     c.add([others[1]])
     assert ["bc:size"] == take_all(c, 0)
 
 
-def test_the_next_job_takes_the_place_of_one_withdrawn_behind_a_full_batch() -> None:
+def test_the_next_job_takes_the_place_of_one_dropped_behind_a_full_batch() -> None:
     c = collector(Size(2))
     c.add(letters := jobs("abcdefg"))
     assert ["ab:size"] == take_all(c, 0)
-    withdraw(c, letters[5])
+    drop(c, letters[5])
     for batch in ("cd:size", "eg:size"):
         c.finished()
         assert [batch] == take_all(c, 0)
 
 
-def test_a_batch_is_no_longer_full_once_the_job_that_did_not_fit_is_withdrawn() -> None:
+def test_a_batch_is_no_longer_full_once_the_job_that_did_not_fit_is_dropped() -> None:
     c = collector(Light() | Interval(5))
     heavy, light = Job("b", weight=6), Job("c", weight=1)
     c.add([Job("a", weight=6), heavy, light])
-    withdraw(c, heavy)
+    drop(c, heavy)
     assert ["ac:interval"] == take_all(c, 5)
 
 
@@ -63,7 +63,7 @@ def test_jobs_may_stop_waiting_before_the_collector_knows() -> None:
     assert not c
 
 
-def test_a_lane_with_only_withdrawn_jobs_gives_no_batch() -> None:
+def test_a_lane_with_only_dropped_jobs_gives_no_batch() -> None:
     c = collector(Interval(0))
     (job,) = jobs("a")
     c.add([job])
@@ -73,14 +73,14 @@ def test_a_lane_with_only_withdrawn_jobs_gives_no_batch() -> None:
     assert not c
 
 
-def test_a_due_batch_whose_jobs_are_all_withdrawn_is_not_dispatched() -> None:
+def test_a_due_batch_whose_jobs_are_all_dropped_is_not_dispatched() -> None:
     c = collector(Interval(0))
     c.add(jobs("a"))
     take_all(c, 0)
     (job,) = jobs("b")
     c.add([job])
     assert [] == take_all(c, 0)
-    withdraw(c, job)
+    drop(c, job)
     c.finished()
     assert [] == take_all(c, 0)
     assert (False, NEVER) == (bool(c), c.next_moment())
@@ -98,7 +98,7 @@ def test_the_weight_of_a_batch_does_not_drift_when_jobs_leave() -> None:
     heavy = Job("a", weight=1e16)
     c.add([heavy, Job("b", weight=1.0), Job("c", weight=0.1)])
     take_all(c, 0)
-    withdraw(c, heavy)
+    drop(c, heavy)
     take_all(c, 0)
     assert 1.1 == seen[-1]
 
@@ -116,7 +116,7 @@ def test_the_expiry_times_of_dispatched_jobs_are_forgotten() -> None:
     assert NEVER == c.next_moment()
 
 
-def test_a_backlog_of_withdrawn_jobs_is_forgotten_while_the_workers_are_busy() -> None:
+def test_a_backlog_of_dropped_jobs_is_forgotten_while_the_workers_are_busy() -> None:
     c = collector(Size(1))
     c.add(jobs("abc"))
     take_all(c, 0)
@@ -124,7 +124,7 @@ def test_a_backlog_of_withdrawn_jobs_is_forgotten_while_the_workers_are_busy() -
         unwanted = Job("x")
         c.add([unwanted])
         assert [] == take_all(c, 0)
-        withdraw(c, unwanted)
+        drop(c, unwanted)
     assert [] == take_all(c, 0)
     assert len(c._lanes[None].backlog) < 300
 
@@ -137,13 +137,13 @@ def test_the_queue_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> N
         unwanted = Job("x", key=key)
         c.add([unwanted])
         assert [] == take_all(c, 0)
-        withdraw(c, unwanted)
+        drop(c, unwanted)
     assert [] == take_all(c, 0)
     assert not c
     assert len(c._ready._heap) < 300
 
 
-def test_dispatched_and_withdrawn_jobs_are_freed_while_other_jobs_wait() -> None:
+def test_dispatched_and_dropped_jobs_are_freed_while_other_jobs_wait() -> None:
     c = collector(Wavering(), workers=10**6)
     c.add([Job("x", key=key, _expires=8) for key in range(100)])
     assert [] == take_all(c, 0)
@@ -154,14 +154,14 @@ def test_dispatched_and_withdrawn_jobs_are_freed_while_other_jobs_wait() -> None
             c.add([job])
             take_all(c, 0)
             job._is_waiting = job.job == "d"
-        withdraw(c, job)
+        drop(c, job)
         take_all(c, 0)
         c.joined.clear()
     del job
     assert len(known) < 800
 
 
-def test_a_backlog_that_is_withdrawn_all_at_once_is_freed() -> None:
+def test_a_backlog_that_is_dropped_all_at_once_is_freed() -> None:
     c = collector(Size(1))
     c.add(jobs("abcdefgh"))
     assert ["a:size"] == take_all(c, 0)

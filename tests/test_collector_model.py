@@ -20,7 +20,7 @@ from microbatch import (
     Size,
     Window,
 )
-from tests.collectors import Job, collector, take_all, withdraw
+from tests.collectors import Job, collector, drop, take_all
 
 
 class CollectorMachine(RuleBasedStateMachine):
@@ -47,9 +47,9 @@ class CollectorMachine(RuleBasedStateMachine):
         return job
 
     @rule(job=consumes(waiting))
-    def withdraw(self, job: Job) -> None:
+    def drop(self, job: Job) -> None:
         if job._is_waiting:
-            withdraw(self.collector, job)
+            drop(self.collector, job)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
     def pass_time(self, seconds: float) -> None:

@@ -93,22 +93,22 @@ def test_environment_variables_choose_the_policy(variables: dict[str, str], poli
         ({"BATCH_CAPACITY": "²"}, "X_BATCH_CAPACITY must be an integer of at least 1, got '²'"),
         (
             {"BATCH_TIME_WINDOW": "1.5"},
-            "X_BATCH_TIME_WINDOW must be an integer of milliseconds of at least 0, got '1.5'",
+            "X_BATCH_TIME_WINDOW must be a time in whole milliseconds, at least 0, got '1.5'",
         ),
-        ({"BATCH_TIME_WINDOW": "-1"}, "X_BATCH_TIME_WINDOW must be an integer of milliseconds of at least 0, got '-1'"),
+        ({"BATCH_TIME_WINDOW": "-1"}, "X_BATCH_TIME_WINDOW must be a time in whole milliseconds, at least 0, got '-1'"),
         ({"STRATEGY": "size"}, "X_BATCH_CAPACITY must be an integer of at least 1, got nothing"),
         (
             {"STRATEGY": "interval", "BATCH_TIME_WINDOW": ""},
-            "X_BATCH_TIME_WINDOW must be an integer of milliseconds of at least 0, got ''",
+            "X_BATCH_TIME_WINDOW must be a time in whole milliseconds, at least 0, got ''",
         ),
         (
             {"STRATEGY": "fixed-window", "BATCH_TIME_WINDOW": "0"},
-            "X_BATCH_TIME_WINDOW must be an integer of milliseconds of at least 1, got '0'",
+            "X_BATCH_TIME_WINDOW must be a time in whole milliseconds, at least 1, got '0'",
         ),
-        ({"RATE_BATCHES": "5"}, "X_RATE_TIME_WINDOW must be an integer of milliseconds of at least 1, got nothing"),
+        ({"RATE_BATCHES": "5"}, "X_RATE_TIME_WINDOW must be a time in whole milliseconds, at least 1, got nothing"),
         ({"RATE_TIME_WINDOW": "5"}, "X_RATE_BATCHES must be an integer of at least 1, got nothing"),
         ({"STRATEGY": "weight"}, "X_BATCH_WEIGHT must be an integer of at least 1, got nothing"),
-        ({"STRATEGY": "adaptive"}, "X_BATCH_TARGET_TIME must be an integer of milliseconds of at least 1, got nothing"),
+        ({"STRATEGY": "adaptive"}, "X_BATCH_TARGET_TIME must be a time in whole milliseconds, at least 1, got nothing"),
         (
             {"STRATEGY": "sise"},
             "X_STRATEGY must be one of size, interval, size-or-interval, natural, fixed-window, session, weight, adaptive, "
@@ -138,7 +138,7 @@ def test_environment_variables_choose_the_policy(variables: dict[str, str], poli
         ),
         (
             {"STRATEGY": "tests.test_config:make_a_number"},
-            "X_STRATEGY must be a factory that returns a BatchingPolicy, not one that returns 7, got",
+            "X_STRATEGY must be a factory that returns a BatchingPolicy (it returned 7), got",
         ),
     ],
     ids=str,

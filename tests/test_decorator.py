@@ -77,13 +77,13 @@ def test_the_exception_of_a_job_is_raised() -> None:
 
 
 def test_each_instance_of_a_class_has_its_own_batcher() -> None:
-    cheap, dear = Shop(2), Shop(3)
-    assert (10, 15) == (cheap.price(5), dear.price(5))
-    assert ([[5]], [[5]]) == (cheap.batches, dear.batches)
-    assert cheap.price.batcher is cheap.price.batcher is not dear.price.batcher
+    cheap, expensive = Shop(2), Shop(3)
+    assert (10, 15) == (cheap.price(5), expensive.price(5))
+    assert ([[5]], [[5]]) == (cheap.batches, expensive.batches)
+    assert cheap.price.batcher is cheap.price.batcher is not expensive.price.batcher
     assert cheap.price.shutdown()
-    assert 18 == dear.price(6)
-    dear.price.shutdown()
+    assert 18 == expensive.price(6)
+    expensive.price.shutdown()
 
 
 def test_a_copied_instance_does_not_share_the_batcher_of_the_original() -> None:

@@ -3,29 +3,41 @@
 import subprocess
 import sys
 import threading
+import unittest
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microbatch import Batcher, Hints, Size
+from microbatch import Batcher, Hints, Interval, Size
 from microbatch.testing import RecordingProcessor
 from tests.extras import needs
-from tests.pages import files, in_a_hurry
+from tests.pages import files, in_a_hurry, makes_the_batcher_busy
 
 needs("django")
 import django
 from django import conf
+from django.apps import apps
+from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
-from django.test import RequestFactory, override_settings
+from django.db.transaction import atomic
+from django.test import LiveServerTestCase, RequestFactory, TestCase, TransactionTestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 
-from microbatch.integrations.django import batchers, closing_old_connections, sharing_connections
+from microbatch.integrations.django import (
+    Microbatch,
+    SharedConnections,
+    batchers,
+    closing_old_connections,
+    sharing_connections,
+)
 
 PROJECT = Path(__file__).parent.parent / "examples" / "django_app"
 HERE = "tests.test_django."
@@ -33,10 +45,12 @@ HERE = "tests.test_django."
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory) -> None:
-    database = tmp_path_factory.mktemp("django") / "database.sqlite3"
+    folder = tmp_path_factory.mktemp("django")
     conf.settings.configure(
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(database)}},
-        INSTALLED_APPS=["microbatch.integrations.django.Microbatch"],
+        DATABASES={
+            alias: {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / f"{alias}.sqlite3")}
+            for alias in ("default", "other")
+        },
         LOGGING_CONFIG=None,
     )
     django.setup()
@@ -111,9 +125,9 @@ def test_a_batcher_created_while_the_others_are_shut_down_is_kept() -> None:
         assert batchers["rows"] is batchers["rows"]
 
 
-@pytest.mark.parametrize("names, only", [({}, "nothing at all"), ({"rows": {}, "mails": {}}, "'rows', 'mails'")])
+@pytest.mark.parametrize("names, only", [({}, "because"), ({"rows": {}, "mails": {}}, "only 'rows', 'mails'")])
 def test_a_name_that_is_not_in_the_settings_raises_key_error(names: dict[str, Any], only: str) -> None:
-    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', only {only}"):
+    with override_settings(MICROBATCH=names), pytest.raises(KeyError, match=f"has no batcher 'row', {only}"):
         batchers["row"]
 
 
@@ -169,6 +183,32 @@ def test_a_bad_setting_is_reported_by_its_name_by_the_system_check(setting: Any,
                 batchers["rows"]
 
 
+@pytest.mark.parametrize("app", ["microbatch.integrations.django.Microbatch", "microbatch"])
+def test_the_app_may_have_a_long_or_a_short_name(app: str) -> None:
+    with configured(), override_settings(INSTALLED_APPS=[app]):
+        assert isinstance(apps.get_app_config("microbatch"), Microbatch)
+        call_command("check", fail_level="WARNING")
+
+
+@pytest.mark.parametrize(
+    "installed, complaints",
+    [
+        (["microbatch.integrations.django"], ["microbatch.E002"]),
+        (["microbatch.integrations"], ["microbatch.W001", "microbatch.E002"]),
+        ([], ["microbatch.W001", "microbatch.E002"]),
+    ],
+    ids=str,
+)
+def test_a_bad_setting_and_a_wrong_or_missing_app_are_reported(installed: list[str], complaints: list[str]) -> None:
+    with configured(PROCESSOR="shop.no"), override_settings(INSTALLED_APPS=installed):
+        assert complaints == [message.id for message in run_checks()]
+
+
+def test_an_app_that_is_missing_is_not_reported_if_there_are_no_batchers() -> None:
+    with override_settings(INSTALLED_APPS=[]):
+        call_command("check", fail_level="WARNING")
+
+
 def test_changed_settings_give_new_batchers_and_the_old_ones_are_shut_down() -> None:
     with configured():
         first = batchers["rows"]
@@ -178,11 +218,7 @@ def test_changed_settings_give_new_batchers_and_the_old_ones_are_shut_down() -> 
             assert "shut down" in first.explain() and first is not batchers["rows"]
 
 
-@pytest.mark.parametrize(
-    "wait, others, expired",
-    [("timeout=1,", ["running", "waiting"], 0), ("expires_in=5", ["running"], 1), ("timeout=10", ["running"], 0)],
-    ids=["BacklogFull", "JobExpired", "TimeoutError"],
-)
+@makes_the_batcher_busy
 def test_the_view_on_the_page_responds_with_503_if_the_batcher_is_busy(
     wait: str, others: list[str], expired: int, processor: RecordingProcessor[Any]
 ) -> None:
@@ -278,6 +314,205 @@ def test_sharing_waits_for_jobs_that_other_jobs_submit() -> None:
             batchers["first"].flush()
             passed = batchers["second"].submit(1)
         assert connections["default"] is passed.result(timeout=0).value.result(timeout=0).value[0]
+
+
+# -- test cases --
+
+
+def run(case: type[unittest.TestCase]) -> None:
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun and result.wasSuccessful(), "".join(text for _, text in result.failures + result.errors)
+
+
+def is_shared(jobs: list[Any]) -> list[Any]:
+    """Return for each job whether the batch runs on the main thread's connection, and in its transaction."""
+    connection = used(jobs)[0][0]
+    return [(connection is of_the_test, connection.in_atomic_block) for _ in jobs]
+
+
+of_the_test: Any = None
+
+
+@pytest.fixture
+def main_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "of_the_test", connections["default"])
+
+
+CASES = [TestCase, TransactionTestCase, LiveServerTestCase]
+
+
+@pytest.mark.parametrize("base", CASES)
+def test_a_test_case_with_the_mixin_shares_its_connection_everywhere(base: Any, main_connection: None) -> None:
+    got: dict[str, Any] = {}
+
+    def submit(where: str) -> None:
+        got[where] = batchers["rows"].submit(where).result(timeout=10).value
+
+    class RowsTest(SharedConnections, base):  # type: ignore[misc]
+        @classmethod
+        def setUpClass(cls) -> None:
+            super().setUpClass()
+            submit("setUpClass")
+
+        @classmethod
+        def setUpTestData(cls) -> None:
+            submit("setUpTestData")
+
+        def setUp(self) -> None:
+            submit("setUp")
+
+        def test(self) -> None:
+            submit("test")
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(submit, "thread").result()
+
+        async def test_async(self) -> None:
+            submit("async")
+
+        def tearDown(self) -> None:
+            submit("tearDown")
+
+        @classmethod
+        def tearDownClass(cls) -> None:
+            submit("tearDownClass")
+            super().tearDownClass()
+
+    with configured(PROCESSOR=is_shared, POLICY=Size(1)):
+        run(RowsTest)
+        in_transaction = base is TestCase
+        assert (8 if in_transaction else 7) == len(got)
+        assert {(True, in_transaction)} == set(got.values())
+        assert (False, False) == batchers["rows"].submit("later").result(timeout=10).value
+
+
+def test_the_mixin_waits_for_all_jobs_before_a_transaction_is_rolled_back(main_connection: None) -> None:
+    futures: list[Any] = []
+
+    class RowsTest(SharedConnections, TestCase):
+        @classmethod
+        def setUpTestData(cls) -> None:
+            futures.append(batchers["rows"].submit("data"))
+            batchers.flush()
+
+        def tearDown(self) -> None:
+            self.addCleanup(lambda: futures.append(batchers["rows"].submit("cleanup")))
+
+        def test_first(self) -> None:
+            self.assertTrue(all(future.done() for future in futures))
+
+        def test_second(self) -> None:
+            self.assertTrue(all(future.done() for future in futures))
+
+        @classmethod
+        def tearDownClass(cls) -> None:
+            futures.append(batchers["rows"].submit("class"))
+            super().tearDownClass()
+
+    with configured(PROCESSOR=is_shared, POLICY=Interval(60)):
+        run(RowsTest)
+        assert [(True, True)] * 4 == [future.result(timeout=0).value for future in futures]
+
+
+def test_sharing_ends_if_the_set_up_of_the_class_fails(main_connection: None) -> None:
+    class RowsTest(SharedConnections, TestCase):
+        @classmethod
+        def setUpTestData(cls) -> None:
+            raise ValueError("no data")
+
+        def test(self) -> None: ...
+
+    with pytest.raises(AssertionError, match="no data"):
+        run(RowsTest)
+    with configured(PROCESSOR=is_shared, POLICY=Size(1)):
+        assert (False, False) == batchers["rows"].submit(1).result(timeout=10).value
+
+
+def test_the_mixin_must_come_before_the_test_case() -> None:
+    with pytest.raises(TypeError, match="SharedConnections must come before the TestCase in the bases of RowsTest"):
+
+        class RowsTest(TestCase, SharedConnections): ...
+
+    class Base(SharedConnections): ...
+
+    class Sub(Base, TestCase): ...
+
+
+def test_production_imports_neither_unittest_nor_the_test_tools_of_django() -> None:
+    program = "import sys, microbatch.integrations.django; print({'unittest', 'django.test'} & {*sys.modules})"
+    assert "set()" == subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+
+
+ON_ITS_OWN = "a batch uses a database connection of its own while a TestCase is inside its transaction"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_batch_on_its_own_connection_in_a_test_case_is_warned_of_once(asynchronous: bool) -> None:
+    def submit() -> None:
+        batchers["rows"].submit(1).result(timeout=10)
+
+    def normally(case: TestCase) -> None:
+        submit()
+
+    async def asynchronously(case: TestCase) -> None:
+        submit()
+
+    class RowsTest(TestCase):
+        @classmethod
+        def setUpTestData(cls) -> None:
+            submit()
+
+        test_first = asynchronously if asynchronous else normally
+
+        def test_second(self) -> None:
+            submit()
+
+    with configured(PROCESSOR=used), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        run(RowsTest)
+    assert [RuntimeWarning] == [warning.category for warning in caught] and ON_ITS_OWN in str(caught[0].message)
+
+
+def test_if_warnings_are_errors_a_batch_on_its_own_connection_fails_before_its_first_query() -> None:
+    def insert(rows: list[Any]) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("CREATE TABLE rows (x)")
+
+    class RowsTest(TestCase):
+        def test(self) -> None:
+            error = batchers["rows"].submit(1).exception(timeout=10)
+            self.assertIsInstance(error, RuntimeWarning)
+            with connections["default"].cursor() as cursor:
+                self.assertEqual([], connections["default"].introspection.table_names(cursor))
+
+    with configured(PROCESSOR=insert):
+        run(RowsTest)
+
+
+@pytest.mark.parametrize("base", CASES[1:])
+def test_a_batch_on_its_own_connection_is_fine_if_the_test_commits(base: Any) -> None:
+    class RowsTest(base):  # type: ignore[misc]
+        def test(self) -> None:
+            with atomic():
+                batchers["rows"].submit(1).result(timeout=10)
+
+    class EarlierTest(TestCase):
+        def test(self) -> None:
+            self.assertTrue(connections["default"].in_atomic_block)
+
+    with configured(PROCESSOR=used):
+        run(EarlierTest)
+        run(RowsTest)
+        batchers["rows"].submit(1).result(timeout=10)
+
+
+def test_a_batch_that_sends_no_query_is_fine_in_a_test_case() -> None:
+    class RowsTest(TestCase):
+        def test(self) -> None:
+            self.assertEqual(2, batchers["rows"].submit(1).result(timeout=10).value)
+
+    with configured():
+        run(RowsTest)
 
 
 def test_the_tests_of_the_example_pass_without_a_warning() -> None:

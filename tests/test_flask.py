@@ -16,7 +16,7 @@ import pytest
 from microbatch import Size
 from microbatch.testing import RecordingProcessor
 from tests.extras import needs
-from tests.pages import files, in_a_hurry
+from tests.pages import files, in_a_hurry, makes_the_batcher_busy
 
 needs("flask")
 from flask import Flask, g
@@ -122,11 +122,7 @@ def test_submit_raises_without_an_application_context_or_without_init_app(app: A
         inserts.submit("a")
 
 
-@pytest.mark.parametrize(
-    "wait, others, expired",
-    [("timeout=1,", ["running", "waiting"], 0), ("expires_in=5", ["running"], 1), ("timeout=10", ["running"], 0)],
-    ids=["BacklogFull", "JobExpired", "TimeoutError"],
-)
+@makes_the_batcher_busy
 def test_the_view_on_the_page_responds_with_503_if_the_batcher_is_busy(
     wait: str, others: list[str], expired: int, processor: RecordingProcessor[Any]
 ) -> None:

@@ -322,9 +322,9 @@ def test_waiters_for_a_job_that_fails_with_the_batcher_thread_are_notified_once(
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_neither_a_job_future_nor_a_batcher_can_be_copied(duplicate: Any, batcher: AnyBatcher) -> None:
-    with pytest.raises(TypeError, match="a Batcher has threads, and can't be copied or pickled"):
+    with pytest.raises(TypeError, match="a Batcher can't be copied or pickled, because it has threads"):
         duplicate(batcher)
-    with pytest.raises(TypeError, match="a JobFuture belongs to its batcher, and can't be copied or pickled"):
+    with pytest.raises(TypeError, match="a JobFuture can't be copied or pickled, because it belongs to its batcher"):
         duplicate(batcher.submit(1))
 
 
@@ -373,7 +373,7 @@ def test_waiting_in_a_processor_for_a_job_of_its_batcher_raises(wait: Any) -> No
 
     with Batcher[Any, Any](processor) as own:
         error = own.submit("outer").exception(timeout=10)
-        assert isinstance(error, RuntimeError) and "can't wait for its jobs" in str(error)
+        assert isinstance(error, RuntimeError) and "can't wait for one of its jobs" in str(error)
         in_thread(lambda: theirs.set_result(1)).result(timeout=10)  # its lock was released
         assert "job" == own.submit("job").result(timeout=10).value
 
@@ -423,7 +423,7 @@ def test_waiters_are_notified_even_if_the_future_is_settled_while_a_thread_relea
     future._waiters.append(waiter)
 
     class Lock:
-        """Has the future settled just before this thread releases the lock for the second time."""
+        """Settles the future just before this thread releases the lock for the second time."""
 
         def __init__(self) -> None:
             self._lock = condition.lock

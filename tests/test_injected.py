@@ -90,7 +90,7 @@ def policy(bomb: Bomb, name: str) -> BatchingPolicy[Any]:
 
 
 class Mined(Executor):
-    """Runs each function at once, with a bomb in `submit` or in the future that it returns."""
+    """Runs each function immediately, with a bomb in `submit` or in the future that it returns."""
 
     def __init__(self, bomb: Bomb, place: str) -> None:
         self.bomb = bomb

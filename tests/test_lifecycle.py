@@ -237,7 +237,9 @@ def test_a_thread_of_the_batcher_that_waits_for_a_job_without_a_timeout_gets_an_
         outer.exception(timeout=10)
         while len(caught) < 2:
             batcher.flush(timeout=10)
-    assert "a thread of the batcher can't wait for its jobs without a timeout: it has to do them" == str(caught[0])
+    assert "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock" == str(
+        caught[0]
+    )
     assert isinstance(caught[1], (TimeoutError, concurrent.futures.TimeoutError))
 
 

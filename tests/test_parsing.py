@@ -71,7 +71,9 @@ def test_invalid_buckets_are_refused(text: str) -> None:
 
 
 def test_a_weight_above_the_last_bucket_is_refused() -> None:
-    with pytest.raises(ValueError, match="the last bucket must be at least as high as each weight, got '16,64' and 65"):
+    with pytest.raises(
+        ValueError, match="the last bucket must be at least the greatest weight, got '16,64' and a weight of 65"
+    ):
         parse_buckets("16,64")(65)
 
 
@@ -82,7 +84,7 @@ def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "-1", "-1ms", "5m"])
 def test_an_invalid_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a number of seconds of at least 0, or a time such as 5ms, got"):
+    with pytest.raises(ValueError, match="must be a number of seconds or a time such as 5ms, at least 0, got"):
         parse_seconds(text)
 
 

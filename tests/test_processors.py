@@ -432,7 +432,7 @@ def test_by_key_does_not_fetch_without_jobs() -> None:
 
 @pytest.mark.parametrize("options", [{"many": True}, {"many": True, "row_key": len, "default": None}])
 def test_many_rows_need_their_keys_and_no_default(options: Any) -> None:
-    with pytest.raises(ValueError, match="many needs a row_key and no default"):
+    with pytest.raises(ValueError, match="many=True needs a row_key, and takes no default"):
         by_key(dict, **options)
 
 

@@ -22,6 +22,7 @@ MODULES = [
     "microbatch.integrations.logging",
     "microbatch.integrations.opentelemetry",
     "microbatch.integrations.prometheus",
+    "microbatch.integrations.pytest.pytest_microbatch",
     "microbatch.integrations.tqdm",
     "microbatch.policies",
     "microbatch.policies.text",
@@ -86,7 +87,7 @@ def test_every_public_class_and_function_has_a_docstring(name: str, value: Any) 
 @pytest.mark.parametrize(
     "error, message",
     [
-        (errors.BacklogFull(3), "the queue is full: max_pending is 3, and as many jobs are waiting"),
+        (errors.BacklogFull(3), "the queue is full: max_pending is 3"),
         (errors.JobTooLarge(5.0, 4.0), "a job of weight 5 does not fit into any batch: the limit is 4"),
         (errors.JobTooLarge(5.0), "a job of weight 5 does not fit into any batch"),
         (errors.JobExpired(0.5), "the job was not dispatched within 0.5 s"),

@@ -375,7 +375,7 @@ def test_a_return_value_whose_length_is_not_the_number_of_its_results_is_refused
 ) -> None:
     for error in errors(run(lambda jobs: returned)):
         assert isinstance(error, TypeError)
-        assert f"got WrongLength, whose length is 3 but which yields {given}: return a list" in str(error)
+        assert f"got WrongLength, which has length 3 but yields {given} items: return a list" in str(error)
 
 
 def test_an_endless_return_value_with_a_length_is_refused() -> None:
@@ -384,7 +384,7 @@ def test_an_endless_return_value_with_a_length_is_refused() -> None:
             return itertools.count()
 
     for error in errors(run(lambda jobs: Endless())):
-        assert "whose length is 3 but which yields more" in str(error)
+        assert "which has length 3 but yields more items" in str(error)
 
 
 def test_an_iterator_that_ends_early_fails_the_remaining_jobs() -> None:
@@ -790,7 +790,7 @@ def test_a_callback_that_raises_is_logged_and_stops_nothing(caplog: pytest.LogCa
         future.add_done_callback(seen.append)
         batcher.submit(2).result(timeout=10)
     assert [future] == seen
-    future.add_done_callback(exit_thread)  # a callback that is added later is called at once
+    future.add_done_callback(exit_thread)  # a callback that is added later is called immediately
     assert 2 * [("concurrent.futures", logging.ERROR)] == [(record.name, record.levelno) for record in caplog.records]
     assert "exception calling callback" in caplog.text
 

@@ -539,7 +539,7 @@ def test_a_shutdown_in_a_finalizer_at_any_point_while_a_worker_thread_leads_take
 
 
 class Traced(Interval):
-    """Has the signal come in at its place in the thread that leads, from the first look at a batch on."""
+    """Lets the signal arrive at its place in the thread that leads, after the first call of `due`."""
 
     signal: Signal
     was_asked = False
@@ -636,17 +636,17 @@ def test_stats_are_of_one_moment_wherever_a_handler_that_waits_interrupts_them()
     assert place > 10
 
 
-def test_a_caller_that_waits_for_room_gets_the_room_of_a_job_that_is_cancelled_during_a_lead(
+def test_a_caller_that_waits_for_space_gets_the_place_of_a_job_that_is_cancelled_during_a_lead(
     monkeypatch: pytest.MonkeyPatch, clock: ManualClock
 ) -> None:
     """A finalizer cancels the job just before the leader takes that in, and another one waits just after."""
 
-    def wait_in(books: Ledger, jobs: Any) -> None:
-        enter(books, jobs)
+    def wait_in(ledger: Ledger, jobs: Any) -> None:
+        enter(ledger, jobs)
         if waits.cancelled() and not looked:
             looked.append(True)
             with suppress(TimeoutError):
-                runs.result(timeout=0.3)  # meanwhile, the caller looks whether there is room
+                runs.result(timeout=0.3)  # meanwhile, the caller checks whether the queue has space
 
     def cancel_in(queue: JobQueue) -> Drained:
         if armed:

@@ -41,6 +41,10 @@ def refusal(batcher: Batcher[str, Any]) -> str:
     return str(refused.value)
 
 
+def threads_of(batcher: Batcher[str, Any]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(batcher.name)]
+
+
 def test_a_shutdown_without_waiting_is_completed_by_the_caller_that_failed_to_start_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -64,12 +68,13 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Batcher[str, str](list, max_workers=2, name="slow") as batcher:
-        before = threading.active_count()
         with monkeypatch.context() as patch:
             FailingStart(name, patch).go_on.set()
             assert "can't start new thread" == refusal(batcher)
+        for thread in threads_of(batcher):
+            thread.join(timeout=10)
         assert "job" == batcher.submit("job").result(timeout=10).value
-        assert before + 3 >= threading.active_count()
+        assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
 
 
 @pytest.mark.parametrize("place", ["abandon", "_run_shutdown_callback"])

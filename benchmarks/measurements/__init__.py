@@ -1,4 +1,4 @@
-"""What is measured: one module for each question."""
+"""The measurements, with a module for each question."""
 
 from benchmarks.measurements.closed import CLOSED
 from benchmarks.measurements.contention import CONTENTION

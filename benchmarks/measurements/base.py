@@ -1,4 +1,4 @@
-"""What a measurement is, and what several of them use."""
+"""Describes measurements, and has the functions that several of them use."""
 
 import statistics
 import threading
@@ -21,18 +21,18 @@ Outcome = TypeVar("Outcome")
 
 
 class Unsuited(Exception):
-    """Raised by a measurement for a contender that can't do this, with the reason for the table."""
+    """The contender does not support this case. The table shows the message as the reason."""
 
 
 class Figure(NamedTuple):
-    """One figure of a measurement: its heading in the table, and how many digits make sense."""
+    """A figure of a measurement: its heading in the table, and the number of decimal places."""
 
     heading: str
     digits: int = 2
 
 
 class Case(NamedTuple):
-    """One setting of a measurement: what it is called in the tables, and the arguments for `Measurement.run`."""
+    """A case of a measurement: its name in the tables, and the arguments for `Measurement.run`."""
 
     label: str
     settings: Mapping[str, float]
@@ -40,21 +40,21 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One question, and all that the runner and the tables must know about it.
+    """A measurement, with everything that the runner, the tables and the plots need.
 
     Attributes:
-        name: what it is called on the command line.
-        title: what it is called in the tables.
-        about: one sentence for the tables.
-        run: measures one contender once, in this process, and returns its figures.
-        figures: what `run` returns, in the order of the table.
-        contenders: the names of those who can be asked.
-        cases: the settings it is run with.
-        quick: the settings of a small run.
-        ratios: figures to be set in relation to a contender's, run by run.
-        wide: whether the cases are columns of one table, instead of a table each.
-        growth: the labels of two cases whose ratio is shown too: in a wide table for each figure, else for *plot*.
-        plot: the figure that is drawn; None for no plot.
+        name: Its name on the command line.
+        title: Its title in the tables.
+        about: A sentence or two that explain it, for the tables.
+        run: A function that measures one contender once, in this process, and returns the figures.
+        figures: The figures that `run` returns, in the order of the table.
+        contenders: The names of the contenders that are measured.
+        cases: The cases of a full run.
+        quick: The cases of a quick run.
+        ratios: Pairs of a figure and a contender. The table has the ratio to its figure in the same repeat.
+        wide: Whether all cases are columns of one table. Otherwise, each case has a table.
+        growth: The labels of two cases, for a column with their ratio: of each figure in a wide table, else of *plot*.
+        plot: The figure that is drawn, or None for no plot.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Measurement:
 
 
 class Spent(NamedTuple):
-    """Seconds of the wall clock, and of CPU in all threads of the process."""
+    """Seconds on the clock, and seconds of CPU time of all threads of the process."""
 
     wall: float
     cpu: float
 
 
 def together(works: Sequence[Callable[[], Outcome]]) -> tuple[Spent, list[Outcome]]:
-    """Call each of *works* in a thread of its own, all released at the same moment, and return what that took."""
+    """Call each of *works* in its own thread, all at the same moment. Return the time that took, and their outcomes."""
     started = Spent(0.0, 0.0)
 
     def start() -> None:
@@ -101,7 +101,7 @@ def together(works: Sequence[Callable[[], Outcome]]) -> tuple[Spent, list[Outcom
             future.result()
         return spent, [future.result() for future in futures]
     finally:
-        pool.shutdown(wait=False)  # where one failed, the others may hang
+        pool.shutdown(wait=False)  # without waiting, because if one thread failed, the others may hang
 
 
 def p50_and_p99(values: Sequence[float]) -> tuple[float, float]:
@@ -111,6 +111,6 @@ def p50_and_p99(values: Sequence[float]) -> tuple[float, float]:
 
 
 def check_workers(contender: type[Contender], workers: int) -> None:
-    """Raise `Unsuited` for a contender that can't run so many batches at once."""
+    """Raise `Unsuited` unless the contender can run *workers* batches at the same time."""
     if workers > contender.most_workers:
         raise Unsuited(f"runs {contender.most_workers} batch at a time")

@@ -1,9 +1,9 @@
-"""Closed loop: 64 threads, each of which submits a job, waits for its result, and starts again.
+"""Closed loop: 64 threads each submit a job and wait for its result, again and again, as request handlers do.
 
-So request handlers use a batcher. Downstream a call takes 5 ms and 20 µs per job, so that with 64 jobs a call the most
-that can be done is 64 jobs in 6.28 ms and worker: jobs/s are given as a share of that limit. What is missing is the time
-to hand 64 results to 64 threads and to get 64 new jobs from them, while the downstream waits; the floor does that with
-raw locks and nothing else. The mean batch says whether all callers travel together or in groups that wait for each other.
+A call to the downstream takes 5 ms plus 20 µs per job, so each worker can complete at most 64 jobs every 6.28 ms. The
+figures have the share of this limit that a contender reaches. It loses the rest while the downstream waits: until 64
+threads have their results and have submitted new jobs. ``locks`` does only that, with raw locks. The mean batch shows
+whether all callers share one batch, or have split into groups that wait for each other.
 """
 
 import itertools

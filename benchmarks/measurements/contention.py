@@ -1,19 +1,19 @@
 """GIL contention: how many batches a batcher still dispatches while other threads are busy in Python.
 
 A thread that computes in pure Python gives up the GIL only when another thread has waited for it for the switch
-interval, which is 5 ms. So each thread that has to wake up between two calls downstream may delay the next call by 5 ms.
-If the thread that ran a batch takes the lead and finds the next batch itself, no other thread has to wake up. microbatch
-does that (see `Dispatcher.lead`), and this measurement shows what it is worth.
+interval, which is 5 ms. So each thread that has to wake up between two downstream calls may delay the next call by 5
+ms. In microbatch, no thread has to wake up: the thread that ran a batch takes the lead and finds the next batch itself
+(see `Dispatcher.lead`). This measurement shows what that saves.
 
-To see it, let `PoolRunner._call_in_leader` post its call as `ExecutorRunner._call_in_leader` does, so that the worker
-thread has to wake up after each batch. In the default policy's row, 106 batches/s fell to 48 with one spinning thread,
-and 53 to 27 with two (CPython 3.11, two cores, 32 jobs at a time, medians of four alternating runs).
+To see it, let `PoolRunner._call_in_leader` post its call as `ExecutorRunner._call_in_leader` does. Then a worker thread
+has to wake up after each batch. With the default policy, the batches/s fell from 106 to 48 with one spinning thread,
+and from 53 to 27 with two (CPython 3.11, two cores, 32 jobs at a time, medians of four alternating runs).
 
 Eight threads each submit a few jobs and wait for their results, again and again. With 32 jobs each, jobs are waiting
-whenever a call ends. A call takes 1 ms and 20 µs per job, so that most of the time between two calls is spent waiting for
-the GIL. The spinning threads stop for one round and run for the next, in the same process, so that each round with them
-has a neighbour without them. The share is what is left of the jobs/s of that neighbour: the median over the rounds, and
-the worst round. The floor is a server that finds its next batch itself.
+whenever a call ends. A call takes only 1 ms plus 20 µs per job, so threads spend most of the time waiting for the
+GIL. In each round, the spinning threads first pause and then run. The share compares the jobs/s of these
+two parts: the table has the median over the rounds, and the worst round. A worker of ``locks-now`` also finds its next
+batch itself.
 
 With one job each, all callers wait for the same batch. No job waits for the next batch until a caller has got the GIL,
 so it matters less how many threads of the batcher have to wake up.
@@ -35,7 +35,7 @@ CALL = 0.001
 
 
 class _Round(NamedTuple):
-    """Jobs per second without the spinning threads, and then jobs and batches per second beside them."""
+    """The jobs per second without the spinning threads, and the jobs and batches per second beside them."""
 
     alone: float
     beside: float
@@ -43,7 +43,7 @@ class _Round(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Return how much of the jobs per second was left."""
+        """Return the share of the jobs per second that remains beside the spinning threads."""
         return self.beside / self.alone
 
 
@@ -63,12 +63,12 @@ def run(
             while not over.is_set():
                 handles = [submit(job) for job in mine]
                 if [result(handle) for handle in handles] != mine:
-                    raise AssertionError("somebody got the result of another job")
+                    raise AssertionError("a caller got the result of another job")
         finally:
-            over.set()  # if this caller fails, the other threads must not go on for ever
+            over.set()  # otherwise the other threads would never end if this caller fails
 
     def count() -> tuple[float, float]:
-        """Return jobs and batches per second, over *seconds* or until the first batch ends if that is later."""
+        """Return jobs and batches per second, over *seconds*, or longer if no batch ends in that time."""
         start, before = time.perf_counter(), len(downstream.calls)
         while not over.wait(seconds) and len(downstream.calls) == before:
             pass
@@ -100,7 +100,7 @@ def run(
 
 @contextmanager
 def _spinning(threads: int) -> Iterator[None]:
-    """Run so many threads that hold the GIL whenever they can."""
+    """Run *threads* threads that hold the GIL whenever they can."""
     stop = threading.Event()
 
     def spin() -> None:

@@ -1,4 +1,4 @@
-"""What the batches are sent to, where a measurement needs it to take time: 5 ms for a call and 20 µs for a job."""
+"""A simulated downstream, in which a call takes 5 ms plus 20 µs per job."""
 
 import statistics
 import threading
@@ -9,15 +9,15 @@ JOB = 0.000_020
 
 
 class Downstream:
-    """A processor that waits as long as a real one would, and notes when each call ended.
+    """A processor that sleeps as long as a call would take, and records when each call ended.
 
-    It serves *at_once* calls at a time and lets others queue, so that a contender which starts a thread per batch can't
-    do more than the others. A call takes *call* seconds, and 20 µs more for each job. `time.sleep` is always late by
-    about the same; that is measured first, and taken off.
+    It serves *at_once* calls at a time, and other calls wait. So a contender that starts a thread per batch can't do
+    more than the others. A call takes *call* seconds, plus 20 µs for each job. `time.sleep` always takes too long by
+    about the same time, so this measures that time first, and sleeps for a shorter time to compensate.
 
     Attributes:
-        calls: for each call the moment of its end, by `time.perf_counter`, and its jobs.
-        limit: how many jobs a second it can do at most, in calls of the given size.
+        calls: For each call, the moment of its end (of `time.perf_counter`) and its jobs.
+        limit: The maximum number of jobs per second, in calls of *size* jobs.
     """
 
     def __init__(self, at_once: int, size: int, call: float = CALL) -> None:
@@ -35,7 +35,7 @@ class Downstream:
 
     @property
     def mean_batch(self) -> float:
-        """Return how many jobs a call had on average."""
+        """Return the mean number of jobs per call."""
         return statistics.mean(len(jobs) for _, jobs in self.calls)
 
 

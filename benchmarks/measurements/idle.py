@@ -1,7 +1,7 @@
-"""Idle: what an open batcher costs that has nothing to do.
+"""Idle: the CPU time of an open batcher that has nothing to do.
 
-One job goes through, so that all threads run. Then the main thread sleeps, and the CPU time of the process is what the
-contender's threads used meanwhile: nothing, unless they poll.
+One job is processed first, so all threads run. Then the main thread sleeps. The CPU time of the process is what the
+threads of the contender use meanwhile, which is almost nothing unless they poll.
 """
 
 import time
@@ -15,7 +15,7 @@ def run(contender: type[Contender], *, seconds: float) -> dict[str, float]:
     """See the module."""
     batcher = contender(no_op, size=SIZE, interval=INTERVAL, workers=1)
     batcher.result(batcher.submit(b"job"))
-    time.sleep(min(seconds, 0.1))  # what follows the first job is not idleness
+    time.sleep(min(seconds, 0.1))  # what a contender does just after its first job does not count
     before = time.process_time()
     time.sleep(seconds)
     cpu = time.process_time() - before

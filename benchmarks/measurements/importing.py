@@ -1,4 +1,4 @@
-"""Import: the cost of importing the module of a contender in a new interpreter."""
+"""Import: the CPU time of a new interpreter that imports a contender and ends."""
 
 import resource
 import subprocess

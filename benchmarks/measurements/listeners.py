@@ -1,8 +1,9 @@
-"""What it costs to be told: submit then gather, with nobody who listens, and with each who could.
+"""Listeners: what it costs to notify them.
 
-As ``gather``, from one thread. A listener to batches is called twice for 64 jobs; one to jobs once for each of them too,
-in the thread that submits. Both do nothing, so that what is left is the telling; the integrations do their work, without
-somebody who scrapes, exports or reads. The log goes nowhere, at the level of a batch that went well.
+Like ``gather``, from one thread, without a listener and with each of several listeners. A listener to batches is called
+twice per batch. A listener to jobs is also called once per job, in the thread that submits it. These two do nothing, so
+they show the cost of the calls. The integrations do their usual work, but their log lines, metrics, spans and bars stay
+in memory.
 """
 
 from benchmarks.measurements.base import Measurement

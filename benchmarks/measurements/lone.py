@@ -1,8 +1,8 @@
-"""The lone caller: what a batcher costs the one who has nobody to share with.
+"""The lone caller: what a batcher costs if there is only one caller.
 
-One thread submits a job, waits for its result, and starts again, as in the closed loop and with the same policies. Its
-median is set in relation to that of the bare call downstream, measured just before in the same process. Who waits for
-company pays for the interval each time.
+One thread submits a job and waits for its result, again and again, as in the closed loop. Its median latency is
+compared with that of a direct call to the downstream, which is measured just before in the same process. A policy that
+waits for more jobs adds its interval to each call.
 """
 
 import time

@@ -1,9 +1,9 @@
-"""Memory: bytes per job that waits, beyond the job itself.
+"""Memory: bytes per waiting job, apart from the job itself.
 
-The processor is held, and jobs pile up behind it. The jobs, and the list for their handles, are made before the first
-reading; both readings follow a full garbage collection. Once the process's resident memory is read, from Linux's
-``/proc``: all that the job costs, whoever allocates it. Once, in another process, `tracemalloc`: to the byte, but blind
-for what C code allocates by itself. A contender with a thread per batch pays for those threads too.
+The processor blocks, so all further jobs wait. The jobs, and a list for their handles, are created before the first
+reading. A full garbage collection precedes each reading. One process reads its resident memory from ``/proc`` of Linux,
+which includes all that a job costs. Another process reads `tracemalloc`, which is exact to the byte, but does not see
+memory that C code allocates on its own. If a contender starts a thread per batch, these threads count too.
 """
 
 import gc
@@ -41,7 +41,7 @@ def run(contender: type[Contender], *, jobs: int, traced: int) -> dict[str, floa
     tracemalloc.stop()
     go_on.set()
     if [batcher.result(handle) for handle in handles] != waiting:
-        raise AssertionError("somebody got the result of another job")
+        raise AssertionError("a caller got the result of another job")
     batcher.close()
     return {"bytes": (after - before) / jobs}
 
@@ -53,7 +53,7 @@ def _after_collection(read: Callable[[], int]) -> int:
 
 def _resident() -> int:
     if not STATM.exists():
-        raise Unsuited("resident memory is read from /proc, which is not here")
+        raise Unsuited("resident memory is read from /proc, which this system does not have")
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -74,7 +74,7 @@ MEMORY = Measurement(
     about="Bytes per waiting job, apart from the job itself.",
     run=run,
     figures={"bytes": Figure("bytes per job", 0)},
-    contenders=(*BATCHERS, POOL, *PEERS, "floor"),
+    contenders=(*BATCHERS, POOL, *PEERS, "one-thread"),
     cases=_cases(200_000),
     quick=_cases(20_000),
     wide=True,

@@ -1,11 +1,11 @@
-"""Open loop: jobs come when they come, whether the last ones are done or not.
+"""Open loop: jobs arrive at random, whether earlier jobs are done or not.
 
-Arrivals are Poisson (the same ones in every run), at 10, 50 and 90 % of what the downstream can do with 64 jobs a call
-and one worker. Latency counts from the moment at which a job should have come, so that a slow `submit` is paid for by
-its own contender, until the downstream has its answer; handing that back to a caller is measured by the closed loop.
-Calls downstream per 1,000 jobs say what the latency was bought with. The policy decides here, so several are compared.
+The arrivals are Poisson, and the same in every run. Their rate is 10, 50 or 90 % of what the downstream can do with one
+worker and 64 jobs per call. The latency of a job starts when it should arrive, so a slow `submit` counts, and ends when
+the downstream call ends. (The closed loop includes the way back to the caller.) The calls per 1,000 jobs show the price
+of the latency. Both depend mostly on the policy, so several policies are compared.
 
-Microbatch's default takes up to 100 jobs a call, so for it the same arrivals are a little less of a load.
+The default policy of microbatch allows 100 jobs per call, so the same arrivals are a slightly lower load for it.
 """
 
 import itertools
@@ -35,7 +35,7 @@ def run(contender: type[Contender], *, load: float, seconds: float) -> dict[str,
             sleep(delay)
         handles.append(submit(job))
     if [batcher.result(handle) for handle in handles] != jobs:
-        raise AssertionError("somebody got the result of another job")
+        raise AssertionError("a caller got the result of another job")
 
     batcher.close()
     latencies = [end - start - moments[int(job)] for end, batch in downstream.calls for job in batch]

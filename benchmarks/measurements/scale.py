@@ -1,8 +1,9 @@
-"""Scale: does a job cost the same when there are many of them?
+"""Scale: whether a job costs more if there are more jobs, more threads, or more keys.
 
-As *submit then gather*, with the number of jobs, of threads, or of keys going up by steps. Of a thousand jobs the last,
-partial batch may wait for its interval, which is part of the cost. Nobody's cost is flat up to a million: with all
-handles kept, the garbage collector looks at more of them each time. So growth is set in relation to that of the pool.
+Like *Submit then gather*, with the number of jobs, threads or keys rising in steps. With 1,000 jobs, the last batch is
+not full and may wait for its interval, which is part of the cost. No contender has a constant cost up to a million
+jobs, because the callers keep all handles, and the garbage collector looks at more of them each time. So the growth of
+each contender is compared with that of the pool.
 
 Only microbatch has keys, and each key has its own open batch. With 100,000 keys or more, each key has one job, so every
 batch holds one job and the cost of a job should no longer grow. The pool always makes one call per job.
@@ -31,7 +32,7 @@ JOBS = Measurement(
     about="Like *Submit then gather*, from one thread, with more and more jobs.",
     run=gather.run,
     figures=gather.FIGURES,
-    contenders=(*BATCHERS, POOL, "floor"),
+    contenders=(*BATCHERS, POOL, "one-thread"),
     cases=[Case(f"{jobs:,}", {"jobs": jobs, "threads": 1}) for jobs in (1_000, 10_000, 100_000, 1_000_000)],
     quick=[Case(f"{jobs:,}", {"jobs": jobs, "threads": 1}) for jobs in (1_000, 10_000, 100_000)],
     ratios=[("wall", POOL)],

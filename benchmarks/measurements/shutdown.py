@@ -1,7 +1,8 @@
-"""Shutdown: how long it takes to close a batcher that has nothing to do.
+"""Shutdown: how long it takes to shut down a batcher that has nothing to do.
 
-Again and again one is opened, does one job, is left alone for a moment, and closed; the time of closing is what counts.
-Who polls needs up to the length of a poll. Some do not wait for their threads, so their figure says only that.
+In each repetition, a new batcher processes one job, is idle for a moment, and is shut down. Only the shutdown is timed.
+A contender that polls may take as long as the pause between two polls. One that does not wait for its threads returns
+immediately, so its figure can't be compared.
 """
 
 import time

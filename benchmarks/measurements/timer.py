@@ -1,8 +1,9 @@
-"""Timer: how late a lone job goes after its interval of 5 ms.
+"""Timer: how late a single job is dispatched after its interval of 5 ms.
 
-A job is submitted, alone; the processor notes when it is called. Lateness is that moment, less the one just before
-`submit`, less the interval. Below zero, the job went early: the contender's timer is not tied to the arrival of the job.
-Between jobs a pause of random length keeps the callers from falling into step with such a timer.
+One job is submitted, and the processor records when it is called. The figure is the time from just before `submit` to
+that moment, minus the interval. If it is negative, the job was dispatched too early, because the contender's timer does
+not start with the job. A pause of random length before each job keeps the jobs from falling into step with such a
+timer.
 """
 
 import random

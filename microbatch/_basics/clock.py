@@ -5,9 +5,9 @@ after all of them. So you can compare both with any moment, and a policy may ret
 """
 
 import functools
-import importlib.util
 import math
 import threading
+import time
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -30,9 +30,8 @@ def _true_time_module() -> ModuleType:
     # microbatch is imported while time is frozen, it would get the replacement too. A worker thread would then wait in
     # real time for a moment of frozen time, which never comes. A second instance of the built-in module has the
     # original function.
-    spec = importlib.util.find_spec("time")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    spec: Any = time.__spec__
+    module: ModuleType = spec.loader.create_module(spec)
     spec.loader.exec_module(module)
     return module
 

@@ -119,7 +119,7 @@ def results_of(returned: Any) -> list[Any] | Iterator[Any]:
     * tables, which iterate over columns, and responses of HTTP clients, which iterate over chunks of bytes
     * objects that yield more or fewer items than their length
 
-    Classes of other libraries are recognised by the names that they define, so no library has to be imported. Names are
+    Classes of other libraries are recognized by the names that they define, so no library has to be imported. Names are
     looked up in the class, because some objects, such as mocks, have an attribute for any name.
 
     Raises:
@@ -139,7 +139,7 @@ def results_of(returned: Any) -> list[Any] | Iterator[Any]:
     values = list(islice(items, length + 1))
     if len(values) != length:
         given = len(values) if len(values) < length else "more"
-        raise _refusal(returned, f"whose length is {length} but which yields {given}: {_A_LIST}")
+        raise _refusal(returned, f"which has length {length} but yields {given} items: {_A_LIST}")
     return values
 
 

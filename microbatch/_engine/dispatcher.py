@@ -26,7 +26,7 @@ from microbatch.results import BatchInfo, JobState
 __all__ = ["Dispatcher"]
 
 RunBatch = Callable[[BatchRun], None]
-"""A function that passes a batch to another thread to run it, and returns at once."""
+"""A function that passes a batch to another thread to run it, and returns immediately."""
 
 
 class Dispatcher:

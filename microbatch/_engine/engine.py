@@ -153,7 +153,7 @@ class Engine:
         Takes no lock, because a thread that does not exist here may have held it.
         """
         for future in self.ledger.inherited():
-            future._fail_after_fork(ForkedError("the job was submitted in the parent process, and is done there"))
+            future._fail_after_fork(ForkedError("the job was submitted in the parent process, which processes it"))
         self.queue.clear()  # otherwise each future would keep all jobs alive, because it refers to the queue
 
     def close(self) -> None:
@@ -220,16 +220,16 @@ class Engine:
 
     def give_up(self) -> None:
         """Fail all jobs that are left when the interpreter exits, let no thread wait for them, and log their number."""
-        lost = self.abandon(BatcherClosed("the interpreter went down before the job was done"))
+        lost = self.abandon(BatcherClosed("the interpreter exited before the job was done"))
         with self.queue.mutex:
             self.stage, self._thread = _ENDED, None
             self.queue.settled.notify_all()
         self.queue.post(lambda: None)  # so that threads that are not daemons notice, and end
         self.disown_threads()
-        report("%r lost %d jobs: the interpreter did not wait for them any longer", self, lost)
+        report("%r lost %d jobs: the interpreter stopped waiting for them at exit", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called after the last job is settled, or at once if the batcher has ended."""
+        """Have *callback* called after the last job is settled, or immediately if the batcher has ended."""
         with self.queue.mutex:
             if self.stage is not _ENDED:
                 self._callbacks.append(callback)
@@ -263,7 +263,7 @@ class Engine:
         try:
             self._work()
         except BaseException as error:
-            report("the batcher thread of %s failed, and its jobs with it", self._name, level=logging.CRITICAL)
+            report("the batcher thread of %s failed, so all its jobs fail", self._name, level=logging.CRITICAL)
             self.queue.close()
             self.ledger.recover()  # otherwise jobs that were just taken out of the queue could be lost
             self.abandon(error)
@@ -290,7 +290,7 @@ class Engine:
 
     def _take_turns(self) -> None:
         if self.queue.is_leader():
-            self.queue.resign(NOW, 1)  # take the lead again at once: this thread was interrupted while it led
+            self.queue.resign(NOW, 1)  # take the lead again immediately: this thread was interrupted while it led
         while not self._dispatcher.turn(self._runner.run):
             pass
 
@@ -317,7 +317,7 @@ class Engine:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called at once
+            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called immediately
             self.queue.settled.notify_all()
             return None
 

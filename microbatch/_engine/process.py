@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from microbatch._basics.clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["check_for_fork", "enlist", "process_flag"]
+__all__ = ["check_for_fork", "enlist", "process_flag", "started_engines"]
 
 
 class Member(Protocol):
@@ -68,6 +68,13 @@ def enlist(engine: Member) -> None:
         if _exiting:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start")
         _engines.add(engine)
+
+
+def started_engines() -> list[Any]:
+    """Return the engines of this process that were started, or tried to, and that still exist."""
+    check_for_fork()
+    with _mutex:
+        return list(_engines)
 
 
 def _at_exit() -> None:

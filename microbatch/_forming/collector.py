@@ -88,7 +88,7 @@ class Collector(Generic[AnyEntry]):
        The number of these questions is limited. Each start and each end allows `_QUESTIONS_PER_EVENT` more, and at most
        `_MOST_QUESTIONS` are saved up. When none are left, `_MOST_QUESTIONS` more are allowed each time that nothing has
        started or ended for `_PAUSE` seconds, until no answer is in doubt. So a changed answer is always found, but not
-       always at once.
+       always immediately.
 
     Attributes:
         policy: The policy.

@@ -131,7 +131,7 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
-    parser = _Parser(prog=called, description="Turn many single jobs into few batches.")
+    parser = _Parser(prog=called, description="Group single jobs into batches.")
     parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare"))
@@ -387,7 +387,7 @@ def _opened(
     for (_, one), (path, other) in combinations(used, 2):
         if (identity := _identity(one)) is not None and identity == _identity(other):
             file = "standard output" if path == "-" else path
-            _refuse(options, f"{file} can't be {'read and written' if one is source else 'written twice'} at once")
+            _refuse(options, f"{file} can't be used for both {'input and output' if one is source else 'outputs'}")
     for path, written in used[1:]:
         if path != "-" and _identity(written) is not None:
             written.truncate(0)

@@ -84,7 +84,7 @@ def run_demo(threads: int, policy: BatchingPolicy[object], jobs: int | None, ech
         echo: Called with each line of the report.
     """
     folder = Path(tempfile.gettempdir()) / f"microbatch-{secrets.token_hex(8)}"
-    try:  # before the folder is created, so that it is removed even if a signal comes at once
+    try:  # before the folder is created, so that it is removed even if a signal comes immediately
         folder.mkdir(mode=0o700)
         database = Database(folder / "demo.sqlite")
         try:

@@ -68,7 +68,9 @@ def parse_buckets(text: str) -> Callable[[float], float]:
     def bucket(weight: float) -> float:
         place = bisect_left(bounds, weight)
         if place == len(bounds):
-            raise ValueError(f"the last bucket must be at least as high as each weight, got {text!r} and {weight:g}")
+            raise ValueError(
+                f"the last bucket must be at least the greatest weight, got {text!r} and a weight of {weight:g}"
+            )
         return bounds[place]
 
     return bucket
@@ -100,7 +102,7 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not seconds >= 0:
-        raise ValueError(f"must be a number of seconds of at least 0, or a time such as 5ms, got {text!r}")
+        raise ValueError(f"must be a number of seconds or a time such as 5ms, at least 0, got {text!r}")
     return seconds
 
 

@@ -1,8 +1,8 @@
 """``python -m microbatch run``: sends JSON Lines through a processor of the user, in order and with bounded memory.
 
-The main thread reads lines and submits them, so that a signal ends the program at once. A second thread waits for the
-results in order and writes them, so that a result does not wait for the next line of input. A bounded queue connects
-them.
+The main thread reads lines and submits them, so that a signal ends the program immediately. A second thread waits for
+the results in order and writes them, so that a result does not wait for the next line of input. A bounded queue
+connects them.
 """
 
 import contextlib

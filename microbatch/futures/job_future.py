@@ -279,7 +279,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
-        """Call *fn* with this future when it is done, or at once if it is done already. Exceptions of *fn* are logged."""
+        """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
         if self._stage not in OVER:
             with self._owner.mutex:
                 attachments = self._attach()
@@ -290,7 +290,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def set_running_or_notify_cancel(self) -> NoReturn:
         """Raise `InvalidStateError`, because only the batcher settles this future."""
-        raise InvalidStateError("the future of a job is settled by its batcher")
+        raise InvalidStateError("only the batcher can settle the future of a job")
 
     def set_result(self, result: object) -> NoReturn:
         """Raise `InvalidStateError`, because only the batcher settles this future."""
@@ -301,7 +301,7 @@ class JobFuture(Future[JobResult[Value]]):
         self.set_running_or_notify_cancel()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a JobFuture belongs to its batcher, and can't be copied or pickled: pass on its result()")
+        raise TypeError("a JobFuture can't be copied or pickled, because it belongs to its batcher: use its result()")
 
     def __repr__(self) -> str:
         return f"<JobFuture at {id(self):#x} {self._stage.value}>"
@@ -309,7 +309,9 @@ class JobFuture(Future[JobResult[Value]]):
     def _wait(self, timeout: float | None) -> None:
         owner = self._owner
         if timeout is None and owner.is_own_thread() and not self.done():
-            raise RuntimeError("a thread of the batcher can't wait for its jobs without a timeout: it has to do them")
+            raise RuntimeError(
+                "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
+            )
         waiter = Waiter(owner.mutex)
         with owner.mutex:
             attachments = self._attach()
@@ -445,7 +447,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _get_waiters(self) -> Any:
         if self._owner.is_own_thread() and not self.done():
-            raise RuntimeError("a thread of the batcher can't wait for its jobs: it has to do them")
+            raise RuntimeError("a thread of the batcher can't wait for one of its jobs: that could deadlock")
         return self._make_condition().waiters
 
     def _get_snapshot(self) -> tuple[bool, bool, JobResult[Value] | None, BaseException | None]:

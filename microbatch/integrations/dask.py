@@ -133,7 +133,7 @@ class SharedProcessor:
     async def _find(self, client: Client) -> Any:
         """Return the actor of this name and its future, or None if there is none that is alive and open."""
         try:
-            # Returns at once, unless the variable was never set.
+            # Returns immediately, unless the variable was never set.
             future = await Variable(self._name, client=client).get(timeout=0.1)
             if future is not None and future.status == "finished":
                 actor = await future

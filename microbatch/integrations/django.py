@@ -15,25 +15,40 @@ Then submit jobs anywhere in the project::
 """
 
 import inspect
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from django import conf
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import close_old_connections, connections
+from django.db.backends.signals import connection_created
 from django.utils.module_loading import import_string
 
 from microbatch import Batcher, BatcherStats
 from microbatch.policies.text import parse_policy
 from microbatch.processors import within
 
-__all__ = ["Batchers", "Microbatch", "batchers", "closing_old_connections", "sharing_connections"]
+if TYPE_CHECKING:
+    from unittest import TestCase as _TestCase
+else:
+    _TestCase = object  # so that production does not import unittest
+
+__all__ = [
+    "Batchers",
+    "Microbatch",
+    "SharedConnections",
+    "batchers",
+    "closing_old_connections",
+    "sharing_connections",
+]
 
 _ARGUMENTS = {name.upper() for name in inspect.signature(Batcher).parameters} - {"NAME", "CLOCK"}
 
@@ -98,8 +113,8 @@ def _configured() -> Any:
 def _make(name: str) -> "Batcher[Any, Any]":
     configured = _configured()
     if name not in configured:
-        known = ", ".join(map(repr, configured)) or "nothing at all"
-        raise KeyError(f"MICROBATCH has no batcher {name!r}, only {known}")
+        known = f"only {', '.join(map(repr, configured))}" if configured else "because it is empty"
+        raise KeyError(f"MICROBATCH has no batcher {name!r}, {known}")
     where = f"MICROBATCH[{name!r}]"
     if not isinstance(name, str):
         raise ImproperlyConfigured(f"{where} must be MICROBATCH[{str(name)!r}]: the name of a batcher must be a string")
@@ -145,24 +160,24 @@ class Microbatch(AppConfig):
     name = "microbatch.integrations.django"
     label = "microbatch"
 
-    def ready(self) -> None:
-        """Register the check. Also replace the batchers if a test overrides the settings."""
-        checks.register(_check)
-        setting_changed.connect(_on_setting_changed)
 
-
+# Registered by the import and not by the app, so that a wrong or missing app can be reported: see the end of this file.
 def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     configured = _configured()
     if not isinstance(configured, Mapping):
         problem = "MICROBATCH must be a dict of dicts, with names of batchers as keys"
         return [checks.Error(problem, id="microbatch.E001")]
-    errors: list[checks.CheckMessage] = []
+    found: list[checks.CheckMessage] = []
+    if configured and not apps.is_installed(Microbatch.name):
+        problem = "MICROBATCH is set, but INSTALLED_APPS does not have the app of microbatch"
+        hint = f"Add '{Microbatch.name}.Microbatch'. Without it, this check often does not run."
+        found.append(checks.Warning(problem, hint, id="microbatch.W001"))
     for name in configured:
         try:
             batchers[name]
         except ImproperlyConfigured as error:
-            errors.append(checks.Error(str(error), id="microbatch.E002"))
-    return errors
+            found.append(checks.Error(str(error), id="microbatch.E002"))
+    return found
 
 
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
@@ -195,7 +210,8 @@ def _connections() -> Iterator[None]:
             return
     close_old_connections()
     try:
-        yield
+        with _warning_in_testcase():
+            yield
     finally:
         close_old_connections()
         with _mutex:
@@ -216,6 +232,47 @@ def _replacing_own(shared: dict[str, Any]) -> Iterator[None]:
             connections[alias] = connection
 
 
+_WARNING = (
+    "a batch uses a database connection of its own while a TestCase is inside its transaction: the batch does not see the "
+    "rows of the test, and the test does not roll back those of the batch (use microbatch.integrations.django."
+    "SharedConnections, or with pytest the fixture shared_connections)"
+)
+_opened_in_tests: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+
+
+def _on_connection_created(*, connection: Any, **kwargs: Any) -> None:
+    if _may_be_testing():
+        _opened_in_tests[id(connection)] = connection
+
+
+def _may_be_testing() -> bool:
+    """Return whether there can be a ``TestCase``. In production, the rest of the work for the warning is saved."""
+    return "django.test" in sys.modules
+
+
+@contextmanager
+def _warning_in_testcase() -> Iterator[None]:
+    """Warn before the first query that the current thread sends while a ``TestCase`` is in its transaction."""
+    with ExitStack() as stack:
+        for connection in connections.all() if _may_be_testing() else ():
+            stack.enter_context(connection.execute_wrapper(_warn_in_testcase))
+        yield
+
+
+def _warn_in_testcase(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+    if _is_testcase_in_transaction():
+        # The text and the line are always the same, so that Python shows only the first of these warnings.
+        warnings.warn(_WARNING, RuntimeWarning)
+    return execute(sql, params, many, context)
+
+
+def _is_testcase_in_transaction() -> bool:
+    """Return whether a ``TestCase`` is inside its transaction, in whichever thread it is."""
+    living = (reference() for reference in _opened_in_tests.valuerefs())  # a copy, because other threads may add some
+    outermost = (connection.atomic_blocks[:1] for connection in living if connection is not None)
+    return any(getattr(block, "_from_testcase", False) for blocks in outermost for block in blocks)
+
+
 def _close_unused() -> None:
     """Close the connections of threads that have ended. Otherwise they stay open until they are garbage-collected."""
     with _mutex:
@@ -230,8 +287,9 @@ def _close_unused() -> None:
 def sharing_connections() -> Iterator[None]:
     """Run batches on the database connections of the current thread, inside the transaction of a ``TestCase``.
 
-    This context manager is for tests. Without it, a worker thread does not see what the test has not committed, and the
-    test can't roll back what the worker thread commits. At its end, it blocks until all jobs of `batchers` are done.
+    This context manager is for tests. `SharedConnections` uses it for all tests of a class. Without it, a worker thread
+    does not see what the test has not committed, and the test can't roll back what the worker thread commits. At its
+    end, it blocks until all jobs of `batchers` are done.
 
     The test must not use the database while a batch runs. Wait for a result or call `Batcher.flush` first. Batches run
     one at a time, so a batch must not wait for a job of another batch.
@@ -251,3 +309,53 @@ def sharing_connections() -> Iterator[None]:
             _shared.update(before)
         for connection in mine.values():
             connection.dec_thread_sharing()
+
+
+class SharedConnections(_TestCase):
+    """A mixin for ``TestCase``: batches share the database connections of the test, as in `sharing_connections`.
+
+    ::
+
+        class OrdersTest(SharedConnections, TestCase): ...
+
+    The connections are shared from ``setUpClass`` to the end of ``tearDownClass``, so ``setUpTestData`` may use batchers
+    too. Before the changes of a test are rolled back, the mixin blocks until all jobs of `batchers` are done.
+    ``TransactionTestCase`` and ``LiveServerTestCase`` may use it too.
+
+    Raises:
+        TypeError: The mixin comes after the ``TestCase`` in the bases of the class, where it would have no effect.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the order of the bases."""
+        super().__init_subclass__(**kwargs)
+        from unittest import TestCase
+
+        if TestCase in cls.__mro__ and cls.__mro__.index(TestCase) < cls.__mro__.index(SharedConnections):
+            raise TypeError(f"SharedConnections must come before the TestCase in the bases of {cls.__name__}")
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Share the connections before ``setUpTestData`` is called."""
+        sharing = sharing_connections()
+        sharing.__enter__()
+        cls.addClassCleanup(sharing.__exit__, None, None, None)
+        super().setUpClass()
+
+    def run(self, result: Any = None) -> Any:
+        """Run the test, and wait for all jobs before Django rolls back the transaction of the test."""
+        try:
+            return super().run(result)
+        finally:
+            batchers.flush()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        """Wait for all jobs before Django rolls back the transaction of the class."""
+        batchers.flush()
+        super().tearDownClass()
+
+
+checks.register(_check)
+setting_changed.connect(_on_setting_changed)
+connection_created.connect(_on_connection_created)

@@ -56,7 +56,7 @@ class FlaskBatcher(Generic[Job, Value]):
     Args:
         processor: As for `Batcher`.
         policy: As for `Batcher`.
-        app: An application to initialise. None to call `init_app` later.
+        app: An application to initialize. None to call `init_app` later.
         options: The other arguments of `Batcher`.
     """
 
@@ -68,7 +68,7 @@ class FlaskBatcher(Generic[Job, Value]):
         app: Flask | None = None,
         **options: "Unpack[BatcherOptions]",
     ) -> None:
-        Batcher(processor, policy, **options)  # checks the arguments here, not only when an application is initialised
+        Batcher(processor, policy, **options)  # checks the arguments here, not only when an application is initialized
         self._processor = processor
         self._options: dict[str, Any] = {**options, "policy": policy}
         if app is not None:

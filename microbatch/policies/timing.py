@@ -31,7 +31,7 @@ class FixedWindow(BuiltInPolicy):
     """Dispatches a batch at the next multiple of *seconds* since the batcher started.
 
     With ``FixedWindow(5)``, the batches are due 5, 10, 15 seconds after the start, and so on. If a job is submitted
-    exactly at such a moment, its batch is due at once.
+    exactly at such a moment, its batch is due immediately.
 
     >>> [FixedWindow(5).due(Window(started=100.0, opened=opened)) for opened in (101.0, 104.5, 105.0, 105.1)]
     [105.0, 105.0, 105.0, 110.0]

@@ -146,12 +146,12 @@ def _draw_latency(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _draw_timeline(axes: Any, runs: Sequence[tuple[float, float, int, str]]) -> None:
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     largest = max(size for _, _, size, _ in runs)
     for worker, (started, ended, size, trigger) in zip(_workers(runs), runs):
-        known = trigger in colours
-        colour = colours.setdefault(trigger, f"C{len(colours) % 10}")
-        look = {"align": "edge", "color": colour, "edgecolor": "white", "linewidth": 0.3}
+        known = trigger in colors
+        color = colors.setdefault(trigger, f"C{len(colors) % 10}")
+        look = {"align": "edge", "color": color, "edgecolor": "white", "linewidth": 0.3}
         label = None if known else trigger
         axes.bar(started, 0.9 * size / largest, width=ended - started, bottom=worker, label=label, **look)
     _label(axes, f"batches; the highest has {largest:,} jobs", "s", "worker")

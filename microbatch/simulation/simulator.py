@@ -378,7 +378,7 @@ def _timer(
         return lambda jobs: check_number("the service_time of a batch", by_size(len(jobs)), below=NEVER)
     check_callable("cost", cost)
     if service_time is not None:
-        raise TypeError("service_time must be None if there is a cost, got both")
+        raise TypeError("either service_time or cost must be given, got both")
 
     def time_of(jobs: list[_Job]) -> float:
         weights = [job.job for job in jobs]
@@ -419,7 +419,7 @@ class _Simulation:
                 if not self._collector:
                     return
                 if source.left:
-                    raise ValueError(f"{self._policy!r} would never dispatch the jobs that all callers wait for")
+                    raise ValueError(f"with {self._policy!r}, all callers would wait forever: add | Interval(seconds)")
                 self._collector.flush(0, closing=True)
             else:
                 now = max(now, moment)

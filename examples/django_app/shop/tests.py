@@ -4,18 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from django.test import TestCase
 
-from microbatch.integrations.django import batchers, sharing_connections
+from microbatch.integrations.django import SharedConnections, batchers
 from shop.models import Order, Receipt
 
 
-class OrdersTest(TestCase):
+class OrdersTest(SharedConnections, TestCase):
     """Tests of orders and of their receipts."""
-
-    def setUp(self) -> None:
-        """Let batches share the connection of the test."""
-        sharing = sharing_connections()
-        sharing.__enter__()  # Python 3.11 and later: self.enterContext(sharing_connections())
-        self.addCleanup(sharing.__exit__, None, None, None)
 
     def test_an_order_exists_when_the_view_responds(self) -> None:
         """The view responds after the batch has inserted the order."""
