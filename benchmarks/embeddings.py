@@ -8,8 +8,8 @@ computed alone.
 In each repeat, each way runs once under each load, with the texts in the same order. The unbatched server runs first.
 *CPU* is the CPU time of the server for each answer, in milliseconds. *Ratio* is that time divided by the one of the
 unbatched server in the same repeat. *Padding* is the number of tokens with padding divided by the number without.
-*Busy* counts the answers with status 503, and *wrong* those with another embedding. All figures are medians over the
-repeats, except *busy* and *wrong*, which are sums.
+*Busy* counts the answers with status 503, *wrong* those with another embedding, and *lost* the requests without an
+answer. All figures are medians over the repeats, except these three, which are sums.
 """
 
 import argparse
@@ -39,7 +39,13 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "embeddings"
 SERVERS = {
     "Flask, waitress": ["waitress", "--listen=127.0.0.1:{port}", "--threads=96", "--call", "with_flask:create_app"],
-    "FastAPI, uvicorn": ["uvicorn", "--factory", "with_fastapi:create_app", "--port={port}", "--log-level=warning"],
+    "FastAPI, uvicorn": [
+        "uvicorn",
+        "--factory",
+        "with_fastapi:create_app",
+        "--port={port}",
+        "--timeout-keep-alive=120",
+    ],
 }
 WAYS = ("unbatched", "default", "buckets", "by_length", "processes")
 CLIENTS = 32
@@ -223,7 +229,7 @@ def measure(server: str, ways: list[str], repeats: int, passes: int, expected: P
                     if load.lost:
                         print(way, name, load.lost[0], file=sys.stderr)
                     print(server, repeat, name, figures[name, way].row(way, figures[name, ways[0]]), file=sys.stderr)
-    headings = ["", "answers/s", "CPU, ms", "ratio", "p50, ms", "p99, ms", "padding", "busy", "wrong"]
+    headings = ["", "answers/s", "CPU, ms", "ratio", "p50, ms", "p99, ms", "padding", "busy", "wrong or lost"]
     return [
         Table(f"{server}: {name}", headings, [figures[name, way].row(way, figures[name, ways[0]]) for way in ways], [])
         for name in names
