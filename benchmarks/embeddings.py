@@ -44,6 +44,7 @@ SERVERS = {
         "--factory",
         "with_fastapi:create_app",
         "--port={port}",
+        "--log-level=warning",
         "--timeout-keep-alive=120",
     ],
 }
