@@ -22,14 +22,14 @@ A wrapped processor can be pickled, for an executor with processes, if everythin
 pickled.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 from microbatch._basics.arguments import check_callable, check_count, check_flag, check_number, check_positive, shown
-from microbatch._basics.returned import ResultAt, exhaust, numbered, results_of
+from microbatch._basics.returned import ResultAt, exhaust, expect_end, numbered, results_of
 from microbatch.errors import ResultCountError
 
 __all__ = ["bisecting", "by_key", "by_length", "deduplicating", "retrying", "within"]
@@ -75,7 +75,9 @@ class _CallResult(NamedTuple):
     """The exception that the processor raised."""
 
 
-def _call(processor: Processor, jobs: Sequence[Any], *more: Any) -> _CallResult:
+def _call(
+    processor: Processor, jobs: Sequence[Any], *more: Any, finish: Callable[[Iterator[Any], int, str], None] = exhaust
+) -> _CallResult:
     outcomes: dict[int, Any] = {}
     try:
         returned = processor(list(jobs), *more)
@@ -88,7 +90,7 @@ def _call(processor: Processor, jobs: Sequence[Any], *more: Any) -> _CallResult:
             outcomes.clear()
             raise ResultCountError(len(jobs), number)
         if not isinstance(results, list):
-            exhaust(results, len(jobs), "a batch")
+            finish(results, len(jobs), "a batch")
     except Exception as error:
         return _CallResult([outcomes.get(index, error) for index in range(len(jobs))], error)
     return _CallResult([outcomes[index] for index in range(len(jobs))], None)
@@ -518,8 +520,12 @@ def _grouped(rows: Any, row_key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
     if rows is None or isinstance(rows, (Mapping, str, bytes)):  # iterates over its keys, not over rows
         raise TypeError(f"fetch must return an iterable of rows, because of row_key, got {shown(rows)}")
     groups: dict[Any, list[Any]] = {}
-    for row in rows:
-        groups.setdefault(row_key(row), []).append(row)
+    try:
+        for row in rows:
+            groups.setdefault(row_key(row), []).append(row)
+    finally:
+        if isinstance(rows, Generator):
+            rows.close()  # if row_key has raised: it may hold a connection, and the traceback refers to it
     return groups
 
 
@@ -630,8 +636,8 @@ def within(processor: Processor, context: _Context[Any], *, pass_value: bool = F
 
     If the processor returns an iterable, all results are read before the context ends.
 
-    If the processor raises an exception, it passes through the context, and all jobs of the batch fail with it. So do
-    jobs that have a result already, because the context may have rolled back their work.
+    If the processor raises an exception, even after its last result, it passes through the context, and all jobs of the
+    batch fail with it. So do jobs that have a result already, because the context may have rolled back their work.
 
     >>> import contextlib
     >>> @contextlib.contextmanager
@@ -674,7 +680,8 @@ def _within(processor: Processor, context: _Context[Any], pass_value: bool, jobs
     suppressed = "the context suppressed an exception of the processor that is not a subclass of Exception"
     result = _CallResult([], RuntimeError(suppressed))
     with context() as value:
-        result = _call(processor, jobs, *((value,) if pass_value else ()), *more)
+        # What the processor raises after its last result must not be committed, so it is an error of the call too.
+        result = _call(processor, jobs, *((value,) if pass_value else ()), *more, finish=expect_end)
         if result.error is not None:
             raise result.error
     if result.error is not None:  # the context suppressed it

@@ -1,7 +1,7 @@
 """The wrappers around a processor: called with a list, and in a batcher."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -411,6 +411,22 @@ def test_by_key_refuses_what_can_belong_to_no_job(fetch: Any, options: Any, prob
     assert problem == str(refusal.value)
 
 
+def test_by_key_closes_a_generator_of_rows_whose_row_has_no_key() -> None:
+    transaction = Transaction()
+
+    def fetch(keys: list[int]) -> Iterator[int]:
+        with transaction:
+            yield from keys
+
+    def row_key(row: Any) -> int:
+        raise AttributeError("id")
+
+    process = by_key(fetch, row_key=row_key)
+    with pytest.raises(AttributeError) as caught:  # which keeps the generator alive
+        process([1])
+    assert [GeneratorExit] == transaction.ends and caught.traceback
+
+
 def test_by_key_hashes_each_key_a_few_times_only() -> None:
     class Key:
         hashed = 0
@@ -543,6 +559,17 @@ def test_an_exception_leaves_through_the_context_of_within_and_fails_all_jobs(ho
     transaction = Transaction(suppresses)
     with pytest.raises(ValueError, match="2"):
         within(Recording(how, 2), lambda: transaction)([1, 2, 3])
+    assert [ValueError] == transaction.ends
+
+
+def test_an_exception_after_the_last_result_leaves_through_the_context_of_within_too() -> None:
+    def processor(jobs: list[int]) -> Iterator[int]:
+        yield from jobs
+        raise ValueError("the rows are not written")
+
+    transaction = Transaction()
+    with pytest.raises(ValueError, match="not written"):
+        within(processor, lambda: transaction)([1, 2])
     assert [ValueError] == transaction.ends
 
 

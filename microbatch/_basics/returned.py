@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar, final
 from microbatch._basics.arguments import check_count
 from microbatch._basics.log import report
 
-__all__ = ["ResultAt", "exhaust", "in_order", "numbered", "results_of"]
+__all__ = ["ResultAt", "exhaust", "expect_end", "in_order", "numbered", "results_of"]
 
 Value = TypeVar("Value")
 
@@ -147,13 +147,15 @@ def exhaust(values: Iterator[Any], count: int, batch: str) -> None:
     """Run *values*, which has yielded all results, to its end. Log what else it yields or raises. Never raises."""
     # Every job has its result already, so an exception can only be logged.
     try:
-        next(values)
-    except StopIteration:
-        return
+        expect_end(values, count, batch)
     except BaseException:
         report("the processor raised after its last result, in %s", batch)
-        return
-    report("the processor returned more than %d results for %s", count, batch, level=logging.WARNING)
+
+
+def expect_end(values: Iterator[Any], count: int, batch: str) -> None:
+    """Run *values*, which has yielded all results, to its end. Log what else it yields, and raise what it raises."""
+    if next(values, _END) is not _END:
+        report("the processor returned more than %d results for %s", count, batch, level=logging.WARNING)
 
 
 def _refusal(returned: Any, flaw: str) -> TypeError:
