@@ -29,8 +29,9 @@ from django.core.management.base import SystemCheckError
 from django.db import connections
 from django.db.transaction import atomic
 from django.test import LiveServerTestCase, RequestFactory, TestCase, TransactionTestCase, override_settings
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, setup_databases, teardown_databases
 
+import microbatch.integrations.django as integration
 from microbatch.integrations.django import (
     Microbatch,
     SharedConnections,
@@ -316,6 +317,32 @@ def test_sharing_waits_for_jobs_that_other_jobs_submit() -> None:
         assert connections["default"] is passed.result(timeout=0).value.result(timeout=0).value[0]
 
 
+def test_sharing_ends_even_if_waiting_for_the_jobs_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with configured(PROCESSOR=used, POLICY=Size(1)):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), sharing_connections():
+            patched.setattr(batchers, "flush", interrupted)
+        assert connections["default"] is not batchers["rows"].submit(1).result(timeout=10).value[0]
+        assert not connections["default"].allow_thread_sharing
+
+
+def test_jobs_that_the_tests_have_left_behind_do_not_reach_the_real_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration, "_names", {})
+    monkeypatch.setattr(integration, "_replaced", set())
+    with configured(PROCESSOR=used, POLICY=Interval(60)), override_settings(INSTALLED_APPS=["microbatch"]):
+        databases = setup_databases(verbosity=0, interactive=False)
+        done = batchers["rows"].submit(1)
+        batchers.flush()
+        left = batchers["rows"].submit(2)
+        teardown_databases(databases, verbosity=0)
+        batchers.flush()
+    assert done.result(timeout=0).value[0] is not connections["default"]
+    with pytest.raises(RuntimeError, match="the tests have ended, .* the batch would use the real one"):
+        left.result(timeout=0)
+
+
 # -- test cases --
 
 
@@ -426,6 +453,23 @@ def test_sharing_ends_if_the_set_up_of_the_class_fails(main_connection: None) ->
         run(RowsTest)
     with configured(PROCESSOR=is_shared, POLICY=Size(1)):
         assert (False, False) == batchers["rows"].submit(1).result(timeout=10).value
+
+
+def test_jobs_of_a_failed_set_up_of_test_data_are_rolled_back(main_connection: None) -> None:
+    futures: list[Any] = []
+
+    class RowsTest(SharedConnections, TestCase):
+        @classmethod
+        def setUpTestData(cls) -> None:
+            futures.append(batchers["rows"].submit(1))
+            raise ValueError("no data")
+
+        def test(self) -> None: ...
+
+    with configured(PROCESSOR=is_shared, POLICY=Interval(60)):
+        with pytest.raises(AssertionError, match="no data"):
+            run(RowsTest)
+        assert [(True, True)] == [future.result(timeout=0).value for future in futures]
 
 
 def test_the_mixin_must_come_before_the_test_case() -> None:

@@ -160,6 +160,11 @@ class Microbatch(AppConfig):
     name = "microbatch.integrations.django"
     label = "microbatch"
 
+    def ready(self) -> None:
+        """Remember the names of the databases, before a test runner replaces them."""
+        for alias, database in conf.settings.DATABASES.items():
+            _names.setdefault(alias, database.get("NAME"))
+
 
 # Registered by the import and not by the app, so that a wrong or missing app can be reported: see the end of this file.
 def _check(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
@@ -210,7 +215,7 @@ def _connections() -> Iterator[None]:
             return
     close_old_connections()
     try:
-        with _warning_in_testcase():
+        with _guarding_tests():
             yield
     finally:
         close_old_connections()
@@ -239,10 +244,23 @@ _WARNING = (
 )
 _opened_in_tests: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
+_TOO_LATE = (
+    "the tests have ended, and their database is gone: the batch would use the real one (shut down the batchers at the "
+    "end of each test that does not wait for its jobs, or use microbatch.integrations.django.SharedConnections)"
+)
+_names: dict[str, Any] = {}  # of the real databases, by alias
+_replaced: set[str] = set()  # aliases that have had a test database
+
 
 def _on_connection_created(*, connection: Any, **kwargs: Any) -> None:
     if _may_be_testing():
         _opened_in_tests[id(connection)] = connection
+        if connection.alias in _names and not _is_real(connection):
+            _replaced.add(connection.alias)
+
+
+def _is_real(connection: Any) -> bool:
+    return bool(connection.settings_dict["NAME"] == _names.get(connection.alias))
 
 
 def _may_be_testing() -> bool:
@@ -251,15 +269,21 @@ def _may_be_testing() -> bool:
 
 
 @contextmanager
-def _warning_in_testcase() -> Iterator[None]:
-    """Warn before the first query that the current thread sends while a ``TestCase`` is in its transaction."""
+def _guarding_tests() -> Iterator[None]:
+    """Warn before the first query that the current thread sends while a ``TestCase`` is in its transaction.
+
+    After the tests, raise before any query to a database that a test database had replaced. Otherwise, jobs that a test
+    has left behind would change the real database when the interpreter exits.
+    """
     with ExitStack() as stack:
         for connection in connections.all() if _may_be_testing() else ():
-            stack.enter_context(connection.execute_wrapper(_warn_in_testcase))
+            stack.enter_context(connection.execute_wrapper(_check_tests))
         yield
 
 
-def _warn_in_testcase(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+def _check_tests(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+    if context["connection"].alias in _replaced and _is_real(context["connection"]):
+        raise RuntimeError(_TOO_LATE)
     if _is_testcase_in_transaction():
         # The text and the line are always the same, so that Python shows only the first of these warnings.
         warnings.warn(_WARNING, RuntimeWarning)
@@ -303,12 +327,14 @@ def sharing_connections() -> Iterator[None]:
     try:
         yield
     finally:
-        batchers.flush()
-        with _mutex:
-            _shared.clear()
-            _shared.update(before)
-        for connection in mine.values():
-            connection.dec_thread_sharing()
+        try:
+            batchers.flush()
+        finally:  # after Ctrl-C too: otherwise all later batches would use these connections
+            with _mutex:
+                _shared.clear()
+                _shared.update(before)
+            for connection in mine.values():
+                connection.dec_thread_sharing()
 
 
 class SharedConnections(_TestCase):
@@ -354,6 +380,12 @@ class SharedConnections(_TestCase):
         """Wait for all jobs before Django rolls back the transaction of the class."""
         batchers.flush()
         super().tearDownClass()
+
+    @classmethod
+    def _rollback_atomics(cls, atomics: Any) -> None:
+        """Wait for all jobs, also before Django rolls back the transaction of a class whose ``setUpTestData`` failed."""
+        batchers.flush()
+        super()._rollback_atomics(atomics)  # type: ignore[misc]
 
 
 checks.register(_check)
