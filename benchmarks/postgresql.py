@@ -10,7 +10,7 @@ figure is the median of all rounds, and *worst* is the slowest one. *Ratio* is t
 first way in the same round, and *worst ratio* is the lowest. *Client* and *server* are CPU time per row. That of the
 server is the sum of all its processes.
 
-With ``--delay``, everything is measured again with a network that takes so many milliseconds longer for each round
+With ``--delay``, everything is measured again with a network that takes that many milliseconds longer for each round
 trip: before each statement, the thread that has the connection sleeps. This costs some CPU time too, which is part of
 that of the client. (A proxy that holds back each reply would cost more, and take it from the same cores.)
 """

@@ -563,7 +563,7 @@ def test_an_exception_leaves_through_the_context_of_within_and_fails_all_jobs(ho
 
 
 def test_an_exception_after_the_last_result_leaves_through_the_context_of_within_too() -> None:
-    def processor(jobs: list[Any]) -> Iterator[Any]:
+    def processor(jobs: list[int]) -> Iterator[int]:
         yield from jobs
         raise ValueError("the rows are not written")
 
