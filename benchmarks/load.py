@@ -22,7 +22,7 @@ class Load:
     """The outcomes of all requests.
 
     Attributes:
-        orders: What was ordered, by the order number in the response.
+        orders: The item of each order. The keys are the order numbers in the responses.
         wrong: The requests whose response belongs to another request.
         lost: The requests without a valid response, each with the reason.
         refused: The number of connections that the server refused.

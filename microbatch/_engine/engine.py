@@ -317,7 +317,7 @@ class Engine:
         with self.queue.mutex:
             if self._callbacks:
                 return self._callbacks.pop(0)
-            self.stage = _ENDED  # with the same mutex held: from now on, a callback that is added is called immediately
+            self.stage = _ENDED  # under the same mutex, so that a callback added later is called immediately
             self.queue.settled.notify_all()
             return None
 

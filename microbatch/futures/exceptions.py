@@ -74,7 +74,7 @@ class Failures:
     deleted. If the outcomes of some jobs were never asked for, it then logs their number once.
 
     Args:
-        what: What these jobs belong to, for the log, such as ``batch 7 of 'inserts'``.
+        what: The name of their batch or batcher in the log, such as ``batch 7 of 'inserts'``.
         queue: The queue of their batcher.
     """
 

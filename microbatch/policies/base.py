@@ -205,7 +205,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         if depth["fits"] < depth["_room"]:
             cls._room = _no_room  # type: ignore[method-assign]
         if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:
-            # The promises were made for the methods of a base class. What the policy needs to know stays the same.
+            # A subclass may break the promises of its base class, but it still needs to know the same.
             promises = {"watches_flow": True} | ({"needs": 0} if depth["due"] < depth["hints"] else {})
             cls.hints = _changed(cls.hints, promises)  # type: ignore[method-assign]
 
