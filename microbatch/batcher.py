@@ -260,14 +260,11 @@ class Batcher(Generic[Job, Value]):
         if engine.stage is not _RUNNING:
             self._start(engine)
         engine.queue.put(future, True, timeout, expires_in)
-        if engine.stage is _NEW:  # this call did not wait for another thread's start, and that start has failed
+        if engine.stage is _NEW:  # another thread's start may have failed
             self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
-            if engine.queue.is_held():  # R3: by the code that this call has interrupted
-                engine.queue.post(functools.partial(notify, self._acceptance_listeners, event))
-            else:
-                notify(self._acceptance_listeners, event)
+            notify(self._acceptance_listeners, event)
         return future
 
     def map(
@@ -316,8 +313,9 @@ class Batcher(Generic[Job, Value]):
         """
         deadline = self._deadline(wait, timeout)
         engine = self._engine
-        epoch = engine.queue.flush()
-        return not wait or engine.ledger.wait_settled(epoch, deadline)
+        futures = engine.ledger.unsettled() if wait else []  # now, because later jobs are not waited for
+        engine.queue.flush()
+        return not wait or engine.ledger.wait_settled(futures, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
         """Accept no more jobs, run the pending ones, and stop the threads: a graceful shutdown.
@@ -417,10 +415,11 @@ class Batcher(Generic[Job, Value]):
         try:
             engine.start()
         finally:  # after a signal too, because the threads may run nevertheless
-            with engine.queue.mutex:
-                if engine.stage is not _NEW and engine.finalizer is None and not engine.queue.closed:
-                    engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._number, self._description)
-                    engine.finalizer.atexit = False  # the engine has an exit hook of its own
+            if engine.finalizer is None and engine.is_claimed and not engine.queue.closed:
+                made = weakref.finalize(self, _drain_unclosed, engine, self._number, self._description)
+                made.atexit = False  # the engine has an exit hook of its own
+                if vars(engine).setdefault("finalizer", made) is not made:
+                    made.detach()  # another thread has made one since the check
 
     def _successor_in_child(self, parents: Engine) -> Engine:
         """Return the engine of a forked child, which replaces the engine of the parent process.

@@ -590,7 +590,7 @@ def test_flushing_an_unused_batcher_leaves_no_calls_in_the_queue() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
-    assert [] == batcher._engine.queue._calls
+    assert 0 == len(batcher._engine.queue._calls)
 
 
 def test_several_shutdowns_at_once_run_the_callbacks_only_once() -> None:

@@ -13,6 +13,7 @@ from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.dispatcher import Dispatcher
+from microbatch._engine.process import is_exiting
 from microbatch._engine.sending import name_unsendable, send
 from microbatch._engine.settings import Settings
 from microbatch.listeners import BatchFinished, BatchStarted, notify
@@ -135,16 +136,22 @@ class PoolRunner(Runner):
         self._workers = settings.max_workers
         self._pool: ThreadPoolExecutor | None = None
         self._inbox = _Inbox()
+        self._runs_inline = False  # the pool has no threads, so batches run in the thread that leads
 
     def open(self) -> None:
-        """Start all threads of the pool. They are daemons if the calling thread is one."""
+        """Start all threads of the pool. They are daemons if the calling thread is one.
+
+        If the interpreter exits already, batches run in those that could be started, or in the calling thread.
+        """
         self._pool, self._inbox = ThreadPoolExecutor(self._workers, self._name), _Inbox()
         try:
             for _ in range(self._workers):
                 self._start_serving(self._pool, self._inbox)
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            if not is_exiting(error):
+                self.close()
+                raise
+            self._runs_inline = not self._pool._threads
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -164,6 +171,9 @@ class PoolRunner(Runner):
         """See `Runner.run`."""
         batch_run.sent = True
         self._inbox.put(batch_run)
+        if self._runs_inline:
+            self._inbox.put(None)
+            self._serve_until_none(self._inbox)
 
     def _run_again(self, batch_run: BatchRun) -> None:
         self.run(batch_run)  # the batch may then be in the inbox twice, but only one thread can claim it

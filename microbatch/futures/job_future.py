@@ -4,22 +4,21 @@ A `Future` creates a condition, two lists and a lock for threads that may wait f
 take three quarters of the time that a job costs. So a `JobFuture` creates each of them when it is first needed, and all
 futures of a batch are settled together. The rules of ``_engine/__init__.py`` hold here, and also these:
 
-F1. `JobFuture._stage` says where the job is, and so whether it has an outcome. `_state`, which the standard library
-    reads, is computed from it. The outcome is written first and the stage last, with the mutex held. Cancellation, expiry
-    and dispatch may race: the one that moves the job out of the waiting stages wins.
-F2. A thread that finds no outcome registers a waiter or a callback with the mutex held, and the thread that settles the
-    future wakes the waiters with the mutex held. A thread that finds an outcome needs no lock, because an outcome never
-    changes. (Attributes are read and written in order, even by a Python without the GIL.)
+F1. A thread settles a future by deleting `JobFuture._unsettled`, which only one thread can do. It then writes the outcome
+    and last the `_stage`. Until then, the job waits if it is in `FutureOwner.waiting`, and otherwise a worker has it.
+    Whoever removes it from there has won the race between cancellation, expiry and dispatch.
+F2. A thread that finds no outcome attaches a waiter or a callback, and then looks for the outcome again. A thread that
+    settles the future writes the outcome, and then looks for waiters and callbacks. So at least one of them sees the
+    other. An outcome never changes.
 F3. ``concurrent.futures.wait`` and ``as_completed`` read the `_condition` of a future, and hold it while the states of
     their futures must not change. From then on, the future is *watched*, and they add *watchers* to it. To them, the
     future is not done until the watchers have been notified, with the `_condition` held. Each watcher is notified once.
     If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock
-    (R11). One of the two threads always does: the first writes the outcome and then tries the lock, and the second
+    (L7). One of the two threads always does: the first writes the outcome and then tries the lock, and the second
     releases the lock and then checks for an outcome. If a caller cancels, the batcher thread notifies the watchers,
     because a signal could keep the caller from releasing the lock.
 F4. Callbacks run without any lock, in the thread that settles or cancels.
-F5. In a forked child, a thread that does not exist there may hold the mutex. Nothing needs the mutex once there is an
-    outcome. The same is true of a `_condition`, so each process has its own.
+F5. In a forked child, a thread that does not exist there may hold a `_condition`. So each process has its own.
 F6. A future keeps the exception that the processor raised. Callers get their own copy when they ask for it: see
     ``exceptions.py``.
 """
@@ -34,23 +33,23 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Flag, Waiter, Waiters
+from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters
 from microbatch.futures.exceptions import Failures
-from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
+from microbatch.results import BatchInfo, JobResult, JobState, Service, make_result
 
 if TYPE_CHECKING:
     import contextvars
 
-__all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
+__all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "are_errors", "settle_all"]
 
 Value = TypeVar("Value")
 
-# Globals, because looking up a member of an enum takes much longer, and may be a call (R5).
-_QUEUED, _RUNNING = JobState.QUEUED, JobState.RUNNING
+# Globals, because looking up a member of an enum takes much longer.
+_QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
 _SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
 _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
@@ -58,25 +57,30 @@ _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class FutureOwner(Protocol):
-    """The batcher's side of a future: decides races between cancellation, expiry and dispatch."""
+    """The batcher's side of a future. See `JobQueue` for its attributes."""
 
-    mutex: Any
+    waiting: "dict[JobFuture[Any], None]"
+    cancelled: "Inbox[JobFuture[Any]]"
+    attached: "dict[JobFuture[Any], Attachments]"
 
     def current_caller(self) -> Any:
-        """Return the `Caller` of the calling thread, which waits for a result. Call this with the mutex held."""
+        """Return the `Caller` of the calling thread, which waits for a result."""
 
     def explain(self, future: "JobFuture[Any]") -> str:
         """Return why the job has no outcome yet."""
 
-    def try_cancel(self, future: "JobFuture[Any]") -> None:
-        """Cancel the job if it still waits, and have the batcher thread notify the watchers of its future."""
+    def is_batched(self, future: "JobFuture[Any]") -> bool:
+        """Return whether the job is in an open batch."""
+
+    def note_cancellation(self) -> None:
+        """Tell the batcher that there is a new entry in `cancelled`."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
 
 
 class Attachments(Waiters):
-    """The waiters, watchers and callbacks of a future. Guarded by the mutex.
+    """The waiters, watchers and callbacks of a future.
 
     Attributes:
         watched: Whether the future is watched (F3).
@@ -164,6 +168,7 @@ class JobFuture(Future[JobResult[Value]]):
     _expires = NEVER
     _epoch: int
     submitted: float
+    _stage: JobState | None = None  # None until there is an outcome
     _value: Any = None
     _service: Service | None = None
     _cached_result: JobResult[Any] | None = None
@@ -175,9 +180,8 @@ class JobFuture(Future[JobResult[Value]]):
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
-        self._stage = _QUEUED
-        self._attachments: Attachments | None = None
         self._owner = owner
+        self._unsettled = True  # deleted by the thread that settles this future (F1)
 
     @property
     def job(self) -> Any:
@@ -200,12 +204,14 @@ class JobFuture(Future[JobResult[Value]]):
     @property
     def state(self) -> JobState:
         """The state of the job now. Until it is one of the last four, it may change at any time."""
-        return self._stage
+        if self._is_waiting:
+            return _BATCHED if self._owner.is_batched(self) else _QUEUED
+        return self._stage or _RUNNING
 
     @property
     def _is_waiting(self) -> bool:
         """Whether the job still waits for a worker, and was neither cancelled nor has expired."""
-        return self._stage in WAITING
+        return self in self._owner.waiting
 
     @property
     def context(self) -> "contextvars.Context | None":
@@ -223,13 +229,22 @@ class JobFuture(Future[JobResult[Value]]):
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
+        owner = self._owner
         try:
-            if self._stage not in OVER:
-                self._owner.try_cancel(self)
+            try:
+                del owner.waiting[self]
+            except KeyError:  # another thread has decided what happens to the job
+                return self._stage is _CANCELLED
+            # No interruption is possible until the end of `append` (L3).
+            del self._unsettled
+            self._stage = _CANCELLED
+            owner.cancelled.append(self)
         finally:  # after a signal too
             if self._stage is _CANCELLED:
+                owner.note_cancellation()
+                self._wake_waiters()
                 self._run_callbacks()
-        return self._stage is _CANCELLED
+        return True
 
     def cancelled(self) -> bool:
         """Return whether the job was cancelled."""
@@ -237,11 +252,11 @@ class JobFuture(Future[JobResult[Value]]):
 
     def running(self) -> bool:
         """Return whether the batch of the job runs now."""
-        return self._stage is _RUNNING
+        return not self._is_waiting and self._stage is None
 
     def done(self) -> bool:
         """Return whether the future has an outcome: a result, an exception or a cancellation."""
-        return self._stage in OVER
+        return self._stage is not None
 
     def result(self, timeout: float | None = None) -> JobResult[Value]:
         """Wait for the outcome of the job, and return its result.
@@ -257,7 +272,7 @@ class JobFuture(Future[JobResult[Value]]):
                 yet. The wait could deadlock, because that thread may be needed to process the job.
             Exception: The exception with which the job failed.
         """
-        if self._stage not in OVER:
+        if self._stage is None:
             self._wait(timeout)
         if self._stage is not _SUCCEEDED:
             error = self.exception()
@@ -272,7 +287,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the exception with which the job failed, or None if it succeeded."""
-        if self._stage not in OVER:
+        if self._stage is None:
             self._wait(timeout)
         if self._stage is _CANCELLED:
             raise CancelledError
@@ -280,13 +295,12 @@ class JobFuture(Future[JobResult[Value]]):
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
-        if self._stage not in OVER:
-            with self._owner.mutex:
-                attachments = self._attach()
-                if self._stage not in OVER:  # R5
-                    attachments.callbacks.append(fn)
-                    return
-        self._run_callback(lambda: fn)
+        if self._stage is None:
+            self._attach().callbacks.append(fn)
+            if self.done():  # F2
+                self._run_callbacks()
+        else:
+            self._run_callback(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
         """Raise `InvalidStateError`, because only the batcher settles this future."""
@@ -304,7 +318,7 @@ class JobFuture(Future[JobResult[Value]]):
         raise TypeError("a JobFuture can't be copied or pickled, because it belongs to its batcher: use its result()")
 
     def __repr__(self) -> str:
-        return f"<JobFuture at {id(self):#x} {self._stage.value}>"
+        return f"<JobFuture at {id(self):#x} {self.state.value}>"
 
     def _wait(self, timeout: float | None) -> None:
         owner = self._owner
@@ -312,23 +326,39 @@ class JobFuture(Future[JobResult[Value]]):
             raise RuntimeError(
                 "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
             )
-        waiter = Waiter(owner.mutex)
-        with owner.mutex:
-            attachments = self._attach()
-            waiter.caller = owner.current_caller()
+        waiter = Waiter()
+        waiter.caller = owner.current_caller()
+        attachments = self._attach()
         try:
             attachments[waiter] = None
-            if self._stage not in OVER and not waiter.wait_unlocked(timeout) and self._stage not in OVER:
-                raise TimeoutError(self._owner.explain(self))
+            if self._stage is None and not waiter.wait(timeout) and self._stage is None:
+                raise TimeoutError(owner.explain(self))
         finally:
             attachments.pop(waiter, None)
+            self._detach()
+
+    def _wait_until(self, moment: float, clock: Any) -> None:
+        """Wait for the outcome until a moment on the clock of the batcher."""
+        attachments, waiter = self._attach(), Waiter()
+        try:
+            attachments[waiter] = None
+            if self._stage is None:
+                clock.wait_until(waiter, moment)
+        finally:
+            attachments.pop(waiter, None)
+            self._detach()
 
     def _attach(self) -> Attachments:
-        if self._attachments is None:
-            attachments = Attachments()
-            if self._attachments is None:  # R5: a finalizer may have created them since the first check
-                self._attachments = attachments
-        return self._attachments
+        """Return the attachments of this future. The caller adds something, and then looks for the outcome again."""
+        return self._owner.attached.setdefault(self, Attachments())
+
+    def _detach(self) -> None:
+        """Drop the attachments if there is an outcome and all of them have been told. Can be called again."""
+        attachments = self._owner.attached.get(self)
+        if self._stage is None or attachments is None or attachments.callbacks:
+            return
+        if attachments.all_notified or not attachments.watched:
+            self._owner.attached.pop(self, None)
 
     def _run_callback(self, take: Callable[[], Any]) -> None:
         """Run the callback that *take* returns, and log its exception. If *take* raises IndexError, none is left."""
@@ -346,7 +376,8 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _notify_watchers(self) -> None:
         """Notify the watchers of the outcome, or leave that to the thread that holds the condition now (F3)."""
-        if self._attachments is not None and self._attachments.watched:
+        attachments = self._owner.attached.get(self)
+        if attachments is not None and attachments.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # if it is, then by code that this call has interrupted
                 self._try_to_notify_watchers(condition)
@@ -364,33 +395,35 @@ class JobFuture(Future[JobResult[Value]]):
             try:
                 if lock.acquire(False):
                     self._notify_each(condition.waiters)
-            finally:  # R8
+            finally:  # L5
                 if lock._is_owned():
                     lock.release()
-        finally:  # R8: an exception may come just before the release too
+        finally:  # L5: an exception may come just before the release too
             if lock._is_owned():
                 lock.release()
 
     def _announce(self) -> None:
         """Wake all waiters and notify all watchers. The thread that wrote the outcome may have been interrupted."""
-        with self._owner.mutex:
-            self._wake_waiters()
+        self._wake_waiters()
         self._notify_watchers()
+        self._detach()
 
     def _wake_waiters(self) -> None:
-        """Wake all threads that wait for the outcome. Call this with the mutex held."""
-        if self._attachments is not None:
-            self._attachments.notify_all()
+        """Wake all threads that wait for the outcome."""
+        attachments = self._owner.attached.get(self)
+        if attachments is not None:
+            attachments.notify_all()
 
     def _run_callbacks(self) -> None:
         """Run each of the done-callbacks once. If one raises, the exception is logged, and the others still run."""
-        callbacks = self._attachments.callbacks if self._attachments is not None else None
+        attachments = self._owner.attached.get(self)
+        callbacks = attachments.callbacks if attachments is not None else None
         while callbacks:
             self._run_callback(partial(list.pop, callbacks, 0))
+        self._detach()
 
     def _fail_after_fork(self, error: BaseException) -> None:
         """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""
-        self._attachments = None
         if not self.done():
             self._caller_error = error, None
             self._stage = _FAILED
@@ -399,9 +432,9 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _get_state(self) -> str:
         stage = self._stage  # read once, because it may change at any time
-        if stage not in OVER:
-            return RUNNING if stage is _RUNNING else PENDING
-        attachments = self._attachments
+        if stage is None:
+            return PENDING if self._is_waiting else RUNNING
+        attachments = self._owner.attached.get(self)
         unannounced = attachments is not None and attachments.watched and not attachments.all_notified
         if stage is _CANCELLED:
             return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
@@ -413,7 +446,7 @@ class JobFuture(Future[JobResult[Value]]):
         if result is None and self._service is not None:
             made = make_result(self._value, self._service, self.submitted)
             if _HAS_GIL:
-                # On one line and without a call (R5), so that no other thread runs between the check and the write.
+                # On one line and without a call (L3), so that no other thread runs between the check and the write.
                 self._cached_result = result = made if self._cached_result is None else self._cached_result
             else:
                 result = vars(self).setdefault("_cached_result", made)
@@ -435,9 +468,8 @@ class JobFuture(Future[JobResult[Value]]):
             failures.note_asked(self)
 
     def _get_condition(self) -> Any:
-        with nullcontext() if self.done() else self._owner.mutex:
-            if not self.done():
-                self._attach().watched = True
+        if self._stage is None:
+            self._attach().watched = True
         self._note_asked()
         return self._make_condition()
 
@@ -461,11 +493,11 @@ class JobFuture(Future[JobResult[Value]]):
     _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
 
     def _is_unannounced(self) -> bool:
-        attachments = self._attachments
+        attachments = self._owner.attached.get(self)
         return attachments is not None and attachments.watched and not attachments.all_notified and self.done()
 
     def _notify_each(self, waiters: list[Any]) -> None:
-        attachments = self._attachments
+        attachments = self._owner.attached.get(self)
         if attachments is None or not self._is_unannounced():
             return
         if waiters:
@@ -482,6 +514,7 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_exception(self)
                 attachments.notified.append(waiter)
         attachments.all_notified = True
+        self._detach()
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""
@@ -489,7 +522,7 @@ class JobFuture(Future[JobResult[Value]]):
         if waiter not in attachments.notified:
             notified, finished = [waiter], [self]
             with getattr(waiter, "lock", None) or nullcontext():
-                # In one step (R4): there is no call from here to the end of the block.
+                # In one step (L3): there is no call from here to the end of the block.
                 attachments.notified += notified
                 waiter.finished_futures += finished
                 if counts:
@@ -507,43 +540,33 @@ def are_errors(outcomes: list[Any]) -> Iterable[bool]:
     return map(issubclass, map(type, outcomes), repeat(BaseException))
 
 
-class Settled(NamedTuple):
-    """The futures that one call of `settle_all` has settled, and the threads that it has woken."""
-
-    done: list[JobFuture[Any]]
-    """The futures that got their outcomes."""
-    failures: int
-    """The number of these futures that have failed."""
-    waiters: list[Waiter]
-    """Their waiters, which have been woken."""
-    unannounced: list[JobFuture[Any]]
-    """The futures whose watchers have not been notified yet, or whose callbacks have not run yet."""
-
-
 def settle_all(
     futures: Iterable[JobFuture[Any]],
     outcomes: list[Any],
     service: Service | None,
     failures: Failures | None,
     failed: JobState = _FAILED,
-) -> Settled:
-    """Settle the jobs that are running, and skip the others. Call this with the mutex held.
+) -> tuple[list[JobFuture[Any]], int]:
+    """Settle those jobs that are not settled yet. Return their futures, and how many of them have failed.
 
     Args:
-        futures: The futures of the jobs.
+        futures: The futures of the jobs. None of them waits for a worker.
         outcomes: A value or an exception for each job, in order.
         service: The data that all results share. None if the processor returned no values.
         failures: Gives each caller its exception. None if all outcomes are values.
         failed: The state of a job whose outcome is an exception.
     """
-    done, count, waiters, unannounced = [], 0, list[Waiter](), []
+    done, count = [], 0
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
-        if broken and future._stage is _RUNNING and failures is not None:
+        if broken and future._stage is None and failures is not None:
             failures.add(future, outcome)
-        # R5, from this check to the writes below: otherwise, a callback that a finalizer adds could be missed.
-        if future._stage is not _RUNNING:
+        try:
+            del future._unsettled
+        except AttributeError:  # another thread has settled it
+            if failures is not None:
+                failures.note_asked(future)
             continue
-        attachments = future._attachments
+        # No interruption is possible until the stage is written (L3).
         if broken:
             future._error = outcome
             future._failures = failures
@@ -554,13 +577,7 @@ def settle_all(
             future._service = service
             future._stage = _SUCCEEDED
         done.append(future)
-        if attachments is not None:
-            waiters += attachments.copy()
-            if attachments.watched or attachments.callbacks:
-                unannounced.append(future)
-    for waiter in waiters:
-        waiter.wake()
-    return Settled(done, count, waiters, unannounced)
+    return done, count
 
 
 def _settle_attribute_layout() -> None:
@@ -571,7 +588,7 @@ def _settle_attribute_layout() -> None:
     nobody: Any = None
     future = JobFuture[None](None, nobody)
     future.submitted, future._epoch = NOW, 0
-    future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
+    future._value, future._service, future._stage = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0), _SUCCEEDED
     future._get_result()
 
 
