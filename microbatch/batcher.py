@@ -1,6 +1,6 @@
 """The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
-import functools
+import contextlib
 import itertools
 import os
 import sys
@@ -30,7 +30,7 @@ from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
 from microbatch.config import policy_from_env
-from microbatch.errors import JobTooLarge
+from microbatch.errors import BatcherClosed, JobTooLarge
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
@@ -260,8 +260,9 @@ class Batcher(Generic[Job, Value]):
         if engine.stage is not _RUNNING:
             self._start(engine)
         engine.queue.put(future, True, timeout, expires_in)
-        if engine.stage is _NEW:  # another thread's start may have failed
-            self._start(engine)
+        if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
+            with contextlib.suppress(BatcherClosed):  # then the shutdown settles this future
+                self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
             notify(self._acceptance_listeners, event)

@@ -5,6 +5,7 @@ cause a deadlock. The rules for their use are in ``_engine/__init__.py``.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Flag", "Inbox", "Waiter", "Waiters"]
@@ -26,13 +27,21 @@ class Waiter(threading.Condition):
         self._signal = threading.Lock()  # `wake` releases it, and `wait` acquires it
         self._signal.acquire()
 
+    @property
+    def ring(self) -> Callable[[], None]:
+        """A function that is written in C, and notifies the waiting thread.
+
+        It raises `RuntimeError` if there is a notification already.
+        """
+        return self._signal.release
+
     __repr__ = object.__repr__  # `Condition.__repr__` uses attributes that do not exist here
 
-    def acquire(self, *arguments: Any) -> bool:  # type: ignore[override]
+    def acquire(self, *arguments: Any) -> bool:
         """Do nothing."""
         return True
 
-    def release(self) -> None:  # type: ignore[override]
+    def release(self) -> None:
         """Do nothing."""
 
     def __enter__(self) -> bool:

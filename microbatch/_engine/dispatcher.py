@@ -93,7 +93,7 @@ class Dispatcher:
             return
         self._advance(news, run, call)
         self.interruptions = 0
-        if news.closed:  # by a finalizer, after this thread took the lead; the batcher thread has to lead now
+        if self.queue.closed:  # after this thread took the lead; the batcher thread has to lead now
             self.queue.resign(NOW, 1)
         else:
             self._resign()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from microbatch._basics.clock import NEVER
 from microbatch._engine.queue import NOTHING, Drained, JobQueue
 from microbatch.futures.exceptions import Failures
-from microbatch.futures.job_future import JobFuture, settle_all
+from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture, settle_all
 from microbatch.results import BatcherStats, JobState, Service
 
 __all__ = ["Ledger"]
@@ -57,7 +57,7 @@ class Ledger:
         """Take the lead and take in all news. Return None if there is a leader already."""
         if not self.queue.lead():
             return None
-        return self.queue.drain() if self.queue.callers.watched or self.queue.has_news() else NOTHING
+        return self.queue.drain() if self.queue.callers.watched or self.queue.is_wanted() else NOTHING
 
     def claim(self, group: Group) -> None:
         """Make the calling thread the one that decides what happens to these jobs. They count as running from now on.
@@ -174,7 +174,8 @@ class Ledger:
         At whatever statement other threads are, each of them is in one of these two places.
         """
         waiting = list(self.queue.waiting)  # first, because jobs only move from here to there
-        return list(dict.fromkeys([*self.running(), *waiting]))
+        accepted = [future for future in waiting if future._epoch != NOT_ACCEPTED]
+        return list(dict.fromkeys([*self.running(), *accepted]))
 
     def wait_settled(self, futures: Group, moment: float = NEVER) -> bool:
         """Wait until all of these jobs are settled. Return False if *moment* comes first."""

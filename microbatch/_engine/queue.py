@@ -55,6 +55,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         accepted: The jobs that were accepted and that the leader has not taken out yet.
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
+        has_news: Whether there is something for the leader other than jobs.
         attached: The waiters, watchers and callbacks of futures. An entry is removed when all of them have been told
             of the outcome.
     """
@@ -83,7 +84,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
         self._local = _Local()
-        self._has_news = False  # there is something for the leader other than jobs
+        self.has_news = False
+        self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; nobody waits for it
         self._is_led = False  # whether a thread leads; if so, it looks for news before it leaves the lead
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
@@ -118,7 +120,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             raise BatcherClosed("the batcher is shut down")
         waiting = self.waiting
         item.submitted = now = self._now()
-        item._epoch = self.epoch
         try:
             waiting[item] = None  # takes up room
             if len(waiting) > self._limit and not self._has_room(item):
@@ -135,6 +136,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             raise
         refused = False
         try:
+            item._epoch = self.epoch
             self.accepted.append(item)  # from here on the job is accepted
         finally:
             if self.closed:  # by another thread, in the meantime
@@ -219,14 +221,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         find = self.batch_finder()
         return find is not None and find(future)
 
-    def note_cancellation(self) -> None:
-        """See `FutureOwner.note_cancellation`."""
-        self.not_full.notify()
-        self.note_news()
-
     def note_news(self) -> None:
         """Make a thread lead that finds what was written before this call."""
-        self._has_news = True
+        self.has_news = True
         if not self._is_led:
             self.not_empty.wake()
 
@@ -314,7 +311,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._is_led = False
         self._lead.release()
         # After the release, because whatever came in before was left to this thread.
-        if self.has_news(wanted) or moment < self._alarm:
+        if self.is_wanted(wanted) or moment < self._alarm:
             self.not_empty.wake()
 
     def wait_for_lead(self) -> None:
@@ -329,18 +326,18 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._alarm = NOW
 
     def _is_due(self) -> bool:
-        return self.has_news(self._wanted) or self._now() >= self._moment
+        return self.is_wanted(self._wanted) or self._now() >= self._moment
 
-    def has_news(self, wanted: float = 1) -> bool:
+    def is_wanted(self, wanted: float = 1) -> bool:
         """Return whether there are at least *wanted* jobs, or other news, for a leader."""
-        return self._has_news or len(self._items) > wanted
+        return self.has_news or len(self._items) > wanted
 
     def drain(self) -> Drained:
         """Take everything out.
 
         The jobs are taken last, so that the leader knows all jobs that a flush or a cancellation is for.
         """
-        self._has_news = False  # first, so that whatever comes in from here on is found the next time
+        self.has_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
         self.withdrawn.take()
         cancelled, calls, callers = self.cancelled.take(), self._calls.take(), self.callers.activity()

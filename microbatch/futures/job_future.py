@@ -44,7 +44,7 @@ from microbatch.results import BatchInfo, JobResult, JobState, Service, make_res
 if TYPE_CHECKING:
     import contextvars
 
-__all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "are_errors", "settle_all"]
+__all__ = ["NOT_ACCEPTED", "Attachments", "FutureOwner", "JobFuture", "KeepAlive", "are_errors", "settle_all"]
 
 Value = TypeVar("Value")
 
@@ -56,12 +56,19 @@ _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._As
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+NOT_ACCEPTED = sys.maxsize
+"""The epoch of a job that is not accepted yet."""
+
+
 class FutureOwner(Protocol):
     """The batcher's side of a future. See `JobQueue` for its attributes."""
 
     waiting: "dict[JobFuture[Any], None]"
     cancelled: "Inbox[JobFuture[Any]]"
     attached: "dict[JobFuture[Any], Attachments]"
+    not_full: Waiters
+    has_news: bool
+    call_leader: Callable[[], None]
 
     def current_caller(self) -> Any:
         """Return the `Caller` of the calling thread, which waits for a result."""
@@ -71,9 +78,6 @@ class FutureOwner(Protocol):
 
     def is_batched(self, future: "JobFuture[Any]") -> bool:
         """Return whether the job is in an open batch."""
-
-    def note_cancellation(self) -> None:
-        """Tell the batcher that there is a new entry in `cancelled`."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
@@ -166,7 +170,7 @@ class JobFuture(Future[JobResult[Value]]):
     weight: float = 1.0
     expires_in = NEVER
     _expires = NEVER
-    _epoch: int
+    _epoch = NOT_ACCEPTED
     submitted: float
     _stage: JobState | None = None  # None until there is an outcome
     _value: Any = None
@@ -238,10 +242,17 @@ class JobFuture(Future[JobResult[Value]]):
             # No interruption is possible until the end of `append` (L3).
             del self._unsettled
             self._stage = _CANCELLED
-            owner.cancelled.append(self)
+            try:
+                owner.cancelled.append(self)
+            finally:
+                owner.has_news = True
+                try:
+                    owner.call_leader()
+                except RuntimeError:  # it was called already
+                    pass
+            owner.not_full.notify()
         finally:  # after a signal too
             if self._stage is _CANCELLED:
-                owner.note_cancellation()
                 self._wake_waiters()
                 self._run_callbacks()
         return True
@@ -296,9 +307,10 @@ class JobFuture(Future[JobResult[Value]]):
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
         if self._stage is None:
-            self._attach().callbacks.append(fn)
+            attachments = self._attach()
+            attachments.callbacks.append(fn)
             if self.done():  # F2
-                self._run_callbacks()
+                self._run_each(attachments.callbacks)
         else:
             self._run_callback(lambda: fn)
 
@@ -417,7 +429,10 @@ class JobFuture(Future[JobResult[Value]]):
     def _run_callbacks(self) -> None:
         """Run each of the done-callbacks once. If one raises, the exception is logged, and the others still run."""
         attachments = self._owner.attached.get(self)
-        callbacks = attachments.callbacks if attachments is not None else None
+        if attachments is not None:
+            self._run_each(attachments.callbacks)
+
+    def _run_each(self, callbacks: list[Callable[[Any], object]]) -> None:
         while callbacks:
             self._run_callback(partial(list.pop, callbacks, 0))
         self._detach()
