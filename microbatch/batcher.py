@@ -525,7 +525,7 @@ def left_open(since: int) -> list[str]:
         if call and not engine.queue.closed:
             _, _, (_, number, description), _ = call
             found[number] = description
-    found.update(_collected.copy())  # R10; and last, because one of the others may have been collected since
+    found.update(_collected.copy())  # L6; and last, because one of the others may have been collected since
     return [description for number, description in sorted(found.items()) if number >= since]
 
 

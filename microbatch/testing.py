@@ -63,7 +63,7 @@ class ManualClock:
             with condition:
                 condition.notify_all()
 
-    def _due(self) -> list[threading.Condition]:  # rule R9 of `microbatch._engine`
+    def _due(self) -> list[threading.Condition]:  # rule L9 of `microbatch._engine`
         return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
