@@ -80,8 +80,8 @@ class Batcher(Generic[Job, Value]):
     ...     batcher.submit("ada").result().value
     'ADA'
 
-    You may call all methods from any thread. The first `submit` starts the threads of the batcher. All times are in
-    seconds.
+    You may call all methods from any thread. The first `submit` starts the threads of the batcher. If the system can't
+    start them, the accepted jobs fail with `RuntimeError`. All times are in seconds.
 
     Args:
         processor: A function that takes a list of jobs and returns one value per job, in order. A worker thread calls

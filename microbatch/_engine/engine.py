@@ -217,18 +217,24 @@ class Engine:
         If the interpreter exits already, that thread does the work of the batcher thread itself.
         """
         try:
-            self._thread = _make_thread(self._run, self._name)
-            self._thread.start()
-        except BaseException as error:
-            if is_exiting(error):
-                self._thread = None
+            error = self._start_batcher_thread()
+            if error is not None and is_exiting(error):
                 self._run()
-            else:
+            elif error is not None:
                 self._give_up_start(error)
         finally:
             # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before
             # Python 3.13, that would stay forever.
             threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+
+    def _start_batcher_thread(self) -> BaseException | None:
+        try:
+            self._thread = _make_thread(self._run, self._name)
+            self._thread.start()
+        except BaseException as error:
+            self._thread = None
+            return error
+        return None
 
     def _run(self) -> None:
         try:
