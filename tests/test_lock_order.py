@@ -82,8 +82,7 @@ def run(program: str) -> None:
 
 def test_a_log_handler_may_submit_even_if_finalizers_log() -> None:
     """The logging module holds the lock of the handler while it calls the handler."""
-    run(
-        """
+    run("""
         class SubmittingHandler(logging.Handler):
             def emit(self, record):
                 batcher.submit(record.getMessage())
@@ -103,16 +102,14 @@ def test_a_log_handler_may_submit_even_if_finalizers_log() -> None:
         logger.addHandler(SubmittingHandler())
         logger.warning("first")  # for its first record, a logger also acquires the lock of the logging module
         call_in_two_threads(log)
-        """
-    )
+        """)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 @pytest.mark.parametrize("lock", ["threading.RLock()", "contextlib.nullcontext()"])
 def test_finalizers_may_submit_to_one_batcher_and_a_signal_handler_to_another(lock: str) -> None:
     """The handler may wait for the lock, because no thread that holds the lock waits for anything."""
-    run(
-        f"""
+    run(f"""
         def finalize():
             Cycle(finalize)  # for the next collection
             pause_in_threads_of_a_batcher()
@@ -142,13 +139,11 @@ def test_finalizers_may_submit_to_one_batcher_and_a_signal_handler_to_another(lo
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         from_finalizers.flush()
         from_handler.flush()
-        """
-    )
+        """)
 
 
 def test_the_first_submit_does_not_wait_for_a_new_thread_in_which_a_finalizer_waits_for_a_lock() -> None:
-    run(
-        """
+    run("""
         def start():
             with Batcher(list, max_workers=2) as batcher:
                 gc.set_threshold(random.randint(1, 100))
@@ -157,8 +152,7 @@ def test_the_first_submit_does_not_wait_for_a_new_thread_in_which_a_finalizer_wa
 
         Cycle(take_the_lock)
         call_until_the_end(start)
-        """
-    )
+        """)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +169,7 @@ def test_the_first_submit_does_not_wait_for_a_new_thread_in_which_a_finalizer_wa
     ],
 )
 def test_a_call_with_a_lock_held_does_not_wait_for_a_thread_in_which_a_finalizer_wants_the_lock(call: str) -> None:
-    run(
-        f"""
+    run(f"""
         def submit():
             for _ in range(10):
                 batcher.submit("job")
@@ -195,16 +188,14 @@ def test_a_call_with_a_lock_held_does_not_wait_for_a_thread_in_which_a_finalizer
         call_in_two_threads(submit_and_call, submit)
         gc.set_threshold(1000)
         batcher.flush()
-        """
-    )
+        """)
 
 
 @pytest.mark.parametrize("cancel_futures", [False, True])
 def test_a_shutdown_with_a_lock_held_does_not_wait_for_a_thread_in_which_a_finalizer_wants_the_lock(
     cancel_futures: bool,
 ) -> None:
-    run(
-        f"""
+    run(f"""
         def start_and_shut_down():
             batcher = started_batcher()
             for _ in range(20):
@@ -216,5 +207,4 @@ def test_a_shutdown_with_a_lock_held_does_not_wait_for_a_thread_in_which_a_final
         gc.set_threshold(random.randint(1, 20))
         Cycle(take_the_lock)
         call_until_the_end(start_and_shut_down)
-        """
-    )
+        """)
