@@ -119,7 +119,8 @@ def test_finalizers_may_submit_to_one_batcher_and_a_signal_handler_to_another(lo
         def handle(number, frame):
             with lock:
                 from_handler.submit("alarm")
-            signal.setitimer(signal.ITIMER_REAL, 0.0001)  # the next signal arrives when this handler has returned
+            if time.monotonic() < end:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001)  # the next signal arrives when this handler has returned
 
         def submit():
             for _ in range(50):
@@ -136,7 +137,6 @@ def test_finalizers_may_submit_to_one_batcher_and_a_signal_handler_to_another(lo
         Cycle(finalize)
         call_until_the_end(submit)
         gc.set_threshold(1000)
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         from_finalizers.flush()
         from_handler.flush()
         """)
