@@ -257,12 +257,14 @@ class Batcher(Generic[Job, Value]):
         future: JobFuture[Value] = JobFuture(job, engine.queue)
         if self._needs_attributes:
             self._set_attributes(future)
-        if engine.stage is not _RUNNING:
+        if engine.stage is _RUNNING:
+            engine.queue.put(future, True, timeout, expires_in)
+        else:
             self._start(engine)
-        engine.queue.put(future, True, timeout, expires_in)
-        if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
-            with contextlib.suppress(BatcherClosed):  # then the shutdown settles this future
-                self._start(engine)
+            engine.queue.put(future, True, timeout, expires_in)
+            if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
+                with contextlib.suppress(BatcherClosed):  # then the shutdown settles this future
+                    self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
             notify(self._acceptance_listeners, event)

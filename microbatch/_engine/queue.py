@@ -128,25 +128,22 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if expires_in is not None:
                 item.expires_in, item._expires = expires_in, now + expires_in
                 self.may_expire = True
-            if self._away or self._recalls:
+            if self._recalls or self._away and threading.get_ident() in self._away:
                 self.callers.record_submission(threading.get_ident(), now)
         except BaseException:
             waiting.pop(item, None)  # L4
             self._make_room_for_another(item)
             raise
-        refused = False
         try:
             item._epoch = self.epoch
             self.accepted.append(item)  # from here on the job is accepted
         finally:
             if self.closed:  # by another thread, in the meantime
-                refused = self._withdraw(item)  # type: ignore[unreachable]
+                self._withdraw(item)  # type: ignore[unreachable]
             elif len(self._items) > self._wanted:
                 self.not_empty.wake()
             elif expires_in is not None:
                 self.note_news()
-        if refused:
-            raise BatcherClosed("the batcher is shut down")
 
     def _has_room(self, item: JobFuture[Any]) -> bool:
         """Return whether a job that is in `waiting` may stay there. If it may not, remove it.
@@ -192,13 +189,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item._announce()
         self.not_full.notify()
 
-    def _withdraw(self, item: JobFuture[Any]) -> bool:
-        """Refuse a job that is in `accepted`. Return False if it is too late, because another thread has taken it."""
-        if self.waiting.pop(item, self) is self:
-            return False
-        self.withdrawn.append(item)
-        self._make_room_for_another(item)
-        return True
+    def _withdraw(self, item: JobFuture[Any]) -> None:
+        """Refuse a job that is in `accepted`, by raising `BatcherClosed`, unless another thread has taken it."""
+        if self.waiting.pop(item, self) is not self:
+            self.withdrawn.append(item)
+            self._make_room_for_another(item)
+            raise BatcherClosed("the batcher is shut down")
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""
