@@ -17,15 +17,21 @@ If you only want to process batches in a cluster, and form them locally, you don
 """
 
 import asyncio
+import io
 import os
+import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
-from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import islice
+from pickle import PickleBuffer, PicklingError, UnpicklingError
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import cloudpickle
 from distributed import Client, Lock, Variable
+from distributed.protocol import to_serialize
 from distributed.protocol.pickle import dumps, loads
 
 from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, BatchingPolicy, MicrobatchError
@@ -40,6 +46,9 @@ __all__ = ["CollectorLost", "SharedProcessor", "shared"]
 _DASK_ERRORS = (OSError, RuntimeError, AttributeError, CancelledError, asyncio.TimeoutError)
 # Exceptions of user code. One that reaches the event loop of a Dask worker would end the worker for all processes.
 _USER_ERRORS = (Exception, SystemExit)
+
+_PROTOCOL = 5  # of pickle
+_LARGE = 64 * 1024  # bytes. A buffer of this size is sent beside the pickled message, instead of being copied into it.
 
 
 class CollectorLost(MicrobatchError, ConnectionError):
@@ -70,10 +79,16 @@ class SharedProcessor:
         Raises:
             CollectorLost: The shared batcher can't be reached, or its process has died.
         """
-        messages = [_pickle_job(job) for job in jobs]
-        sent = [message for message in messages if isinstance(message, bytes)]
-        received = iter(self._ask("run", sent)) if sent else iter(())
-        return [_unpickle_outcome(next(received)) if isinstance(message, bytes) else message for message in messages]
+        message = _pickle_together(jobs)
+        answer = self._ask("run", *message) if message else None
+        return self._send_separately(jobs) if answer is None else _unpickle_outcomes(*answer)
+
+    def _send_separately(self, jobs: list[Any]) -> list[Any]:
+        """Send jobs that can't be pickled, or can't be unpickled, in one piece. Only those fail that are the cause."""
+        pickled = [_pickle_job(job) for job in jobs]
+        sent = [job for job in pickled if isinstance(job, bytes)]
+        answers = iter(_unpickle_outcomes(*self._ask("run_separately", pickle.dumps(sent))) if sent else ())
+        return [next(answers) if isinstance(job, bytes) else job for job in pickled]
 
     def stats(self) -> BatcherStats:
         """Return the counts of the shared batcher, for all processes together."""
@@ -159,34 +174,53 @@ class _Collector:
         # stay free for a shutdown.
         self._waiting = ThreadPoolExecutor(1)
 
-    async def run(self, messages: list[bytes]) -> list[bytes]:
-        """Process the pickled jobs, and return one pickled outcome per job."""
-        loop = asyncio.get_running_loop()
-        over, left = loop.create_future(), len(messages)
-        mutex = threading.Lock()  # guards `left`
+    async def run(self, message: bytes, *buffers: Any) -> Any:
+        """Process the jobs of a message, and return their pickled outcomes, or None if the jobs can't be unpickled."""
+        try:
+            jobs = pickle.loads(message, buffers=buffers)
+        except _USER_ERRORS:
+            return None
+        return _pickle_outcomes(await self._process(jobs))
 
-        def count(future: Any) -> None:
-            nonlocal left
-            with mutex:
-                left -= 1
-                last = not left
-            if last:
-                loop.call_soon_threadsafe(over.set_result, None)
-
-        outcomes: list[Any] = []
-        for message in messages:
+    async def run_separately(self, message: bytes) -> Any:
+        """Process jobs that were pickled one by one, and return their pickled outcomes."""
+        jobs, errors = [], {}
+        for number, job in enumerate(pickle.loads(message)):
             try:
-                job = loads(message)
-                try:
-                    outcomes.append(self._batcher.submit(job, timeout=0))
-                except BacklogFull:
-                    outcomes.append(await loop.run_in_executor(self._waiting, self._batcher.submit, job))
-                outcomes[-1].add_done_callback(count)
+                jobs.append(loads(job))
+            except _USER_ERRORS as error:
+                errors[number] = error
+        outcomes = await self._process(jobs)
+        for number in errors:  # in ascending order
+            outcomes.insert(number, errors[number])
+        return _pickle_outcomes(outcomes)
+
+    async def _process(self, jobs: list[Any]) -> list[Any]:
+        """Submit *jobs*, wait until they are done, and return the future of each job, or the error of `submit`."""
+        loop = asyncio.get_running_loop()
+        outcomes: list[Any] = []
+        self._submit(jobs, outcomes, timeout=0)
+        if len(outcomes) < len(jobs):
+            await loop.run_in_executor(self._waiting, self._submit, jobs, outcomes, None)
+        # The last job is usually done last, so there is one callback for all.
+        for outcome in reversed(outcomes):
+            if not isinstance(outcome, BaseException) and not outcome.done():
+                done: Any = loop.create_future()
+                outcome.add_done_callback(partial(loop.call_soon_threadsafe, done.set_result))
+                await done
+        return outcomes
+
+    def _submit(self, jobs: list[Any], outcomes: list[Any], timeout: float | None) -> None:
+        """Submit the jobs that have no outcome yet. Return if there is no space in the queue after *timeout* seconds."""
+        for job in jobs[len(outcomes) :]:
+            try:
+                outcomes.append(self._batcher.submit(job, timeout=timeout))
+            except BacklogFull as error:
+                if timeout is not None:
+                    return
+                outcomes.append(error)  # of *key* or *weigh*
             except _USER_ERRORS as error:
                 outcomes.append(error)
-                count(None)
-        await over
-        return [_pickle_outcome(outcome) for outcome in outcomes]
 
     def stats(self) -> BatcherStats:
         """See `SharedProcessor.stats`."""
@@ -260,6 +294,41 @@ async def _call(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
     return await answer
 
 
+def _pickle_together(jobs: list[Any]) -> list[Any]:
+    """Return *jobs* as one message: their pickle, and its large buffers. Return an empty list if they can't be pickled."""
+    if (
+        cloudpickle.list_registry_pickle_by_value()
+    ):  # it is for Dask's `dumps`, which looks at the class of a single job
+        return []
+    message: list[Any] = [b""]
+    try:
+        message[0] = _pickle(jobs, message, cloudpickle.dumps)
+    except _USER_ERRORS:
+        return []
+    return message
+
+
+def _pickle(value: Any, buffers: list[Any], otherwise: Callable[[Any], bytes]) -> bytes:
+    """Pickle *value*, and append its large buffers to *buffers*. If `pickle` is not enough, call *otherwise*."""
+    large: list[memoryview] = []
+
+    def is_copied(buffer: PickleBuffer) -> bool:
+        view = buffer.raw()
+        small = view.nbytes < _LARGE
+        if not small:
+            large.append(view)
+        return small
+
+    try:
+        pickled = pickle.dumps(value, _PROTOCOL, buffer_callback=is_copied)
+    except Exception:
+        return otherwise(value)
+    if b"__main__" in pickled:  # the main module of the other process is another one
+        return otherwise(value)
+    buffers += large
+    return pickled
+
+
 def _pickle_job(job: Any) -> Any:
     try:
         return dumps(job)
@@ -267,21 +336,71 @@ def _pickle_job(job: Any) -> Any:
         return PicklingError(f"the job can't be sent to another process: {error}")
 
 
-def _pickle_outcome(outcome: Any) -> bytes:
-    error = outcome
-    if not isinstance(outcome, BaseException):
-        error = CancelledError() if outcome.cancelled() else outcome.exception()
-    try:
-        message: bytes = dumps((error, None) if error is not None else (None, outcome.result().value))
-    except _USER_ERRORS as reason:
-        what = "result" if error is None else f"exception {type(error).__name__}"
-        message = dumps((PicklingError(f"the {what} can't be sent to another process: {reason}"), None))
+def _pickle_outcomes(outcomes: list[Any]) -> list[Any]:
+    """Return *outcomes* as one message: their pickle, and its large buffers.
+
+    Values of built-in types are pickled together. Errors, and all values if one of them has another type, are pickled
+    one by one, because the process of the caller may not be able to unpickle some of them.
+    """
+    pairs = [_error_and_value(outcome) for outcome in outcomes]
+    together = _pickle_plain([value for _, value in pairs])
+    message: list[Any] = [b""]
+    separate = {
+        number: _pickle_outcome(*pair, message)
+        for number, pair in enumerate(pairs)
+        if together is None or pair[0] is not None
+    }
+    message[0] = pickle.dumps((together, separate))
     return message
 
 
-def _unpickle_outcome(message: bytes) -> Any:
+def _error_and_value(outcome: Any) -> tuple[BaseException | None, Any]:
+    if isinstance(outcome, BaseException):
+        return outcome, None
+    error = CancelledError() if outcome.cancelled() else outcome.exception()
+    return error, outcome.result().value if error is None else None
+
+
+class _PlainPickler(pickle.Pickler):
+    """Raises an exception for each object whose type is not built in."""
+
+    def reducer_override(self, obj: Any) -> NoReturn:
+        raise PicklingError(f"{type(obj).__name__} is not built in")
+
+
+def _pickle_plain(values: list[Any]) -> bytes | None:
+    """Pickle *values* if all of them can be unpickled in any process. Otherwise, return None."""
+    file = io.BytesIO()
     try:
-        error, value = loads(message)
+        _PlainPickler(file, _PROTOCOL).dump(values)
+    except Exception:
+        return None
+    return file.getvalue()
+
+
+def _pickle_outcome(error: BaseException | None, value: Any, buffers: list[Any]) -> tuple[bytes, int]:
+    """Pickle an outcome, append its large buffers to *buffers*, and return their number too."""
+    before = len(buffers)
+    try:
+        pickled = _pickle((error, value), buffers, dumps)
+    except _USER_ERRORS as reason:
+        what = "result" if error is None else f"exception {type(error).__name__}"
+        pickled = dumps((PicklingError(f"the {what} can't be sent to another process: {reason}"), None))
+    return pickled, len(buffers) - before
+
+
+def _unpickle_outcomes(message: bytes, *buffers: Any) -> list[Any]:
+    together, separate = pickle.loads(message)
+    outcomes: list[Any] = [None] * len(separate) if together is None else pickle.loads(together)
+    rest = iter(buffers)
+    for number, (pickled, count) in separate.items():
+        outcomes[number] = _unpickle_outcome(pickled, list(islice(rest, count)))
+    return outcomes
+
+
+def _unpickle_outcome(pickled: bytes, buffers: list[Any]) -> Any:
+    try:
+        error, value = pickle.loads(pickled, buffers=buffers)
     except _USER_ERRORS as reason:
         return UnpicklingError(f"the outcome can't be read in this process: {reason}")
     return value if error is None else error
