@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
 from pickle import PickleBuffer, PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import cloudpickle
 from distributed import Client, Lock, Variable
@@ -49,6 +49,7 @@ _USER_ERRORS = (Exception, SystemExit)
 
 _PROTOCOL = 5  # of pickle
 _LARGE = 64 * 1024  # bytes. A buffer of this size is sent beside the pickled message, instead of being copied into it.
+_CONNECT = 2.0  # seconds to wait for an answer of the collector over a direct connection
 
 
 class CollectorLost(MicrobatchError, ConnectionError):
@@ -71,7 +72,7 @@ class SharedProcessor:
         self._mutexes: dict[int, Any] = {}
         self._process = 0  # the process that `_client` belongs to
         self._client: Any = None
-        self._found: Any = None  # the actor and its future
+        self._found: Any = None  # the link to the actor
 
     def __call__(self, jobs: list[Any]) -> list[Any]:
         """Send *jobs* to the shared batcher, wait, and return one outcome per job: a value or an exception.
@@ -102,17 +103,17 @@ class SharedProcessor:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            client, actor, future = self._actor()
+            client, link = self._link()
         except _DASK_ERRORS as error:
             raise CollectorLost(f"{self._name} can't be reached, so nothing was sent: {error}") from error
         try:
-            return _wait_for(client, _call(actor, future, method, *arguments))
+            return _wait_for(client, link.call(method, *arguments))
         except _DASK_ERRORS as error:  # exceptions of the batcher itself are among the outcomes
             self._found = None  # the actor may still be alive; the next call looks for it again
             raise CollectorLost(f"{self._name} has died, or can't be reached any more") from error
 
-    def _actor(self) -> Any:
-        """Return the client, the actor and the actor's future. If no living actor is known, find or create one."""
+    def _link(self) -> "tuple[Client, _Link]":
+        """Return the client and a link to the actor. If no living actor is known, find or create one."""
         with self._mutexes.setdefault(os.getpid(), threading.RLock()):
             client, found = self._client, self._found
             if self._process != os.getpid() or client.status == "closed":
@@ -120,20 +121,20 @@ class SharedProcessor:
                 if client.status == "closed":
                     raise RuntimeError("client= must return an open client, got a closed one")
                 self._process, self._client, self._found = os.getpid(), client, None
-            if found is None or found[1].status != "finished":
+            if found is None or found.future.status != "finished":
                 with client.as_current():  # an actor uses the current client
                     self._found = found = _wait_for(client, self._find_or_create(client))
-            return client, *found
+            return client, found
 
-    async def _find_or_create(self, client: Client) -> Any:
+    async def _find_or_create(self, client: Client) -> "_Link":
         async with self._locked(client):
-            found = await self._find(client)
-            if found is None:
+            link = await self._find(client)
+            if link is None:
                 # The arguments are bytes, so that the scheduler does not need the module of the processor.
                 future = client.submit(_Collector, self._arguments, actor=True, pure=False)
-                found = await future, future
+                link = await _Link.to(client, future)
                 await Variable(self._name, client=client).set(future)
-            return found
+            return link
 
     @asynccontextmanager
     async def _locked(self, client: Client) -> AsyncIterator[None]:
@@ -145,14 +146,14 @@ class SharedProcessor:
             if hasattr(lock, "refresh_callback"):  # stopped, or it would renew the lock as long as the client exists
                 lock.refresh_callback.stop()
 
-    async def _find(self, client: Client) -> Any:
-        """Return the actor of this name and its future, or None if there is none that is alive and open."""
+    async def _find(self, client: Client) -> "_Link | None":
+        """Return a link to the actor of this name, or None if there is no actor that is alive and open."""
         try:
             # Returns immediately, unless the variable was never set.
             future = await Variable(self._name, client=client).get(timeout=0.1)
             if future is not None and future.status == "finished":
-                actor = await future
-                return (actor, future) if await _call(actor, future, "is_open") else None
+                link = await _Link.to(client, future)
+                return link if await link.call("is_open") else None
         except _DASK_ERRORS:
             pass
         return None
@@ -161,6 +162,51 @@ class SharedProcessor:
         async with self._locked(client):
             if await self._find(client) is None:  # not if another actor has been created since
                 await Variable(self._name, client=client).set(None)
+
+
+class _Link(NamedTuple):
+    """A way to call the methods of an actor."""
+
+    actor: Any
+    future: Any
+    worker: Any  # the worker of the actor, or None if only the scheduler can reach it
+
+    @classmethod
+    async def to(cls, client: Client, future: Any) -> "_Link":
+        """Create a link to the actor that *future* has as its result.
+
+        It connects to the worker directly if that is possible, because the scheduler would spend as much time on a
+        message as the worker does.
+        """
+        actor = await future
+        link = cls(actor, future, client.rpc(actor._address))
+        try:
+            if client.direct_to_workers is not False:
+                await asyncio.wait_for(link.call("is_open"), _CONNECT)
+                return link
+        except _DASK_ERRORS:
+            pass
+        return link._replace(worker=None)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor. Raise RuntimeError if the actor is lost, because Dask may then never reply."""
+        send = getattr(self.actor, method) if self.worker is None else partial(self._send, method)
+        answer = asyncio.ensure_future(send(*arguments))
+        while not (await asyncio.wait([answer], timeout=1))[0]:
+            if self.future.status != "finished":
+                answer.cancel()
+                raise RuntimeError("the actor is lost")
+        return await answer
+
+    async def _send(self, method: str, *arguments: Any) -> Any:
+        wrapped = [to_serialize(argument) for argument in arguments]
+        try:
+            reply = await self.worker.actor_execute(actor=self.actor.key, function=method, args=wrapped)
+        except KeyError as error:
+            raise RuntimeError("the worker doesn't have the actor any more") from error
+        if "exception" in reply:
+            raise reply["exception"]
+        return reply["result"]
 
 
 class _Collector:
@@ -282,16 +328,6 @@ def _wait_for(client: Client, reply: Coroutine[Any, Any, Any]) -> Any:
         if client.status == "closed":
             raise RuntimeError("the client is closed")
     return result.result()
-
-
-async def _call(actor: Any, future: Any, method: str, *arguments: Any) -> Any:
-    """Call a method of an actor. Raise RuntimeError if the actor is lost, because Dask may then never reply."""
-    answer = asyncio.ensure_future(getattr(actor, method)(*arguments))
-    while not (await asyncio.wait([answer], timeout=1))[0]:
-        if future.status != "finished":
-            answer.cancel()
-            raise RuntimeError("the actor is lost")
-    return await answer
 
 
 def _pickle_together(jobs: list[Any]) -> list[Any]:
