@@ -84,8 +84,7 @@ class Load(NamedTuple):
 
 def client(load: Load, name: str) -> None:
     """Submit jobs in a loop, and print their number, the wrong results, the calls and the CPU time."""
-    options: dict[str, Any] = {"policy": POLICY}
-    work = PROCESSORS[load.processor]
+    work: Callable[[list[str]], Any] = PROCESSORS[load.processor]
     if load.address:
         from distributed import Client
 
@@ -93,11 +92,11 @@ def client(load: Load, name: str) -> None:
 
         connection = Client(load.address)
         collector = f"{load.processor} {load.workers}"
-        work, options = shared(collector, work, POLICY, client=lambda: connection, max_workers=load.workers), {}
+        work = shared(collector, work, POLICY, client=lambda: connection, max_workers=load.workers)
         work([])
     print("ready", flush=True)
     sys.stdin.readline()
-    with Batcher(work, **options) as batcher, ThreadPoolExecutor(load.callers) as pool:
+    with Batcher(work, POLICY) as batcher, ThreadPoolExecutor(load.callers) as pool:
         started, deadline = time.process_time(), time.monotonic() + load.seconds
 
         def loop(caller: int) -> tuple[int, int, float]:
