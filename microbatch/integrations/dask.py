@@ -182,7 +182,7 @@ class _Link(NamedTuple):
         link = cls(actor, future, client.rpc(actor._address))
         try:
             if client.direct_to_workers is not False:
-                await asyncio.wait_for(link.call("is_open"), _CONNECT)
+                await asyncio.wait_for(link._send("is_open"), _CONNECT)
                 return link
         except _DASK_ERRORS:
             pass
@@ -297,6 +297,7 @@ def shared(
 
     *processor*, *policy*, *options*, jobs, results and exceptions are sent between processes, so they must be
     picklable. A job whose pickling fails, or whose result can't be pickled, fails alone.
+    The jobs of one call are pickled together, so an object that two of them share is still shared when it arrives.
 
     If the process of the shared batcher dies, each caller that waits for it gets `CollectorLost`. The next jobs create
     a new batcher.
