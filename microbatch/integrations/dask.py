@@ -29,10 +29,9 @@ from itertools import islice
 from pickle import PickleBuffer, PicklingError, UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import cloudpickle
 from distributed import Client, Lock, Variable
 from distributed.protocol import to_serialize
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import cloudpickle, dumps, loads
 
 from microbatch import DEFAULT_POLICY, BacklogFull, Batcher, BatcherStats, BatchingPolicy, MicrobatchError
 from microbatch.batcher import UnnamedOptions
