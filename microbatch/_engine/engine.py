@@ -172,8 +172,13 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        self.ledger.claim(list(self.queue.waiting))
-        return self.ledger.fail(self.ledger.running(), error)
+        group = list(self.queue.waiting)
+        self.ledger.claim(group)
+        failed = self.ledger.fail(self.ledger.running(), error)
+        if self.queue.take_lead():
+            self.ledger.close_group(group)  # otherwise the ledger would keep these futures alive
+            self.queue.resign(NEVER, 1)
+        return failed
 
     def exit_deadline(self) -> float:
         """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""

@@ -166,7 +166,8 @@ class Ledger:
 
     def running(self) -> Group:
         """Return the futures of the jobs that do not wait and have no outcome yet."""
-        return [future for future in chain.from_iterable(self._books[1:]) if future._stage is None]
+        futures = chain.from_iterable(map(list.copy, self._books[1:]))  # L6
+        return [future for future in futures if future._stage is None]
 
     def unsettled(self) -> Group:
         """Return the futures that have no outcome yet, in order of acceptance.

@@ -279,6 +279,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def clear(self) -> None:
         """Forget all jobs, in a forked child."""
         self.waiting.clear()
+        self.attached.clear()
         self.accepted.take()
 
     # -- called by a thread that leads, or wants to --
@@ -288,9 +289,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
         Once the queue is closed, only the batcher thread leads.
         """
-        return not self.closed and self._take_lead()
+        return not self.closed and self.take_lead()
 
-    def _take_lead(self) -> bool:
+    def take_lead(self) -> bool:
+        """Do the same even if the queue is closed."""
         taken = not self.is_leader() and self._lead.acquire(False)
         if taken:
             self._is_led = True
@@ -314,7 +316,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Wait until there is something for the batcher thread to do, and take the lead."""
         self.not_empty.reset()
         self._alarm = NEVER  # so that a thread that resigns from now on wakes this one
-        while not (self._is_due() and self._take_lead()):
+        while not (self._is_due() and self.take_lead()):
             moment = self._moment
             self._alarm = moment
             self.clock.wait_until(self.not_empty, moment)
