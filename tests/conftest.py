@@ -77,6 +77,7 @@ def check_that_no_thread_is_left() -> Iterator[None]:
     if left:
         gc.collect()  # a batcher that the test dropped shuts down when it is collected
     for thread in left:
+        thread._started.wait(timeout=10)  # type: ignore[attr-defined]  # the batcher may just be starting it
         thread.join(timeout=10)
     assert [] == [thread.name for thread in left if thread.is_alive()]
 
