@@ -423,6 +423,8 @@ class Batcher(Generic[Job, Value]):
                 made.atexit = False  # the engine has an exit hook of its own
                 if vars(engine).setdefault("finalizer", made) is not made:
                     made.detach()  # another thread has made one since the check
+                if engine.queue.closed:  # by a thread that did not find one
+                    engine.finalizer.detach()  # type: ignore[unreachable]
 
     def _successor_in_child(self, parents: Engine) -> Engine:
         """Return the engine of a forked child, which replaces the engine of the parent process.

@@ -46,7 +46,17 @@ def log_failures_now() -> Iterator[None]:
 
 
 # Python calls a tracer at the start of these lines, but never interrupts there: no call and no jump precedes them.
-CLOSED = ("with ", "waiter.finished_futures += ", "if counts:", "waiter.num_pending_calls -= ")
+CLOSED = (
+    *("with ", "waiter.finished_futures += ", "if counts:", "waiter.num_pending_calls -= "),
+    *(
+        "if broken:",
+        "future._error = ",
+        "future._failures = ",
+        "future._value = ",
+        "future._service = ",
+        "future._stage = ",
+    ),
+)
 
 
 class TimeLimit(Exception):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
+from microbatch._engine.engine import Engine
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -188,28 +189,31 @@ def test_another_submit_may_interrupt_the_first_submit(collect_and_switch_often:
     assert {"from a finalizer"} == {future.result(timeout=10).value for future in accepted}
 
 
-def interrupt_start(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
-    """Make a call when the next `submit` has started the first thread, like the handler of a signal that arrives there."""
-    start = _thread.start_new_thread
+def submit_interrupted(batcher: Batcher[Any, Any], call: Callable[[], object]) -> None:
+    """Submit a job, and make a call when the first thread was started, like the handler of a signal that arrives there."""
 
-    def interrupted(*arguments: Any) -> int:
-        monkeypatch.undo()
-        ident: int = start(*arguments)
-        call()
-        return ident
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "return" and frame.f_code is Engine.start.__code__:
+            sys.settrace(None)
+            call()
+        return trace
 
-    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        batcher.submit("interrupted")
+    finally:
+        sys.settrace(before)
 
 
 def raise_keyboard_interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_first_submit_interrupted_by_a_signal_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_submit_interrupted_by_a_signal_can_be_repeated() -> None:
     batcher = Batcher(echo)
-    interrupt_start(monkeypatch, raise_keyboard_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        batcher.submit("interrupted")
+        submit_interrupted(batcher, raise_keyboard_interrupt)
     assert "job" == batcher.submit("job").result(timeout=10).value
     assert batcher.shutdown(timeout=10)
     assert 1 == batcher.stats().accepted
@@ -233,11 +237,10 @@ def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
     assert 1 == batcher.stats().accepted == batcher.stats().succeeded
 
 
-def test_a_shutdown_that_waits_may_interrupt_the_first_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shutdown_that_waits_may_interrupt_the_first_submit() -> None:
     batcher, ended = Batcher(echo), list[bool]()
-    interrupt_start(monkeypatch, lambda: ended.append(batcher.shutdown(timeout=10)))
     with pytest.raises(BatcherClosed):
-        batcher.submit("job")
+        submit_interrupted(batcher, lambda: ended.append(batcher.shutdown(timeout=10)))
     assert ([True], 0) == (ended, batcher.stats().accepted)
 
 
@@ -284,13 +287,10 @@ def test_a_job_accepted_just_after_a_thread_failed_to_start_starts_the_threads_a
     assert batcher.shutdown(timeout=10)
 
 
-def test_a_dropped_batcher_whose_first_submit_was_interrupted_by_a_signal_processes_its_jobs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_dropped_batcher_whose_first_submit_was_interrupted_by_a_signal_processes_its_jobs() -> None:
     batcher = Batcher(echo, Size(9))
-    interrupt_start(monkeypatch, raise_keyboard_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        batcher.submit("interrupted")
+        submit_interrupted(batcher, raise_keyboard_interrupt)
     future = batcher.submit("job")
     with pytest.warns(ResourceWarning, match="never shut down"):
         del batcher

@@ -77,7 +77,7 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
 
 
-@pytest.mark.parametrize("place", ["abandon", "_run_shutdown_callback"])
+@pytest.mark.parametrize("place", ["_abandon_waiting", "_run_shutdown_callback"])
 def test_if_a_shutdown_is_interrupted_another_waiting_shutdown_completes_it(place: str, clock: ManualClock) -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if event == "return" and frame.f_code.co_name == place:

@@ -112,12 +112,15 @@ class Engine:
             del self._unclaimed
         except AttributeError:  # another thread starts them
             return
+        started: list[int] = []
         try:
-            # Not a `Thread`, because its `start` waits for the new thread. No interruption is possible between the two
-            # statements (L3).
-            _thread.start_new_thread(self._launch, ())
-        except RuntimeError as error:
-            self._give_up_start(error)
+            # Not a `Thread`, because its `start` waits for the new thread. This is one step, so that the list is empty
+            # if and only if there is no thread. No interruption is possible before it (L3).
+            started.extend(map(_thread.start_new_thread, [self._launch], [()]))
+        except BaseException as error:
+            if not started:
+                self._unclaimed = True
+                self._give_up_start(error)
             raise
 
     def leave_to_parent(self) -> None:
@@ -135,18 +138,18 @@ class Engine:
         """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
         if self.stage is _ENDED or not self.queue.closed:
             return
-        try:
-            del self._unclaimed
-        except AttributeError:  # another thread ends it, or starts the threads, which then end it
-            return
-        try:
-            with self.queue.own_thread():
-                self.abandon(BatcherClosed("the batcher was shut down before its threads were started"))
+        with self.queue.own_thread():  # a handler that interrupts this thread must not wait for it
+            try:
+                del self._unclaimed
+            except AttributeError:  # another thread ends it, or starts the threads, which then end it
+                return
+            try:
+                self._abandon_waiting(BatcherClosed("the batcher was shut down before its threads were started"))
                 self._end()
-        except BaseException:  # from a signal handler
-            self._unclaimed = True
-            self.queue.ended.notify_all()  # so that another thread takes over
-            raise
+            except BaseException:  # from a signal handler
+                self._unclaimed = True
+                self.queue.ended.notify_all()  # so that another thread takes over
+                raise
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
@@ -157,7 +160,7 @@ class Engine:
         finally:
             self.queue.ended.pop(waiter, None)
         thread = self._thread
-        if ended and thread is not None and thread.ident != threading.get_ident():
+        if ended and thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join()  # it is about to end
         return ended
 
@@ -172,9 +175,15 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
+        failed = self._abandon_waiting(error)
+        return failed + self.ledger.fail(self.ledger.running(), error)
+
+    def _abandon_waiting(self, error: BaseException) -> int:
         group = list(self.queue.waiting)
+        if not group:
+            return 0
         self.ledger.claim(group)
-        failed = self.ledger.fail(self.ledger.running(), error)
+        failed = self.ledger.fail(group, error)
         if self.queue.take_lead():
             self.ledger.close_group(group)  # otherwise the ledger would keep these futures alive
             self.queue.resign(NEVER, 1)
@@ -222,6 +231,7 @@ class Engine:
         If the interpreter exits already, that thread does the work of the batcher thread itself.
         """
         try:
+            self.queue.adopt_thread()  # a finalizer may run here, and must not wait for the start
             error = self._start_batcher_thread()
             if error is not None and is_exiting(error):
                 self._run()
@@ -237,11 +247,13 @@ class Engine:
             self._thread = _make_thread(self._run, self._name)
             self._thread.start()
         except BaseException as error:
-            self._thread = None
-            return error
+            if self._thread is None or self._thread.ident is None:
+                self._thread = None
+                return error
         return None
 
     def _run(self) -> None:
+        self.queue.adopt_thread()
         try:
             self._runner.open()
         except BaseException as error:
@@ -250,7 +262,6 @@ class Engine:
         if self.stage is _ENDED:  # by `give_up`, in the meantime
             self._runner.close()
             return
-        self.queue.adopt_thread()
         self.stage = _RUNNING
         try:
             self._work()
@@ -288,8 +299,7 @@ class Engine:
     def _give_up_start(self, error: BaseException) -> None:
         """Fail the jobs that were accepted in the meantime, and leave the batcher as if it had never been started."""
         self._thread, self._unclaimed = None, True  # before the next step, so that later jobs start the threads again
-        with self.queue.own_thread():
-            self.abandon(error)
+        self._abandon_waiting(error)
         self.queue.ended.notify_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
@@ -299,6 +309,8 @@ class Engine:
         self._run_callbacks()
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since
+        if self.queue.is_leader() or self.queue.take_lead():
+            self.queue.forget()
         self.queue.ended.notify_all()
 
     def _run_callbacks(self) -> None:

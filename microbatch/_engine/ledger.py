@@ -64,6 +64,8 @@ class Ledger:
 
         Jobs that don't wait any more are removed from *group*. The others can't be cancelled any more.
         """
+        if self.queue.may_expire:
+            group[:] = [future for future in group if future._stage is None]  # the others are counted already
         self._books.append(group)  # before the next step, so that each job is always in one of both places
         lost = list(map(self.queue.waiting.pop, group, repeat(self)))
         if lost.count(None) < len(group):
@@ -133,7 +135,7 @@ class Ledger:
                 self._notify(futures)
                 return
         for future in futures:
-            attached.pop(future, None)
+            future._detach()
 
     def _notify(self, futures: Group) -> None:
         for future in futures:
@@ -197,7 +199,7 @@ class Ledger:
         """Return all counts of one moment."""
         queue = self.queue
         books, accepted, cancelled = self._consistent_counts()
-        stages = Counter(map(_stage_of, chain.from_iterable(books[1:])))
+        stages = Counter(map(_stage_of, chain.from_iterable(map(list.copy, books[1:]))))
         totals: _Totals = books[0]
         running, succeeded = stages[None], totals.succeeded + stages[_SUCCEEDED]
         failed, expired = totals.failed + stages[_FAILED], totals.expired + stages[_EXPIRED]
@@ -223,7 +225,11 @@ class Ledger:
         """Return the books, and the numbers of accepted and of cancelled jobs, all from one moment."""
         queue = self.queue
         while True:
-            books, cancelled = self._books[:], queue.cancelled.total()
-            accepted = queue.accepted.total() - queue.withdrawn.total()
-            if cancelled == queue.cancelled.total() and list(map(id, books)) == list(map(id, self._books)):
+            books, cancelled, withdrawn = self._books[:], queue.cancelled.total(), queue.withdrawn.total()
+            accepted = queue.accepted.total() - withdrawn
+            if (
+                withdrawn == queue.withdrawn.total()
+                and cancelled == queue.cancelled.total()
+                and list(map(id, books)) == list(map(id, self._books))
+            ):
                 return books, accepted, cancelled

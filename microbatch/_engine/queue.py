@@ -139,7 +139,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.accepted.append(item)  # from here on the job is accepted
         finally:
             if self.closed:  # by another thread, in the meantime
-                self._withdraw(item)  # type: ignore[unreachable]
+                try:  # type: ignore[unreachable]
+                    del waiting[item]
+                except KeyError:  # another thread has taken it, so it is accepted
+                    pass
+                else:
+                    self.withdrawn.append(item)  # L3
+                    self._make_room_for_another(item)
+                    raise BatcherClosed("the batcher is shut down")
             elif len(self._items) > self._wanted:
                 self.not_empty.wake()
             elif expires_in is not None:
@@ -166,6 +173,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._wait_in_line(item, waiter, deadline)
         finally:
             self.not_full.pop(waiter, None)
+            if len(self.waiting) < self._limit:  # this thread may have been woken again, in place of another one
+                self.not_full.notify()
 
     def _wait_in_line(self, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
         while not self._enters(item):
@@ -185,16 +194,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Tell the other threads that a job is refused, which may have taken up room or is being flushed."""
-        item._stage = _CANCELLED
+        if item._stage is None:
+            item._stage = _CANCELLED
         item._announce()
         self.not_full.notify()
-
-    def _withdraw(self, item: JobFuture[Any]) -> None:
-        """Refuse a job that is in `accepted`, by raising `BatcherClosed`, unless another thread has taken it."""
-        if self.waiting.pop(item, self) is not self:
-            self.withdrawn.append(item)
-            self._make_room_for_another(item)
-            raise BatcherClosed("the batcher is shut down")
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""
@@ -280,7 +283,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Forget all jobs, in a forked child."""
         self.waiting.clear()
         self.attached.clear()
+        self.forget()
+        self.cancelled.take()
+        self._calls.take()
+
+    def forget(self) -> None:
+        """Keep no job alive that was accepted, when there will be no leader any more."""
         self.accepted.take()
+        self.withdrawn.take()
 
     # -- called by a thread that leads, or wants to --
 

@@ -79,8 +79,8 @@ class Runner(ABC):
         that limits the time of a call may raise an exception in this thread too late, between any two statements of
         this package. The jobs that the thread was handling fail. All other jobs are processed as usual.
 
-        The state is restored from data that changes in one step: `Ledger.inherited` has all jobs that are not settled,
-        `Dispatcher.running` has all batches, and `JobQueue.leader` is the thread that leads.
+        The state is restored from data that changes in one step: `Ledger.unsettled` has all jobs that are not settled,
+        `Dispatcher.running` has all batches, and `JobQueue.is_leader` says whether this thread leads.
 
         Raises:
             BaseException: *error*, if there were more than `_MOST_INTERRUPTIONS` exceptions in a row.

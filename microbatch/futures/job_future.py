@@ -100,6 +100,11 @@ class Attachments(Waiters):
         self.notified: list[Any] = []
         self.callbacks: list[Callable[[Any], object]] = []
 
+    @property
+    def are_pending(self) -> bool:
+        """Whether there are watchers that were not notified, or callbacks that have not run."""
+        return bool(self.callbacks) or self.watched and not self.all_notified
+
 
 class KeepAlive:
     """A done-callback that keeps *owner* alive until the job is done. It does not count as asking for the outcome."""
@@ -340,24 +345,28 @@ class JobFuture(Future[JobResult[Value]]):
             )
         waiter = Waiter()
         waiter.caller = owner.current_caller()
-        attachments = self._attach()
+        attachments = None
         try:
+            attachments = self._attach()
             attachments[waiter] = None
             if self._stage is None and not waiter.wait(timeout) and self._stage is None:
                 raise TimeoutError(owner.explain(self))
         finally:
-            attachments.pop(waiter, None)
+            if attachments is not None:
+                attachments.pop(waiter, None)
             self._detach()
 
     def _wait_until(self, moment: float, clock: Any) -> None:
         """Wait for the outcome until a moment on the clock of the batcher."""
-        attachments, waiter = self._attach(), Waiter()
+        waiter, attachments = Waiter(), None
         try:
+            attachments = self._attach()
             attachments[waiter] = None
             if self._stage is None:
                 clock.wait_until(waiter, moment)
         finally:
-            attachments.pop(waiter, None)
+            if attachments is not None:
+                attachments.pop(waiter, None)
             self._detach()
 
     def _attach(self) -> Attachments:
@@ -366,11 +375,16 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _detach(self) -> None:
         """Drop the attachments if there is an outcome and all of them have been told. Can be called again."""
-        attachments = self._owner.attached.get(self)
-        if self._stage is None or attachments is None or attachments.callbacks:
+        attached = self._owner.attached
+        attachments = attached.get(self)
+        if self._stage is None or attachments is None or attachments.are_pending:
             return
-        if attachments.all_notified or not attachments.watched:
-            self._owner.attached.pop(self, None)
+        attached.pop(self, None)
+        if attachments.are_pending:  # something was added since the check, and may rely on the entry
+            entry = attached.setdefault(self, attachments)  # type: ignore[unreachable]
+            entry.watched = entry.watched or attachments.watched
+            self._notify_watchers()
+            self._run_each(attachments.callbacks)
 
     def _run_callback(self, take: Callable[[], Any]) -> None:
         """Run the callback that *take* returns, and log its exception. If *take* raises IndexError, none is left."""
