@@ -1,6 +1,8 @@
 """Race conditions, each forced: a call happens at the very moment at which it could do harm."""
 
+import _thread
 import concurrent.futures
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +19,10 @@ from microbatch import (
     BatchReport,
     Interval,
     JobExpired,
+    JobFuture,
     JobState,
     Size,
+    Weight,
     Window,
 )
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
@@ -327,3 +331,120 @@ def test_a_blocked_submit_is_noticed_even_if_another_one_has_just_given_up(
         processor.release()
         assert arrived.wait(timeout=10)
         assert "late" == late[0].result(timeout=10).job
+
+
+# -- no notification is lost --
+
+
+def pause_after(function: str, paused: threading.Event, go_on: threading.Event) -> Callable[..., Any]:
+    """Return a tracer that pauses the thread when a function of this name returns something true."""
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == function and event == "return" and argument and not paused.is_set():
+            paused.set()
+            go_on.wait(10)
+        return trace
+
+    return trace
+
+
+def test_a_caller_that_is_notified_twice_before_it_leaves_the_line_wakes_the_next_one(clock: ManualClock) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    gates = {job: threading.Event() for job in ("a", "b", "c", "d")}
+
+    def processor(jobs: list[str]) -> list[str]:
+        if jobs[0] in gates:
+            gates[jobs[0]].wait(10)
+        return jobs
+
+    def submit_slowly() -> JobFuture[str]:
+        sys.settrace(pause_after("_enters", entered, go_on))
+        try:
+            return batcher.submit("first", timeout=60)
+        finally:
+            sys.settrace(None)
+
+    policy = Weight(2)  # both of the blocked jobs are needed for a batch
+    weigh = {"first": 1, "second": 1}
+    with Batcher[str, str](
+        processor, policy, weigh=lambda job: weigh.get(job, 2), max_pending=2, max_workers=2, clock=clock
+    ) as batcher:
+        futures = [batcher.submit(job) for job in ("a", "b")]
+        while not all(future.running() for future in futures):
+            pass
+        futures += [batcher.submit(job) for job in ("c", "d")]
+        first = in_thread(submit_slowly)
+        clock.wait_for_sleeper(60)
+        clock.advance(1)
+        second = in_thread(lambda: batcher.submit("second", timeout=60))
+        clock.wait_for_sleeper(61)
+        gates["a"].set()
+        assert entered.wait(10)
+        gates["b"].set()
+        while not futures[3].running():  # now there is room for two
+            pass
+        go_on.set()
+        for gate in gates.values():
+            gate.set()
+        assert ["first", "second"] == [each.result(timeout=10).result(timeout=10).value for each in (first, second)]
+
+
+def test_wait_returns_if_the_job_is_settled_just_as_wait_begins_to_watch_it() -> None:
+    attached, settled, go_on, detached = (threading.Event() for _ in range(4))
+
+    def processor(jobs: list[str]) -> list[str]:
+        attached.wait(10)
+        sys.settrace(pause_before_detaching)  # in the worker thread
+        return jobs
+
+    def pause_before_detaching(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == "are_pending" and event == "return" and not settled.is_set():
+            settled.set()
+            go_on.wait(10)
+        if frame.f_code.co_name == "_detach" and event == "return":
+            detached.set()
+        return pause_before_detaching
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == "_attach" and event == "return" and not attached.is_set():
+            attached.set()
+            settled.wait(10)
+        if frame.f_code.co_name == "_get_state" and event == "return":
+            go_on.set()
+            detached.wait(10)
+        return watch
+
+    def wait_for_job() -> Any:
+        sys.settrace(watch)
+        try:
+            return concurrent.futures.wait([future], timeout=5).not_done
+        finally:
+            sys.settrace(None)
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        future = batcher.submit("job")
+        assert set() == in_thread(wait_for_job).result(timeout=20)
+
+
+def test_if_a_signal_arrives_just_as_a_start_fails_the_next_job_starts_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_give_up_start":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    with Batcher(echo) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(_thread, "start_new_thread", fail)
+            before = sys.gettrace()
+            sys.settrace(interrupt)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    batcher.submit("job")
+            finally:
+                sys.settrace(before)
+        assert "job" == batcher.submit("job").result(timeout=10).value
