@@ -175,16 +175,14 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        failed = self._abandon_waiting(error)
-        return failed + self.ledger.fail(self.ledger.running(), error)
+        return self._abandon_waiting(error, and_running=True)
 
-    def _abandon_waiting(self, error: BaseException) -> int:
+    def _abandon_waiting(self, error: BaseException, and_running: bool = False) -> int:
         group = list(self.queue.waiting)
-        if not group:
-            return 0
-        self.ledger.claim(group)
-        failed = self.ledger.fail(group, error)
-        if self.queue.take_lead():
+        if group:
+            self.ledger.claim(group)
+        failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
+        if group and self.queue.take_lead():
             self.ledger.close_group(group)  # otherwise the ledger would keep these futures alive
             self.queue.resign(NEVER, 1)
         return failed
