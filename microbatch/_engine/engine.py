@@ -48,6 +48,7 @@ class Stage(Enum):
     """All jobs are settled, and all shutdown callbacks have been called."""
 
 
+_is_main_interpreter = getattr(threading, "_is_main_interpreter", lambda: True)
 _NEW, _RUNNING, _ENDED = Stage  # globals, because looking up a member of an enum takes longer
 
 
@@ -114,11 +115,16 @@ class Engine:
             return
         started: list[int] = []
         try:
+            if not _is_main_interpreter():
+                # A subinterpreter can't end while a thread runs that is not a `Thread`.
+                if (error := self._start_batcher_thread()) is not None:
+                    raise error
+                return
             # Not a `Thread`, because its `start` waits for the new thread. This is one step, so that the list is empty
             # if and only if there is no thread. No interruption is possible before it (L3).
             started.extend(map(_thread.start_new_thread, [self._launch], [()]))
         except BaseException as error:
-            if not started:
+            if not started and self._thread is None:
                 self._unclaimed = True
                 self._give_up_start(error)
             raise
