@@ -142,7 +142,7 @@ class Engine:
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
-        if self.stage is _ENDED or not self.queue.closed:
+        if self.stage is _ENDED or not self.queue.closed or self.is_claimed:
             return
         with self.queue.own_thread():  # a handler that interrupts this thread must not wait for it
             try:
