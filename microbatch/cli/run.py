@@ -113,8 +113,12 @@ def process_lines(
         except BaseException:
             if interrupted is not None:
                 interrupted.set()
-            batcher.shutdown(cancel_futures=True)
-            writer.finish()
+            try:
+                batcher.shutdown(cancel_futures=True)
+                writer.finish()
+            except BaseException:
+                writer.give_up()
+                raise
             raise
     if writer.error is not None:
         raise writer.error
@@ -171,6 +175,10 @@ class _Writer:
         self._ended.wait()  # because before Python 3.13, an interrupted join() marks the thread as ended
         self._thread.join()
 
+    def give_up(self) -> None:
+        """Write nothing more. The interpreter may abort if another thread writes to a standard stream while it exits."""
+        self._stopped = True
+
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:
             if not self._stopped:
@@ -194,6 +202,7 @@ class _Writer:
         except BaseException as error:
             if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
                 self._stopped = True  # after an interrupt; the results end here, without a gap
+            if self._stopped:
                 return
             self._report(entry, error)
             line = b"null"
