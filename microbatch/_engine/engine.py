@@ -109,20 +109,17 @@ class Engine:
         if self.is_claimed:
             return
         enlist(self)
+        started: list[int | BaseException | None] = []
+        # Not a `Thread`, because its `start` waits for the new thread. But a subinterpreter can't end while a thread runs
+        # that is not a `Thread`.
+        start = partial(_thread.start_new_thread, self._launch) if _is_main_interpreter() else self._start_now
+        starting = map(start, [()])
         try:
             del self._unclaimed
         except AttributeError:  # another thread starts them
             return
-        started: list[int] = []
         try:
-            if not _is_main_interpreter():
-                # A subinterpreter can't end while a thread runs that is not a `Thread`.
-                if (error := self._start_batcher_thread()) is not None:
-                    raise error
-                return
-            # Not a `Thread`, because its `start` waits for the new thread. This is one step, so that the list is empty
-            # if and only if there is no thread. No interruption is possible before it (L3).
-            started.extend(map(_thread.start_new_thread, [self._launch], [()]))
+            started.extend(starting)  # the first call, so no interruption is possible before it (L3)
         except BaseException as error:
             if not started and self._thread is None:
                 self._unclaimed = True
@@ -144,18 +141,22 @@ class Engine:
         """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
         if self.stage is _ENDED or not self.queue.closed or self.is_claimed:
             return
-        with self.queue.own_thread():  # a handler that interrupts this thread must not wait for it
-            try:
-                del self._unclaimed
-            except AttributeError:  # another thread ends it, or starts the threads, which then end it
-                return
-            try:
-                self._abandon_waiting(BatcherClosed("the batcher was shut down before its threads were started"))
-                self._end()
-            except BaseException:  # from a signal handler
-                self._unclaimed = True
-                self.queue.ended.notify_all()  # so that another thread takes over
-                raise
+        this_thread = self.queue.this_thread
+        was_own = this_thread.is_own
+        try:
+            del self._unclaimed
+        except AttributeError:  # another thread ends it, or starts the threads, which then end it
+            return
+        this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
+        try:
+            self._abandon_waiting(BatcherClosed("the batcher was shut down before its threads were started"))
+            self._end()
+        except BaseException:  # from a signal handler
+            self._unclaimed = True
+            self.queue.ended.notify_all()  # so that another thread takes over
+            raise
+        finally:
+            this_thread.is_own = was_own
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
@@ -235,7 +236,7 @@ class Engine:
         If the interpreter exits already, that thread does the work of the batcher thread itself.
         """
         try:
-            self.queue.adopt_thread()  # a finalizer may run here, and must not wait for the start
+            self.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start
             error = self._start_batcher_thread()
             if error is not None and is_exiting(error):
                 self._run()
@@ -245,6 +246,10 @@ class Engine:
             # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before
             # Python 3.13, that would stay forever.
             threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+
+    def _start_now(self, arguments: tuple[()]) -> None:
+        if (error := self._start_batcher_thread()) is not None:
+            raise error
 
     def _start_batcher_thread(self) -> BaseException | None:
         try:
@@ -257,7 +262,7 @@ class Engine:
         return None
 
     def _run(self) -> None:
-        self.queue.adopt_thread()
+        self.queue.this_thread.is_own = True
         try:
             self._runner.open()
         except BaseException as error:

@@ -36,8 +36,8 @@ NOTHING = Drained([], [], [], -1, False, CallerActivity())
 """What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
-class _Local(threading.local):
-    is_own_thread = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
+class _ThisThread(threading.local):
+    is_own = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -83,7 +83,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.may_expire = False  # whether any job was ever submitted that may expire
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
-        self._local = _Local()
+        self.this_thread = _ThisThread()
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; nobody waits for it
@@ -258,21 +258,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's own, which must not wait for the batcher."""
-        return self._local.is_own_thread
+        return self.this_thread.is_own
 
     @contextlib.contextmanager
     def own_thread(self) -> Iterator[None]:
         """Treat the calling thread as one of the batcher's own threads, inside the ``with`` block."""
         before = self.is_own_thread()
         try:
-            self.adopt_thread()
+            self.this_thread.is_own = True
             yield
         finally:
-            self._local.is_own_thread = before
-
-    def adopt_thread(self) -> None:
-        """Treat the calling thread as one of the batcher's own threads from now on."""
-        self._local.is_own_thread = True
+            self.this_thread.is_own = before
 
     def wake_all(self) -> None:
         """Wake all waiters, in case the thread that should have woken them was interrupted."""

@@ -206,7 +206,7 @@ class PoolRunner(Runner):
         The pool runs this once per thread. With one call per batch, the pool's future for the call would double the
         cost of the batch.
         """
-        self._queue.adopt_thread()
+        self._queue.this_thread.is_own = True
         while not inbox.closed:
             self.survive(partial(self._serve_until_none, inbox))
 
