@@ -36,7 +36,7 @@ NOTHING = Drained([], [], [], -1, False, CallerActivity())
 """What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
-class _ThisThread(threading.local):
+class _Local(threading.local):
     is_own = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
 
 
@@ -83,7 +83,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.may_expire = False  # whether any job was ever submitted that may expire
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
-        self.this_thread = _ThisThread()
+        self.this_thread = _Local()
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; nobody waits for it
