@@ -109,7 +109,7 @@ class Inbox(Generic[Item]):
 
     def __init__(self) -> None:
         self.items: list[Any] = [0]
-        self.append = self.items.append
+        self.append: Callable[[Item], None] = self.items.append
 
     def __len__(self) -> int:
         return len(self.items) - 1
