@@ -2,6 +2,7 @@
 
 import _thread
 import concurrent.futures
+import linecache
 import sys
 import threading
 from collections.abc import Callable
@@ -398,7 +399,8 @@ def test_wait_returns_if_the_job_is_settled_just_as_wait_begins_to_watch_it() ->
         return jobs
 
     def pause_before_detaching(frame: Any, event: str, argument: Any) -> Any:
-        if frame.f_code.co_name == "are_pending" and event == "return" and not settled.is_set():
+        next_line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "attached.pop(self" in next_line and not settled.is_set():
             settled.set()
             go_on.wait(10)
         if frame.f_code.co_name == "_detach" and event == "return":

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, TimeoutError, as_completed, wait
+from concurrent.futures import _base
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count
@@ -963,6 +964,29 @@ def test_a_flush_interrupted_by_a_signal_handler_does_not_undo_the_flush_of_anot
             if others:
                 assert "second" == others[0].result(timeout=10).result(timeout=10).value
             release.set()
+        if not signal.arrived:
+            break
+    assert place > 1
+
+
+def test_a_wait_in_a_signal_handler_at_any_point_of_a_notification_notifies_no_watcher_twice() -> None:
+    for place in count():
+        processor = RecordingProcessor[str]()
+        processor.hold()
+        with Batcher[str, str](processor, Size(1)) as batcher:
+            future = batcher.submit("job")
+            watcher = _base._AllCompletedWaiter(
+                2, stop_on_exception=False
+            )  # of `wait`, for this future and another one
+            condition = future._condition
+            condition.acquire()  # so that the release notifies the watcher
+            future._waiters.append(watcher)
+            processor.release()
+            while not future.done():
+                pass
+            signal = Signal(lambda: wait([future], timeout=0), place)
+            assert signal.during(condition.release) is None
+        assert (1, [future]) == (watcher.num_pending_calls, watcher.finished_futures)
         if not signal.arrived:
             break
     assert place > 1

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from microbatch._basics.clock import NEVER
 from microbatch._engine.queue import NOTHING, Drained, JobQueue
 from microbatch.futures.exceptions import Failures
-from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture, settle_all
+from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, JobFuture, settle_all
 from microbatch.results import BatcherStats, JobState, Service
 
 __all__ = ["Ledger"]
@@ -18,6 +18,7 @@ __all__ = ["Ledger"]
 _SUCCEEDED, _FAILED, _EXPIRED = JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED
 
 _stage_of = attrgetter("_stage")
+_NONE = Attachments()
 
 Group = list[JobFuture[Any]]
 """Jobs that were removed from `JobQueue.waiting` together: those of a batch, or those that expired or failed together."""
@@ -123,7 +124,7 @@ class Ledger:
 
     def _announce(self, futures: Group, service: Service | None) -> None:
         attached = self.queue.attached
-        attachments = [each for each in map(attached.get, futures) if each is not None]
+        attachments = list(map(attached.get, futures, repeat(_NONE)))
         waiters = list(chain.from_iterable(map(dict.copy, attachments)))
         if service is not None and waiters:
             callers = [waiter.caller for waiter in waiters]
@@ -134,8 +135,9 @@ class Ledger:
             if each.watched or each.callbacks:
                 self._notify(futures)
                 return
-        for future in futures:
-            future._detach()
+        for future, each in zip(futures, attachments):
+            if not each:  # otherwise the thread that waits does this
+                future._detach()
 
     def _notify(self, futures: Group) -> None:
         for future in futures:

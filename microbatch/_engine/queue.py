@@ -201,12 +201,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""
-        callers = self.callers
-        if not callers.watched:
+        if not self.callers.watched:
             return None
-        before = callers.all_waited
-        caller = callers.record_wait()
-        if callers.all_waited != before:
+        caller = self.callers.record_wait()
+        if self._recalls and self.callers.begin_to_wait(caller.ident):
             self.note_news()
         return caller
 

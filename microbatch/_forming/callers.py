@@ -50,7 +50,6 @@ class Callers:
         away: The callers that got a result and have not submitted a job since, by thread, in order of their results.
         return_by: The moment by which the last of those among them is expected that met their last deadline.
         recalls: The value of `Hints.recalls`, in seconds.
-        all_waited: How many times the last of the remembered callers began to wait, so that all of them were waiting.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:
@@ -59,7 +58,6 @@ class Callers:
         self._expects = watched
         self.watched = watched or recalls > 0  # otherwise the policy needs none of this
         self.recalls = recalls
-        self.all_waited = 0
         # When each caller that does not wait now last submitted a job or got a result, by thread, the latest last.
         self._not_waiting: dict[int, float] = {}
         self._local = _Local()
@@ -69,18 +67,14 @@ class Callers:
         caller = self._local.caller
         if caller is None:
             caller = self._local.caller = Caller(threading.get_ident())
-        if self.away:
+        if caller.ident in self.away:
             # It waits for another result without submitting a job first, so it is not expected any more.
             self._give_up(caller.ident)
-        if self.recalls:
-            self.begin_to_wait(caller.ident)
         return caller
 
-    def begin_to_wait(self, ident: int) -> None:
-        """Record, for `Hints.recalls`, that a thread waits for a result."""
-        heard = self._not_waiting.pop(ident, None)
-        if heard is not None and not self._not_waiting:
-            self.all_waited += 1
+    def begin_to_wait(self, ident: int) -> bool:
+        """Record, for `Hints.recalls`, that a thread waits for a result. Return whether all of them wait since then."""
+        return self._not_waiting.pop(ident, None) is not None and not self._not_waiting
 
     def _record_activity(self, ident: int, now: float) -> None:
         self._not_waiting.pop(ident, None)

@@ -27,7 +27,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError, _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
@@ -93,17 +93,16 @@ class Attachments(Waiters):
         callbacks: The done-callbacks that have not run yet.
     """
 
+    # The defaults are in the class, because most futures have only waiters.
     watched = False
     all_notified = False
-
-    def __init__(self) -> None:
-        self.notified: list[Any] = []
-        self.callbacks: list[Callable[[Any], object]] = []
+    notified: Sequence[Any] = ()
+    callbacks: Sequence[Callable[[Any], object]] = ()
 
     @property
-    def are_pending(self) -> bool:
-        """Whether there are watchers that were not notified, or callbacks that have not run."""
-        return bool(self.callbacks) or self.watched and not self.all_notified
+    def is_unannounced(self) -> bool:
+        """Whether there are watchers that were not notified."""
+        return self.watched and not self.all_notified
 
 
 class KeepAlive:
@@ -313,9 +312,10 @@ class JobFuture(Future[JobResult[Value]]):
         """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
         if self._stage is None:
             attachments = self._attach()
-            attachments.callbacks.append(fn)
+            callbacks = vars(attachments).setdefault("callbacks", [])
+            callbacks.append(fn)
             if self.done():  # F2
-                self._run_each(attachments.callbacks)
+                self._run_each(callbacks)
         else:
             self._run_callback(lambda: fn)
 
@@ -377,11 +377,13 @@ class JobFuture(Future[JobResult[Value]]):
         """Drop the attachments if there is an outcome and all of them have been told. Can be called again."""
         attached = self._owner.attached
         attachments = attached.get(self)
-        if self._stage is None or attachments is None or attachments.are_pending:
+        if self._stage is None or attachments is None:
+            return
+        if attachments.callbacks or attachments.watched and not attachments.all_notified:
             return
         attached.pop(self, None)
-        if attachments.are_pending:  # something was added since the check, and may rely on the entry
-            entry = attached.setdefault(self, attachments)  # type: ignore[unreachable]
+        if attachments.callbacks or attachments.is_unannounced:  # added since the check, and may rely on the entry
+            entry = attached.setdefault(self, attachments)
             entry.watched = entry.watched or attachments.watched
             self._notify_watchers()
             self._run_each(attachments.callbacks)
@@ -446,9 +448,9 @@ class JobFuture(Future[JobResult[Value]]):
         if attachments is not None:
             self._run_each(attachments.callbacks)
 
-    def _run_each(self, callbacks: list[Callable[[Any], object]]) -> None:
+    def _run_each(self, callbacks: Any) -> None:
         while callbacks:
-            self._run_callback(partial(list.pop, callbacks, 0))
+            self._run_callback(partial(callbacks.pop, 0))
         self._detach()
 
     def _fail_after_fork(self, error: BaseException) -> None:
@@ -464,7 +466,7 @@ class JobFuture(Future[JobResult[Value]]):
         if stage is None:
             return PENDING if self._is_waiting else RUNNING
         attachments = self._owner.attached.get(self)
-        unannounced = attachments is not None and attachments.watched and not attachments.all_notified
+        unannounced = attachments is not None and attachments.is_unannounced
         if stage is _CANCELLED:
             return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
         return RUNNING if unannounced else FINISHED
@@ -523,7 +525,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _is_unannounced(self) -> bool:
         attachments = self._owner.attached.get(self)
-        return attachments is not None and attachments.watched and not attachments.all_notified and self.done()
+        return attachments is not None and attachments.is_unannounced and self.done()
 
     def _notify_each(self, waiters: list[Any]) -> None:
         attachments = self._owner.attached.get(self)
@@ -541,18 +543,18 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-                attachments.notified.append(waiter)
+                vars(attachments).setdefault("notified", []).append(waiter)
         attachments.all_notified = True
         self._detach()
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""
         counts = type(waiter) is _AllCompletedWaiter
-        if waiter not in attachments.notified:
-            notified, finished = [waiter], [self]
-            with getattr(waiter, "lock", None) or nullcontext():
-                # In one step (L3): there is no call from here to the end of the block.
-                attachments.notified += notified
+        notified, added, finished = vars(attachments).setdefault("notified", []), [waiter], [self]
+        with getattr(waiter, "lock", None) or nullcontext():
+            # In one step (L3): there is no call from here to the end of the block.
+            if waiter not in notified:
+                notified += added
                 waiter.finished_futures += finished
                 if counts:
                     waiter.num_pending_calls -= 1
