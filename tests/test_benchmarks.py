@@ -327,3 +327,22 @@ def test_postgresql_gets_no_figures_if_callers_get_the_rows_of_others(
     monkeypatch.setattr(script, "OPERATIONS", [lookup])
     with pytest.raises(SystemExit, match="lookup, batches, 4 workers, 4 connections: wrong results"):
         script.main([postgresql, "--callers=8", "--jobs=400", "--repeats=1"])
+
+
+def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_closed_loop_with_raw_locks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("resource", reason="not on Windows")
+    from benchmarks import profile
+
+    profile.main(jobs=128, repeats=1)
+    gather, closed, compared = capsys.readouterr().out.rstrip().split("\n\n**")
+    for table in (gather, closed):
+        rows = [line.rsplit(maxsplit=2) for line in table.splitlines() if line[-1:].isdigit()]
+        counted = {name: (float(calls), int(instructions)) for name, calls, instructions in rows}
+        submit = "Batcher.submit" if sys.version_info >= (3, 11) else "submit"  # before, code does not know its class
+        assert counted[submit][0] == 1 and counted[submit][1] > 10
+        total = counted.pop("all together")[1]
+        assert total == pytest.approx(sum(each for _, each in counted.values()), abs=len(rows))
+    assert "_wait " in closed
+    assert [LABELS["microbatch"], LABELS["locks"]] == [line[:33].strip() for line in compared.splitlines()[5:7]]

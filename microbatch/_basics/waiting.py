@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Waiter(threading.Condition):
-    """A condition for one waiting thread. It has no lock, and remembers a `notify` that comes before the `wait`.
+    """A condition for one waiting thread. It guards nothing, and remembers a `notify` that comes before the `wait`.
 
     So the waiting thread can check what it waits for, and then sleep. If another thread changes that in between, the
     sleep ends immediately. You need not acquire this condition, and acquiring it does nothing.

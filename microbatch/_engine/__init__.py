@@ -9,16 +9,17 @@ when the call is over.
 So a thread that waits for a lock may wait for user code, and that may wait for a lock that the thread itself holds. The
 rules below prevent this. They hold in this package, in ``futures`` and in `Callers`. Comments refer to them by number.
 
-L1. Nobody waits for a lock. Threads share data only through steps that are atomic: one call of a method of a built-in
-    list or dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice, or the
-    deletion of one. Each is a single call in C that runs no user code, because the keys and values are compared by
-    identity. The GIL makes it atomic, or without the GIL, the lock that each object has (PEP 703).
+L1. Nobody waits for a lock that another thread may hold while user code runs. The only exception is `check_for_fork`,
+    in a forked child. Threads share data only through steps that are atomic: one call of a method of a built-in list or
+    dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice, or the deletion of
+    one. Each is a single call in C that runs no user code, because the keys and values are compared by identity. The
+    GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703).
 L2. Only one thread wins a race: the one that removes something. It removes a job from `JobQueue.waiting` to cancel it,
     to let it expire or to dispatch it, `JobFuture._unsettled` to settle it, and `Engine._unclaimed` to start or end the
     threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes
     items out of each `Inbox`, and closes groups in the ledger.
-L3. Python checks for signals, and runs finalizers, only when a call ends, when a function begins and at a jump back. (Up
-    to Python 3.11, finalizers also run where a container is created.) So a thread can't be interrupted between the
+L3. Python checks for signals, and runs finalizers, only when a call ends, when a function begins and at a jump back.
+    (Up to Python 3.11, finalizers also run where a container is created.) So a thread can't be interrupted between the
     removal that wins a race and the statements after it, up to the end of the next call.
 L4. The same is true from the point where an exception is raised to the end of the first call in its handler.
 L5. To find out whether it holds the lead or the lock of a condition, a thread asks the lock and does not rely on a
@@ -26,12 +27,12 @@ L5. To find out whether it holds the lead or the lock of a condition, a thread a
 L6. A container that other threads may change is copied before it is iterated over.
 L7. A thread that settles or cancels never blocks on the ``_condition`` of a future. The thread that holds it may have
     been interrupted, and may never release it.
-L8. Whoever waits first says so, and then checks whether it has to wait. Whoever changes what it waits for first changes
-    that, and then looks for waiters. So at least one of them sees the other. The same order decides between a job that
-    is added and a queue that is closed, between news and a leader that resigns, and between an outcome and a callback
-    that is added. A waiter is removed in a ``finally``.
-L9. A ``while`` loop with a condition has a function of its own, without ``with`` or ``try``. So has a comprehension
-    with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that comes just when
-    such a loop repeats bypasses the ``with`` and ``try`` of the same function
+L8. A thread that may have to wait says so first, and then checks whether it has to. A thread that changes something
+    changes it first, and then looks for waiters. So at least one of them sees the other. The same order decides between
+    a job that is added and a queue that is closed, between news and a leader that resigns, and between an outcome and a
+    callback that is added. A waiter is removed in a ``finally``.
+L9. A ``while`` loop with a condition has a function of its own, without ``with`` or ``try``. The same holds for a
+    comprehension with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that
+    comes just when such a loop repeats bypasses the ``with`` and ``try`` of the same function
     (https://github.com/python/cpython/issues/130279).
 """

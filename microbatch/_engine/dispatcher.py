@@ -99,7 +99,7 @@ class Dispatcher:
             self._resign()
 
     def recover(self, error: BaseException) -> None:
-        """Replace the collector after *error* interrupted the leader, and leave the lead.
+        """Replace the collector after *error* interrupted the leader, and resign.
 
         The interrupted collector may be in any state, so all waiting jobs are added to a new one. Jobs that were
         claimed but not passed to a worker fail with *error*.
@@ -134,7 +134,7 @@ class Dispatcher:
     # -- the steps of these methods --
 
     def _resign(self) -> None:
-        """Leave the lead until the collector has something to do."""
+        """Resign until the collector has something to do."""
         self.queue.resign(self._collector.next_moment(), self._collector.wanted())
 
     def _advance(self, news: Drained, run: RunBatch, *calls: Callable[[], None]) -> None:
@@ -142,7 +142,7 @@ class Dispatcher:
         collector = self._collector
         if news is not NOTHING:
             collector.note_callers(news.callers)
-            # Read after the jobs were taken out.
+            # `may_expire` is read after the jobs were taken out.
             collector.add(news.jobs, self._uniform and not self.queue.may_expire)
             if news.cancelled:
                 self._drop_cancelled(news.cancelled)

@@ -35,9 +35,9 @@ class Stage(Enum):
          |                     ^
          +---------------------+
 
-    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`.
-    When the interpreter exits and can't wait any longer, every batcher goes to `ENDED`. `JobQueue.closed` says whether
-    the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
+    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`. So
+    does a batcher for which the exiting interpreter stops waiting. `JobQueue.closed` says whether the batcher is being
+    shut down. That can happen at each stage, and the queue refuses jobs from then on.
     """
 
     NEW = "new"
@@ -45,7 +45,7 @@ class Stage(Enum):
     RUNNING = "running"
     """All threads run."""
     ENDED = "ended"
-    """All jobs are settled, and all shutdown callbacks have been called."""
+    """All jobs are settled. The shutdown callbacks have been called, except after `Engine.give_up`."""
 
 
 _is_main_interpreter = getattr(threading, "_is_main_interpreter", lambda: True)
@@ -56,7 +56,7 @@ class Engine:
     """Everything behind a `Batcher`: owns the queue, the ledger and the threads, and starts and ends the threads.
 
     A thread that starts the threads, or that ends a batcher without threads, first deletes `_unclaimed`, which only one
-    thread can do. If it fails, it creates the attribute again.
+    thread can do. If the work fails, that thread restores the attribute.
     """
 
     finalizer: Any = None  # shuts down if the batcher is deleted; set when the threads start
@@ -87,7 +87,7 @@ class Engine:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether a thread has started the threads, or is about to start them or to end a batcher without threads."""
+        """Whether a thread starts or has started the threads, or ends a batcher without threads."""
         return not hasattr(self, "_unclaimed")
 
     def start(self) -> None:
@@ -110,8 +110,8 @@ class Engine:
             return
         enlist(self)
         started: list[int | BaseException | None] = []
-        # Not a `Thread`, because its `start` waits for the new thread. But a subinterpreter can't end while a thread runs
-        # that is not a `Thread`.
+        # Not a `Thread`, because its `start` waits for the new thread. But a subinterpreter can't end while a raw thread
+        # runs.
         start = partial(_thread.start_new_thread, self._launch) if _is_main_interpreter() else self._start_now
         starting = map(start, [()])
         try:
@@ -195,7 +195,7 @@ class Engine:
         return failed
 
     def exit_deadline(self) -> float:
-        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
+        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
         except Exception:  # from a user's clock; the batcher thread fails too, so it ends soon
@@ -233,7 +233,7 @@ class Engine:
     def _launch(self) -> None:
         """Start the batcher thread. Called in a thread of its own, which then ends.
 
-        If the interpreter exits already, that thread does the work of the batcher thread itself.
+        If the interpreter is exiting, that thread does the work of the batcher thread itself.
         """
         try:
             self.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start

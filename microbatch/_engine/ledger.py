@@ -25,7 +25,7 @@ Group = list[JobFuture[Any]]
 
 
 class _Totals(NamedTuple):
-    """How many jobs are over that are in no group any more."""
+    """The numbers of settled jobs that are in no group any more."""
 
     succeeded: int = 0
     failed: int = 0
@@ -67,7 +67,7 @@ class Ledger:
         """
         if self.queue.may_expire:
             group[:] = [future for future in group if future._stage is None]  # the others are counted already
-        self._books.append(group)  # before the next step, so that each job is always in one of both places
+        self._books.append(group)  # before the next step, so that each job is always in one of the two places
         lost = list(map(self.queue.waiting.pop, group, repeat(self)))
         if lost.count(None) < len(group):
             group[:] = [future for future, was in zip(group, lost) if was is None]
@@ -81,7 +81,7 @@ class Ledger:
         return self._batches
 
     def close_group(self, group: Group) -> None:
-        """Add the jobs of a group to the totals, if all of them are over. Only the leader calls this."""
+        """Add the jobs of a group to the totals, if all of them are settled. Only the leader calls this."""
         books = self._books[:]
         place = next((number for number, each in enumerate(books) if each is group), 0)
         stages = list(map(_stage_of, group))
@@ -154,7 +154,7 @@ class Ledger:
         self.queue.wake_all()
 
     def fail(self, futures: Group, error: BaseException) -> int:
-        """Fail the jobs that have no outcome yet, and return their number. Each caller gets its own copy of *error*."""
+        """Fail the jobs that have no outcome yet, and return their number. Several get a copy of *error* each."""
         return self.settle(futures, [error] * len(futures), Failures(repr(self.queue.name), self.queue))
 
     def recover(self) -> Group:
@@ -176,7 +176,7 @@ class Ledger:
     def unsettled(self) -> Group:
         """Return the futures that have no outcome yet, in order of acceptance.
 
-        At whatever statement other threads are, each of them is in one of these two places.
+        Each future is in one of these two places, whatever other threads do.
         """
         waiting = list(self.queue.waiting)  # first, because jobs only move from here to there
         accepted = [future for future in waiting if future._epoch != NOT_ACCEPTED]
@@ -198,7 +198,7 @@ class Ledger:
         return True
 
     def stats(self) -> BatcherStats:
-        """Return all counts of one moment."""
+        """Return all counts at one moment."""
         queue = self.queue
         books, accepted, cancelled = self._consistent_counts()
         stages = Counter(map(_stage_of, chain.from_iterable(map(list.copy, books[1:]))))

@@ -17,7 +17,7 @@ class Member(Protocol):
     """The part of an `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
-        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
+        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
 
     def close(self) -> None:
         """Accept no more jobs, and make all accepted jobs due. Does not wait."""
@@ -59,7 +59,7 @@ def enlist(engine: Member) -> None:
             threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
         except RuntimeError:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
-    _engines[engine] = None  # before the check: `_drain_all` does the same in the opposite order
+    _engines[engine] = None  # before the check: `_drain_all` sets the flag first, and then looks here
     if _exiting:
         raise BatcherClosed("the interpreter is exiting, so no batcher can start")
 
@@ -70,13 +70,13 @@ def is_exiting(error: BaseException) -> bool:
 
 
 def started_engines() -> list[Any]:
-    """Return the engines of this process that were started, or tried to, and that still exist."""
+    """Return the engines of this process that have started, or tried to, and that still exist."""
     check_for_fork()
     return _living(_engines.keyrefs())
 
 
 def _living(references: list[Any]) -> list[Any]:
-    """Return the engines that still exist. To iterate over `_engines` would break L6."""
+    """Return the engines that still exist. Iterating over `_engines` would break L6."""
     return [engine for reference in references if (engine := reference()) is not None]
 
 

@@ -1,4 +1,4 @@
-"""The queue between the callers' threads and the one that leads."""
+"""The queue between the callers' threads and the leader."""
 
 import contextlib
 import queue
@@ -43,21 +43,21 @@ class _Local(threading.local):
 class JobQueue(queue.Queue[JobFuture[Any]]):
     """A `queue.Queue` that is emptied all at once, can be closed, and bounds the jobs that no worker has taken yet.
 
-    It takes no lock. The rules for that are in ``__init__.py``. What wakes which threads:
+    No thread waits for a lock in it. The rules for that are in ``__init__.py``. What wakes which threads:
 
     - `not_empty` wakes the batcher thread, for everything that `Drained` holds.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
     - `ended` wakes callers in `shutdown`: the threads have ended.
 
     Attributes:
-        waiting: The jobs that wait for a worker, the oldest first. Whoever removes a job from it decides what happens
-            to the job.
+        waiting: The jobs that wait for a worker, the oldest first. The thread that removes a job decides what happens
+            to it.
         accepted: The jobs that were accepted and that the leader has not taken out yet.
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
         has_news: Whether there is something for the leader other than jobs.
-        attached: The waiters, watchers and callbacks of futures. An entry is removed when all of them have been told
-            of the outcome.
+        attached: The waiters, watchers and callbacks of futures. An entry is removed when all of them have been
+            notified of the outcome.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -87,7 +87,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; nobody waits for it
-        self._is_led = False  # whether a thread leads; if so, it looks for news before it leaves the lead
+        self._is_led = False  # whether a thread leads; if so, it looks for news when it resigns
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
         self._alarm = NOW  # when it will wake up, if it sleeps; otherwise `NOW`
@@ -110,7 +110,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item: The future of the job.
             block: Whether to wait while the queue is full. The batcher's own threads never wait.
             timeout: How many seconds to wait. None means no limit.
-            expires_in: How many seconds after now the job expires. None if it never does.
+            expires_in: How many seconds after its acceptance the job expires. None if it never does.
 
         Raises:
             BacklogFull: The queue is full, or was still full after *timeout* seconds.
@@ -160,7 +160,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         waiting = self.waiting
         if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:
             return True
-        return waiting.pop(item, self) is self  # then a shutdown has cancelled the job, so it was accepted
+        return waiting.pop(item, self) is self  # it is gone, so another thread has decided about it
 
     def _wait_for_room(self, item: JobFuture[Any], block: bool, timeout: float | None) -> None:
         if not block or timeout == 0:
@@ -193,7 +193,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return False
 
     def _make_room_for_another(self, item: JobFuture[Any]) -> None:
-        """Tell the other threads that a job is refused, which may have taken up room or is being flushed."""
+        """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""
         if item._stage is None:
             item._stage = _CANCELLED
         item._announce()
@@ -219,7 +219,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return find is not None and find(future)
 
     def note_news(self) -> None:
-        """Make a thread lead that finds what was written before this call."""
+        """Make sure that a leader sees everything that was written before this call."""
         self.has_news = True
         if not self._is_led:
             self.not_empty.wake()
@@ -232,7 +232,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.note_news()
 
     def flush(self) -> None:
-        """Make all jobs due that are accepted now."""
+        """Make all jobs due that have been accepted so far."""
         try:
             self.epoch += 1
         finally:
@@ -282,21 +282,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._calls.take()
 
     def forget(self) -> None:
-        """Keep no job alive that was accepted, when there will be no leader any more."""
+        """Drop all accepted jobs, once there will be no leader any more."""
         self.accepted.take()
         self.withdrawn.take()
 
     # -- called by a thread that leads, or wants to --
 
     def lead(self) -> bool:
-        """Become the leader if there is none, and return whether the calling thread is the leader now.
+        """Become the leader if there is none, and return whether the calling thread has become it.
 
         Once the queue is closed, only the batcher thread leads.
         """
         return not self.closed and self.take_lead()
 
     def take_lead(self) -> bool:
-        """Do the same even if the queue is closed."""
+        """Do the same as `lead`, even if the queue is closed."""
         taken = not self.is_leader() and self._lead.acquire(False)
         if taken:
             self._is_led = True
@@ -308,7 +308,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return bool(self._lead._is_owned())  # type: ignore[attr-defined]
 
     def resign(self, moment: float, wanted: float) -> None:
-        """Leave the lead. The batcher thread takes it at *moment*, or when there are *wanted* jobs or other news."""
+        """Resign. The batcher thread takes the lead at *moment*, or when there are *wanted* jobs or other news."""
         self._moment, self._wanted = moment, wanted
         self._is_led = False
         self._lead.release()

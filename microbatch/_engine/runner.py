@@ -141,7 +141,7 @@ class PoolRunner(Runner):
     def open(self) -> None:
         """Start all threads of the pool. They are daemons if the calling thread is one.
 
-        If the interpreter exits already, batches run in those that could be started, or in the calling thread.
+        If the interpreter is exiting, batches run in those that could be started, or in the calling thread.
         """
         self._pool, self._inbox = ThreadPoolExecutor(self._workers, self._name), _Inbox()
         try:

@@ -4,23 +4,23 @@ A `Future` creates a condition, two lists and a lock for threads that may wait f
 take three quarters of the time that a job costs. So a `JobFuture` creates each of them when it is first needed, and all
 futures of a batch are settled together. The rules of ``_engine/__init__.py`` hold here, and also these:
 
-F1. A thread settles a future by deleting `JobFuture._unsettled`, which only one thread can do. It then writes the outcome
-    and last the `_stage`. Until then, the job waits if it is in `FutureOwner.waiting`, and otherwise a worker has it.
-    Whoever removes it from there has won the race between cancellation, expiry and dispatch.
+F1. A thread settles a future by deleting `JobFuture._unsettled`, which only one thread can do. It then writes the
+    outcome, and the `_stage` last. Until then, the job waits if it is in `FutureOwner.waiting`, and otherwise a worker
+    has it. The thread that removes it from there wins the race between cancellation, expiry and dispatch.
 F2. A thread that finds no outcome attaches a waiter or a callback, and then looks for the outcome again. A thread that
     settles the future writes the outcome, and then looks for waiters and callbacks. So at least one of them sees the
     other. An outcome never changes.
 F3. ``concurrent.futures.wait`` and ``as_completed`` read the `_condition` of a future, and hold it while the states of
     their futures must not change. From then on, the future is *watched*, and they add *watchers* to it. To them, the
     future is not done until the watchers have been notified, with the `_condition` held. Each watcher is notified once.
-    If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock
-    (L7). One of the two threads always does: the first writes the outcome and then tries the lock, and the second
-    releases the lock and then checks for an outcome. If a caller cancels, the batcher thread notifies the watchers,
-    because a signal could keep the caller from releasing the lock.
-F4. Callbacks run without any lock, in the thread that settles or cancels.
+    If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock (L7).
+    One of the two threads always does: the first writes the outcome and then tries the lock, and the second releases
+    the lock and then checks for an outcome. If a caller cancels, the leader notifies the watchers, because a signal
+    could keep the caller from releasing the lock.
+F4. Callbacks run without any lock, in a thread that settles the future, cancels it, or adds a callback.
 F5. In a forked child, a thread that does not exist there may hold a `_condition`. So each process has its own.
-F6. A future keeps the exception that the processor raised. Callers get their own copy when they ask for it: see
-    ``exceptions.py``.
+F6. A future keeps the exception that the processor raised. If several jobs fail with it, each gets a copy when a caller
+    asks for it: see ``exceptions.py``.
 """
 
 import os
@@ -218,7 +218,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the job still waits for a worker, and was neither cancelled nor has expired."""
+        """Whether the job still waits for a worker, and is neither cancelled nor expired."""
         return self in self._owner.waiting
 
     @property
@@ -374,7 +374,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._owner.attached.setdefault(self, Attachments())
 
     def _detach(self) -> None:
-        """Drop the attachments if there is an outcome and all of them have been told. Can be called again."""
+        """Drop the attachments if there is an outcome and all of them have been notified. Can be called again."""
         attached = self._owner.attached
         attachments = attached.get(self)
         if self._stage is None or attachments is None:
@@ -429,9 +429,10 @@ class JobFuture(Future[JobResult[Value]]):
         finally:  # L5: an exception may come just before the release too
             if lock._is_owned():
                 lock.release()
+        self._detach()
 
     def _announce(self) -> None:
-        """Wake all waiters and notify all watchers. The thread that wrote the outcome may have been interrupted."""
+        """Wake all waiters and notify all watchers, in case the thread that wrote the outcome was interrupted."""
         self._wake_waiters()
         self._notify_watchers()
         self._detach()
@@ -545,7 +546,6 @@ class JobFuture(Future[JobResult[Value]]):
                     waiter.add_exception(self)
                 vars(attachments).setdefault("notified", []).append(waiter)
         attachments.all_notified = True
-        self._detach()
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""

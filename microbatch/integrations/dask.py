@@ -84,7 +84,7 @@ class SharedProcessor:
         return self._send_separately(jobs) if answer is None else _unpickle_outcomes(*answer)
 
     def _send_separately(self, jobs: list[Any]) -> list[Any]:
-        """Send jobs that can't be pickled, or can't be unpickled, in one piece. Only those fail that are the cause."""
+        """Pickle jobs one by one if they can't be pickled or unpickled together. Only the bad ones fail."""
         pickled = [_pickle_job(job) for job in jobs]
         sent = [job for job in pickled if isinstance(job, bytes)]
         answers = iter(_unpickle_outcomes(*self._ask("run_separately", pickle.dumps(sent))) if sent else ())
@@ -334,7 +334,7 @@ def _pickle_together(jobs: list[Any]) -> list[Any]:
     """Return *jobs* as one message: their pickle, and its large buffers. Return an empty list if they can't be pickled."""
     if (
         cloudpickle.list_registry_pickle_by_value()
-    ):  # it is for Dask's `dumps`, which looks at the class of a single job
+    ):  # only Dask's `dumps` uses this registry, for the class of a single job
         return []
     message: list[Any] = [b""]
     try:
