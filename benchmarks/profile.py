@@ -82,7 +82,7 @@ def count(load: Load, jobs: int) -> Counts:
         return counts
     finally:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         contender.close()
 
 

@@ -418,6 +418,7 @@ class JobFuture(Future[JobResult[Value]]):
         lock = condition.lock
         if lock._is_owned():  # because a signal kept an earlier call in this thread from releasing it
             self._notify_each(condition.waiters)
+            self._detach()
             return
         try:
             try:
