@@ -110,8 +110,8 @@ class Engine:
             return
         enlist(self)
         started: list[int | BaseException | None] = []
-        # Not a `Thread`, because its `start` waits until the new thread runs. A subinterpreter needs a `Thread`, because it
-        # can't end while any other thread runs.
+        # Not a `Thread`, because its `start` waits until the new thread runs. A subinterpreter needs a `Thread`,
+        # because it can't end while any other thread runs.
         start = partial(_thread.start_new_thread, self._launch) if _is_main_interpreter() else self._start_now
         starting = map(start, [()])
         try:
