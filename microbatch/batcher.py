@@ -263,7 +263,7 @@ class Batcher(Generic[Job, Value]):
             self._start(engine)
             engine.queue.put(future, True, timeout, expires_in)
             if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
-                with contextlib.suppress(BatcherClosed):  # then the shutdown settles this future
+                with contextlib.suppress(BatcherClosed, RuntimeError):  # its future gets the error
                     self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)

@@ -114,7 +114,7 @@ def lingering(clock: ManualClock | None = None, **options: Any) -> Batcher[Any, 
 
 def has_waiter(future: JobFuture[Any]) -> bool:
     """Return whether a thread waits for the future."""
-    return bool(future._owner.attached.get(future))
+    return bool(future._attachments)
 
 
 def test_the_batch_of_a_single_waiting_caller_does_not_linger() -> None:

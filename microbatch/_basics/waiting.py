@@ -117,8 +117,12 @@ class Inbox(Generic[Item]):
     def take(self) -> list[Item]:
         """Take out all items. An exception from outside leaves either all of them in the list or none."""
         items = self.items[1:]
-        self.items[: len(items) + 1] = [self.items[0] + len(items)]
+        self.drop(len(items))
         return items
+
+    def drop(self, count: int) -> None:
+        """Take out the first *count* items."""
+        self.items[: count + 1] = [self.items[0] + count]
 
     def peek(self) -> list[Item]:
         """Return the items that were not taken yet."""

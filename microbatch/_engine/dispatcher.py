@@ -131,6 +131,11 @@ class Dispatcher:
         except BaseException:
             report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
+    def forget(self, group: Group) -> None:
+        """Drop jobs that another thread has claimed and settled."""
+        self._collector.drop(group)
+        self.ledger.close_group(group)
+
     # -- the steps of these methods --
 
     def _resign(self) -> None:
@@ -170,6 +175,7 @@ class Dispatcher:
         self.queue.not_full.notify(len(cancelled))
         for future in cancelled:
             future._announce()
+        self.queue.cancelled.drop(len(cancelled))
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
         self.ledger.claim(expired)

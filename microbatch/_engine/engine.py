@@ -139,6 +139,8 @@ class Engine:
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
+        if self.stage is _ENDED:
+            self._run_callbacks()  # those that were left when a signal interrupted the end
         if self.stage is _ENDED or not self.queue.closed or self.is_claimed:
             return
         this_thread = self.queue.this_thread
@@ -187,11 +189,12 @@ class Engine:
     def _abandon_waiting(self, error: BaseException, and_running: bool = False) -> int:
         group = list(self.queue.waiting)
         if group:
+            self.queue.may_expire = True  # from now on, jobs of a batch may be settled before it is dispatched
             self.ledger.claim(group)
+            self.queue.post(partial(self._dispatcher.forget, group))
         failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
-        if group and self.queue.take_lead():
-            self.ledger.close_group(group)  # otherwise the ledger would keep these futures alive
-            self.queue.resign(NEVER, 1)
+        for future in self.queue.cancelled.peek():  # there may be no leader to do this
+            future._announce()
         return failed
 
     def exit_deadline(self) -> float:
@@ -319,7 +322,8 @@ class Engine:
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since
         if self.queue.is_leader() or self.queue.take_lead():
-            self.queue.forget()
+            for call in self.queue.forget():
+                call()
         self.queue.ended.notify_all()
 
     def _run_callbacks(self) -> None:

@@ -18,7 +18,7 @@ __all__ = ["Ledger"]
 _SUCCEEDED, _FAILED, _EXPIRED = JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED
 
 _stage_of = attrgetter("_stage")
-_NONE = Attachments()
+_attachments_of = attrgetter("_attachments")
 
 Group = list[JobFuture[Any]]
 """Jobs that were removed from `JobQueue.waiting` together: those of a batch, or those that expired or failed together."""
@@ -111,20 +111,19 @@ class Ledger:
         """
         try:
             done, failed_jobs = settle_all(futures, outcomes, service, failures, failed)
-            attached = self.queue.attached
-            if attached:
-                self._announce(list(filter(attached.__contains__, done)), service)
+            attachments = list(map(_attachments_of, done))
+            if attachments.count(None) < len(attachments):
+                self._announce(done, attachments, service)
             return failed_jobs
         except BaseException:  # an exception from outside: see `Runner.recover`
             try:
-                self.announce_again()
+                self.announce_again(list(futures))
             except BaseException:  # a second one
-                self.announce_again()
+                self.announce_again(list(futures))
             raise
 
-    def _announce(self, futures: Group, service: Service | None) -> None:
-        attached = self.queue.attached
-        attachments = list(map(attached.get, futures, repeat(_NONE)))
+    def _announce(self, futures: Group, all_attachments: list[Attachments | None], service: Service | None) -> None:
+        attachments = [each for each in all_attachments if each is not None]
         waiters = list(chain.from_iterable(map(dict.copy, attachments)))
         if service is not None and waiters:
             callers = [waiter.caller for waiter in waiters]
@@ -135,9 +134,6 @@ class Ledger:
             if each.watched or each.callbacks:
                 self._notify(futures)
                 return
-        for future, each in zip(futures, attachments):
-            if not each:  # otherwise the thread that waits does this
-                future._detach()
 
     def _notify(self, futures: Group) -> None:
         for future in futures:
@@ -145,9 +141,9 @@ class Ledger:
         for future in futures:
             future._run_callbacks()
 
-    def announce_again(self) -> None:
+    def announce_again(self, futures: Group) -> None:
         """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
-        for future in list(self.queue.attached):
+        for future in futures:
             if future.done():
                 future._announce()
                 future._run_callbacks()
@@ -163,23 +159,29 @@ class Ledger:
         for group in self._books[1:]:
             group[:] = self._not_waiting(group)
             self.close_group(group)
-        return list(self.queue.waiting)
+        return self._accepted()
+
+    def _accepted(self) -> Group:
+        """Return the jobs that wait, without those that `JobQueue.put` has not accepted yet."""
+        return [future for future in list(self.queue.waiting) if future._epoch != NOT_ACCEPTED]
 
     def _not_waiting(self, group: Group) -> Group:
         return [future for future in group if not future._is_waiting]
 
+    def claimed(self) -> Group:
+        """Return the futures in all groups."""
+        return list(chain.from_iterable(map(list.copy, self._books[1:])))  # L6
+
     def running(self) -> Group:
         """Return the futures of the jobs that do not wait and have no outcome yet."""
-        futures = chain.from_iterable(map(list.copy, self._books[1:]))  # L6
-        return [future for future in futures if future._stage is None]
+        return [future for future in self.claimed() if future._stage is None]
 
     def unsettled(self) -> Group:
         """Return the futures that have no outcome yet, in order of acceptance.
 
         Each future is in one of these two places, whatever other threads do.
         """
-        waiting = list(self.queue.waiting)  # first, because jobs only move from here to there
-        accepted = [future for future in waiting if future._epoch != NOT_ACCEPTED]
+        accepted = self._accepted()  # first, because jobs only move from here to there
         return list(dict.fromkeys([*self.running(), *accepted]))
 
     def wait_settled(self, futures: Group, moment: float = NEVER) -> bool:

@@ -12,7 +12,7 @@ from microbatch._basics.waiting import Inbox, Waiter, Waiters
 from microbatch._engine.settings import Settings
 from microbatch._forming.callers import Caller, Callers
 from microbatch.errors import BacklogFull, BatcherClosed
-from microbatch.futures.job_future import Attachments, JobFuture
+from microbatch.futures.job_future import JobFuture
 from microbatch.policies.base import CallerActivity
 from microbatch.results import JobState
 
@@ -25,7 +25,7 @@ class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: list[JobFuture[Any]]
-    cancelled: list[JobFuture[Any]]
+    cancelled: list[JobFuture[Any]]  # the leader takes them out itself, when it has dropped them
     calls: list[Callable[[], None]]  # see `JobQueue.post`
     flushed: int
     closed: bool
@@ -56,8 +56,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
         has_news: Whether there is something for the leader other than jobs.
-        attached: The waiters, watchers and callbacks of futures. An entry is removed when all of them have been
-            notified of the outcome.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -66,7 +64,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.waiting: dict[JobFuture[Any], None] = {}
         self.withdrawn = Inbox[JobFuture[Any]]()
         self.cancelled = Inbox[JobFuture[Any]]()
-        self.attached: dict[JobFuture[Any], Attachments] = {}
         self._calls = Inbox[Callable[[], None]]()
         self.not_empty: Waiter = Waiter()
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
@@ -80,7 +77,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = self.maxsize or sys.maxsize
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
-        self.may_expire = False  # whether any job was ever submitted that may expire
+        self.may_expire = (
+            False  # whether a job may be settled before its batch is dispatched, apart from a cancellation
+        )
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
         self.this_thread = _Local()
@@ -138,6 +137,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item._epoch = self.epoch
             self.accepted.append(item)  # from here on the job is accepted
         finally:
+            if item._epoch != self.epoch:  # a flush came between the two statements, which is possible without the GIL
+                self.flush()  # because the collector may have a job of a later epoch already
             if self.closed:  # by another thread, in the meantime
                 try:  # type: ignore[unreachable]
                     del waiting[item]
@@ -276,15 +277,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def clear(self) -> None:
         """Forget all jobs, in a forked child."""
         self.waiting.clear()
-        self.attached.clear()
         self.forget()
-        self.cancelled.take()
-        self._calls.take()
 
-    def forget(self) -> None:
-        """Drop all accepted jobs, once there will be no leader any more."""
-        self.accepted.take()
-        self.withdrawn.take()
+    def forget(self) -> list[Callable[[], None]]:
+        """Drop all accepted jobs, once there will be no leader any more. Return the calls that no leader has run."""
+        self.cancelled.take()
+        return self.drain().calls
 
     # -- called by a thread that leads, or wants to --
 
@@ -342,5 +340,5 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.has_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
         self.withdrawn.take()
-        cancelled, calls, callers = self.cancelled.take(), self._calls.take(), self.callers.activity()
+        cancelled, calls, callers = self.cancelled.peek(), self._calls.take(), self.callers.activity()
         return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)

@@ -99,12 +99,12 @@ class Runner(ABC):
                 batch_run.forget()  # last, because its futures are still needed if another exception comes before
             elif not batch_run.owner:
                 self._run_again(batch_run)
+        self._ledger.announce_again(self._ledger.claimed())  # before their groups are closed
         if self._queue.is_leader():
             self._dispatcher.recover(error)
         for batch_run in list(self._dispatcher.running):
             if not batch_run.futures:
                 self._queue.post(partial(self._dispatcher.finish, batch_run))
-        self._ledger.announce_again()
 
     def _begin(self, batch_run: BatchRun) -> None:
         if self._listeners.batch_started:

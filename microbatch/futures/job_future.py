@@ -65,7 +65,6 @@ class FutureOwner(Protocol):
 
     waiting: "dict[JobFuture[Any], None]"
     cancelled: "Inbox[JobFuture[Any]]"
-    attached: "dict[JobFuture[Any], Attachments]"
     not_full: Waiters
     has_news: bool
     call_leader: Callable[[], None]
@@ -115,17 +114,34 @@ class KeepAlive:
         """Do nothing."""
 
 
+class _WatcherFlag(Flag):
+    """The flag of a watcher. ``as_completed`` takes out what has finished, and then clears it."""
+
+    def __init__(self, watcher: Any) -> None:
+        super().__init__(watcher.event.is_set())
+        self._watcher = watcher
+
+    def clear(self) -> None:
+        """Clear the flag, unless another future has finished in the meantime."""
+        super().clear()
+        if self._watcher.finished_futures:
+            self.set()
+
+
 class _Watchers(list[Any]):
     """The watchers of a future: the objects through which ``wait`` and ``as_completed`` are notified.
 
-    Each gets a `Flag` in place of its event. Otherwise a signal that interrupts one of these calls could leave the lock
-    of the event locked, and the thread that settles the future would block on it.
+    Each gets a `Flag` in place of its event, and nothing in place of its lock. Otherwise a signal that interrupts one of
+    these calls could leave a lock locked, and the thread that settles the future would block on it. With the GIL, the
+    steps that the lock of a watcher guards are atomic all the same (L3), apart from the one that `_WatcherFlag` corrects.
     """
 
     def append(self, waiter: Any) -> None:
         """Add a watcher, before its thread begins to wait."""
         if isinstance(getattr(waiter, "event", None), threading.Event):
-            waiter.event = Flag(waiter.event.is_set())
+            waiter.event = _WatcherFlag(waiter)
+            if _HAS_GIL:
+                waiter.lock = nullcontext()
         super().append(waiter)
 
 
@@ -185,6 +201,7 @@ class JobFuture(Future[JobResult[Value]]):
     # The exception for the caller, and its traceback before it is raised.
     _caller_error: tuple[BaseException, Any] | None = None
     _context: "contextvars.Context | None" = None
+    _attachments: Attachments | None = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
@@ -343,50 +360,29 @@ class JobFuture(Future[JobResult[Value]]):
             raise RuntimeError(
                 "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
             )
-        waiter = Waiter()
+        attachments, waiter = self._attach(), Waiter()
         waiter.caller = owner.current_caller()
-        attachments = None
         try:
-            attachments = self._attach()
             attachments[waiter] = None
             if self._stage is None and not waiter.wait(timeout) and self._stage is None:
                 raise TimeoutError(owner.explain(self))
         finally:
-            if attachments is not None:
-                attachments.pop(waiter, None)
-            self._detach()
+            attachments.pop(waiter, None)
 
     def _wait_until(self, moment: float, clock: Any) -> None:
         """Wait for the outcome until a moment on the clock of the batcher."""
-        waiter, attachments = Waiter(), None
+        attachments, waiter = self._attach(), Waiter()
         try:
-            attachments = self._attach()
             attachments[waiter] = None
             if self._stage is None:
                 clock.wait_until(waiter, moment)
         finally:
-            if attachments is not None:
-                attachments.pop(waiter, None)
-            self._detach()
+            attachments.pop(waiter, None)
 
     def _attach(self) -> Attachments:
         """Return the attachments of this future. The caller adds something, and then looks for the outcome again."""
-        return self._owner.attached.setdefault(self, Attachments())
-
-    def _detach(self) -> None:
-        """Drop the attachments if there is an outcome and all of them have been notified. Can be called again."""
-        attached = self._owner.attached
-        attachments = attached.get(self)
-        if self._stage is None or attachments is None:
-            return
-        if attachments.callbacks or attachments.watched and not attachments.all_notified:
-            return
-        attached.pop(self, None)
-        if attachments.callbacks or attachments.is_unannounced:  # added since the check, and may rely on the entry
-            entry = attached.setdefault(self, attachments)
-            entry.watched = entry.watched or attachments.watched
-            self._notify_watchers()
-            self._run_each(attachments.callbacks)
+        attachments: Attachments = vars(self).setdefault("_attachments", Attachments())
+        return attachments
 
     def _run_callback(self, take: Callable[[], Any]) -> None:
         """Run the callback that *take* returns, and log its exception. If *take* raises IndexError, none is left."""
@@ -404,7 +400,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _notify_watchers(self) -> None:
         """Notify the watchers of the outcome, or leave that to the thread that holds the condition now (F3)."""
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         if attachments is not None and attachments.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # if it is, then by code that this call has interrupted
@@ -418,7 +414,6 @@ class JobFuture(Future[JobResult[Value]]):
         lock = condition.lock
         if lock._is_owned():  # because a signal kept an earlier call in this thread from releasing it
             self._notify_each(condition.waiters)
-            self._detach()
             return
         try:
             try:
@@ -430,36 +425,33 @@ class JobFuture(Future[JobResult[Value]]):
         finally:  # L5: an exception may come just before the release too
             if lock._is_owned():
                 lock.release()
-        self._detach()
 
     def _announce(self) -> None:
         """Wake all waiters and notify all watchers, in case the thread that wrote the outcome was interrupted."""
         self._wake_waiters()
         self._notify_watchers()
-        self._detach()
 
     def _wake_waiters(self) -> None:
         """Wake all threads that wait for the outcome."""
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         if attachments is not None:
             attachments.notify_all()
 
     def _run_callbacks(self) -> None:
         """Run each of the done-callbacks once. If one raises, the exception is logged, and the others still run."""
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         if attachments is not None:
             self._run_each(attachments.callbacks)
 
     def _run_each(self, callbacks: Any) -> None:
         while callbacks:
             self._run_callback(partial(callbacks.pop, 0))
-        self._detach()
 
     def _fail_after_fork(self, error: BaseException) -> None:
         """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""
         if not self.done():
             self._caller_error = error, None
-            self._stage = _FAILED
+            self._stage, self._attachments = _FAILED, None
 
     # -- attributes that ``concurrent.futures`` and ``asyncio`` read --
 
@@ -467,7 +459,7 @@ class JobFuture(Future[JobResult[Value]]):
         stage = self._stage  # read once, because it may change at any time
         if stage is None:
             return PENDING if self._is_waiting else RUNNING
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         unannounced = attachments is not None and attachments.is_unannounced
         if stage is _CANCELLED:
             return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
@@ -526,11 +518,11 @@ class JobFuture(Future[JobResult[Value]]):
     _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
 
     def _is_unannounced(self) -> bool:
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         return attachments is not None and attachments.is_unannounced and self.done()
 
     def _notify_each(self, waiters: list[Any]) -> None:
-        attachments = self._owner.attached.get(self)
+        attachments = self._attachments
         if attachments is None or not self._is_unannounced():
             return
         if waiters:
@@ -546,7 +538,7 @@ class JobFuture(Future[JobResult[Value]]):
                 else:
                     waiter.add_exception(self)
                 vars(attachments).setdefault("notified", []).append(waiter)
-        attachments.all_notified = True
+        attachments.all_notified, attachments.notified = True, ()  # they refer to this future
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""
