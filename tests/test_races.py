@@ -390,42 +390,111 @@ def test_a_caller_that_is_notified_twice_before_it_leaves_the_line_wakes_the_nex
         assert ["first", "second"] == [each.result(timeout=10).result(timeout=10).value for each in (first, second)]
 
 
-def test_wait_returns_if_the_job_is_settled_just_as_wait_begins_to_watch_it() -> None:
-    attached, settled, go_on, detached = (threading.Event() for _ in range(4))
+def watch_at(moment: Callable[[], object], *futures: JobFuture[Any]) -> "concurrent.futures.Future[Any]":
+    """Call `wait` in a new thread. Just when it begins to watch the first future, call *moment*."""
 
-    def processor(jobs: list[str]) -> list[str]:
-        attached.wait(10)
-        sys.settrace(pause_before_detaching)  # in the worker thread
-        return jobs
-
-    def pause_before_detaching(frame: Any, event: str, argument: Any) -> Any:
-        next_line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if event == "line" and "attached.pop(self" in next_line and not settled.is_set():
-            settled.set()
-            go_on.wait(10)
-        if frame.f_code.co_name == "_detach" and event == "return":
-            detached.set()
-        return pause_before_detaching
-
-    def watch(frame: Any, event: str, argument: Any) -> Any:
-        if frame.f_code.co_name == "_attach" and event == "return" and not attached.is_set():
-            attached.set()
-            settled.wait(10)
-        if frame.f_code.co_name == "_get_state" and event == "return":
-            go_on.set()
-            detached.wait(10)
-        return watch
-
-    def wait_for_job() -> Any:
-        sys.settrace(watch)
-        try:
-            return concurrent.futures.wait([future], timeout=5).not_done
-        finally:
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_attach":
             sys.settrace(None)
+            moment()
+
+    def wait() -> Any:
+        sys.settrace(trace)
+        return concurrent.futures.wait(futures, timeout=10)
+
+    return in_thread(wait)
+
+
+def test_wait_returns_if_the_job_is_settled_just_as_wait_begins_to_watch_it(
+    processor: RecordingProcessor[str],
+) -> None:
+    def settle() -> None:
+        processor.release()
+        future.result(timeout=10)
 
     with Batcher[str, str](processor, Size(1)) as batcher:
         future = batcher.submit("job")
-        assert set() == in_thread(wait_for_job).result(timeout=20)
+        assert {future} == watch_at(settle, future).result(timeout=20).done
+
+
+def test_a_watcher_of_two_jobs_is_notified_once_of_the_first_if_another_thread_begins_to_watch_that_one() -> None:
+    gates = {job: threading.Event() for job in ("first", "second")}
+
+    def processor(jobs: list[str]) -> list[str]:
+        gates[jobs[0]].wait(10)
+        return jobs
+
+    def settle() -> None:
+        gates["first"].set()
+        while not first.done() or first._state == "RUNNING":  # the watcher has not been notified yet
+            pass
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        first, second = (batcher.submit(job) for job in gates)
+        both = in_thread(lambda: concurrent.futures.wait([first, second], timeout=10))
+        while not second._waiters:
+            pass
+        assert {first} == watch_at(settle, first).result(timeout=20).done
+        gates["second"].set()
+        assert {first, second} == both.result(timeout=20).done
+
+
+def test_a_caller_that_leaves_just_as_the_job_is_settled_keeps_no_other_caller_from_being_woken() -> None:
+    settled, go_on = threading.Event(), threading.Event()
+
+    def processor(jobs: list[str]) -> list[str]:
+        sys.settrace(pause_before_waking)  # in the worker thread
+        while not has_waiters(2):
+            pass
+        return jobs
+
+    def has_waiters(count: int) -> bool:
+        return len(future._attachments or ()) == count
+
+    def pause_before_waking(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_announce":
+            sys.settrace(None)
+            settled.set()
+            go_on.wait(10)
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        future = batcher.submit("job")
+        patient = in_thread(lambda: future.result(timeout=10))
+        hasty = in_thread(lambda: future.result(timeout=0.5))
+        assert settled.wait(10)
+        assert "job" == hasty.result(timeout=10).value
+        go_on.set()
+        assert "job" == patient.result(timeout=5).value
+
+
+def test_a_flush_is_not_undone_by_a_job_that_is_accepted_at_the_same_time_and_joins_its_batch_late() -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause_before_the_append(frame: Any, event: str, argument: Any) -> Any:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "self.accepted.append(item)" in line:
+            reached.set()
+            go_on.wait(10)
+        return pause_before_the_append
+
+    def submit_slowly() -> JobFuture[str]:
+        sys.settrace(pause_before_the_append)
+        return batcher.submit("slow")
+
+    with Batcher[str, str](list, Size(9)) as batcher:
+        batcher.submit("first")
+        batcher.flush()
+        slow = in_thread(submit_slowly)
+        assert reached.wait(10)
+        flush = in_thread(lambda: batcher.flush(timeout=10))
+        while batcher._newest_engine.queue.epoch < 2:
+            pass
+        batcher.submit("later")
+        while not batcher.stats().batched:
+            pass
+        go_on.set()
+        assert flush.result(timeout=20)
+        assert "slow" == slow.result(timeout=10).result(timeout=10).value
 
 
 def test_if_a_signal_arrives_just_as_a_start_fails_the_next_job_starts_the_threads(

@@ -990,3 +990,32 @@ def test_a_wait_in_a_signal_handler_at_any_point_of_a_notification_notifies_no_w
         if not signal.arrived:
             break
     assert place > 1
+
+
+def test_a_signal_handler_at_any_point_of_as_completed_may_wait_for_another_job() -> None:
+    def read_all() -> None:
+        for _ in as_completed(futures, timeout=10):
+            gates["late"].set()
+
+    def wait_for_another() -> None:
+        gates["late"].set()
+        values.append(batcher.submit("other").result(timeout=10).value)
+
+    for place in count():
+        gates = {job: threading.Event() for job in ("early", "late")}
+        values: list[str] = []
+
+        def processor(jobs: list[str]) -> list[str]:
+            if jobs[0] in gates:
+                gates[jobs[0]].wait(10)
+            return jobs
+
+        with Batcher[str, str](processor, Size(1)) as batcher:
+            futures = [batcher.submit(job) for job in gates]
+            gates["early"].set()
+            signal = Signal(wait_for_another, place, ("concurrent.futures._base", "microbatch."))
+            assert signal.during(read_all) is None
+        assert ["other"] * signal.arrived == values
+        if not signal.arrived:
+            break
+    assert place > 1

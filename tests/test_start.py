@@ -1,5 +1,7 @@
 """Threads that fail to start, and interrupted shutdowns: no call waits for a thread that does not exist."""
 
+import _thread
+import concurrent.futures
 import subprocess
 import sys
 import textwrap
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microbatch import Batcher
+from microbatch import Batcher, Size
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -75,6 +77,88 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
             thread.join(timeout=10)
         assert "job" == batcher.submit("job").result(timeout=10).value
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
+
+
+def test_the_jobs_of_a_failed_start_do_not_count_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Batcher[str, str](list, Size(3), name="slow") as batcher:
+        with monkeypatch.context() as patch:
+            failing = FailingStart("slow_0", patch)
+            failed = [batcher.submit(job) for job in ("a", "b")]
+            assert failing.reached.wait(10)
+            failing.go_on.set()
+            assert [RuntimeError] * 2 == [type(future.exception(timeout=10)) for future in failed]
+        results = [batcher.submit(job) for job in ("c", "d", "e")]
+        assert [3] * 3 == [future.result(timeout=10).batch.size for future in results]
+    stats = batcher.stats()
+    assert (5, 2, 3) == (stats.accepted, stats.failed, stats.succeeded)
+
+
+def test_wait_returns_for_a_job_that_was_cancelled_during_a_start_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Batcher[str, str](list, name="slow") as batcher:
+        failing = FailingStart("slow", monkeypatch)
+        future = batcher.submit("job")
+        assert failing.reached.wait(10)
+        waiting = in_thread(lambda: concurrent.futures.wait([future], timeout=10))
+        while not future._waiters:
+            pass
+        assert future.cancel()
+        failing.go_on.set()
+        assert {future} == waiting.result(timeout=20).done
+
+
+def test_a_submit_returns_the_future_of_an_accepted_job_even_if_its_own_start_of_the_threads_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The start that the submit relied on has failed, and so does its own, but a third one succeeds."""
+
+    def interleave(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "put":
+            failing.go_on.set()
+            assert type(first.exception(timeout=10)) is RuntimeError
+            while batcher._newest_engine.is_claimed:
+                pass
+            monkeypatch.setattr(_thread, "start_new_thread", fail)
+        if frame.f_code.co_name == "_give_up_start":
+            sys.settrace(before)
+            others.append(in_thread(lambda: batcher.submit("other")).result(timeout=10))
+            assert "other" == others[0].result(timeout=10).value
+
+    def fail(*arguments: Any) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    others: list[Any] = []
+    with Batcher[str, str](list, name="slow") as batcher:
+        failing = FailingStart("slow", monkeypatch)
+        first = batcher.submit("first")
+        assert failing.reached.wait(10)
+        before = sys.gettrace()
+        sys.settrace(interleave)
+        try:
+            second = batcher.submit("second")
+        finally:
+            sys.settrace(before)
+        assert "second" == second.result(timeout=10).value
+
+
+def test_a_callback_that_is_added_during_a_shutdown_that_is_interrupted_is_called_by_the_next_shutdown() -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_run_callbacks":
+            places.append(frame)
+            if len(places) == 2:
+                sys.settrace(before)
+                raise KeyboardInterrupt
+
+    places: list[Any] = []
+    called: list[str] = []
+    batcher = Batcher[str, str](list)
+    batcher.add_shutdown_callback(lambda: batcher.add_shutdown_callback(lambda: called.append("added")))
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.shutdown()
+    assert batcher.shutdown(timeout=10)
+    assert ["added"] == called
 
 
 @pytest.mark.parametrize("place", ["_abandon_waiting", "_run_shutdown_callback"])

@@ -122,7 +122,7 @@ class Engine:
             started.extend(starting)  # the first call, so no interruption is possible before it (L3)
         except BaseException as error:
             if not started and self._thread is None:
-                self._unclaimed = True
+                self._unclaimed = True  # before the next step (L4), so that later jobs start the threads again
                 self._give_up_start(error)
             raise
 
@@ -244,6 +244,7 @@ class Engine:
             if error is not None and is_exiting(error):
                 self._run()
             elif error is not None:
+                self._unclaimed = True
                 self._give_up_start(error)
         finally:
             # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before
@@ -269,6 +270,7 @@ class Engine:
         try:
             self._runner.open()
         except BaseException as error:
+            self._thread, self._unclaimed = None, True
             self._give_up_start(error)
             return
         if self.stage is _ENDED:  # by `give_up`, in the meantime
@@ -309,8 +311,7 @@ class Engine:
             pass
 
     def _give_up_start(self, error: BaseException) -> None:
-        """Fail the jobs that were accepted in the meantime, and leave the batcher as if it had never been started."""
-        self._thread, self._unclaimed = None, True  # before the next step, so that later jobs start the threads again
+        """Fail the jobs that were accepted before the start failed. Another thread may start the threads again meanwhile."""
         self._abandon_waiting(error)
         self.queue.ended.notify_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
