@@ -530,14 +530,14 @@ class JobFuture(Future[JobResult[Value]]):
         for waiter in waiters:
             if type(waiter) in _STANDARD_WAITERS:
                 self._notify_once(waiter, attachments)
-            elif waiter not in attachments.notified:
+            elif not attachments.all_notified and waiter not in attachments.notified:
                 if self.cancelled():
                     waiter.add_cancelled(self)
                 elif self._stage is _SUCCEEDED:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-                vars(attachments).setdefault("notified", []).append(waiter)
+                attachments.notified = [*attachments.notified, waiter]
         attachments.all_notified, attachments.notified = True, ()  # they refer to this future
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
@@ -546,7 +546,7 @@ class JobFuture(Future[JobResult[Value]]):
         notified, added, finished = vars(attachments).setdefault("notified", []), [waiter], [self]
         with getattr(waiter, "lock", None) or nullcontext():
             # In one step (L3): there is no call from here to the end of the block.
-            if waiter not in notified:
+            if not attachments.all_notified and waiter not in notified:
                 notified += added
                 waiter.finished_futures += finished
                 if counts:
