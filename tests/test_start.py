@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from microbatch import Batcher, Size
+from microbatch._engine.engine import Stage
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -142,21 +143,22 @@ def test_a_submit_returns_the_future_of_an_accepted_job_even_if_its_own_start_of
 
 
 def test_a_callback_that_is_added_during_a_shutdown_that_is_interrupted_is_called_by_the_next_shutdown() -> None:
-    def interrupt(frame: Any, event: str, argument: Any) -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if frame.f_code.co_name == "_run_callbacks":
-            places.append(frame)
-            if len(places) == 2:
+            if event == "return":  # just before the batcher has ended
+                batcher.add_shutdown_callback(lambda: called.append("added"))
+            elif batcher._newest_engine.stage is Stage.ENDED:
                 sys.settrace(before)
                 raise KeyboardInterrupt
+        return interrupt
 
-    places: list[Any] = []
     called: list[str] = []
     batcher = Batcher[str, str](list)
-    batcher.add_shutdown_callback(lambda: batcher.add_shutdown_callback(lambda: called.append("added")))
     before = sys.gettrace()
     sys.settrace(interrupt)
     with pytest.raises(KeyboardInterrupt):
         batcher.shutdown()
+    assert [] == called
     assert batcher.shutdown(timeout=10)
     assert ["added"] == called
 
