@@ -6,6 +6,7 @@ Nothing here refers to the `Batcher`, so that it can be garbage-collected while 
 import _thread
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -112,8 +113,8 @@ class Engine:
         started: list[int | BaseException | None] = []
         # Not a `Thread`, because its `start` waits until the new thread runs. A subinterpreter needs a `Thread`,
         # because it can't end while any other thread runs.
-        start = partial(_thread.start_new_thread, self._launch) if _is_main_interpreter() else self._start_now
-        starting = map(start, [()])
+        start = partial(_thread.start_new_thread, _launch) if _is_main_interpreter() else self._start_now
+        starting = map(start, [([self],)])
         try:
             del self._unclaimed
         except AttributeError:  # another thread starts them
@@ -233,37 +234,22 @@ class Engine:
 
     # -- called by the batcher's own threads --
 
-    def _launch(self) -> None:
-        """Start the batcher thread. Called in a thread of its own, which then ends.
+    def _new_thread(self) -> threading.Thread:
+        self._thread = _make_thread(self._run, self._name)
+        return self._thread
 
-        If the interpreter is exiting, that thread does the work of the batcher thread itself.
-        """
-        try:
-            self.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start
-            error = self._start_batcher_thread()
-            if error is not None and is_exiting(error):
-                self._run()
-            elif error is not None:
-                self._unclaimed = True
-                self._give_up_start(error)
-        finally:
-            # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before
-            # Python 3.13, that would stay forever.
-            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
-
-    def _start_now(self, arguments: tuple[()]) -> None:
-        if (error := self._start_batcher_thread()) is not None:
+    def _start_now(self, arguments: object) -> None:
+        if (error := _try_to_start(self._new_thread())) is not None:
+            self._thread = None
             raise error
 
-    def _start_batcher_thread(self) -> BaseException | None:
-        try:
-            self._thread = _make_thread(self._run, self._name)
-            self._thread.start()
-        except BaseException as error:
-            if self._thread is None or self._thread.ident is None:
-                self._thread = None
-                return error
-        return None
+    def _note_failed_start(self, error: BaseException) -> None:
+        self._thread = None
+        if is_exiting(error):
+            self._run()
+        else:
+            self._unclaimed = True
+            self._give_up_start(error)
 
     def _run(self) -> None:
         self.queue.this_thread.is_own = True
@@ -337,6 +323,37 @@ class Engine:
         except IndexError:  # another thread has called it
             return
         _run_shutdown_callback(callback)
+
+
+def _launch(engines: list[Engine]) -> None:
+    """Start the batcher thread of the one engine in the list. Called in a thread of its own, which then ends.
+
+    If the interpreter is exiting, that thread does the work of the batcher thread itself. It does not refer to the engine
+    while it starts the batcher thread, because the engine may end before this function does.
+    """
+    try:
+        engine = engines.pop()
+        engine.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start
+        thread, reference = engine._new_thread(), weakref.ref(engine)
+        del engine
+        error = _try_to_start(thread)
+        if (
+            error is not None and (found := reference()) is not None
+        ):  # the thread refers to it as long as it has not run
+            found._note_failed_start(error)
+    finally:
+        # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before Python 3.13,
+        # that would stay forever.
+        threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+
+
+def _try_to_start(thread: threading.Thread) -> BaseException | None:
+    try:
+        thread.start()
+    except BaseException as error:
+        if thread.ident is None:
+            return error
+    return None
 
 
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
