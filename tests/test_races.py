@@ -519,3 +519,20 @@ def test_if_a_signal_arrives_just_as_a_start_fails_the_next_job_starts_the_threa
             finally:
                 sys.settrace(before)
         assert "job" == batcher.submit("job").result(timeout=10).value
+
+
+def test_if_a_signal_arrives_just_after_a_cancellation_the_callback_is_called_all_the_same() -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_wake_waiters":
+            sys.settrace(before)
+            raise KeyboardInterrupt
+
+    called: list[JobFuture[str]] = []
+    with Batcher[str, str](echo, Size(9)) as batcher:
+        future = batcher.submit("job")
+        future.add_done_callback(called.append)
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        assert [future] == called and future.cancelled()

@@ -80,6 +80,43 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
 
 
+def test_a_job_fails_if_no_thread_can_be_created_and_the_next_job_starts_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    with Batcher[str, str](list) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "__init__", fail)
+            assert MemoryError is type(batcher.submit("job").exception(timeout=10))
+        assert "next" == batcher.submit("next").result(timeout=10).value
+
+
+def test_a_start_that_fails_late_fails_no_job_of_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_give_up_start":
+            reached.set()
+            go_on.wait(10)
+
+    with Batcher[str, str](list, Size(2), name="slow") as batcher:
+        failing = FailingStart("slow_0", monkeypatch)
+        threading.settrace(pause)
+        futures = [batcher.submit("first")]
+        assert failing.reached.wait(10)
+        threading.settrace(None)
+        failing.go_on.set()
+        assert reached.wait(10)
+        futures.append(batcher.submit("second"))
+        assert ["first", "second"] == [future.result(timeout=10).value for future in futures]
+        third = batcher.submit("third")
+        go_on.set()
+        batcher.flush()
+        assert "third" == third.result(timeout=10).value
+
+
 def test_the_jobs_of_a_failed_start_do_not_count_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     with Batcher[str, str](list, Size(3), name="slow") as batcher:
         with monkeypatch.context() as patch:
@@ -163,7 +200,7 @@ def test_a_callback_that_is_added_during_a_shutdown_that_is_interrupted_is_calle
     assert ["added"] == called
 
 
-@pytest.mark.parametrize("place", ["_abandon_waiting", "_run_shutdown_callback"])
+@pytest.mark.parametrize("place", ["_abandon", "_run_shutdown_callback"])
 def test_if_a_shutdown_is_interrupted_another_waiting_shutdown_completes_it(place: str, clock: ManualClock) -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if event == "return" and frame.f_code.co_name == place:

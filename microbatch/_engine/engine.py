@@ -16,7 +16,7 @@ from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import Waiter
 from microbatch._engine.dispatcher import Dispatcher
-from microbatch._engine.ledger import Ledger
+from microbatch._engine.ledger import Group, Ledger
 from microbatch._engine.process import enlist, is_exiting, process_flag
 from microbatch._engine.queue import JobQueue
 from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
@@ -124,7 +124,11 @@ class Engine:
         except BaseException as error:
             if not started and self._thread is None:
                 self._unclaimed = True  # before the next step (L4), so that later jobs start the threads again
-                self._give_up_start(error)
+                try:
+                    self._give_up_start(error)
+                except BaseException:  # from a signal handler
+                    self._give_up_start(error)
+                    raise
             raise
 
     def leave_to_parent(self) -> None:
@@ -152,7 +156,8 @@ class Engine:
             return
         this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
         try:
-            self._abandon_waiting(BatcherClosed("the batcher was shut down before its threads were started"))
+            error = BatcherClosed("the batcher was shut down before its threads were started")
+            self._abandon(list(self.queue.waiting), error)
             self._end()
         except BaseException:  # from a signal handler
             self._unclaimed = True
@@ -185,18 +190,21 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        return self._abandon_waiting(error, and_running=True)
+        return self._abandon(list(self.queue.waiting), error, and_running=True)
 
-    def _abandon_waiting(self, error: BaseException, and_running: bool = False) -> int:
-        group = list(self.queue.waiting)
-        if group:
+    def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
+        group = waiting.copy()
+        try:
             self.queue.may_expire = True  # from now on, jobs of a batch may be settled before it is dispatched
             self.ledger.claim(group)
+            failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
             self.queue.post(partial(self._dispatcher.forget, group))
-        failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
-        for future in self.queue.cancelled.peek():  # there may be no leader to do this
-            future._announce()
-        return failed
+            for future in self.queue.cancelled.peek():  # there may be no leader to do this
+                future._announce()
+            return failed
+        except BaseException:  # from a signal handler
+            self.ledger.fail(self.ledger.running() if and_running else self.ledger.not_waiting(waiting), error)
+            raise
 
     def exit_deadline(self) -> float:
         """Return the moment until which an interpreter exit that begins now waits. Never raises."""
@@ -297,8 +305,10 @@ class Engine:
             pass
 
     def _give_up_start(self, error: BaseException) -> None:
-        """Fail the jobs that were accepted before the start failed. Another thread may start the threads again meanwhile."""
-        self._abandon_waiting(error)
+        """Fail the jobs that were accepted before the start failed, unless another thread has started the threads since."""
+        waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
+        if not self.is_claimed:
+            self._abandon(waiting, error)
         self.queue.ended.notify_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
@@ -334,13 +344,16 @@ def _launch(engines: list[Engine]) -> None:
     try:
         engine = engines.pop()
         engine.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start
-        thread, reference = engine._new_thread(), weakref.ref(engine)
+        try:
+            thread = engine._new_thread()
+        except BaseException as error:
+            engine._note_failed_start(error)
+            return
+        reference = weakref.ref(engine)
         del engine
-        error = _try_to_start(thread)
-        if (
-            error is not None and (found := reference()) is not None
-        ):  # the thread refers to it as long as it has not run
-            found._note_failed_start(error)
+        failure = _try_to_start(thread)
+        if failure is not None and (found := reference()) is not None:  # the thread refers to it until it has run
+            found._note_failed_start(failure)
     finally:
         # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before Python 3.13,
         # that would stay forever.

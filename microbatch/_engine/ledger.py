@@ -157,7 +157,7 @@ class Ledger:
         """Correct the ledger after an exception between any two statements of the leader. Return the jobs that wait."""
         self.queue.accepted.take()  # all of them are in `waiting` too
         for group in self._books[1:]:
-            group[:] = self._not_waiting(group)
+            group[:] = self.not_waiting(group)
             self.close_group(group)
         return self._accepted()
 
@@ -165,7 +165,8 @@ class Ledger:
         """Return the jobs that wait, without those that `JobQueue.put` has not accepted yet."""
         return [future for future in list(self.queue.waiting) if future._epoch != NOT_ACCEPTED]
 
-    def _not_waiting(self, group: Group) -> Group:
+    def not_waiting(self, group: Group) -> Group:
+        """Return those of these jobs that do not wait for a worker any more."""
         return [future for future in group if not future._is_waiting]
 
     def claimed(self) -> Group:

@@ -274,8 +274,13 @@ class JobFuture(Future[JobResult[Value]]):
             owner.not_full.notify()
         finally:  # after a signal too
             if self._stage is _CANCELLED:
-                self._wake_waiters()
-                self._run_callbacks()
+                try:
+                    self._wake_waiters()
+                    self._run_callbacks()
+                except BaseException:  # from a signal handler
+                    self._wake_waiters()
+                    self._run_callbacks()
+                    raise
         return True
 
     def cancelled(self) -> bool:
@@ -419,6 +424,10 @@ class JobFuture(Future[JobResult[Value]]):
             try:
                 if lock.acquire(False):
                     self._notify_each(condition.waiters)
+            except BaseException:  # from a signal handler
+                if lock._is_owned():
+                    self._notify_each(condition.waiters)
+                raise
             finally:  # L5
                 if lock._is_owned():
                     lock.release()
@@ -451,7 +460,9 @@ class JobFuture(Future[JobResult[Value]]):
         """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""
         if not self.done():
             self._caller_error = error, None
-            self._stage, self._attachments = _FAILED, None
+            self._stage = _FAILED
+            self._wake_waiters()  # a signal handler that forks may have interrupted a wait
+            vars(self).pop("_attachments", None)
 
     # -- attributes that ``concurrent.futures`` and ``asyncio`` read --
 
