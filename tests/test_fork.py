@@ -572,9 +572,9 @@ def test_a_wait_for_a_result_ends_in_the_child_of_a_signal_handler_that_interrup
         future = batcher.submit("job")
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         try:
-            print(future.result(timeout=10).value)
+            print(future.result().value)
         except ForkedError:
             os._exit(0)
         print(os.waitpid(child, 0)[1])
     """
-    assert "job\n0\n" == run(script)
+    assert "job\n0\n" == run(script, timeout=10)
