@@ -1,8 +1,8 @@
 """Shows where the time of a job goes: ``python -m benchmarks.profile``. Takes about a minute. Needs Linux or macOS.
 
-For each function of microbatch, the first tables have the calls and the bytecode instructions per job. They are counted,
-not timed, so they hardly depend on the machine. The last table compares the closed loop with raw locks: CPU time in user
-code and in the kernel, and context switches.
+For each function of microbatch, the first tables have the calls and the bytecode instructions per job. They are
+counted, not timed, so they hardly depend on the machine. The last table compares the closed loop with raw locks: CPU
+time in user code and in the kernel, and context switches.
 """
 
 import resource

@@ -305,7 +305,7 @@ class Engine:
             pass
 
     def _give_up_start(self, error: BaseException) -> None:
-        """Fail the jobs that were accepted before the start failed, unless another thread has started the threads since."""
+        """Fail the jobs that were accepted before a failed start, unless another thread has started the threads since."""
         waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
         if not self.is_claimed:
             self._abandon(waiting, error)
@@ -338,8 +338,8 @@ class Engine:
 def _launch(engines: list[Engine]) -> None:
     """Start the batcher thread of the one engine in the list. Called in a thread of its own, which then ends.
 
-    If the interpreter is exiting, that thread does the work of the batcher thread itself. It does not refer to the engine
-    while it starts the batcher thread, because the engine may end before this function does.
+    If the interpreter is exiting, that thread does the work of the batcher thread itself. While it starts the batcher
+    thread, it does not refer to the engine, because the engine may end before this function does.
     """
     try:
         engine = engines.pop()

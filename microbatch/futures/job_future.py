@@ -131,9 +131,9 @@ class _WatcherFlag(Flag):
 class _Watchers(list[Any]):
     """The watchers of a future: the objects through which ``wait`` and ``as_completed`` are notified.
 
-    Each gets a `Flag` in place of its event, and nothing in place of its lock. Otherwise a signal that interrupts one of
-    these calls could leave a lock locked, and the thread that settles the future would block on it. With the GIL, the
-    steps that the lock of a watcher guards are atomic all the same (L3), apart from the one that `_WatcherFlag` corrects.
+    Each gets a `Flag` in place of its event, and nothing in place of its lock. Otherwise a signal that interrupts one
+    of these calls could leave a lock locked, and the thread that settles the future would block on it. With the GIL,
+    the steps that the lock of a watcher guards are atomic anyway (L3), except the one that `_WatcherFlag` corrects.
     """
 
     def append(self, waiter: Any) -> None:
