@@ -305,7 +305,7 @@ class Engine:
             pass
 
     def _give_up_start(self, error: BaseException) -> None:
-        """Fail the jobs that were accepted before a failed start, unless another thread has started the threads since."""
+        """Fail the jobs that were accepted before a failed start, unless another thread has started the threads."""
         waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
         if not self.is_claimed:
             self._abandon(waiting, error)

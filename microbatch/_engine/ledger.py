@@ -21,7 +21,7 @@ _stage_of = attrgetter("_stage")
 _attachments_of = attrgetter("_attachments")
 
 Group = list[JobFuture[Any]]
-"""Jobs that were removed from `JobQueue.waiting` together: those of a batch, or some that expired or failed together."""
+"""Jobs that were removed from `JobQueue.waiting` together: those of a batch, or jobs that expired or failed."""
 
 
 class _Totals(NamedTuple):
