@@ -57,10 +57,10 @@ def draw(runs: Sequence[Run], folder: Path) -> None:
         plot(measurement, cases, runs, LABELS, folder / f"{measurement.name}.svg")
 
 
-def redraw(folder: Path) -> None:
-    """Draw the plots in *folder* from the raw figures there."""
+def rewrite(folder: Path) -> None:
+    """Write the tables and the plots in *folder* again, from the raw figures there."""
     raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    draw([Run(**run) for run in raw["runs"]], folder)
+    write([Run(**run) for run in raw["runs"]], raw["facts"], raw["repeats"], raw["quick"], folder)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,7 +82,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the folder to write to, if not in benchmarks/results"
     )
-    parser.add_argument("--redraw", action="store_true", help="measure nothing: draw the plots again from results.json")
+    parser.add_argument(
+        "--rewrite", action="store_true", help="measure nothing: write the tables and plots again from results.json"
+    )
     return parser.parse_args(arguments)
 
 
@@ -91,8 +93,8 @@ def main(arguments: Sequence[str] | None = None, launch: Launch = launch) -> Non
     options = parse(sys.argv[1:] if arguments is None else arguments)
     repeats: int = options.repeats or (1 if options.quick else 5)
     default = Path(__file__).parent / "results" / (python() + ("-quick" if options.quick else ""))
-    if options.redraw:
-        redraw(options.output or default)
+    if options.rewrite:
+        rewrite(options.output or default)
         return
     facts: dict[str, str] = {**machine(), **versions(CONTENDERS.values())}
     runs: list[Run] = []

@@ -1,10 +1,14 @@
 """Compares a batcher per process with one for all: ``python -m benchmarks.sharing > benchmarks/results/sharing.rst``.
 
-Each client process has several callers, which are threads that wait for each result. First, each process has a batcher
-of its own. Then all processes share one batcher, the *collector*, in a Dask cluster on the same cores. A call takes 5 ms
-plus 20 µs per job. Then the same is measured with calls that take no time, which shows how many jobs one collector can
-accept. Each caller checks that the result belongs to its own job. The second part simulates more processes than a
-machine can run.
+Each client process has several callers, which are threads. A caller submits one job, or 500 jobs, and waits for the
+results. First, each process has a batcher of its own. Then all processes share one batcher, the *collector*, in a Dask
+cluster on the same cores. A call takes 5 ms plus 20 µs per job. The collector makes one call at a time, or up to two,
+while each of the other batchers makes one. Then the same is measured with calls that take no time, which shows how many
+jobs one collector can accept. Each caller checks that the result belongs to its own job.
+
+The ways alternate, and a row is the run with the median of jobs/s. *Share* is the median of the ratios to the jobs/s
+with a batcher each, in the same round. The CPU time is given per job, for all clients together, and for the Dask cluster
+with the scheduler. The last part simulates more processes than a machine can run.
 
 ``python -m benchmarks.sharing --plot docs/sharing.svg`` only draws the simulated part.
 """
@@ -12,6 +16,7 @@ machine can run.
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -29,6 +34,16 @@ from microbatch.simulation.plots import line_style
 
 POLICY = Size(500) | Natural()
 CALL, JOB = 0.005, 20e-6
+LOADS = ((8, 1), (64, 1), (1, 500))
+"""The callers in each process, and the number of jobs that a caller submits before it waits."""
+WAYS = (
+    ("slow", 0, "5 ms and 20 µs per job, a batcher each"),
+    ("slow", 1, "5 ms and 20 µs per job, one for all"),
+    ("slow", 2, "5 ms and 20 µs per job, one for all, two calls"),
+    ("instant", 0, "no time, a batcher each"),
+    ("instant", 1, "no time, one for all"),
+)
+"""The processor, the number of calls that the collector makes at the same time, if there is one, and a label."""
 RATE = 2_000
 """The simulated jobs per second of all processes together."""
 
@@ -47,53 +62,124 @@ def instant(jobs: list[str]) -> list[tuple[str, int]]:
 PROCESSORS: dict[str, Callable[[list[str]], Any]] = {"slow": slow, "instant": instant}
 
 
-def client(address: str, name: str, processor: str, callers: int, seconds: float) -> None:
-    """Submit jobs in a loop from *callers* threads, and print the outcomes.
+class Load(NamedTuple):
+    """What a client process does.
 
-    With an *address*, all processes share the batcher in that Dask cluster. Otherwise, this process has its own.
+    Attributes:
+        address: The Dask cluster with the shared batcher, or an empty text, if each process has its own.
+        processor: The name of the processor.
+        workers: How many calls the shared batcher makes at the same time.
+        callers: The number of threads that submit jobs.
+        at_once: The number of jobs that each of them submits before it waits for their results.
+        seconds: How long it does so.
     """
-    options: dict[str, Any] = {"policy": POLICY}
-    work = PROCESSORS[processor]
-    if address:
+
+    address: str
+    processor: str
+    workers: int
+    callers: int
+    at_once: int
+    seconds: float
+
+
+def client(load: Load, name: str) -> None:
+    """Submit jobs in a loop, and print their number, the wrong results, the calls and the CPU time."""
+    work: Callable[[list[str]], Any] = PROCESSORS[load.processor]
+    if load.address:
         from distributed import Client
 
         from microbatch.integrations.dask import shared
 
-        connection = Client(address)
-        work, options = shared(processor, work, POLICY, client=lambda: connection), {}
+        connection = Client(load.address)
+        collector = f"{load.processor} {load.workers}"
+        work = shared(collector, work, POLICY, client=lambda: connection, max_workers=load.workers)
         work([])
     print("ready", flush=True)
     sys.stdin.readline()
-    with Batcher(work, **options) as batcher, ThreadPoolExecutor(callers) as pool:
-        deadline = time.monotonic() + seconds
+    with Batcher(work, POLICY) as batcher, ThreadPoolExecutor(load.callers) as pool:
+        started, deadline = time.process_time(), time.monotonic() + load.seconds
 
         def loop(caller: int) -> tuple[int, int, float]:
             done, wrong, calls = 0, 0, 0.0
             while time.monotonic() < deadline:
-                job = f"{name} {caller} {done}"
-                answer, size = batcher.submit(job).result().value
-                done, wrong, calls = done + 1, wrong + (answer != job), calls + 1 / size
+                jobs = [f"{name} {caller} {number}" for number in range(done, done + load.at_once)]
+                futures = [batcher.submit(job) for job in jobs]
+                for job, future in zip(jobs, futures):
+                    answer, size = future.result().value
+                    done, wrong, calls = done + 1, wrong + (answer != job), calls + 1 / size
             return done, wrong, calls
 
-        print(json.dumps(list(pool.map(loop, range(callers)))), flush=True)
+        found = list(pool.map(loop, range(load.callers)))
+        print(json.dumps([*map(sum, zip(*found)), time.process_time() - started]), flush=True)
 
 
-def measure(address: str, processor: str, processes: int, callers: int, seconds: float) -> list[str]:
-    """Run *processes* clients at the same time, and return a row: jobs, wrong answers, calls, mean batch, jobs/s."""
-    command = [sys.executable, "-m", "benchmarks.sharing", "--client", address, processor, str(callers), str(seconds)]
+class Measured(NamedTuple):
+    """What all clients together have done.
+
+    Attributes:
+        jobs: The number of jobs.
+        wrong: The number of results that were lost, or belonged to another job.
+        calls: The number of calls of the processor.
+        rate: The jobs per second.
+        client: The CPU time of the clients per job in µs.
+        cluster: The CPU time of the Dask cluster per job in µs.
+    """
+
+    jobs: int
+    wrong: int
+    calls: float
+    rate: float
+    client: float
+    cluster: float
+
+    def cells(self) -> list[str]:
+        """Return the cells of a row."""
+        figures = (self.jobs, self.wrong, self.calls, self.jobs / self.calls, self.rate, self.client, self.cluster)
+        return [f"{figure:,.{digits}f}" for figure, digits in zip(figures, (0, 0, 0, 1, 0, 1, 1))]
+
+
+def measure(load: Load, processes: int, cluster_time: Callable[[], float]) -> Measured:
+    """Run *processes* clients at the same time. *cluster_time* returns the CPU time of the cluster."""
+    command = [sys.executable, "-m", "benchmarks.sharing", "--client", *map(str, load)]
     running = [
         subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for number in range(processes)
     ]
     for process in running:
         assert process.stdout is not None and "ready\n" == process.stdout.readline()
+    before = cluster_time()
     for process in running:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    found = [row for process in running for row in json.loads(process.communicate()[0].splitlines()[-1])]
-    jobs, wrong, calls = (sum(column) for column in zip(*found))
-    return [f"{jobs:,}", f"{wrong}", f"{calls:,.0f}", f"{jobs / calls:.1f}", f"{jobs / seconds:,.0f}"]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    after = cluster_time()
+    jobs, wrong, calls, used = (sum(column) for column in zip(*found))
+    return Measured(jobs, wrong, calls, jobs / load.seconds, 1e6 * used / jobs, 1e6 * (after - before) / jobs)
+
+
+def compare(
+    address: str,
+    cluster_time: Callable[[], float],
+    processes: int,
+    callers: int,
+    at_once: int,
+    seconds: float,
+    rounds: int,
+) -> list[list[str]]:
+    """Measure each way in each round, and return a row for each way."""
+    runs: dict[str, list[Measured]] = {label: [] for _, _, label in WAYS}
+    for _ in range(rounds):
+        for processor, workers, label in WAYS:
+            load = Load(address if workers else "", processor, max(workers, 1), callers, at_once, seconds)
+            runs[label].append(measure(load, processes, cluster_time))
+    alone = {processor: runs[label] for processor, workers, label in WAYS if not workers}
+    rows = []
+    for processor, _, label in WAYS:
+        *cells, used, cluster = sorted(runs[label], key=lambda run: run.rate)[rounds // 2].cells()
+        share = statistics.median(run.rate / other.rate for run, other in zip(runs[label], alone[processor]))
+        rows.append([label, *cells, f"{share:.2f}", used, cluster])
+    return rows
 
 
 class Simulated(NamedTuple):
@@ -174,10 +260,10 @@ def draw(path: Path, capacity: float) -> None:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=__doc__.partition("\n")[0])
-    parser.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--client", nargs=7, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--callers", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="only draw the simulated part, to this file")
     parser.add_argument(
         "--capacity", type=float, default=12_800, help="jobs per second that one collector can accept, for the plot"
@@ -187,25 +273,39 @@ def main() -> None:
         draw(arguments.plot, arguments.capacity)
         return
     if arguments.client is not None:
-        address, processor, callers, seconds, name = arguments.client
-        client(address, name, processor, int(callers), float(seconds))
+        address, processor, workers, callers, at_once, seconds, name = arguments.client
+        client(Load(address, processor, int(workers), int(callers), int(at_once), float(seconds)), name)
         return
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
     print(rst("Many processes and one batcher", "="))
     print(f"{__doc__.partition(chr(10))[2].strip()}\n")
     for name, value in machine().items():
         print(f":{name}: {value}")
     print()
-    with LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
-        for callers in arguments.callers:
-            rows = []
-            for processor, label in (("slow", "5 ms and 20 µs per job"), ("instant", "no time")):
-                for address, way in (("", "a batcher each"), (cluster.scheduler_address, "one for all")):
-                    row = measure(address, processor, arguments.processes, callers, arguments.seconds)
-                    rows.append([f"{label}, {way}", *row])
-            headings = ["a call takes", "jobs", "wrong or lost", "calls", "mean batch", "jobs/s"]
-            print(render(Table(f"{arguments.processes} processes of {callers} callers", headings, rows, [])))
+    headings = [
+        *("a call takes", "jobs", "wrong or lost", "calls", "mean batch", "jobs/s", "share"),
+        *("client µs", "cluster µs"),
+    ]
+    options: dict[str, Any] = {"dashboard_address": None, "silence_logs": 50}
+    with LocalCluster(n_workers=4, threads_per_worker=1, **options) as cluster, Client(cluster) as connection:
+
+        def cluster_time() -> float:
+            used: dict[str, float] = connection.run(time.process_time)
+            return time.process_time() + sum(used.values())  # the scheduler runs in this process
+
+        for callers, at_once in LOADS:
+            rows = compare(
+                cluster.scheduler_address,
+                cluster_time,
+                arguments.processes,
+                callers,
+                at_once,
+                arguments.seconds,
+                arguments.rounds,
+            )
+            title = f"{arguments.processes} processes of {callers} callers, each submits {at_once} and waits"
+            print(render(Table(title, headings, rows, [])), flush=True)
     headings = [
         "processes",
         *(f"{what}, {who}" for what in ("batch", "calls/s", "mean ms") for who in ("each", "shared")),

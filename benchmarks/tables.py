@@ -42,6 +42,11 @@ class Runs:
         """Return the median over the repeats, or None if there is no figure."""
         return _median(self.by_repeat(case, contender, figure).values())
 
+    def extremes(self, case: str, contender: str, figure: str) -> tuple[float, float] | None:
+        """Return the lowest and the highest figure of all repeats, or None if there is no figure."""
+        found = self.by_repeat(case, contender, figure).values()
+        return (min(found), max(found)) if found else None
+
     def ratios_by_repeat(self, case: str, contender: str, figure: str, reference: str) -> Mapping[int, float]:
         """Return the ratio to the figure of *reference* in each repeat."""
         return _ratios(self.by_repeat(case, contender, figure), self.by_repeat(case, reference, figure))
@@ -82,10 +87,15 @@ def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels:
                 _shown(runs.median(case.label, contender, name), figure.digits)
                 for name, figure in measurement.figures.items()
             ]
+            row += [
+                _range(runs.extremes(case.label, contender, name), measurement.figures[name].digits)
+                for name in _with_range(measurement)
+            ]
             row += [_shown(runs.ratio(case.label, contender, *ratio)) for ratio in measurement.ratios]
             row += [_shown(_median(runs.growth(contender, *growth).values())) for growth in _growths(measurement, case)]
             rows.append([labels[contender], *row])
         headings = [figure.heading for figure in measurement.figures.values()]
+        headings += [f"{measurement.figures[name].heading}, all runs" for name in _with_range(measurement)]
         headings += [
             _ratio_heading(measurement.figures[name].heading, reference) for name, reference in measurement.ratios
         ]
@@ -94,6 +104,10 @@ def _narrow(measurement: Measurement, cases: Sequence[Case], runs: Runs, labels:
         ]
         made.append(Table(case.label, ["", *headings], rows, _notes(runs, labels, case.label)))
     return made
+
+
+def _with_range(measurement: Measurement) -> list[str]:
+    return [measurement.plot] if measurement.plot is not None else []
 
 
 def _growths(measurement: Measurement, case: Case) -> list[tuple[str, str, str]]:
@@ -137,6 +151,10 @@ def _ratio_heading(heading: str, reference: str) -> str:
 
 def _shown(value: float | None, digits: int = 2) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _range(values: tuple[float, float] | None, digits: int) -> str:
+    return NOTHING if values is None else f"{_shown(values[0], digits)} to {_shown(values[1], digits)}"
 
 
 def _notes(runs: Runs, labels: Labels, case: str | None = None) -> list[str]:

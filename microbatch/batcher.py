@@ -1,6 +1,6 @@
 """The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
-import functools
+import contextlib
 import itertools
 import os
 import sys
@@ -30,7 +30,7 @@ from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
 from microbatch.config import policy_from_env
-from microbatch.errors import JobTooLarge
+from microbatch.errors import BatcherClosed, JobTooLarge
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
@@ -80,8 +80,8 @@ class Batcher(Generic[Job, Value]):
     ...     batcher.submit("ada").result().value
     'ADA'
 
-    You may call all methods from any thread. The first `submit` starts the threads of the batcher. All times are in
-    seconds.
+    You may call all methods from any thread. The first `submit` starts the threads of the batcher. If the system can't
+    start them, the accepted jobs fail with `RuntimeError`. All times are in seconds.
 
     Args:
         processor: A function that takes a list of jobs and returns one value per job, in order. A worker thread calls
@@ -257,17 +257,17 @@ class Batcher(Generic[Job, Value]):
         future: JobFuture[Value] = JobFuture(job, engine.queue)
         if self._needs_attributes:
             self._set_attributes(future)
-        if engine.stage is not _RUNNING:
+        if engine.stage is _RUNNING:
+            engine.queue.put(future, True, timeout, expires_in)
+        else:
             self._start(engine)
-        engine.queue.put(future, True, timeout, expires_in)
-        if engine.stage is _NEW:  # this call did not wait for another thread's start, and that start has failed
-            self._start(engine)
+            engine.queue.put(future, True, timeout, expires_in)
+            if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
+                with contextlib.suppress(BatcherClosed, RuntimeError):  # its future gets the error
+                    self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
-            if engine.queue.is_held():  # R3: by the code that this call has interrupted
-                engine.queue.post(functools.partial(notify, self._acceptance_listeners, event))
-            else:
-                notify(self._acceptance_listeners, event)
+            notify(self._acceptance_listeners, event)
         return future
 
     def map(
@@ -316,8 +316,9 @@ class Batcher(Generic[Job, Value]):
         """
         deadline = self._deadline(wait, timeout)
         engine = self._engine
-        epoch = engine.queue.flush()
-        return not wait or engine.ledger.wait_settled(epoch, deadline)
+        futures = engine.ledger.unsettled() if wait else []  # now, because later jobs are not waited for
+        engine.queue.flush()
+        return not wait or engine.ledger.wait_settled(futures, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> bool:
         """Accept no more jobs, run the pending ones, and stop the threads: a graceful shutdown.
@@ -417,10 +418,13 @@ class Batcher(Generic[Job, Value]):
         try:
             engine.start()
         finally:  # after a signal too, because the threads may run nevertheless
-            with engine.queue.mutex:
-                if engine.stage is not _NEW and engine.finalizer is None and not engine.queue.closed:
-                    engine.finalizer = weakref.finalize(self, _drain_unclosed, engine, self._number, self._description)
-                    engine.finalizer.atexit = False  # the engine has an exit hook of its own
+            if engine.finalizer is None and engine.is_claimed and not engine.queue.closed:
+                made = weakref.finalize(self, _drain_unclosed, engine, self._number, self._description)
+                made.atexit = False  # the engine has an exit hook of its own
+                if vars(engine).setdefault("finalizer", made) is not made:
+                    made.detach()  # another thread has made one since the check
+                if engine.queue.closed:  # by a thread that did not find one
+                    engine.finalizer.detach()  # type: ignore[unreachable]
 
     def _successor_in_child(self, parents: Engine) -> Engine:
         """Return the engine of a forked child, which replaces the engine of the parent process.
@@ -525,7 +529,7 @@ def left_open(since: int) -> list[str]:
         if call and not engine.queue.closed:
             _, _, (_, number, description), _ = call
             found[number] = description
-    found.update(_collected.copy())  # R10; and last, because one of the others may have been collected since
+    found.update(_collected.copy())  # L6; and last, because one of the others may have been collected since
     return [description for number, description in sorted(found.items()) if number >= since]
 
 

@@ -63,7 +63,7 @@ class ManualClock:
             with condition:
                 condition.notify_all()
 
-    def _due(self) -> list[threading.Condition]:  # rule R9 of `microbatch._engine`
+    def _due(self) -> list[threading.Condition]:  # rule L9 of `microbatch._engine`
         return [condition for condition, moment in self._sleepers if moment <= self._now]
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
@@ -72,8 +72,8 @@ class ManualClock:
         with self._changed:
             if moment <= self._now:
                 return
-            # From here on, advance() finds this thread. It can't notify it too early, because this thread holds the
-            # condition until it sleeps.
+            # From here on, advance() finds this thread. It can't notify it too early: this thread holds the condition
+            # until it sleeps, and a condition of a batcher remembers the notification.
             self._sleepers.append(sleeper)
             self._changed.notify_all()
         try:

@@ -199,11 +199,11 @@ def cells(table: Table) -> list[list[str]]:
     return [list(row[1:]) for row in table.rows]
 
 
-def test_a_table_shows_medians_and_the_medians_of_the_ratios_within_each_repeat() -> None:
+def test_a_table_shows_medians_with_all_runs_and_the_medians_of_the_ratios_within_each_repeat() -> None:
     few, many = tables(SMALL, SMALL.cases, some_runs(), LABELS)
-    assert ["", "time, ms", "time, × ThreadPoolExecutor"] == list(few.headings)
-    assert [["3.0", "0.30"], ["10.0", "1.00"], ["–", "–"]] == cells(few)
-    assert [["4.0", "0.25"], ["30.0", "1.00"], ["–", "–"]] == cells(many)
+    assert ["", "time, ms", "time, ms, all runs", "time, × ThreadPoolExecutor"] == list(few.headings)
+    assert [["3.0", "1.0 to 8.0", "0.30"], ["10.0", "10.0 to 10.0", "1.00"], ["–", "–", "–"]] == cells(few)
+    assert [["4.0", "3.0 to 8.0", "0.25"], ["30.0", "2.0 to 32.0", "1.00"], ["–", "–", "–"]] == cells(many)
     assert (["batched: skipped: why"], []) == (few.notes, many.notes)
 
 
@@ -242,13 +242,16 @@ def test_a_table_is_rendered_as_restructured_text() -> None:
     ]
 
 
-def test_plots_are_drawn_again_from_the_raw_figures(tmp_path: Path) -> None:
+def test_tables_and_plots_are_written_again_from_the_raw_figures(tmp_path: Path) -> None:
     needs("matplotlib")
     times = {"microbatch": 1.0, "ThreadPoolExecutor": 5.0, "batched": 5.0, "ubatch": 900.0}
     runs = [Run("gather", "few", contender, 0, {"wall": time}) for contender, time in times.items()]
-    (tmp_path / "results.json").write_text(json.dumps({"runs": to_json(runs)}), encoding="utf-8")
-    main(["--redraw", "--output", str(tmp_path)])
-    assert {"gather.svg", "results.json"} == {path.name for path in tmp_path.iterdir()}
+    raw = json.dumps({"facts": {"CPU": "fast"}, "repeats": 1, "quick": False, "runs": to_json(runs)}, indent=1) + "\n"
+    (tmp_path / "results.json").write_text(raw, encoding="utf-8")
+    main(["--rewrite", "--output", str(tmp_path)])
+    assert {"gather.svg", "results.json", "tables.rst"} == {path.name for path in tmp_path.iterdir()}
+    assert raw == (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert ":CPU: fast" in (tmp_path / "tables.rst").read_text(encoding="utf-8")
     drawn = (tmp_path / "gather.svg").read_text(encoding="utf-8")
     assert "900.00 \N{RIGHTWARDS ARROW}" in drawn  # a bar that long is cut, or the others would be too short to compare
 
@@ -324,3 +327,23 @@ def test_postgresql_gets_no_figures_if_callers_get_the_rows_of_others(
     monkeypatch.setattr(script, "OPERATIONS", [lookup])
     with pytest.raises(SystemExit, match="lookup, batches, 4 workers, 4 connections: wrong results"):
         script.main([postgresql, "--callers=8", "--jobs=400", "--repeats=1"])
+
+
+def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_closed_loop_with_raw_locks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("resource", reason="not on Windows")
+    from benchmarks import profile
+
+    profile.main(jobs=128, repeats=1)
+    gather, closed, compared = capsys.readouterr().out.rstrip().split("\n\n**")
+    for table in (gather, closed):
+        rows = [line.rsplit(maxsplit=2) for line in table.splitlines() if line[-1:].isdigit()]
+        counted = [(name, float(calls), int(instructions)) for name, calls, instructions in rows]
+        submit = "Batcher.submit" if sys.version_info >= (3, 11) else "submit"  # before, code does not know its class
+        assert 1 == min(calls for name, calls, _ in counted if name == submit)
+        *each, (last, _, total) = counted
+        assert "all together" == last
+        assert total == pytest.approx(sum(instructions for *_, instructions in each), abs=len(rows))
+    assert "_wait " in closed
+    assert [LABELS["microbatch"], LABELS["locks"]] == [line[:33].strip() for line in compared.splitlines()[5:7]]

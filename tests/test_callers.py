@@ -29,7 +29,7 @@ def slow(clock: ManualClock, caller: int, seconds: float = 8.0) -> Callable[[lis
     """Return a processor that takes *seconds*, but first waits until *caller* waits, except for the job "other"."""
 
     def processor(jobs: list[Any]) -> list[Any]:
-        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Waiter.sleep.__code__:
+        while jobs != ["other"] and sys._current_frames()[caller].f_code is not Waiter.wait.__code__:
             pass
         clock.advance(seconds)
         return jobs
@@ -114,7 +114,7 @@ def lingering(clock: ManualClock | None = None, **options: Any) -> Batcher[Any, 
 
 def has_waiter(future: JobFuture[Any]) -> bool:
     """Return whether a thread waits for the future."""
-    return future._attachments is not None and bool(list(future._attachments))
+    return bool(future._attachments)
 
 
 def test_the_batch_of_a_single_waiting_caller_does_not_linger() -> None:

@@ -18,7 +18,7 @@ from microbatch import (
     Window,
 )
 from microbatch._forming.collector import Batch, Collector
-from tests.collectors import Broken, Job, Light, Wavering, collector, jobs, take_all
+from tests.collectors import Broken, Job, Light, Wavering, collector, drop, jobs, take_all
 
 
 def test_a_full_batch_is_dispatched_and_the_other_jobs_wait() -> None:
@@ -110,13 +110,16 @@ def test_fits_is_not_called_if_room_covers_all_jobs() -> None:
     assert ["abcde:roomy"] == take_all(c, 0)
 
 
-def test_joined_lists_the_jobs_in_the_order_in_which_they_joined_a_batch() -> None:
-    c = collector(Size(2))
-    c.add(jobs("abc"))
+def test_the_collector_counts_the_jobs_in_open_batches_and_knows_which_they_are() -> None:
+    c, (a, b, d) = collector(Size(2)), jobs("abd")
+    c.add([a, b, d])
     assert c.take(0) is not None
-    assert "ab" == "".join(entry.job for entry in c.joined)
+    assert (0, False, False) == (c.batched, c.is_open(a), c.is_open(d))
     assert c.take(0) is None
-    assert "abc" == "".join(entry.job for entry in c.joined)
+    assert (1, False, True) == (c.batched, c.is_open(a), c.is_open(d))
+    drop(c, d)
+    assert c.take(0) is None
+    assert (0, False) == (c.batched, c.is_open(d))
 
 
 def test_the_window_describes_the_open_batch_and_the_recent_batches() -> None:

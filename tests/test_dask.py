@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import PicklingError
+from pickle import PicklingError, UnpicklingError
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,9 +35,11 @@ from tests.pages import blocks
 from tests.test_processes import InFlight, where
 
 needs("distributed")
+import cloudpickle
 from distributed import Client, Lock, Variable
+from distributed.actor import ProxyRPC
 
-from microbatch.integrations.dask import CollectorLost, shared
+from microbatch.integrations.dask import CollectorLost, _pickle_together, shared
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(120)]
 
@@ -192,6 +194,120 @@ def test_an_unpicklable_result_fails_alone(client: Client) -> None:
     outcomes = shared("locks", locks, Size(2), client=lambda: client)(["lock", "good"])
     assert isinstance(outcomes[0], PicklingError) and "the result can't be sent" in str(outcomes[0])
     assert "good" == outcomes[1]
+
+
+class RefusedBy:
+    """Raises an exception if a certain process unpickles it."""
+
+    def __init__(self, process: int) -> None:
+        if process == os.getpid():
+            raise ValueError("not here")
+        self.process = process
+
+    def __reduce__(self) -> Any:
+        return RefusedBy, (self.process,)
+
+
+def refused(jobs: list[Any]) -> list[Any]:
+    return [RefusedBy(job) if isinstance(job, int) else job for job in jobs]
+
+
+def test_a_result_that_the_caller_cannot_unpickle_fails_alone(client: Client) -> None:
+    before, fails, after = shared("refused", refused, Size(3), client=lambda: client)(["before", os.getpid(), "after"])
+    assert ("before", UnpicklingError, "after") == (before, type(fails), after)
+    assert "the outcome can't be read in this process: not here" == str(fails)
+
+
+def test_a_job_whose_class_no_worker_can_import_is_sent_by_value_from_the_main_module_or_if_it_is_registered(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_in_client.py").write_text("class Job: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("only_in_client")
+    main = type("OfMain", (), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "OfMain", main, raising=False)
+    processor = shared("by value", names_of_types, Size(1), client=lambda: client)
+    assert ["OfMain", "OfMain"] == processor([main(), main()])
+    unregistered, known = processor([module.Job(), "known"])
+    assert (ModuleNotFoundError, "str") == (type(unregistered), known)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert ["Job", "Job"] == processor([module.Job(), module.Job()])
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def names_of_types(jobs: list[Any]) -> list[str]:
+    return [type(job).__name__ for job in jobs]
+
+
+def doubled_in_place(jobs: list[Any]) -> list[Any]:
+    for job in jobs:
+        job *= 2
+    return jobs
+
+
+@pytest.mark.parametrize("direct", [None, False])
+def test_arrays_of_any_size_can_be_changed_by_the_processor_and_by_the_caller(
+    client: Client, direct: bool | None
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    with Client(client.scheduler.address, set_as_default=False, direct_to_workers=direct) as own:
+        processor = shared(f"arrays {direct}", doubled_in_place, Size(4), client=lambda: own)
+        jobs = [numpy.arange(size) for size in (3, 20_000, 0, 300_000)]
+        for job, result in zip(jobs, processor(jobs), strict=True):
+            result += 1
+            assert numpy.array_equal(numpy.arange(job.size) * 2 + 1, result)
+
+
+def test_large_arrays_are_not_copied_into_a_message() -> None:
+    numpy = pytest.importorskip("numpy")
+    small, large = numpy.arange(10), numpy.arange(100_000)
+    message, *buffers = _pickle_together([small, large, "text"])
+    assert len(message) < 1_000 and [large.nbytes] == [each.nbytes for each in buffers]
+    assert numpy.shares_memory(large, numpy.asarray(buffers[0]))
+
+
+def test_a_message_waits_for_all_of_its_jobs_while_the_batcher_answers_other_messages(
+    client: Client, tmp_path: Path
+) -> None:
+    processor = shared("files", read_files, Size(1), client=lambda: client, key=str, max_workers=2)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("last")
+    with ThreadPoolExecutor(1) as callers:
+        waiting = callers.submit(processor, [str(tmp_path / "pipe"), str(tmp_path / "file")])
+        with (tmp_path / "pipe").open("w") as pipe:  # from here on the first job is being processed
+            while processor.stats().succeeded < 1:  # the last job
+                pass
+            assert ["last"] == processor([str(tmp_path / "file")])
+            assert not waiting.done()
+            pipe.write("first")
+        assert ["first", "last"] == waiting.result(timeout=60)
+
+
+class Unreachable:
+    """A connection pool that can't reach any worker."""
+
+    def __call__(self, address: str) -> "Unreachable":
+        return self
+
+    async def actor_execute(self, **arguments: Any) -> None:
+        raise OSError("unreachable")
+
+
+def test_messages_go_through_the_scheduler_if_no_other_way_is_open(client: Client) -> None:
+    with Client(client.scheduler.address, set_as_default=False) as own:
+        pool, own.rpc = own.rpc, Unreachable()
+        try:
+            processor = shared("through the scheduler", strict, Size(2), client=lambda: own)
+            assert ["A", "B"] == processor(["a", "b"])
+        finally:
+            own.rpc = pool
+
+
+def test_messages_go_to_the_worker_without_the_scheduler(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProxyRPC, "__getattr__", None)
+    assert ["A", "B"] == shared("direct", strict, Size(2), client=lambda: client)(["a", "b"])
 
 
 def test_a_processor_that_no_worker_can_import_raises_the_import_error(

@@ -518,25 +518,6 @@ def test_a_failed_job_of_a_batched_method_that_no_caller_asks_about_is_logged(lo
     assert 1 == len(log.records)
 
 
-def test_a_failure_that_no_caller_asked_about_is_logged_while_no_lock_is_held(log: pytest.LogCaptureFixture) -> None:
-    class Handler(logging.Handler):
-        accepted: list[int] = []
-
-        def emit(self, record: logging.LogRecord) -> None:
-            self.accepted.append(in_thread(batcher.stats).result(timeout=10).accepted)
-
-    future = futures_of(ValueError("x"), count=1)[0]
-    handler = Handler()
-    logging.getLogger("microbatch").addHandler(handler)
-    try:
-        with Batcher[Any, Any](list) as batcher:
-            with future._owner.mutex:  # a garbage collection may happen anywhere
-                del future
-                assert [] == [record for record in log.records if record.name == "microbatch"]
-    finally:
-        logging.getLogger("microbatch").removeHandler(handler)
-
-
 def test_a_failure_whose_future_is_kept_until_the_interpreter_exits_is_logged_then() -> None:
     script = """
     from microbatch import Batcher
@@ -560,11 +541,12 @@ def test_a_batch_may_fail_while_failures_are_logged_at_interpreter_exit() -> Non
     script = """
     import atexit, sys, threading
     from microbatch import Batcher, BatchListener, Size
-    go, failed = threading.Event(), threading.Event()
+    started, go, failed = threading.Event(), threading.Event(), threading.Event()
     class Failed(BatchListener):
         def batch_finished(self, event):
             failed.set()
     def stuck(jobs):
+        started.set()
         go.wait()
         raise ConnectionError("too late")
     def processor(jobs):
@@ -576,6 +558,7 @@ def test_a_batch_may_fail_while_failures_are_logged_at_interpreter_exit() -> Non
             failed.wait(10)
         return trace
     Batcher(stuck, Size(1), exit_timeout=0, listeners=[Failed()]).submit("stuck")
+    started.wait()
     futures = [Batcher(processor, Size(1)).submit(number) for number in range(3)]
     atexit.register(sys.settrace, trace)
     """

@@ -307,7 +307,7 @@ def test_ctrl_c_while_jobs_are_given_up_at_exit_leaves_no_future_unsettled() -> 
     script = """
     told = []
     def interrupt(frame, event, argument):
-        if frame.f_code.co_name == "wake":
+        if frame.f_code.co_name == "_run_callbacks":
             told.append(frame)
             if len(told) == 2:
                 sys.settrace(None)

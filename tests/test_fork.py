@@ -558,3 +558,23 @@ def test_the_child_of_a_child_has_its_own_batcher() -> None:
     in_child(lambda: in_child(use))
     """
     assert "1 2 1\n" * 3 == run(script)
+
+
+def test_a_wait_for_a_result_ends_in_the_child_of_a_signal_handler_that_interrupted_it() -> None:
+    script = """
+    def fork(number, frame):
+        global child
+        child = os.fork()
+        if child != 0:
+            batcher.flush(wait=False)
+    signal.signal(signal.SIGALRM, fork)
+    with Batcher(echo, Size(2)) as batcher:
+        future = batcher.submit("job")
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            print(future.result().value)
+        except ForkedError:
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+    """
+    assert "job\n0\n" == run(script, timeout=10)

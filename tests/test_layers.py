@@ -168,7 +168,7 @@ def test_each_confined_name_appears_only_in_its_modules(modules: "set[str]", wor
 
 @pytest.mark.parametrize("module", ["_engine.queue", "_engine.ledger", "futures.job_future"])
 def test_no_function_that_writes_the_state_of_a_job_looks_up_a_member_of_an_enum(module: str) -> None:
-    """Up to Python 3.10, that is a call, between a look and the write that depends on it: rule R5."""
+    """Up to Python 3.10, that is a call, between a look and the write that depends on it: rule L3."""
     functions = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.FunctionDef)]
     nodes = [node for function in functions for statement in function.body for node in ast.walk(statement)]
     assert [] == [

@@ -517,6 +517,27 @@ def test_after_a_shutdown_a_batcher_and_the_owner_of_its_processor_can_be_garbag
     assert alive() is None
 
 
+def test_a_processor_is_freed_even_if_the_thread_that_started_the_batcher_thread_has_not_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, start = threading.Event(), threading.Thread.start
+
+    def start_and_stay(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "slow":
+            go_on.wait(10)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_stay)
+    processor = RecordingProcessor[str]()
+    alive = weakref.ref(processor)
+    with Batcher[str, str](processor, name="slow") as batcher:
+        batcher.submit("job").result(timeout=10)
+    del batcher, processor
+    gc.collect()
+    assert alive() is None
+    go_on.set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Batcher, Batcher[int, int]], ids=["plain", "with types"])
 def test_a_dropped_batcher_processes_its_jobs_and_warns_where_it_was_created(kind: Any) -> None:
@@ -590,7 +611,7 @@ def test_flushing_an_unused_batcher_leaves_no_calls_in_the_queue() -> None:
     batcher = Batcher(echo)
     for _ in range(1000):
         assert batcher.flush()
-    assert [] == batcher._engine.queue._calls
+    assert 0 == len(batcher._engine.queue._calls)
 
 
 def test_several_shutdowns_at_once_run_the_callbacks_only_once() -> None:

@@ -1,6 +1,9 @@
 """Race conditions, each forced: a call happens at the very moment at which it could do harm."""
 
+import _thread
 import concurrent.futures
+import linecache
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +20,10 @@ from microbatch import (
     BatchReport,
     Interval,
     JobExpired,
+    JobFuture,
     JobState,
     Size,
+    Weight,
     Window,
 )
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
@@ -327,3 +332,207 @@ def test_a_blocked_submit_is_noticed_even_if_another_one_has_just_given_up(
         processor.release()
         assert arrived.wait(timeout=10)
         assert "late" == late[0].result(timeout=10).job
+
+
+# -- no notification is lost --
+
+
+def pause_after(function: str, paused: threading.Event, go_on: threading.Event) -> Callable[..., Any]:
+    """Return a tracer that pauses the thread when a function of this name returns something true."""
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == function and event == "return" and argument and not paused.is_set():
+            paused.set()
+            go_on.wait(10)
+        return trace
+
+    return trace
+
+
+def test_a_caller_that_is_notified_twice_before_it_leaves_the_line_wakes_the_next_one(clock: ManualClock) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    gates = {job: threading.Event() for job in ("a", "b", "c", "d")}
+
+    def processor(jobs: list[str]) -> list[str]:
+        if jobs[0] in gates:
+            gates[jobs[0]].wait(10)
+        return jobs
+
+    def submit_slowly() -> JobFuture[str]:
+        sys.settrace(pause_after("_enters", entered, go_on))
+        try:
+            return batcher.submit("first", timeout=60)
+        finally:
+            sys.settrace(None)
+
+    policy = Weight(2)  # both of the blocked jobs are needed for a batch
+    weigh = {"first": 1, "second": 1}
+    with Batcher[str, str](
+        processor, policy, weigh=lambda job: weigh.get(job, 2), max_pending=2, max_workers=2, clock=clock
+    ) as batcher:
+        futures = [batcher.submit(job) for job in ("a", "b")]
+        while not all(future.running() for future in futures):
+            pass
+        futures += [batcher.submit(job) for job in ("c", "d")]
+        first = in_thread(submit_slowly)
+        clock.wait_for_sleeper(60)
+        clock.advance(1)
+        second = in_thread(lambda: batcher.submit("second", timeout=60))
+        clock.wait_for_sleeper(61)
+        gates["a"].set()
+        assert entered.wait(10)
+        gates["b"].set()
+        while not futures[3].running():  # now there is room for two
+            pass
+        go_on.set()
+        for gate in gates.values():
+            gate.set()
+        assert ["first", "second"] == [each.result(timeout=10).result(timeout=10).value for each in (first, second)]
+
+
+def watch_at(moment: Callable[[], object], *futures: JobFuture[Any]) -> "concurrent.futures.Future[Any]":
+    """Call `wait` in a new thread. Just when it begins to watch the first future, call *moment*."""
+
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_attach":
+            sys.settrace(None)
+            moment()
+
+    def wait() -> Any:
+        sys.settrace(trace)
+        return concurrent.futures.wait(futures, timeout=10)
+
+    return in_thread(wait)
+
+
+def test_wait_returns_if_the_job_is_settled_just_as_wait_begins_to_watch_it(
+    processor: RecordingProcessor[str],
+) -> None:
+    def settle() -> None:
+        processor.release()
+        future.result(timeout=10)
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        future = batcher.submit("job")
+        assert {future} == watch_at(settle, future).result(timeout=20).done
+
+
+def test_a_watcher_of_two_jobs_is_notified_once_of_the_first_if_another_thread_begins_to_watch_that_one() -> None:
+    gates = {job: threading.Event() for job in ("first", "second")}
+
+    def processor(jobs: list[str]) -> list[str]:
+        gates[jobs[0]].wait(10)
+        return jobs
+
+    def settle() -> None:
+        gates["first"].set()
+        while not first.done() or first._state == "RUNNING":  # the watcher has not been notified yet
+            pass
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        first, second = (batcher.submit(job) for job in gates)
+        both = in_thread(lambda: concurrent.futures.wait([first, second], timeout=10))
+        while not second._waiters:
+            pass
+        assert {first} == watch_at(settle, first).result(timeout=20).done
+        gates["second"].set()
+        assert {first, second} == both.result(timeout=20).done
+
+
+def test_a_caller_that_leaves_just_as_the_job_is_settled_keeps_no_other_caller_from_being_woken() -> None:
+    settled, go_on = threading.Event(), threading.Event()
+
+    def processor(jobs: list[str]) -> list[str]:
+        sys.settrace(pause_before_waking)  # in the worker thread
+        while not has_waiters(2):
+            pass
+        return jobs
+
+    def has_waiters(count: int) -> bool:
+        return len(future._attachments or ()) == count
+
+    def pause_before_waking(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_announce":
+            sys.settrace(None)
+            settled.set()
+            go_on.wait(10)
+
+    with Batcher[str, str](processor, Size(1)) as batcher:
+        future = batcher.submit("job")
+        patient = in_thread(lambda: future.result(timeout=10))
+        hasty = in_thread(lambda: future.result(timeout=0.5))
+        assert settled.wait(10)
+        assert "job" == hasty.result(timeout=10).value
+        go_on.set()
+        assert "job" == patient.result(timeout=5).value
+
+
+def test_a_flush_is_not_undone_by_a_job_that_is_accepted_at_the_same_time_and_joins_its_batch_late() -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause_before_the_append(frame: Any, event: str, argument: Any) -> Any:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "self.accepted.append(item)" in line:
+            reached.set()
+            go_on.wait(10)
+        return pause_before_the_append
+
+    def submit_slowly() -> JobFuture[str]:
+        sys.settrace(pause_before_the_append)
+        return batcher.submit("slow")
+
+    with Batcher[str, str](list, Size(9)) as batcher:
+        batcher.submit("first")
+        batcher.flush()
+        slow = in_thread(submit_slowly)
+        assert reached.wait(10)
+        flush = in_thread(lambda: batcher.flush(timeout=10))
+        while batcher._newest_engine.queue.epoch < 2:
+            pass
+        batcher.submit("later")
+        while not batcher.stats().batched:
+            pass
+        go_on.set()
+        assert flush.result(timeout=20)
+        assert "slow" == slow.result(timeout=10).result(timeout=10).value
+
+
+def test_if_a_signal_arrives_just_as_a_start_fails_the_next_job_starts_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_give_up_start":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    with Batcher(echo) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(_thread, "start_new_thread", fail)
+            before = sys.gettrace()
+            sys.settrace(interrupt)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    batcher.submit("job")
+            finally:
+                sys.settrace(before)
+        assert "job" == batcher.submit("job").result(timeout=10).value
+
+
+def test_if_a_signal_arrives_just_after_a_cancellation_the_callback_is_called_all_the_same() -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_wake_waiters":
+            sys.settrace(before)
+            raise KeyboardInterrupt
+
+    called: list[JobFuture[str]] = []
+    with Batcher[str, str](echo, Size(9)) as batcher:
+        future = batcher.submit("job")
+        future.add_done_callback(called.append)
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        assert [future] == called and future.cancelled()

@@ -1,16 +1,18 @@
 """The batcher is used where it may interrupt itself: in signal handlers, finalizers and logging handlers."""
 
+import _thread
 import gc
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Interval, JobFuture, JobState, Size
+from microbatch._engine.engine import Engine
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -187,49 +189,31 @@ def test_another_submit_may_interrupt_the_first_submit(collect_and_switch_often:
     assert {"from a finalizer"} == {future.result(timeout=10).value for future in accepted}
 
 
-def test_a_signal_handler_may_shut_down_the_batcher_while_another_thread_does_so() -> None:
-    class Interrupted(ManualClock):
-        def now(self) -> float:
-            if handlers and threading.current_thread() is threading.main_thread():
-                handlers.pop()()
-            return super().now()
+def submit_interrupted(batcher: Batcher[Any, Any], call: Callable[[], object]) -> None:
+    """Submit a job, and make a call when the first thread was started, like the handler of a signal that arrives there."""
 
-    def shut_down_elsewhere() -> None:
-        others.append(threading.get_ident())
-        batcher.shutdown(wait=False)
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "return" and frame.f_code is Engine.start.__code__:
+            sys.settrace(None)
+            call()
+        return trace
 
-    def handler() -> None:
-        in_thread(shut_down_elsewhere)
-        while not (others and sys._current_frames()[others[0]].f_code.co_name == "close"):
-            pass  # until it waits for a lock that this thread holds
-        batcher.shutdown(wait=False)
-
-    handlers: list[Any] = []
-    others: list[int] = []
-    batcher = Batcher(echo, Size(9), clock=Interrupted())
-    future = batcher.submit("job")
-    handlers.append(handler)
-    batcher.stats()
-    assert batcher.shutdown(timeout=10)
-    assert "job" == future.result(timeout=0).value
-
-
-@pytest.mark.parametrize("runs", [False, True], ids=["before the thread runs", "after the thread runs"])
-def test_a_first_submit_interrupted_by_a_signal_can_be_repeated(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def interrupted_start(thread: threading.Thread) -> None:
-        signalled = threading.current_thread() is threading.main_thread()
-        if runs or not signalled:
-            start(thread)
-        if signalled:
-            raise KeyboardInterrupt
-
-    batcher = Batcher(echo)
-    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
-    with pytest.raises(KeyboardInterrupt):
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
         batcher.submit("interrupted")
-    monkeypatch.undo()
+    finally:
+        sys.settrace(before)
+
+
+def raise_keyboard_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_first_submit_interrupted_by_a_signal_can_be_repeated() -> None:
+    batcher = Batcher(echo)
+    with pytest.raises(KeyboardInterrupt):
+        submit_interrupted(batcher, raise_keyboard_interrupt)
     assert "job" == batcher.submit("job").result(timeout=10).value
     assert batcher.shutdown(timeout=10)
     assert 1 == batcher.stats().accepted
@@ -253,43 +237,38 @@ def test_a_job_whose_submit_is_interrupted_by_a_shutdown_is_refused() -> None:
     assert 1 == batcher.stats().accepted == batcher.stats().succeeded
 
 
-@pytest.mark.parametrize("runs", [False, True], ids=["before the thread runs", "after the thread runs"])
-def test_a_shutdown_that_waits_may_interrupt_the_first_submit(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def interrupted(thread: threading.Thread) -> None:
-        monkeypatch.undo()
-        if runs:
-            start(thread)
-        assert batcher.shutdown(timeout=10)  # like the handler of a signal that arrives here
-        if not runs:
-            start(thread)
-
-    batcher = Batcher(echo)
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+def test_a_shutdown_that_waits_may_interrupt_the_first_submit() -> None:
+    batcher, ended = Batcher(echo), list[bool]()
     with pytest.raises(BatcherClosed):
-        batcher.submit("job")
-    assert 0 == batcher.stats().accepted
+        submit_interrupted(batcher, lambda: ended.append(batcher.shutdown(timeout=10)))
+    assert ([True], 0) == (ended, batcher.stats().accepted)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, error", [("slow", "the start of the batcher was interrupted"), ("slow_0", "can't start new thread")]
-)
-def test_a_job_accepted_before_a_thread_failed_to_start_fails(
-    name: str, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["slow", "slow_0"])
+def test_jobs_accepted_before_a_thread_failed_to_start_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Batcher(echo, name="slow")
     stuck = FailingStart(name, monkeypatch)
-    first = in_thread(lambda: batcher.submit("first"))
+    futures = [batcher.submit("first")]
     assert stuck.reached.wait(10)
-    future = batcher.submit("second")
+    futures.append(batcher.submit("second"))
     stuck.go_on.set()
-    with pytest.raises(RuntimeError, match="can't start"):
-        first.result(timeout=10)
-    assert error == str(future.exception(timeout=10))
+    assert ["can't start new thread"] * 2 == [str(future.exception(timeout=10)) for future in futures]
     assert batcher.shutdown(timeout=10)
-    assert 1 == batcher.stats().accepted == batcher.stats().failed
+    assert 2 == batcher.stats().accepted == batcher.stats().failed
+
+
+def test_if_the_first_thread_can_not_be_started_the_submit_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", fail)
+    with Batcher(echo) as batcher:
+        with pytest.raises(RuntimeError, match="can't start"):
+            batcher.submit("refused")
+        assert "job" == batcher.submit("job").result(timeout=10).value
+    assert 1 == batcher.stats().accepted
 
 
 @pytest.mark.slow
@@ -298,35 +277,20 @@ def test_a_job_accepted_just_after_a_thread_failed_to_start_starts_the_threads_a
 ) -> None:
     batcher = Batcher(echo, Size(1), name="slow", max_pending=1, clock=clock)
     stuck = FailingStart("slow_0", monkeypatch)
-    first = in_thread(lambda: batcher.submit("first"))
+    first = batcher.submit("first")
     assert stuck.reached.wait(10)
-    second = batcher.submit("second")
-    third = in_thread(lambda: batcher.submit("third", timeout=60))
+    second = in_thread(lambda: batcher.submit("second", timeout=60))
     clock.wait_for_sleeper(60)  # it waits until the failure empties the queue
     stuck.go_on.set()
-    with pytest.raises(RuntimeError, match="can't start"):
-        first.result(timeout=10)
-    assert "can't start new thread" == str(second.exception(timeout=10))
-    assert "third" == third.result(timeout=10).result(timeout=10).value
+    assert "can't start new thread" == str(first.exception(timeout=10))
+    assert "second" == second.result(timeout=10).result(timeout=10).value
     assert batcher.shutdown(timeout=10)
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread")
-def test_a_dropped_batcher_whose_first_submit_was_interrupted_by_a_signal_processes_its_jobs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    start = threading.Thread.start
-
-    def interrupting(thread: threading.Thread) -> None:
-        if threading.current_thread() is not threading.main_thread():  # in the batcher thread, which starts the others
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        start(thread)
-
+def test_a_dropped_batcher_whose_first_submit_was_interrupted_by_a_signal_processes_its_jobs() -> None:
     batcher = Batcher(echo, Size(9))
-    monkeypatch.setattr(threading.Thread, "start", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        batcher.submit("interrupted")
-    monkeypatch.undo()
+        submit_interrupted(batcher, raise_keyboard_interrupt)
     future = batcher.submit("job")
     with pytest.warns(ResourceWarning, match="never shut down"):
         del batcher
@@ -366,4 +330,5 @@ def test_a_finalizer_may_submit_a_job_while_the_first_submit_starts_a_thread(mon
     with Batcher(echo) as batcher:
         monkeypatch.setattr(threading.Thread, "start", finalizing)
         future = batcher.submit("job")
-        assert ["from a finalizer", "job"] == [each.result(timeout=10).value for each in [*finalized, future]]
+        assert "job" == future.result(timeout=10).value
+        assert ["from a finalizer"] == [each.result(timeout=10).value for each in finalized]

@@ -1,5 +1,7 @@
 """Threads that fail to start, and interrupted shutdowns: no call waits for a thread that does not exist."""
 
+import _thread
+import concurrent.futures
 import subprocess
 import sys
 import textwrap
@@ -8,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from microbatch import Batcher
+from microbatch import Batcher, Size
+from microbatch._engine.engine import Stage
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -35,17 +38,17 @@ def test_a_shutdown_returns_even_if_a_thread_fails_to_start(
 
 
 def refusal(batcher: Batcher[str, Any]) -> str:
-    """Return the message of the error that a submit raises."""
-    with pytest.raises(RuntimeError) as refused:
-        batcher.submit("job")
-    return str(refused.value)
+    """Return the message of the error with which a job fails."""
+    error = batcher.submit("job").exception(timeout=10)
+    assert type(error) is RuntimeError
+    return str(error)
 
 
 def threads_of(batcher: Batcher[str, Any]) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(batcher.name)]
 
 
-def test_a_shutdown_without_waiting_is_completed_by_the_caller_that_failed_to_start_a_thread(
+def test_a_shutdown_without_waiting_is_completed_by_the_thread_that_failed_to_start_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called = threading.Event()
@@ -77,7 +80,127 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
 
 
-@pytest.mark.parametrize("place", ["abandon", "_run_shutdown_callback"])
+def test_a_job_fails_if_no_thread_can_be_created_and_the_next_job_starts_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    with Batcher[str, str](list) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "__init__", fail)
+            assert MemoryError is type(batcher.submit("job").exception(timeout=10))
+        assert "next" == batcher.submit("next").result(timeout=10).value
+
+
+def test_a_start_that_fails_late_fails_no_job_of_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "_give_up_start":
+            reached.set()
+            go_on.wait(10)
+
+    with Batcher[str, str](list, Size(2), name="slow") as batcher:
+        failing = FailingStart("slow_0", monkeypatch)
+        threading.settrace(pause)
+        futures = [batcher.submit("first")]
+        assert failing.reached.wait(10)
+        threading.settrace(None)
+        failing.go_on.set()
+        assert reached.wait(10)
+        futures.append(batcher.submit("second"))
+        assert ["first", "second"] == [future.result(timeout=10).value for future in futures]
+        third = batcher.submit("third")
+        go_on.set()
+        batcher.flush()
+        assert "third" == third.result(timeout=10).value
+
+
+def test_the_jobs_of_a_failed_start_do_not_count_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Batcher[str, str](list, Size(3), name="slow") as batcher:
+        with monkeypatch.context() as patch:
+            failing = FailingStart("slow_0", patch)
+            failed = [batcher.submit(job) for job in ("a", "b")]
+            assert failing.reached.wait(10)
+            failing.go_on.set()
+            assert [RuntimeError] * 2 == [type(future.exception(timeout=10)) for future in failed]
+        results = [batcher.submit(job) for job in ("c", "d", "e")]
+        assert [3] * 3 == [future.result(timeout=10).batch.size for future in results]
+    stats = batcher.stats()
+    assert (5, 2, 3) == (stats.accepted, stats.failed, stats.succeeded)
+
+
+def test_wait_returns_for_a_job_that_was_cancelled_during_a_start_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Batcher[str, str](list, name="slow") as batcher:
+        failing = FailingStart("slow", monkeypatch)
+        future = batcher.submit("job")
+        assert failing.reached.wait(10)
+        waiting = in_thread(lambda: concurrent.futures.wait([future], timeout=10))
+        while not future._waiters:
+            pass
+        assert future.cancel()
+        failing.go_on.set()
+        assert {future} == waiting.result(timeout=20).done
+
+
+def test_a_submit_returns_the_future_of_an_accepted_job_even_if_its_own_start_of_the_threads_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The start that the submit relied on has failed, and so does its own, but a third one succeeds."""
+
+    def interleave(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "put":
+            failing.go_on.set()
+            assert type(first.exception(timeout=10)) is RuntimeError
+            while batcher._newest_engine.is_claimed:
+                pass
+            monkeypatch.setattr(_thread, "start_new_thread", fail)
+        if frame.f_code.co_name == "_give_up_start":
+            sys.settrace(before)
+            others.append(in_thread(lambda: batcher.submit("other")).result(timeout=10))
+            assert "other" == others[0].result(timeout=10).value
+
+    def fail(*arguments: Any) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    others: list[Any] = []
+    with Batcher[str, str](list, name="slow") as batcher:
+        failing = FailingStart("slow", monkeypatch)
+        first = batcher.submit("first")
+        assert failing.reached.wait(10)
+        before = sys.gettrace()
+        sys.settrace(interleave)
+        try:
+            second = batcher.submit("second")
+        finally:
+            sys.settrace(before)
+        assert "second" == second.result(timeout=10).value
+
+
+def test_a_callback_that_is_added_during_a_shutdown_that_is_interrupted_is_called_by_the_next_shutdown() -> None:
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_name == "_run_callbacks":
+            if event == "return":  # just before the batcher has ended
+                batcher.add_shutdown_callback(lambda: called.append("added"))
+            elif batcher._newest_engine.stage is Stage.ENDED:
+                sys.settrace(before)
+                raise KeyboardInterrupt
+        return interrupt
+
+    called: list[str] = []
+    batcher = Batcher[str, str](list)
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.shutdown()
+    assert [] == called
+    assert batcher.shutdown(timeout=10)
+    assert ["added"] == called
+
+
+@pytest.mark.parametrize("place", ["_abandon", "_run_shutdown_callback"])
 def test_if_a_shutdown_is_interrupted_another_waiting_shutdown_completes_it(place: str, clock: ManualClock) -> None:
     def interrupt(frame: Any, event: str, argument: Any) -> Any:
         if event == "return" and frame.f_code.co_name == place:
@@ -103,7 +226,7 @@ def test_if_a_shutdown_is_interrupted_another_waiting_shutdown_completes_it(plac
     assert [0, 1, 2] == called
 
 
-def test_the_interpreter_exits_even_if_a_thread_fails_to_start_at_exit() -> None:
+def test_a_job_is_processed_even_if_a_thread_fails_to_start_because_the_interpreter_exits() -> None:
     script = """
     import threading
     from microbatch import NEVER, Batcher
@@ -117,10 +240,7 @@ def test_the_interpreter_exits_even_if_a_thread_fails_to_start_at_exit() -> None
         original(thread)
 
     def submit():
-        try:
-            batcher.submit("job")
-        except RuntimeError as error:
-            print(error)
+        print(batcher.submit("job").exception())
 
     original, threading.Thread.start = threading.Thread.start, start
     starting, clock = threading.Event(), ManualClock()
@@ -131,4 +251,4 @@ def test_the_interpreter_exits_even_if_a_thread_fails_to_start_at_exit() -> None
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert (0, "can't create new thread at interpreter shutdown\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert (0, "None\n", "") == (done.returncode, done.stdout, done.stderr)

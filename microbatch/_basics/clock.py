@@ -4,7 +4,6 @@ A moment is a float: seconds on a monotonic clock whose zero is arbitrary. `NOW`
 after all of them. So you can compare both with any moment, and a policy may return either.
 """
 
-import functools
 import math
 import threading
 import time
@@ -22,7 +21,10 @@ class Clock(Protocol):
         """Return the current moment."""
 
     def wait_until(self, condition: threading.Condition, moment: float) -> None:
-        """Wait until *condition* is notified or *moment* has come. The caller holds *condition*. May return early."""
+        """Wait until *condition* is notified or *moment* has come. May return early.
+
+        The caller holds *condition*, so call ``condition.wait(timeout)``.
+        """
 
 
 def _true_time_module() -> ModuleType:
@@ -53,7 +55,3 @@ class SystemClock:
             remaining = moment - self.now()
             if remaining > 0:
                 condition.wait(min(remaining, threading.TIMEOUT_MAX))
-
-
-let_others_run = functools.partial(_time.sleep, 0)
-"""Let other threads run. Returns when the interpreter runs this thread again."""

@@ -1,69 +1,62 @@
-"""Ways to wait for another thread that stay correct if a signal handler or a finalizer interrupts them at any point."""
+"""Ways to wait for another thread, and to pass things to it, that need no lock.
+
+So they stay correct if a signal handler or a finalizer interrupts a thread at any point, and neither of the two can
+cause a deadlock. The rules for their use are in ``_engine/__init__.py``.
+"""
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Waiter", "Waiters", "Flag", "StartLatch"]
+__all__ = ["Flag", "Inbox", "Waiter", "Waiters"]
+
+Item = TypeVar("Item")
 
 
 class Waiter(threading.Condition):
-    """A condition for one waiting thread. It remembers a `notify` that comes before the `wait`.
+    """A condition for one waiting thread. It guards nothing, and remembers a `notify` that comes before the `wait`.
 
-    A finalizer may submit a job, or a signal handler may shut down, just after the waiting thread has checked its
-    condition and just before it sleeps. They run in that thread, so the lock does not stop them, and an ordinary
-    condition would lose their `notify`.
-
-    Args:
-        lock: A re-entrant lock. `wait` releases it completely, even if the thread has acquired it several times.
+    So the waiting thread can check what it waits for, and then sleep. If another thread changes that in between, the
+    sleep ends immediately. You need not acquire this condition, and acquiring it does nothing.
     """
 
     caller: Any = None  # data about the thread that waits; the user of this class sets it
 
-    def __init__(self, lock: Any) -> None:
+    def __init__(self) -> None:
         # `Condition.__init__` is not called, because it creates objects that a waiter does not need.
-        self._lock = lock
-        self._signal = threading.Lock()  # `wake` releases it, and `sleep` acquires it
+        self._signal = threading.Lock()  # `wake` releases it, and `wait` acquires it
         self._signal.acquire()
 
-    acquire = property(lambda self: self._lock.acquire)
-    release = property(lambda self: self._lock.release)
+    @property
+    def ring(self) -> Callable[[], None]:
+        """A function that is written in C, and notifies the waiting thread.
+
+        It raises `RuntimeError` if there is a notification already.
+        """
+        return self._signal.release
+
     __repr__ = object.__repr__  # `Condition.__repr__` uses attributes that do not exist here
+
+    def acquire(self, *arguments: Any) -> bool:
+        """Do nothing."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for a notification or for *timeout* seconds, and return whether there was a notification."""
+        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
 
     def reset(self) -> None:
         """Forget earlier notifications. Check the condition after this call, not before it."""
         self._signal.acquire(blocking=False)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Release the lock, wait for a notification or for *timeout* seconds, and acquire the lock again.
-
-        Returns:
-            Whether there was a notification.
-        """
-        saved = 1, threading.get_ident()  # in case a signal interrupts the next statement before it assigns
-        try:
-            saved = self._lock._release_save()
-            notified = self.sleep(timeout)
-        finally:
-            try:
-                self._reacquire(saved)
-            except BaseException:  # from a signal handler; the caller will release the lock, so acquire it again
-                self._reacquire(saved)
-                raise
-        return notified
-
-    def wait_unlocked(self, timeout: float | None = None) -> bool:
-        """Wait like `wait`, but for a caller that does not hold the lock, so that woken threads do not queue for it."""
-        if self._lock._is_owned():  # by code that this call has interrupted, as in a signal handler
-            return self.wait(timeout)
-        return self.sleep(timeout)
-
-    def sleep(self, timeout: float | None = None) -> bool:
-        """Wait for a notification or for *timeout* seconds, without touching the lock, and return whether one came."""
-        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)
-
-    def _reacquire(self, saved: Any) -> None:
-        if not self._lock._is_owned():
-            self._lock._acquire_restore(saved)
 
     def wake(self) -> bool:
         """Notify the waiting thread. Return False if there is a notification already."""
@@ -71,7 +64,7 @@ class Waiter(threading.Condition):
             return False
         try:
             self._signal.release()
-        except RuntimeError:  # a signal handler or a finalizer has called this since the check
+        except RuntimeError:  # another thread has called this since the check
             return False
         return True
 
@@ -106,6 +99,41 @@ class Waiters(dict[Waiter, None]):
             waiter.wake()
 
 
+class Inbox(Generic[Item]):
+    """A list to which any thread appends, and from which one thread at a time takes all items.
+
+    Attributes:
+        items: How many items were taken so far, and then those that were not taken yet. Because this number is in the
+            list, taking the items and counting them is one step.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[Any] = [0]
+        self.append: Callable[[Item], None] = self.items.append
+
+    def __len__(self) -> int:
+        return len(self.items) - 1
+
+    def take(self) -> list[Item]:
+        """Take out all items. An exception from outside leaves either all of them in the list or none."""
+        items = self.items[1:]
+        self.drop(len(items))
+        return items
+
+    def drop(self, count: int) -> None:
+        """Take out the first *count* items."""
+        self.items[: count + 1] = [self.items[0] + count]
+
+    def peek(self) -> list[Item]:
+        """Return the items that were not taken yet."""
+        return self.items[1:]
+
+    def total(self) -> int:
+        """Return how many items were ever appended."""
+        items = self.items[:]
+        return int(items[0]) + len(items) - 1
+
+
 class Flag:
     """Like `threading.Event`, but for one waiting thread, and with a `set` that never blocks.
 
@@ -114,7 +142,7 @@ class Flag:
 
     def __init__(self, is_set: bool) -> None:
         self._is_set = is_set
-        self._waiter = Waiter(None)
+        self._waiter = Waiter()
 
     def is_set(self) -> bool:
         """Return whether the flag is set."""
@@ -133,36 +161,5 @@ class Flag:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the flag is set or *timeout* seconds have passed, and return whether it is set."""
         if not self._is_set:
-            self._waiter.sleep(timeout)
+            self._waiter.wait(timeout)
         return self._is_set
-
-
-class StartLatch:
-    """Tells waiting threads that the worker threads have started, or why they could not start.
-
-    It uses no lock, so a signal handler may use it at any point.
-    """
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-        self._settled = False
-        self._waiting = Waiters()
-
-    def settle(self, error: BaseException | None = None) -> None:
-        """Record that the threads have started, or the *error* because of which they could not. Call this only once."""
-        self._error = error
-        self._settled = True
-        self._waiting.notify_all()
-
-    def wait(self, timeout: float | None) -> None:
-        """Wait until the threads have started, for at most *timeout* seconds.
-
-        Raises:
-            BaseException: The *error* with which `settle` was called.
-        """
-        waiter = Waiter(None)
-        self._waiting[waiter] = None  # before the check, so that no notification is missed
-        if not self._settled:
-            waiter.sleep(timeout)
-        if self._error is not None:
-            raise self._error

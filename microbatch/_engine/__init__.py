@@ -1,33 +1,38 @@
-"""Moving jobs from the callers to the processor and back: the threads and the locks.
+"""Moving jobs from the callers to the processor and back, without a lock that anybody waits for.
 
-The rules below hold in this package and in ``futures``. Comments refer to them by number.
+User code can interrupt any thread between almost any two statements. A *signal handler* runs in the main thread, and
+may raise an exception, as it does for Ctrl-C. A *finalizer* (``__del__``, or a callback of a weak reference) runs in
+any thread that collects garbage. Both may use the batcher, and both may wait for a lock of the user's. Also, a library
+that limits the time of a call may raise an *exception from outside* in a thread of the batcher, and may do so too late,
+when the call is over.
 
-Two things can interrupt a thread between any two statements. A *signal handler* runs in the main thread, and may raise
-an exception, as it does for Ctrl-C. A *finalizer* (``__del__``, or a callback of a weak reference) runs in any thread.
-Both may use the batcher: they may submit, cancel, flush, shut down, and wait. Also, a library that limits the time of a
-call may raise an *exception from outside* in a thread of the batcher, and may do so too late, when the call is over.
+So a thread that waits for a lock may wait for user code, and that may wait for a lock that the thread itself holds. The
+rules below prevent this. They hold in this package, in ``futures`` and in `Callers`. Comments refer to them by number.
 
-R1. One lock per batcher, `JobQueue.mutex`, guards all attributes of its queue, its ledger and its `Callers`, the stage of
-    its threads, and the stage, the outcome and the attachments of its futures. The one thread that leads owns the
-    collector. A thread takes and leaves the lead with the mutex held.
-R2. The mutex is re-entrant, because a handler or finalizer may interrupt the thread that holds it.
-R3. No user code runs with the mutex held, except for the clock. (Handlers and finalizers don't count: see R2 and R5.)
-R4. A caller's thread changes shared data in one step, such as one assignment or one `append`. An exception can come
-    before or after that step, but can't leave half of it. The leader does the rest.
-R5. There is no call between a check and the write that depends on it. A handler or finalizer that runs in between may
-    wait. It then releases the mutex, however often its thread has acquired it, and other threads change the data that
-    the mutex guards. Nothing interrupts a thread between two statements without a call or a jump.
-    (Up to Python 3.11, a finalizer may also run where a container is created.)
-R6. A waiter is woken before the step that it waits for, and again after it. Before, because a handler may raise after
-    the step. After, because a handler may come before the step and wait, and then the woken thread checks too early.
-R7. A thread registers its waiter before it checks whether it has to wait, and removes it in a ``finally``.
-R8. To find out whether it holds a lock, a thread asks the lock and does not rely on a variable, because an exception
-    may come just when the lock is acquired or released.
-R9. A ``while`` loop with a condition has a function of its own, without ``with`` or ``try``. So has a comprehension
-    with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that comes just when
-    such a loop repeats bypasses the ``with`` and ``try`` of the same function
-    (https://github.com/python/cpython/issues/130279).
-R10. A container that other threads may change is copied before it is iterated over.
-R11. A thread that settles or cancels never blocks on the ``_condition`` of a future. The thread that holds it may have
+L1. Nobody waits for a lock that another thread may hold while user code runs. The only exception is `check_for_fork`,
+    in a forked child. Threads share data only through steps that are atomic: one call of a method of a built-in list or
+    dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice, or the deletion of
+    one. Each is a single call in C that runs no user code, because the keys and values are compared by identity. The
+    GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703).
+L2. Only one thread wins a race: the one that removes something. It removes a job from `JobQueue.waiting` to cancel it,
+    to let it expire or to dispatch it, `JobFuture._unsettled` to settle it, and `Engine._unclaimed` to start or end the
+    threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes
+    items out of each `Inbox`, and closes groups in the ledger.
+L3. Python checks for signals, and runs finalizers, only when a call ends, when a function begins and at a jump back.
+    (Up to Python 3.11, finalizers also run where a container is created.) So a thread can't be interrupted between the
+    removal that wins a race and the statements after it, up to the end of the next call.
+L4. The same is true from the point where an exception is raised to the end of the first call in its handler.
+L5. To find out whether it holds the lead or the lock of a condition, a thread asks the lock and does not rely on a
+    variable, because an exception may come just when the lock is acquired or released.
+L6. A container that other threads may change is copied before it is iterated over.
+L7. A thread that settles or cancels never blocks on the ``_condition`` of a future. The thread that holds it may have
     been interrupted, and may never release it.
+L8. A thread that may have to wait says so first, and then checks whether it has to. A thread that changes something
+    changes it first, and then looks for waiters. So at least one of them sees the other. The same order decides between
+    a job that is added and a queue that is closed, between news and a leader that resigns, and between an outcome and a
+    callback that is added. A waiter is removed in a ``finally``.
+L9. A ``while`` loop with a condition has a function of its own, without ``with`` or ``try``. The same holds for a
+    comprehension with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that
+    comes just when such a loop repeats bypasses the ``with`` and ``try`` of the same function
+    (https://github.com/python/cpython/issues/130279).
 """

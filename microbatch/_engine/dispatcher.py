@@ -13,7 +13,7 @@ from microbatch._basics.arguments import check_answer
 from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun
-from microbatch._engine.ledger import Ledger
+from microbatch._engine.ledger import Group, Ledger
 from microbatch._engine.queue import NOTHING, Drained
 from microbatch._engine.settings import Settings
 from microbatch._forming.collector import Batch, Collector
@@ -35,15 +35,17 @@ class Dispatcher:
     Attributes:
         ledger: The ledger of the batcher.
         queue: The queue of the batcher.
-        running: The batches that were dispatched and are not finished yet.
+        running: The batches that were dispatched and are not finished yet, each with its group in the ledger.
         interruptions: The number of exceptions from outside since a leader last finished all its work.
     """
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.ledger = ledger
         self.queue = ledger.queue
-        self.queue.explainer = weakref.WeakMethod(self.explain_job)  # a future must not keep the policy alive
-        self.running: dict[BatchRun, None] = {}
+        # Weak, because a future must not keep the policy alive.
+        self.queue.explainer = weakref.WeakMethod(self.explain_job)
+        self.queue.batch_finder = weakref.WeakMethod(self.is_batched)
+        self.running: dict[BatchRun, Group] = {}
         self.interruptions = 0
         self._clock = settings.clock
         now = check_answer("the now() of a clock", self._clock.now())
@@ -61,7 +63,11 @@ class Dispatcher:
     def explain_job(self, future: JobFuture[Any]) -> str:
         """Return why a job has no outcome yet. Takes no lock, so any thread may call this."""
         batch = self._collector.describe_batch(future.key, self._clock.now()) if future._is_waiting else ""
-        return f"the job is still {future._stage.value}" + (f"; {batch}" if batch else "")
+        return f"the job is still {future.state.value}" + (f"; {batch}" if batch else "")
+
+    def is_batched(self, future: JobFuture[Any]) -> bool:
+        """Return whether a waiting job is in an open batch. Takes no lock, so any thread may call this."""
+        return self._collector.is_open(future)
 
     # -- called by the leader, or by a thread that becomes the leader --
 
@@ -87,25 +93,26 @@ class Dispatcher:
             return
         self._advance(news, run, call)
         self.interruptions = 0
-        if news.closed:  # by a finalizer, after this thread took the lead; the batcher thread has to lead now
+        if self.queue.closed:  # after this thread took the lead; the batcher thread has to lead now
             self.queue.resign(NOW, 1)
         else:
             self._resign()
 
     def recover(self, error: BaseException) -> None:
-        """Replace the collector after *error* interrupted the leader, and leave the lead.
+        """Replace the collector after *error* interrupted the leader, and resign.
 
         The interrupted collector may be in any state, so all waiting jobs are added to a new one. Jobs that were
         claimed but not passed to a worker fail with *error*.
         """
-        waiting = self.ledger.recover()
         for batch_run in list(self.running):
             if not batch_run.futures or not batch_run.sent:
                 self.ledger.fail(batch_run.futures, error)
                 batch_run.forget()
                 self.running.pop(batch_run, None)
         in_flight = {future for batch_run in list(self.running) for future in list(batch_run.futures)}
-        self.ledger.fail([each for each in self.ledger.unsettled() if each.running() and each not in in_flight], error)
+        waiting = self.ledger.recover()
+        self.ledger.fail([future for future in self.ledger.running() if future not in in_flight], error)
+        self.ledger.recover()
         self._collector = self._collector.successor(len(self.running))
         self._collector.add(waiting)
         self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
@@ -113,8 +120,10 @@ class Dispatcher:
 
     def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
         """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
-        if self.running.pop(batch_run, self) is self:
+        group = self.running.pop(batch_run, None)
+        if group is None:
             return  # recorded already: after an exception from outside, this may be called twice
+        self.ledger.close_group(group)
         self._collector.finished(time)
         try:
             if time is not None and self._learns:
@@ -122,10 +131,15 @@ class Dispatcher:
         except BaseException:
             report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
+    def forget(self, group: Group) -> None:
+        """Drop jobs that another thread has claimed and settled."""
+        self._collector.drop(group)
+        self.ledger.close_group(group)
+
     # -- the steps of these methods --
 
     def _resign(self) -> None:
-        """Leave the lead until the collector has something to do."""
+        """Resign until the collector has something to do."""
         self.queue.resign(self._collector.next_moment(), self._collector.wanted())
 
     def _advance(self, news: Drained, run: RunBatch, *calls: Callable[[], None]) -> None:
@@ -133,9 +147,10 @@ class Dispatcher:
         collector = self._collector
         if news is not NOTHING:
             collector.note_callers(news.callers)
-            collector.add(news.jobs, self._uniform and not news.expiring)
+            # `may_expire` is read after the jobs were taken out.
+            collector.add(news.jobs, self._uniform and not self.queue.may_expire)
             if news.cancelled:
-                self._drop_cancelled(list(news.cancelled))
+                self._drop_cancelled(news.cancelled)
             collector.flush(news.flushed, closing=news.closed)
         for call in chain(news.calls, calls):
             call()
@@ -143,9 +158,7 @@ class Dispatcher:
         while self._dispatch(self._clock.now(), run) and collector.has_worker:
             if collector.next_moment() > self._clock.now():
                 break
-        if collector.joined:
-            self.ledger.mark_batched(collector.joined)
-            collector.joined.clear()
+        self.ledger.batched = collector.batched
 
     def _dispatch(self, now: float, run: RunBatch) -> bool:
         """Dispatch all batches that are due, and return whether there were any."""
@@ -159,28 +172,31 @@ class Dispatcher:
 
     def _drop_cancelled(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
+        self.queue.not_full.notify(len(cancelled))
         for future in cancelled:
             future._announce()
-        self.ledger.remove_settled(cancelled)
+        self.queue.cancelled.drop(len(cancelled))
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
-        expired = self.ledger.claim(expired)
+        self.ledger.claim(expired)
         self._collector.drop(expired)
         errors = [JobExpired(future.expires_in) for future in expired]
         self.ledger.settle(expired, errors, Failures(repr(self._name), self.queue), failed=JobState.EXPIRED)
+        self.ledger.close_group(expired)
 
     def _send(self, batch: Batch, now: float, run: RunBatch) -> None:
+        futures, size, weight = batch.entries, len(batch.entries), batch.weight
+        self.ledger.claim(futures)
+        self.ledger.batched = self._collector.batched
         if batch.error is not None:
-            self.ledger.fail(self.ledger.claim(batch.entries), batch.error)
+            self.ledger.fail(futures, batch.error)
+        if batch.error is not None or not futures:
+            self.ledger.close_group(futures)
             return
-        futures, number = self.ledger.claim_batch(batch.entries, batch.trigger)
-        if not futures:
-            return
-        weight = batch.weight
-        if len(futures) < len(batch.entries):
+        if len(futures) < size:
             weight = sum([future.weight for future in futures])
-        info = BatchInfo(number, len(futures), weight, batch.key, batch.trigger)
-        batch_run = BatchRun(self.ledger, futures, info)
-        self.running[batch_run] = None
+        number = self.ledger.number_batch(batch.trigger)
+        batch_run = BatchRun(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
+        self.running[batch_run] = futures
         self._collector.started(now)
         run(batch_run)

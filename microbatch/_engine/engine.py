@@ -3,8 +3,10 @@
 Nothing here refers to the `Batcher`, so that it can be garbage-collected while its threads still run.
 """
 
+import _thread
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -12,15 +14,14 @@ from typing import Any
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import StartLatch, Waiter
+from microbatch._basics.waiting import Waiter
 from microbatch._engine.dispatcher import Dispatcher
-from microbatch._engine.ledger import Ledger
-from microbatch._engine.process import enlist, process_flag
+from microbatch._engine.ledger import Group, Ledger
+from microbatch._engine.process import enlist, is_exiting, process_flag
 from microbatch._engine.queue import JobQueue
 from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
 from microbatch._engine.settings import Settings
-from microbatch.errors import BatcherClosed, ForkedError, Rejected
-from microbatch.futures.job_future import JobFuture
+from microbatch.errors import BatcherClosed, ForkedError
 from microbatch.listeners import BatcherShutDown, notify
 
 __all__ = ["Stage", "Engine"]
@@ -31,38 +32,35 @@ class Stage(Enum):
 
     .. code-block:: text
 
-        NEW <--> STARTING --> OPENING --> RUNNING --> ENDED
-         ^                       |                      ^
-         +-----------------------+                      |
-         +----------------------------------------------+
+        NEW <--> RUNNING --> ENDED
+         |                     ^
+         +---------------------+
 
-    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`.
-    When the interpreter exits and can't wait any longer, every batcher goes to `ENDED`. `JobQueue.closed` says whether
-    the batcher is being shut down. That can happen at each stage, and the queue refuses jobs from then on.
+    A start that fails leads back to `NEW`. A batcher that is shut down before its start goes from `NEW` to `ENDED`. So
+    does a batcher for which the exiting interpreter stops waiting. `JobQueue.closed` says whether the batcher is being
+    shut down. That can happen at each stage, and the queue refuses jobs from then on.
     """
 
     NEW = "new"
-    """No thread has been created, or its start has failed or was called off."""
-    STARTING = "starting"
-    """The batcher thread has been created. It may not run yet, and its start can be called off."""
-    OPENING = "opening"
-    """The batcher thread runs, and starts the threads that run batches."""
+    """There is no thread, or the threads have not started yet."""
     RUNNING = "running"
     """All threads run."""
     ENDED = "ended"
-    """All jobs are settled, and all shutdown callbacks have been called."""
+    """All jobs are settled. The shutdown callbacks have been called, except after `Engine.give_up`."""
 
 
-# Globals, because an access to a member of an enum may be a call, and none may come between a check and a write (R5).
-_NEW, _STARTING, _OPENING, _RUNNING, _ENDED = Stage
+_is_main_interpreter = getattr(threading, "_is_main_interpreter", lambda: True)
+_NEW, _RUNNING, _ENDED = Stage  # globals, because looking up a member of an enum takes longer
 
 
 class Engine:
     """Everything behind a `Batcher`: owns the queue, the ledger and the threads, and starts and ends the threads.
 
-    The queue's mutex guards the decision to start the threads, or to end a batcher that was never started. If that
-    decision had a lock of its own, a signal handler that shuts down could wait for a thread that waits for the mutex.
+    A thread that starts the threads, or that ends a batcher without threads, first deletes `_unclaimed`, which only one
+    thread can do. If the work fails, that thread restores the attribute.
     """
+
+    finalizer: Any = None  # shuts down if the batcher is deleted; set when the threads start
 
     def __init__(self, settings: Settings, forked: bool = False) -> None:
         self.same_process = process_flag()
@@ -78,11 +76,9 @@ class Engine:
         self._clock = settings.clock
         self._name = settings.name
         self._is_executor_inherited = forked and settings.executor is not None  # if so, it works only in the parent
-        self.finalizer: Any = None  # shuts down if the batcher is deleted; set when the threads start
         self.stage: Stage = _NEW
-        self._start_latch: StartLatch | None = None  # the latch of the start that is not called off
-        self._thread: threading.Thread | None = None  # from `OPENING` on
-        self._ending = threading.RLock()  # held by the thread that ends a batcher without threads
+        self._unclaimed = True
+        self._thread: threading.Thread | None = None
         self._callbacks: list[Callable[[], object]] = []
         # The first callback notifies the listeners, so that they are notified once, whichever thread ends this.
         if settings.listeners.shutdown:
@@ -90,69 +86,54 @@ class Engine:
 
     # -- called by any thread --
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a thread starts or has started the threads, or ends a batcher without threads."""
+        return not hasattr(self, "_unclaimed")
+
     def start(self) -> None:
-        """Start all threads, once, and return when they run.
+        """Start all threads, once. Does not wait until they run, because they may run a finalizer first.
 
         They are daemons if the interpreter allows daemons, so that the interpreter does not join them if they take
         longer than *exit_timeout*. All of them are started now, because no thread can be started while the interpreter
-        exits (CPython 3.12).
+        exits (CPython 3.12). If one of them can't be started, the jobs that were accepted fail.
 
         Raises:
             BatcherClosed: The batcher was shut down, or the interpreter is exiting.
             ForkedError: The executor belongs to the parent process.
-            Rejected: A signal interrupted the start in another thread.
-            RuntimeError: The system can't start another thread. No thread is left running.
+            RuntimeError: The system can't start another thread.
         """
-        self._check_startable()
-        enlist(self)
-        mine = StartLatch()
-        try:
-            latch = self._agree_on(mine)
-            if latch is mine:
-                _make_thread(partial(self._run, mine), self._name).start()
-        except BaseException:  # after a signal, the thread may exist
-            error = Rejected("the start of the batcher was interrupted")
-            with self.queue.mutex:
-                left = self._claim_all() if self._call_off(mine, error) else []
-            self.ledger.fail(left, error)
-            raise
-        # Only the caller that starts the threads has to wait. Other callers must not wait long, because a finalizer may
-        # call this in the thread that is being started. A call that has interrupted the holder of the mutex must not
-        # wait at all, because the new thread needs the mutex.
-        latch.wait(0 if self.queue.is_held() else None if latch is mine else 1)
-
-    def _agree_on(self, latch: StartLatch) -> StartLatch:
-        """Return the latch of the start that is under way. It is *latch* if the caller has to start the threads."""
-        with self.queue.mutex:
-            self._check_startable()
-            agreed = self._start_latch  # R5
-            if agreed is None:
-                self.stage, self._start_latch, agreed = _STARTING, latch, latch
-            return agreed
-
-    def _check_startable(self) -> None:
         if self.queue.closed:
             raise BatcherClosed("the batcher is shut down")
         if self._is_executor_inherited:
             raise ForkedError("the executor belongs to the parent process")
-
-    def _call_off(self, latch: StartLatch | None, error: BaseException) -> bool:
-        """Call off the start, and raise *error* in the threads that wait for it. Return False if it is too late."""
-        with self.queue.mutex:
-            if self._start_latch is not latch or self.stage not in (_NEW, _STARTING):
-                return False
-            self.stage, self._start_latch = _NEW, None
-        if latch is not None:
-            latch.settle(error)
-            self.queue.settled.notify_all()  # there is no thread to wait for
-        return True
+        if self.is_claimed:
+            return
+        enlist(self)
+        started: list[int | BaseException | None] = []
+        # Not a `Thread`, because its `start` waits until the new thread runs. A subinterpreter needs a `Thread`,
+        # because it can't end while any other thread runs.
+        start = partial(_thread.start_new_thread, _launch) if _is_main_interpreter() else self._start_now
+        starting = map(start, [([self],)])
+        try:
+            del self._unclaimed
+        except AttributeError:  # another thread starts them
+            return
+        try:
+            started.extend(starting)  # the first call, so no interruption is possible before it (L3)
+        except BaseException as error:
+            if not started and self._thread is None:
+                self._unclaimed = True  # before the next step (L4), so that later jobs start the threads again
+                try:
+                    self._give_up_start(error)
+                except BaseException:  # from a signal handler
+                    self._give_up_start(error)
+                    raise
+            raise
 
     def leave_to_parent(self) -> None:
-        """Fail all jobs that the parent process still has to do, in a forked child.
-
-        Takes no lock, because a thread that does not exist here may have held it.
-        """
-        for future in self.ledger.inherited():
+        """Fail all jobs that the parent process still has to do, in a forked child."""
+        for future in self.ledger.unsettled():
             future._fail_after_fork(ForkedError("the job was submitted in the parent process, which processes it"))
         self.queue.clear()  # otherwise each future would keep all jobs alive, because it refers to the queue
 
@@ -163,52 +144,70 @@ class Engine:
 
     def _end_unstarted(self) -> None:
         """End a closed batcher that has no batcher thread to do so, unless another thread is ending it."""
-        if self.stage is _ENDED or not self.queue.closed or self.queue.is_own_thread():
+        if self.stage is _ENDED:
+            self._run_callbacks()  # those that were left when a signal interrupted the end
+        if self.stage is _ENDED or not self.queue.closed or self.is_claimed:
             return
-        error = BatcherClosed("the batcher was shut down before its threads were started")
-        if not self._call_off(self._start_latch, error):
-            return
+        this_thread = self.queue.this_thread
+        was_own = this_thread.is_own
         try:
-            if self._ending.acquire(blocking=False):
-                with self.queue.own_thread():
-                    self.abandon(error)
-                    self._end()
-        finally:  # R8
-            if self._ending._is_owned():  # type: ignore[attr-defined]
-                self._ending.release()
-                self.queue.settled.notify_all()  # so that another thread takes over if this one was interrupted
+            del self._unclaimed
+        except AttributeError:  # another thread ends it, or starts the threads, which then end it
+            return
+        this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
+        try:
+            error = BatcherClosed("the batcher was shut down before its threads were started")
+            self._abandon(list(self.queue.waiting), error)
+            self._end()
+        except BaseException:  # from a signal handler
+            self._unclaimed = True
+            self.queue.ended.notify_all()  # so that another thread takes over
+            raise
+        finally:
+            this_thread.is_own = was_own
 
     def wait_ended(self, moment: float = NEVER) -> bool:
         """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
-        waiter = Waiter(self.queue.mutex)
+        waiter = Waiter()
         try:
-            self.queue.settled[waiter] = None
-            while True:
-                self._end_unstarted()  # there may be no thread to wait for
-                with self.queue.mutex:
-                    ended, thread = self.stage is _ENDED, self._thread
-                    if ended or (moment != NEVER and self._clock.now() >= moment):
-                        break
-                    self._clock.wait_until(waiter, moment)
+            self.queue.ended[waiter] = None
+            ended = self._wait_ended(waiter, moment)
         finally:
-            self.queue.settled.pop(waiter, None)
-        if ended and thread is not None and thread is not threading.current_thread():
+            self.queue.ended.pop(waiter, None)
+        thread = self._thread
+        if ended and thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join()  # it is about to end
         return ended
 
+    def _wait_ended(self, waiter: Waiter, moment: float) -> bool:
+        while True:
+            self._end_unstarted()  # there may be no thread to wait for
+            if self.stage is _ENDED:
+                return True
+            if moment != NEVER and self._clock.now() >= moment:
+                return False
+            self._clock.wait_until(waiter, moment)
+
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        return self.ledger.fail(self._claim_all(), error)
+        return self._abandon(list(self.queue.waiting), error, and_running=True)
 
-    def _claim_all(self) -> list[JobFuture[Any]]:
-        """Claim and return all jobs that are not settled. This is one step if the mutex is held."""
-        self.ledger.take_in()
-        futures = self.ledger.unsettled()
-        self.ledger.claim(futures)
-        return futures
+    def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
+        group = waiting.copy()
+        try:
+            self.queue.may_expire = True  # from now on, jobs of a batch may be settled before it is dispatched
+            self.ledger.claim(group)
+            failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
+            self.queue.post(partial(self._dispatcher.forget, group))
+            for future in self.queue.cancelled.peek():  # there may be no leader to do this
+                future._announce()
+            return failed
+        except BaseException:  # from a signal handler
+            self.ledger.fail(self.ledger.running() if and_running else self.ledger.not_waiting(waiting), error)
+            raise
 
     def exit_deadline(self) -> float:
-        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
+        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
         except Exception:  # from a user's clock; the batcher thread fails too, so it ends soon
@@ -221,20 +220,18 @@ class Engine:
     def give_up(self) -> None:
         """Fail all jobs that are left when the interpreter exits, let no thread wait for them, and log their number."""
         lost = self.abandon(BatcherClosed("the interpreter exited before the job was done"))
-        with self.queue.mutex:
-            self.stage, self._thread = _ENDED, None
-            self.queue.settled.notify_all()
+        self.stage, self._thread = _ENDED, None
+        self.queue.ended.notify_all()
         self.queue.post(lambda: None)  # so that threads that are not daemons notice, and end
         self.disown_threads()
         report("%r lost %d jobs: the interpreter stopped waiting for them at exit", self, lost)
 
     def add_shutdown_callback(self, callback: Callable[[], object]) -> None:
         """Have *callback* called after the last job is settled, or immediately if the batcher has ended."""
-        with self.queue.mutex:
-            if self.stage is not _ENDED:
-                self._callbacks.append(callback)
-                return
-        _run_shutdown_callback(callback)
+        call = partial(callback)  # equal only to itself
+        self._callbacks.append(call)
+        if self.stage is _ENDED and call in self._callbacks:
+            self._run_callbacks()
 
     def explain(self) -> list[str]:
         """See `Collector.describe`."""
@@ -243,29 +240,42 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Batcher {self._name!r}>"
 
-    # -- called by the batcher thread --
+    # -- called by the batcher's own threads --
 
-    def _run(self, latch: StartLatch) -> None:
-        with self.queue.mutex:
-            if self._start_latch is not latch:
-                return  # the start was called off
-            self.stage, self._thread = _OPENING, threading.current_thread()
+    def _new_thread(self) -> threading.Thread:
+        self._thread = _make_thread(self._run, self._name)
+        return self._thread
+
+    def _start_now(self, arguments: object) -> None:
+        if (error := _try_to_start(self._new_thread())) is not None:
+            self._thread = None
+            raise error
+
+    def _note_failed_start(self, error: BaseException) -> None:
+        self._thread = None
+        if is_exiting(error):
+            self._run()
+        else:
+            self._unclaimed = True
+            self._give_up_start(error)
+
+    def _run(self) -> None:
+        self.queue.this_thread.is_own = True
         try:
             self._runner.open()
         except BaseException as error:
-            self._give_up_start(latch, error)
+            self._thread, self._unclaimed = None, True
+            self._give_up_start(error)
             return
-        self.queue.adopt_thread()
-        with self.queue.mutex:
-            if self.stage is _OPENING:  # otherwise `give_up` has ended the batcher in the meantime
-                self.stage = _RUNNING
-        latch.settle()
+        if self.stage is _ENDED:  # by `give_up`, in the meantime
+            self._runner.close()
+            return
+        self.stage = _RUNNING
         try:
             self._work()
         except BaseException as error:
             report("the batcher thread of %s failed, so all its jobs fail", self._name, level=logging.CRITICAL)
             self.queue.close()
-            self.ledger.recover()  # otherwise jobs that were just taken out of the queue could be lost
             self.abandon(error)
         try:
             self._end_for_certain()
@@ -294,32 +304,69 @@ class Engine:
         while not self._dispatcher.turn(self._runner.run):
             pass
 
-    def _give_up_start(self, latch: StartLatch, error: BaseException) -> None:
-        """Fail the jobs that were accepted in the meantime, and leave the batcher as if it had never been started."""
-        # With the mutex held, so that a caller that submits a job or waits for the end sees that no thread runs.
-        with self.queue.mutex:
-            left = self._claim_all()  # jobs from callers that did not wait for the start
-            if self.stage is not _ENDED:  # otherwise `give_up` has ended the batcher in the meantime
-                self.stage, self._start_latch, self._thread = _NEW, None, None
-            self.queue.settled.notify_all()
-        latch.settle(error)
-        with self.queue.own_thread():
-            self.ledger.fail(left, error)
+    def _give_up_start(self, error: BaseException) -> None:
+        """Fail the jobs that were accepted before a failed start, unless another thread has started the threads."""
+        waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
+        if not self.is_claimed:
+            self._abandon(waiting, error)
+        self.queue.ended.notify_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
     def _end(self) -> None:
         """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
-        while (callback := self._next_shutdown_callback()) is not None:
-            _run_shutdown_callback(callback)
+        self._run_callbacks()
+        self.stage = _ENDED
+        self._run_callbacks()  # those that were added since
+        if self.queue.is_leader() or self.queue.take_lead():
+            for call in self.queue.forget():
+                call()
+        self.queue.ended.notify_all()
 
-    def _next_shutdown_callback(self) -> Callable[[], object] | None:
-        with self.queue.mutex:
-            if self._callbacks:
-                return self._callbacks.pop(0)
-            self.stage = _ENDED  # under the same mutex, so that a callback added later is called immediately
-            self.queue.settled.notify_all()
-            return None
+    def _run_callbacks(self) -> None:
+        while self._callbacks:
+            self._run_next_callback()
+
+    def _run_next_callback(self) -> None:
+        try:
+            callback = self._callbacks.pop(0)
+        except IndexError:  # another thread has called it
+            return
+        _run_shutdown_callback(callback)
+
+
+def _launch(engines: list[Engine]) -> None:
+    """Start the batcher thread of the one engine in the list. Called in a thread of its own, which then ends.
+
+    If the interpreter is exiting, that thread does the work of the batcher thread itself. While it starts the batcher
+    thread, it does not refer to the engine, because the engine may end before this function does.
+    """
+    try:
+        engine = engines.pop()
+        engine.queue.this_thread.is_own = True  # a finalizer may run here, and must not wait for the start
+        try:
+            thread = engine._new_thread()
+        except BaseException as error:
+            engine._note_failed_start(error)
+            return
+        reference = weakref.ref(engine)
+        del engine
+        failure = _try_to_start(thread)
+        if failure is not None and (found := reference()) is not None:  # the thread refers to it until it has run
+            found._note_failed_start(failure)
+    finally:
+        # A finalizer that ran here may have called `threading.current_thread`, which added a dummy. Before Python 3.13,
+        # that would stay forever.
+        threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+
+
+def _try_to_start(thread: threading.Thread) -> BaseException | None:
+    try:
+        thread.start()
+    except BaseException as error:
+        if thread.ident is None:
+            return error
+    return None
 
 
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -1,148 +1,100 @@
-"""The ledger of a batcher records the state of each accepted job, and which futures are not settled yet."""
+"""The ledger of a batcher: which jobs were dispatched and what became of them."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
+from itertools import chain, repeat
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER
-from microbatch._basics.waiting import Waiter
 from microbatch._engine.queue import NOTHING, Drained, JobQueue
 from microbatch.futures.exceptions import Failures
-from microbatch.futures.job_future import JobFuture, Settled, settle_all
-from microbatch.results import OVER, WAITING, BatcherStats, JobState, Service
+from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, JobFuture, settle_all
+from microbatch.results import BatcherStats, JobState, Service
 
 __all__ = ["Ledger"]
 
-# Globals, because an access to a member of an enum may be a call (R5).
-_QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
-_SUCCEEDED, _CANCELLED = JobState.SUCCEEDED, JobState.CANCELLED
+# Globals, because looking up a member of an enum takes longer.
+_SUCCEEDED, _FAILED, _EXPIRED = JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED
 
-_COUNTED = [state for state in JobState if state is not _QUEUED]
+_stage_of = attrgetter("_stage")
+_attachments_of = attrgetter("_attachments")
+
+Group = list[JobFuture[Any]]
+"""Jobs that were removed from `JobQueue.waiting` together: those of a batch, or jobs that expired or failed."""
+
+
+class _Totals(NamedTuple):
+    """The numbers of settled jobs that are in no group any more."""
+
+    succeeded: int = 0
+    failed: int = 0
+    expired: int = 0
 
 
 class Ledger:
-    """Counts the accepted jobs in each state, and has all futures that are not settled yet. Each job is in one state.
+    """Knows all jobs that do not wait any more. Settles them, and counts them.
 
-    Only the batcher's own threads write to it, with the queue's mutex held. Callers' threads never do.
+    Attributes:
+        batched: The number of jobs in open batches.
     """
 
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
-        # The number of jobs in each state except QUEUED. All other jobs are queued, so no job is ever counted twice.
-        self._counts = dict.fromkeys(_COUNTED, 0)
+        self.batched = 0
+        # First the totals, then the groups that have jobs without an outcome. Each job that is in a group and not
+        # cancelled counts by its own stage. So a job moves from one count to another in one step, when its group is
+        # added, when its stage is written, and when the totals replace its group.
+        self._books: list[Any] = [_Totals()]
         self._batches = 0
-        self._triggers: Counter[str] = Counter()
-        self._unsettled: dict[JobFuture[Any], None] = {}  # in order of acceptance
-        # The number of these per epoch. Not a `Counter`, which deletes an entry in Python code: R5.
-        self._epochs: dict[int, int] = {}
-        # Futures whose watchers are being notified, or whose callbacks are being run.
-        self._unannounced: dict[JobFuture[Any], None] = {}
+        self._triggers: dict[str, int] = {}
 
     def wait_for_news(self) -> Drained:
         """Wait until there is something for the batcher thread to do, take the lead, and take in all news."""
-        with self.queue.mutex:
-            self.queue.wait_for_lead()
-            news = self.take_in()
-        return news
+        self.queue.wait_for_lead()
+        return self.queue.drain()
 
     def lead(self) -> Drained | None:
         """Take the lead and take in all news. Return None if there is a leader already."""
-        with self.queue.mutex:
-            if not self.queue.lead():
-                return None
-            return self.take_in() if self.queue.callers.watched or self.queue.has_news() else NOTHING
+        if not self.queue.lead():
+            return None
+        return self.queue.drain() if self.queue.callers.watched or self.queue.is_wanted() else NOTHING
 
-    def take_in(self) -> Drained:
-        """Drain the queue into the ledger, and return what came in."""
-        with self.queue.mutex:
-            news = self.queue.drain()
-            self._enter(self.queue.taken)
-            counts = self._counts
-            for stage in news.cancelled.values():
-                batched = stage is _BATCHED
-                counts[_BATCHED], counts[_CANCELLED] = counts[_BATCHED] - batched, counts[_CANCELLED] + 1  # R4
-            self._count_taken_waiting()
-            self.queue.not_full.notify(len(news.cancelled))  # R6: until here, `max_pending` counted them as waiting
-        return news
+    def claim(self, group: Group) -> None:
+        """Make the calling thread the one that decides what happens to these jobs. They count as running from now on.
 
-    def _enter(self, jobs: Collection[JobFuture[Any]]) -> None:
-        """Enter jobs that are `JobQueue.taken`. The last step counts them."""
-        for epoch, number in _epochs(jobs).items():
-            self._epochs.setdefault(epoch, 0)
-            self._epochs[epoch] += number
-        self._unsettled.update(dict.fromkeys(jobs))
-        self.queue.count_taken()
-
-    def recover(self) -> list[JobFuture[Any]]:
-        """Correct the ledger after an exception between any two statements, and return the jobs that still wait.
-
-        Any thread may call this.
+        Jobs that don't wait any more are removed from *group*. The others can't be cancelled any more.
         """
-        with self.queue.mutex:
-            self.queue.find_cancelled()
-            self._enter(self.queue.taken)
-            self._epochs = dict(_epochs(self._unsettled))
-            self._count_anew()
-            self._count_taken_waiting()
-            waiting = list(filter(attrgetter("_is_waiting"), self._unsettled))
-        return waiting
+        if self.queue.may_expire:
+            group[:] = [future for future in group if future._stage is None]  # the others are counted already
+        self._books.append(group)  # before the next step, so that each job is always in one of the two places
+        lost = list(map(self.queue.waiting.pop, group, repeat(self)))
+        if lost.count(None) < len(group):
+            group[:] = [future for future, was in zip(group, lost) if was is None]
+        if self.queue.not_full:
+            self.queue.not_full.notify(len(group))
 
-    def _count_anew(self) -> None:
-        counts, stages = self._counts, Counter(map(self.queue.recorded_stage, self._unsettled))
-        counts.update({stage: stages[stage] for stage in (_BATCHED, _RUNNING)})
-        uncounted = self._queued() - stages[_QUEUED]
-        for stage in map(self.queue.recorded_stage, self._unsettled):
-            if stage in OVER and uncounted:
-                counts[stage], uncounted = counts[stage] + 1, uncounted - 1
+    def number_batch(self, trigger: str) -> int:
+        """Count a batch that is dispatched, and return its number."""
+        self._batches += 1
+        self._triggers[trigger] = self._triggers.get(trigger, 0) + 1
+        return self._batches
 
-    def _recover_and_announce(self) -> None:
-        self.recover()
-        self.announce_again()
-
-    def announce_again(self) -> None:
-        """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
-        with self.queue.mutex:
-            over = self._over()
-        self.announce(over)
-        for future in over:
-            self._unannounced.pop(future, None)
-        self.queue.wake_all()
-
-    def _over(self) -> list[JobFuture[Any]]:  # R9
-        futures = [*self._unsettled, *self._unannounced]
-        return [future for future in futures if self.queue.recorded_stage(future) in OVER]
-
-    def announce(self, futures: list[JobFuture[Any]]) -> None:
-        """Wake or notify all threads that wait for these settled futures, and run the callbacks. May be repeated."""
-        for future in futures:
-            future._announce()
-        self.remove_settled(futures)
-        for future in futures:
-            future._run_callbacks()
-
-    def mark_batched(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Record that these jobs have joined an open batch. Jobs that don't wait any more are skipped."""
-        with self.queue.mutex:
-            self._move(futures, (_QUEUED,), _BATCHED)
-
-    def claim(self, futures: Iterable[JobFuture[Any]]) -> list[JobFuture[Any]]:
-        """Mark the jobs that still wait as running, and return them. They can't be cancelled any more."""
-        with self.queue.mutex:
-            live = self._move(futures, WAITING, _RUNNING)
-            self._count_taken_waiting()
-            if self.queue.not_full:
-                self.queue.not_full.notify(len(live))
-            return live
-
-    def claim_batch(self, futures: Iterable[JobFuture[Any]], trigger: str) -> tuple[list[JobFuture[Any]], int]:
-        """Do the same as `claim` for a batch that is dispatched, and also return the number of the batch."""
-        with self.queue.mutex:
-            live, number = self.claim(futures), 0
-            if live:
-                number = self._batches = self._batches + 1
-                self._triggers[trigger] += 1
-            return live, number
+    def close_group(self, group: Group) -> None:
+        """Add the jobs of a group to the totals, if all of them are settled. Only the leader calls this."""
+        books = self._books[:]
+        place = next((number for number, each in enumerate(books) if each is group), 0)
+        stages = list(map(_stage_of, group))
+        if not place or None in stages:
+            return
+        succeeded = stages.count(_SUCCEEDED)
+        totals: _Totals = books[0]
+        if succeeded == len(stages):
+            totals = _Totals(totals[0] + succeeded, totals[1], totals[2])
+        else:
+            counts = succeeded, stages.count(_FAILED), stages.count(_EXPIRED)
+            totals = _Totals(*map(sum, zip(totals, counts)))
+        self._books[: place + 1] = [totals, *books[1:place]]
 
     def settle(
         self,
@@ -150,157 +102,139 @@ class Ledger:
         outcomes: list[Any],
         failures: Failures | None,
         service: Service | None = None,
-        failed: JobState = JobState.FAILED,
+        failed: JobState = _FAILED,
     ) -> int:
-        """Settle the jobs that are running, skip the others, and return how many failed. See `settle_all`.
+        """Settle the jobs that have no outcome yet, and return how many of them failed. See `settle_all`.
 
-        The ledger is correct and all outcomes can be read from the same moment on. Then callers in `flush` are woken
-        and watchers are notified. The callbacks run last, because a callback may use the batcher, and may read the
-        outcome of another job of its batch.
+        All outcomes can be read before the first callback runs, because a callback may read the outcome of another job
+        of its batch.
         """
         try:
-            with self.queue.mutex:
-                settled = settle_all(futures, outcomes, service, failures, failed)
-                self._count_settled(settled, service, failed)
-                if settled.unannounced:
-                    self._unannounced.update(dict.fromkeys(settled.unannounced))
-                self._remove_settled(settled.done)
-            for future in settled.unannounced:
-                future._notify_watchers()
-            for future in settled.unannounced:
-                future._run_callbacks()
-                self._unannounced.pop(future, None)
-            return settled.failures
+            done, failed_jobs = settle_all(futures, outcomes, service, failures, failed)
+            attachments = list(map(_attachments_of, done))
+            if attachments.count(None) < len(attachments):
+                self._announce(done, attachments, service)
+            return failed_jobs
         except BaseException:  # an exception from outside: see `Runner.recover`
             try:
-                self._recover_and_announce()
+                self.announce_again(list(futures))
             except BaseException:  # a second one
-                self._recover_and_announce()
+                self.announce_again(list(futures))
             raise
 
-    def _count_settled(self, settled: Settled, service: Service | None, failed: JobState) -> None:
-        if service is not None and settled.waiters:
-            callers = [waiter.caller for waiter in settled.waiters]
+    def _announce(self, futures: Group, all_attachments: list[Attachments | None], service: Service | None) -> None:
+        attachments = [each for each in all_attachments if each is not None]
+        waiters = list(chain.from_iterable(map(dict.copy, attachments)))
+        if service is not None and waiters:
+            callers = [waiter.caller for waiter in waiters]
             self.queue.callers.record_results(callers, service.started + service.time, service.time)
-        counts, bad = self._counts, settled.failures
-        good = len(settled.done) - bad
-        counts[_RUNNING] -= good + bad
-        counts[_SUCCEEDED] += good
-        counts[failed] += bad
+        for waiter in waiters:
+            waiter.wake()
+        for each in attachments:
+            if each.watched or each.callbacks:
+                self._notify(futures)
+                return
 
-    def fail(self, futures: list[JobFuture[Any]], error: BaseException) -> int:
-        """Fail the jobs that are running, and return their number. Each caller gets its own copy of *error*.
+    def _notify(self, futures: Group) -> None:
+        for future in futures:
+            future._notify_watchers()
+        for future in futures:
+            future._run_callbacks()
 
-        Then announce the outcomes of all of the jobs, in case an exception prevented that before.
+    def announce_again(self, futures: Group) -> None:
+        """Wake all waiters and notify all watchers of outcomes that exist, in case an exception prevented that."""
+        for future in futures:
+            if future.done():
+                future._announce()
+                future._run_callbacks()
+        self.queue.wake_all()
+
+    def fail(self, futures: Group, error: BaseException) -> int:
+        """Fail the jobs that have no outcome yet, and return their number. Several get a copy of *error* each."""
+        return self.settle(futures, [error] * len(futures), Failures(repr(self.queue.name), self.queue))
+
+    def recover(self) -> Group:
+        """Correct the ledger after an exception between any two statements of the leader. Return the jobs that wait."""
+        self.queue.accepted.take()  # all of them are in `waiting` too
+        for group in self._books[1:]:
+            group[:] = self.not_waiting(group)
+            self.close_group(group)
+        return self._accepted()
+
+    def _accepted(self) -> Group:
+        """Return the jobs that wait, without those that `JobQueue.put` has not accepted yet."""
+        return [future for future in list(self.queue.waiting) if future._epoch != NOT_ACCEPTED]
+
+    def not_waiting(self, group: Group) -> Group:
+        """Return those of these jobs that do not wait for a worker any more."""
+        return [future for future in group if not future._is_waiting]
+
+    def claimed(self) -> Group:
+        """Return the futures in all groups."""
+        return list(chain.from_iterable(map(list.copy, self._books[1:])))  # L6
+
+    def running(self) -> Group:
+        """Return the futures of the jobs that do not wait and have no outcome yet."""
+        return [future for future in self.claimed() if future._stage is None]
+
+    def unsettled(self) -> Group:
+        """Return the futures that have no outcome yet, in order of acceptance.
+
+        Each future is in one of these two places, whatever other threads do.
         """
-        failures = Failures(repr(self.queue.name), self.queue)
-        failed = self.settle(futures, [error] * len(futures), failures)
-        self.announce([future for future in futures if future.done()])
-        return failed
+        accepted = self._accepted()  # first, because jobs only move from here to there
+        return list(dict.fromkeys([*self.running(), *accepted]))
 
-    def remove_settled(self, futures: Iterable[JobFuture[Any]]) -> None:
-        """Remove settled futures. If an epoch has no job left, wake the callers that wait for it."""
-        with self.queue.mutex:
-            self._remove_settled(futures)
+    def wait_settled(self, futures: Group, moment: float = NEVER) -> bool:
+        """Wait until all of these jobs are settled. Return False if *moment* comes first."""
+        for future in futures:
+            if not self._wait_settled(future, moment):
+                return False
+        return True
 
-    def _remove_settled(self, futures: Iterable[JobFuture[Any]]) -> None:
-        remove = self._unsettled.pop
-        known = [future for future in futures if remove(future, self) is None]
-        for epoch, count in _epochs(known).items():
-            self._epochs[epoch] -= count
-            if not self._epochs[epoch]:
-                del self._epochs[epoch]
-                self.queue.settled.notify_all()
-
-    def wait_settled(self, epoch: float, moment: float = NEVER) -> bool:
-        """Wait until all jobs of *epoch* and of earlier ones are settled. Return False if *moment* comes first."""
-        waiter = Waiter(self.queue.mutex)
-        with self.queue.mutex:
-            try:
-                self.queue.settled[waiter] = None
-                self._wait_settled(epoch, moment, waiter)
-            finally:
-                self.queue.settled.pop(waiter, None)
-            return self._oldest_epoch() > epoch
-
-    def _wait_settled(self, epoch: float, moment: float, waiter: Waiter) -> None:
-        while self._oldest_epoch() <= epoch and self.queue.clock.now() < moment:
-            self.queue.clock.wait_until(waiter, moment)
-
-    def unsettled(self) -> list[JobFuture[Any]]:
-        """Return the futures that have no outcome yet, in order of acceptance."""
-        with self.queue.mutex:
-            futures = self.inherited()
-        return futures
-
-    def inherited(self) -> list[JobFuture[Any]]:
-        """Do the same as `unsettled` without the lock, for a forked child, where no thread may ever release it.
-
-        At whatever statement the threads of the parent were, each future is in one of these three places.
-        """
-        return list(dict.fromkeys([*self._unsettled, *self.queue.taken, *self.queue.queue]))
+    def _wait_settled(self, future: JobFuture[Any], moment: float) -> bool:
+        clock = self.queue.clock
+        while not future.done():
+            if clock.now() >= moment:
+                return False
+            future._wait_until(moment, clock)
+        return True
 
     def stats(self) -> BatcherStats:
-        """Return all counts of one moment."""
-        with self.queue.mutex:
-            # R5: all are from the same moment. Later, these containers may get more items, but do not lose any.
-            queue = self.queue
-            counted, taken, fresh, cancelled, counts = (
-                queue.counted,
-                queue.taken,
-                queue.queue,
-                queue.cancelled,
-                self._counts.copy(),
-            )
-            stages = list(cancelled.values())  # before the jobs are counted, because each of these is one of them
-            counts[_QUEUED] = counted - sum(counts.values()) + len(taken) + len(fresh)
-            for stage in stages:
-                # If none is counted as batched, this job was still counted as queued when it joined the open batch.
-                counts[stage if counts[stage] else _QUEUED] -= 1
-                counts[_CANCELLED] += 1
-            stats = BatcherStats(
-                accepted=sum(counts.values()),
-                **{state.value: count for state, count in counts.items()},
-                batches=self._batches,
-                triggers=dict(self._triggers),
-                oldest=max(0.0, self.queue.clock.now() - self._oldest()),
-            )
-        return stats
+        """Return all counts at one moment."""
+        queue = self.queue
+        books, accepted, cancelled = self._consistent_counts()
+        stages = Counter(map(_stage_of, chain.from_iterable(map(list.copy, books[1:]))))
+        totals: _Totals = books[0]
+        running, succeeded = stages[None], totals.succeeded + stages[_SUCCEEDED]
+        failed, expired = totals.failed + stages[_FAILED], totals.expired + stages[_EXPIRED]
+        waiting = max(0, accepted - cancelled - running - succeeded - failed - expired)
+        gone = [queue.is_batched(future) for future in queue.cancelled.peek()].count(True)
+        batched = min(waiting, max(0, self.batched - gone))
+        oldest = [future.submitted for future in list(queue.waiting)[:1]] if waiting else [NEVER]
+        return BatcherStats(
+            accepted=waiting + running + succeeded + failed + expired + cancelled,
+            queued=waiting - batched,
+            batched=batched,
+            running=running,
+            succeeded=succeeded,
+            failed=failed,
+            cancelled=cancelled,
+            expired=expired,
+            batches=self._batches,
+            triggers=self._triggers.copy(),
+            oldest=max(0.0, queue.clock.now() - min(oldest, default=NEVER)),
+        )
 
-    def _oldest(self) -> float:
-        futures = [*self._unsettled, *self.queue.taken, *self.queue.queue]  # R10
-        return next((future.submitted for future in futures if future._is_waiting), NEVER)
-
-    def _oldest_epoch(self) -> float:
-        # Jobs in the ledger are older than those in `taken`, and these are older than those in the queue.
-        fresh = self.queue.taken or self.queue.queue
-        return min(self._epochs, default=fresh[0]._epoch if fresh else NEVER)
-
-    def _move(
-        self, futures: Iterable[JobFuture[Any]], before: tuple[JobState, ...], stage: JobState
-    ) -> list[JobFuture[Any]]:
-        """Move the futures that are in one of the stages *before* to *stage*, and return them."""
-        live, batched = [], 0
-        for future in futures:
-            was = future._stage
-            if was in before:  # R5: a finalizer may cancel any of them
-                future._stage = stage
-                batched += was is _BATCHED
-                live.append(future)
-        counts, total = self._counts, len(live)
-        counts[_BATCHED] -= batched
-        counts[stage] += total
-        return live
-
-    def _queued(self) -> int:
-        return self.queue.counted - sum(self._counts.values())
-
-    def _count_taken_waiting(self) -> None:
-        self.queue.count_as_waiting(self._queued() + self._counts[_BATCHED])
-
-
-def _epochs(futures: Collection[JobFuture[Any]]) -> Mapping[int, int]:
-    """Return the number of the futures per epoch."""
-    epochs = [future._epoch for future in futures]
-    distinct = set(epochs)
-    return Counter(epochs) if len(distinct) > 1 else dict.fromkeys(distinct, len(epochs))
+    def _consistent_counts(self) -> tuple[list[Any], int, int]:
+        """Return the books, and the numbers of accepted and of cancelled jobs, all from one moment."""
+        queue = self.queue
+        while True:
+            books, cancelled, withdrawn = self._books[:], queue.cancelled.total(), queue.withdrawn.total()
+            accepted = queue.accepted.total() - withdrawn
+            if (
+                withdrawn == queue.withdrawn.total()
+                and cancelled == queue.cancelled.total()
+                and list(map(id, books)) == list(map(id, self._books))
+            ):
+                return books, accepted, cancelled

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 from microbatch._basics.clock import NOW
 from microbatch.errors import BatcherClosed
 
-__all__ = ["check_for_fork", "enlist", "process_flag", "started_engines"]
+__all__ = ["check_for_fork", "enlist", "is_exiting", "process_flag", "started_engines"]
 
 
 class Member(Protocol):
     """The part of an `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
-        """Return the moment at which an exit of the interpreter that begins now stops waiting. Never raises."""
+        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
 
     def close(self) -> None:
         """Accept no more jobs, and make all accepted jobs due. Does not wait."""
@@ -37,11 +37,8 @@ class Member(Protocol):
 
 # -- exit --
 
-# Guards the next three. Re-entrant, because a finalizer may interrupt the thread that holds it.
-_mutex = threading.RLock()
 _engines: "weakref.WeakKeyDictionary[Member, None]" = weakref.WeakKeyDictionary()
 _exiting = False
-_exit_hook: Any = None  # the newest entry for `_at_exit` in the exit hooks of ``threading``
 
 
 def enlist(engine: Member) -> None:
@@ -55,30 +52,31 @@ def enlist(engine: Member) -> None:
     Raises:
         BatcherClosed: The interpreter is exiting.
     """
-    global _exit_hook
     check_for_fork()
-    with _mutex:
-        hooks = threading._threading_atexits  # type: ignore[attr-defined]
+    hooks = threading._threading_atexits  # type: ignore[attr-defined]
+    if not hooks or getattr(hooks[-1], "func", None) is not _at_exit:
         try:
-            if _exit_hook is None or hooks[-1] is not _exit_hook:
-                threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-                _exit_hook = hooks[-1]
+            threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
         except RuntimeError:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
-        if _exiting:
-            raise BatcherClosed("the interpreter is exiting, so no batcher can start")
-        _engines[engine] = None
+    _engines[engine] = None  # before the check: `_drain_all` sets the flag first, and then looks here
+    if _exiting:
+        raise BatcherClosed("the interpreter is exiting, so no batcher can start")
+
+
+def is_exiting(error: BaseException) -> bool:
+    """Return whether a thread could not be started because the interpreter is exiting (CPython 3.12 and later)."""
+    return isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)
 
 
 def started_engines() -> list[Any]:
-    """Return the engines of this process that were started, or tried to, and that still exist."""
+    """Return the engines of this process that have started, or tried to, and that still exist."""
     check_for_fork()
-    with _mutex:
-        return _living(_engines.keyrefs())
+    return _living(_engines.keyrefs())
 
 
 def _living(references: list[Any]) -> list[Any]:
-    """Return the engines that still exist. To iterate over `_engines` would break R10."""
+    """Return the engines that still exist. Iterating over `_engines` would break L6."""
     return [engine for reference in references if (engine := reference()) is not None]
 
 
@@ -95,9 +93,8 @@ def _at_exit() -> None:
 def _drain_all() -> None:
     global _exiting
     check_for_fork()
-    with _mutex:
-        _exiting = True
-        engines = _living(_engines.keyrefs())
+    _exiting = True
+    engines = _living(_engines.keyrefs())
     deadlines = {engine: engine.exit_deadline() for engine in engines}
     for engine in engines:
         engine.close()
@@ -162,8 +159,7 @@ def check_for_fork() -> None:
 
 
 def _leave_all_to_parent() -> None:
-    global _mutex, _engines, _flag
-    _mutex = threading.RLock()  # a thread that does not exist here may have held the old one
+    global _engines, _flag
     references, _engines = _engines.keyrefs(), weakref.WeakKeyDictionary()
     for engine in _living(references):  # also those whose batchers were deleted
         engine.disown_threads()

@@ -13,6 +13,7 @@ from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.dispatcher import Dispatcher
+from microbatch._engine.process import is_exiting
 from microbatch._engine.sending import name_unsendable, send
 from microbatch._engine.settings import Settings
 from microbatch.listeners import BatchFinished, BatchStarted, notify
@@ -78,8 +79,8 @@ class Runner(ABC):
         that limits the time of a call may raise an exception in this thread too late, between any two statements of
         this package. The jobs that the thread was handling fail. All other jobs are processed as usual.
 
-        The state is restored from data that changes in one step: `Ledger.inherited` has all jobs that are not settled,
-        `Dispatcher.running` has all batches, and `JobQueue.leader` is the thread that leads.
+        The state is restored from data that changes in one step: `Ledger.unsettled` has all jobs that are not settled,
+        `Dispatcher.running` has all batches, and `JobQueue.is_leader` says whether this thread leads.
 
         Raises:
             BaseException: *error*, if there were more than `_MOST_INTERRUPTIONS` exceptions in a row.
@@ -98,12 +99,12 @@ class Runner(ABC):
                 batch_run.forget()  # last, because its futures are still needed if another exception comes before
             elif not batch_run.owner:
                 self._run_again(batch_run)
+        self._ledger.announce_again(self._ledger.claimed())  # before their groups are closed
         if self._queue.is_leader():
             self._dispatcher.recover(error)
         for batch_run in list(self._dispatcher.running):
             if not batch_run.futures:
                 self._queue.post(partial(self._dispatcher.finish, batch_run))
-        self._ledger.announce_again()
 
     def _begin(self, batch_run: BatchRun) -> None:
         if self._listeners.batch_started:
@@ -135,16 +136,22 @@ class PoolRunner(Runner):
         self._workers = settings.max_workers
         self._pool: ThreadPoolExecutor | None = None
         self._inbox = _Inbox()
+        self._runs_inline = False  # the pool has no threads, so batches run in the thread that leads
 
     def open(self) -> None:
-        """Start all threads of the pool. They are daemons if the calling thread is one."""
+        """Start all threads of the pool. They are daemons if the calling thread is one.
+
+        If the interpreter is exiting, batches run in those that could be started, or in the calling thread.
+        """
         self._pool, self._inbox = ThreadPoolExecutor(self._workers, self._name), _Inbox()
         try:
             for _ in range(self._workers):
                 self._start_serving(self._pool, self._inbox)
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            if not is_exiting(error):
+                self.close()
+                raise
+            self._runs_inline = not self._pool._threads
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -164,6 +171,9 @@ class PoolRunner(Runner):
         """See `Runner.run`."""
         batch_run.sent = True
         self._inbox.put(batch_run)
+        if self._runs_inline:
+            self._inbox.put(None)
+            self._serve_until_none(self._inbox)
 
     def _run_again(self, batch_run: BatchRun) -> None:
         self.run(batch_run)  # the batch may then be in the inbox twice, but only one thread can claim it
@@ -196,7 +206,7 @@ class PoolRunner(Runner):
         The pool runs this once per thread. With one call per batch, the pool's future for the call would double the
         cost of the batch.
         """
-        self._queue.adopt_thread()
+        self._queue.this_thread.is_own = True
         while not inbox.closed:
             self.survive(partial(self._serve_until_none, inbox))
 

@@ -36,7 +36,7 @@ class _Local(threading.local):
 
 
 class Callers:
-    """The threads that wait for results. Guarded by the mutex of the queue (R1).
+    """The threads that wait for results. Any thread may call any method at any time: each step is atomic.
 
     After a result, a caller is expected to submit its next job within a quarter of the service time of that result, or
     within `_SOON` if that is longer, but not longer than the service time itself. It is expected only if it met this
@@ -48,20 +48,16 @@ class Callers:
 
     Attributes:
         away: The callers that got a result and have not submitted a job since, by thread, in order of their results.
-        returning: The number of these that met their last deadline, and so are expected.
-        return_by: The moment by which the last of them is expected.
+        return_by: The moment by which the last of those among them is expected that met their last deadline.
         recalls: The value of `Hints.recalls`, in seconds.
-        all_waited: How many times the last of the remembered callers began to wait, so that all of them were waiting.
     """
 
     def __init__(self, watched: bool, recalls: float = 0.0) -> None:
         self.away: dict[int, Caller] = {}
-        self.returning = 0
         self.return_by = NOW
         self._expects = watched
         self.watched = watched or recalls > 0  # otherwise the policy needs none of this
         self.recalls = recalls
-        self.all_waited = 0
         # When each caller that does not wait now last submitted a job or got a result, by thread, the latest last.
         self._not_waiting: dict[int, float] = {}
         self._local = _Local()
@@ -71,18 +67,14 @@ class Callers:
         caller = self._local.caller
         if caller is None:
             caller = self._local.caller = Caller(threading.get_ident())
-        if self.away:
+        if caller.ident in self.away:
             # It waits for another result without submitting a job first, so it is not expected any more.
             self._give_up(caller.ident)
-        if self.recalls:
-            self.begin_to_wait(caller.ident)
         return caller
 
-    def begin_to_wait(self, ident: int) -> None:
-        """Record, for `Hints.recalls`, that a thread waits for a result."""
-        heard = self._not_waiting.pop(ident, None)
-        if heard is not None and not self._not_waiting:
-            self.all_waited += 1
+    def begin_to_wait(self, ident: int) -> bool:
+        """Record, for `Hints.recalls`, that a thread waits for a result. Return whether all of them wait since then."""
+        return self._not_waiting.pop(ident, None) is not None and not self._not_waiting
 
     def _record_activity(self, ident: int, now: float) -> None:
         self._not_waiting.pop(ident, None)
@@ -91,14 +83,15 @@ class Callers:
             self._not_waiting.pop(oldest, None)
 
     def _least_recent(self) -> int:
-        # Not `next`: if a handler interrupts before that call and waits, the dict may change, and `next` raises (R5).
-        for ident in self._not_waiting:
+        for ident in self._not_waiting.copy():
             return ident
         return 0
 
     def activity(self) -> CallerActivity:
         """Return what `Window.callers` shows to a policy."""
-        return CallerActivity(self.returning, self.return_by, next(reversed(self._not_waiting.copy().values()), NOW))
+        returning = [caller.returns for caller in self.away.copy().values()].count(True) if self.away else 0
+        heard = next(reversed(self._not_waiting.copy().values()), NOW) if self.recalls else NOW
+        return CallerActivity(returning, self.return_by, heard)
 
     def record_results(self, callers: Iterable[Caller | None], now: float, service_time: float) -> None:
         """Record that callers get their results.
@@ -108,7 +101,7 @@ class Callers:
             now: The moment at which they get their results.
             service_time: How many seconds the processor took for these results.
         """
-        for ident, late in self.away.copy().items():  # R5, R10: if a finalizer waits, other callers may come back
+        for ident, late in self.away.copy().items():  # L6
             if late.return_deadline < now:
                 self._give_up(ident)
         soon = now + min(service_time, max(service_time / 4, _SOON))
@@ -120,13 +113,11 @@ class Callers:
                     self._record_activity(caller.ident, now)
         if self._expects:
             self.return_by = soon
-            self.returning = [caller.returns for caller in self.away.copy().values()].count(True)
 
     def record_submission(self, ident: int, now: float) -> None:
         """Record that a thread submits a job."""
         caller = self.away.pop(ident, None)
         if caller is not None:
-            self.returning -= caller.returns
             caller.returns = self._expects and now <= caller.return_deadline
         if self.recalls:
             self._record_activity(ident, now)
@@ -134,5 +125,4 @@ class Callers:
     def _give_up(self, ident: int) -> None:
         caller = self.away.pop(ident, None)
         if caller is not None:
-            self.returning -= caller.returns
             caller.returns = False

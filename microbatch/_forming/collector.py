@@ -94,14 +94,14 @@ class Collector(Generic[AnyEntry]):
         policy: The policy.
         workers: The maximum number of batches that run at the same time.
         in_flight: The number of batches that run now.
-        joined: The entries that joined an open batch. The caller of this class reads and clears the list.
+        batched: The number of jobs in open batches.
     """
 
     def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
         self.policy = policy
         self.workers = workers
         self.in_flight = 0
-        self.joined: list[AnyEntry] = []
+        self.batched = 0
         self._gates = count_gates(policy)
         self._has_gate = False  # rule 1 applies: there is one gate, and there was more than one lane at some time
         self._shut_until = NOW  # the moment until which the gate is known to be shut
@@ -390,6 +390,11 @@ class Collector(Generic[AnyEntry]):
         lane = self._lanes.get(None) if len(self._lanes) == 1 else None
         return 1 if lane is None else lane.wanted
 
+    def is_open(self, entry: AnyEntry) -> bool:
+        """Return whether an entry is in an open batch. Any thread may call this at any time, like `describe`."""
+        lane = self._lanes.get(safe(entry.key))
+        return lane is not None and entry in lane.open
+
     def describe(self, now: float) -> list[str]:
         """Describe each open batch: its jobs, when it is due, and what it waits for.
 
@@ -491,13 +496,15 @@ class Collector(Generic[AnyEntry]):
         else:
             lane.backlog = []
         lane.weight += len(joining) if lane.uniform else sum([entry.weight for entry in joining])
-        self.joined += joining
+        self.batched += len(joining)
 
     def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
         """Remove jobs that are not waiting any more from the open batch, and from the backlog once it is cheap."""
         if lane.thinned:
             lane.thinned = False
+            self.batched -= len(lane.open)
             lane.open = [entry for entry in lane.open if entry._is_waiting]
+            self.batched += len(lane.open)
             # Added up again, because subtracting would accumulate rounding errors.
             lane.weight = sum([entry.weight for entry in lane.open], 0.0)
         if lane.dead:
@@ -607,6 +614,7 @@ class Collector(Generic[AnyEntry]):
 
     def _empty(self, lane: Lane[AnyEntry]) -> list[AnyEntry]:
         """Take out and return the jobs of the open batch. If there is a backlog, it gets a new lane."""
+        self.batched -= len(lane.open)
         entries = lane.open or [lane.long_backlog().popleft()]
         self._retire(lane)
         if lane.backlog:

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _closed_streams() -> list[str]:  # a function of its own: rule R9 of `microbatch._engine`
+def _closed_streams() -> list[str]:  # a function of its own: rule L9 of `microbatch._engine`
     return [name for name in ("stdin", "stdout") if getattr(sys, name) is None]
 
 

@@ -60,11 +60,8 @@ class Poster(Protocol):
 
     closed: bool
 
-    def is_held(self) -> bool:
-        """Return whether the calling thread holds the mutex."""
-
     def post(self, call: Callable[[], None]) -> None:
-        """Make a thread of the batcher run *call* when it does not hold the mutex."""
+        """Make a thread of the batcher run *call*."""
 
 
 class Failures:
@@ -92,7 +89,7 @@ class Failures:
         _all_failures[id(self)] = self
 
     def add(self, future: object, error: BaseException) -> None:
-        """Record that the job of *future* fails with *error*. Call this with the mutex held."""
+        """Record that the job of *future* fails with *error*. Only one thread at a time may call this."""
         self._unasked[id(future)] = error
         for each in chain_of(error):
             self._jobs[id(each)] = self._jobs.get(id(each), 0) + 1
@@ -127,7 +124,7 @@ class Failures:
             # The garbage collector may call this in any thread, and that thread may hold any lock. Logging runs users'
             # handlers. So a thread of the batcher does it, as long as the batcher is not closed.
             log = functools.partial(_report_unasked, self._what, list(self._unasked.values()))
-            log() if self._queue.closed and not self._queue.is_held() else self._queue.post(log)
+            log() if self._queue.closed else self._queue.post(log)
 
 
 _all_failures: "weakref.WeakValueDictionary[int, Failures]" = weakref.WeakValueDictionary()

@@ -4,79 +4,86 @@ A `Future` creates a condition, two lists and a lock for threads that may wait f
 take three quarters of the time that a job costs. So a `JobFuture` creates each of them when it is first needed, and all
 futures of a batch are settled together. The rules of ``_engine/__init__.py`` hold here, and also these:
 
-F1. `JobFuture._stage` says where the job is, and so whether it has an outcome. `_state`, which the standard library
-    reads, is computed from it. The outcome is written first and the stage last, with the mutex held. Cancellation, expiry
-    and dispatch may race: the one that moves the job out of the waiting stages wins.
-F2. A thread that finds no outcome registers a waiter or a callback with the mutex held, and the thread that settles the
-    future wakes the waiters with the mutex held. A thread that finds an outcome needs no lock, because an outcome never
-    changes. (Attributes are read and written in order, even by a Python without the GIL.)
+F1. A thread settles a future by deleting `JobFuture._unsettled`, which only one thread can do. It then writes the
+    outcome, and the `_stage` last. Until then, the job waits if it is in `FutureOwner.waiting`, and otherwise a worker
+    has it. The thread that removes it from there wins the race between cancellation, expiry and dispatch.
+F2. A thread that finds no outcome attaches a waiter or a callback, and then looks for the outcome again. A thread that
+    settles the future writes the outcome, and then looks for waiters and callbacks. So at least one of them sees the
+    other. An outcome never changes.
 F3. ``concurrent.futures.wait`` and ``as_completed`` read the `_condition` of a future, and hold it while the states of
     their futures must not change. From then on, the future is *watched*, and they add *watchers* to it. To them, the
     future is not done until the watchers have been notified, with the `_condition` held. Each watcher is notified once.
-    If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock
-    (R11). One of the two threads always does: the first writes the outcome and then tries the lock, and the second
-    releases the lock and then checks for an outcome. If a caller cancels, the batcher thread notifies the watchers,
-    because a signal could keep the caller from releasing the lock.
-F4. Callbacks run without any lock, in the thread that settles or cancels.
-F5. In a forked child, a thread that does not exist there may hold the mutex. Nothing needs the mutex once there is an
-    outcome. The same is true of a `_condition`, so each process has its own.
-F6. A future keeps the exception that the processor raised. Callers get their own copy when they ask for it: see
-    ``exceptions.py``.
+    If another thread holds the lock of the condition, that thread notifies the watchers when it releases the lock (L7).
+    One of the two threads always does: the first writes the outcome and then tries the lock, and the second releases
+    the lock and then checks for an outcome. If a caller cancels, the leader notifies the watchers, because a signal
+    could keep the caller from releasing the lock.
+F4. Callbacks run without any lock, in a thread that settles the future, cancels it, or adds a callback.
+F5. In a forked child, a thread that does not exist there may hold a `_condition`. So each process has its own.
+F6. A future keeps the exception that the processor raised. If several jobs fail with it, each gets a copy when a caller
+    asks for it: see ``exceptions.py``.
 """
 
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError, _base
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Flag, Waiter, Waiters
+from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters
 from microbatch.futures.exceptions import Failures
-from microbatch.results import OVER, WAITING, BatchInfo, JobResult, JobState, Service, make_result
+from microbatch.results import BatchInfo, JobResult, JobState, Service, make_result
 
 if TYPE_CHECKING:
     import contextvars
 
-__all__ = ["Attachments", "FutureOwner", "JobFuture", "KeepAlive", "Settled", "are_errors", "settle_all"]
+__all__ = ["NOT_ACCEPTED", "Attachments", "FutureOwner", "JobFuture", "KeepAlive", "are_errors", "settle_all"]
 
 Value = TypeVar("Value")
 
-# Globals, because looking up a member of an enum takes much longer, and may be a call (R5).
-_QUEUED, _RUNNING = JobState.QUEUED, JobState.RUNNING
+# Globals, because looking up a member of an enum takes much longer.
+_QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
 _SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
 _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class FutureOwner(Protocol):
-    """The batcher's side of a future: decides races between cancellation, expiry and dispatch."""
+NOT_ACCEPTED = sys.maxsize
+"""The epoch of a job that is not accepted yet."""
 
-    mutex: Any
+
+class FutureOwner(Protocol):
+    """The batcher's side of a future. See `JobQueue` for its attributes."""
+
+    waiting: "dict[JobFuture[Any], None]"
+    cancelled: "Inbox[JobFuture[Any]]"
+    not_full: Waiters
+    has_news: bool
+    call_leader: Callable[[], None]
 
     def current_caller(self) -> Any:
-        """Return the `Caller` of the calling thread, which waits for a result. Call this with the mutex held."""
+        """Return the `Caller` of the calling thread, which waits for a result."""
 
     def explain(self, future: "JobFuture[Any]") -> str:
         """Return why the job has no outcome yet."""
 
-    def try_cancel(self, future: "JobFuture[Any]") -> None:
-        """Cancel the job if it still waits, and have the batcher thread notify the watchers of its future."""
+    def is_batched(self, future: "JobFuture[Any]") -> bool:
+        """Return whether the job is in an open batch."""
 
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is one of the batcher's."""
 
 
 class Attachments(Waiters):
-    """The waiters, watchers and callbacks of a future. Guarded by the mutex.
+    """The waiters, watchers and callbacks of a future.
 
     Attributes:
         watched: Whether the future is watched (F3).
@@ -85,12 +92,16 @@ class Attachments(Waiters):
         callbacks: The done-callbacks that have not run yet.
     """
 
+    # The defaults are in the class, because most futures have only waiters.
     watched = False
     all_notified = False
+    notified: Sequence[Any] = ()
+    callbacks: Sequence[Callable[[Any], object]] = ()
 
-    def __init__(self) -> None:
-        self.notified: list[Any] = []
-        self.callbacks: list[Callable[[Any], object]] = []
+    @property
+    def is_unannounced(self) -> bool:
+        """Whether there are watchers that were not notified."""
+        return self.watched and not self.all_notified
 
 
 class KeepAlive:
@@ -103,17 +114,34 @@ class KeepAlive:
         """Do nothing."""
 
 
+class _WatcherFlag(Flag):
+    """The flag of a watcher. ``as_completed`` takes out what has finished, and then clears it."""
+
+    def __init__(self, watcher: Any) -> None:
+        super().__init__(watcher.event.is_set())
+        self._watcher = watcher
+
+    def clear(self) -> None:
+        """Clear the flag, unless another future has finished in the meantime."""
+        super().clear()
+        if self._watcher.finished_futures:
+            self.set()
+
+
 class _Watchers(list[Any]):
     """The watchers of a future: the objects through which ``wait`` and ``as_completed`` are notified.
 
-    Each gets a `Flag` in place of its event. Otherwise a signal that interrupts one of these calls could leave the lock
-    of the event locked, and the thread that settles the future would block on it.
+    Each gets a `Flag` in place of its event, and nothing in place of its lock. Otherwise a signal that interrupts one
+    of these calls could leave a lock locked, and the thread that settles the future would block on it. With the GIL,
+    the steps that the lock of a watcher guards are atomic anyway (L3), except the one that `_WatcherFlag` corrects.
     """
 
     def append(self, waiter: Any) -> None:
         """Add a watcher, before its thread begins to wait."""
         if isinstance(getattr(waiter, "event", None), threading.Event):
-            waiter.event = Flag(waiter.event.is_set())
+            waiter.event = _WatcherFlag(waiter)
+            if _HAS_GIL:
+                waiter.lock = nullcontext()
         super().append(waiter)
 
 
@@ -162,8 +190,9 @@ class JobFuture(Future[JobResult[Value]]):
     weight: float = 1.0
     expires_in = NEVER
     _expires = NEVER
-    _epoch: int
+    _epoch = NOT_ACCEPTED
     submitted: float
+    _stage: JobState | None = None  # None until there is an outcome
     _value: Any = None
     _service: Service | None = None
     _cached_result: JobResult[Any] | None = None
@@ -172,12 +201,12 @@ class JobFuture(Future[JobResult[Value]]):
     # The exception for the caller, and its traceback before it is raised.
     _caller_error: tuple[BaseException, Any] | None = None
     _context: "contextvars.Context | None" = None
+    _attachments: Attachments | None = None
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
-        self._stage = _QUEUED
-        self._attachments: Attachments | None = None
         self._owner = owner
+        self._unsettled = True  # deleted by the thread that settles this future (F1)
 
     @property
     def job(self) -> Any:
@@ -200,12 +229,14 @@ class JobFuture(Future[JobResult[Value]]):
     @property
     def state(self) -> JobState:
         """The state of the job now. Until it is one of the last four, it may change at any time."""
-        return self._stage
+        if self._is_waiting:
+            return _BATCHED if self._owner.is_batched(self) else _QUEUED
+        return self._stage or _RUNNING
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the job still waits for a worker, and was neither cancelled nor has expired."""
-        return self._stage in WAITING
+        """Whether the job still waits for a worker, and is neither cancelled nor expired."""
+        return self in self._owner.waiting
 
     @property
     def context(self) -> "contextvars.Context | None":
@@ -223,13 +254,34 @@ class JobFuture(Future[JobResult[Value]]):
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has taken it, and return whether it is cancelled. Never blocks."""
+        owner = self._owner
         try:
-            if self._stage not in OVER:
-                self._owner.try_cancel(self)
+            try:
+                del owner.waiting[self]
+            except KeyError:  # another thread has decided what happens to the job
+                return self._stage is _CANCELLED
+            # No interruption is possible until the end of `append` (L3).
+            del self._unsettled
+            self._stage = _CANCELLED
+            try:
+                owner.cancelled.append(self)
+            finally:
+                owner.has_news = True
+                try:
+                    owner.call_leader()
+                except RuntimeError:  # it was called already
+                    pass
+            owner.not_full.notify()
         finally:  # after a signal too
             if self._stage is _CANCELLED:
-                self._run_callbacks()
-        return self._stage is _CANCELLED
+                try:
+                    self._wake_waiters()
+                    self._run_callbacks()
+                except BaseException:  # from a signal handler
+                    self._wake_waiters()
+                    self._run_callbacks()
+                    raise
+        return True
 
     def cancelled(self) -> bool:
         """Return whether the job was cancelled."""
@@ -237,11 +289,11 @@ class JobFuture(Future[JobResult[Value]]):
 
     def running(self) -> bool:
         """Return whether the batch of the job runs now."""
-        return self._stage is _RUNNING
+        return not self._is_waiting and self._stage is None
 
     def done(self) -> bool:
         """Return whether the future has an outcome: a result, an exception or a cancellation."""
-        return self._stage in OVER
+        return self._stage is not None
 
     def result(self, timeout: float | None = None) -> JobResult[Value]:
         """Wait for the outcome of the job, and return its result.
@@ -257,7 +309,7 @@ class JobFuture(Future[JobResult[Value]]):
                 yet. The wait could deadlock, because that thread may be needed to process the job.
             Exception: The exception with which the job failed.
         """
-        if self._stage not in OVER:
+        if self._stage is None:
             self._wait(timeout)
         if self._stage is not _SUCCEEDED:
             error = self.exception()
@@ -272,7 +324,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the exception with which the job failed, or None if it succeeded."""
-        if self._stage not in OVER:
+        if self._stage is None:
             self._wait(timeout)
         if self._stage is _CANCELLED:
             raise CancelledError
@@ -280,13 +332,14 @@ class JobFuture(Future[JobResult[Value]]):
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
         """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
-        if self._stage not in OVER:
-            with self._owner.mutex:
-                attachments = self._attach()
-                if self._stage not in OVER:  # R5
-                    attachments.callbacks.append(fn)
-                    return
-        self._run_callback(lambda: fn)
+        if self._stage is None:
+            attachments = self._attach()
+            callbacks = vars(attachments).setdefault("callbacks", [])
+            callbacks.append(fn)
+            if self.done():  # F2
+                self._run_each(callbacks)
+        else:
+            self._run_callback(lambda: fn)
 
     def set_running_or_notify_cancel(self) -> NoReturn:
         """Raise `InvalidStateError`, because only the batcher settles this future."""
@@ -304,7 +357,7 @@ class JobFuture(Future[JobResult[Value]]):
         raise TypeError("a JobFuture can't be copied or pickled, because it belongs to its batcher: use its result()")
 
     def __repr__(self) -> str:
-        return f"<JobFuture at {id(self):#x} {self._stage.value}>"
+        return f"<JobFuture at {id(self):#x} {self.state.value}>"
 
     def _wait(self, timeout: float | None) -> None:
         owner = self._owner
@@ -312,23 +365,29 @@ class JobFuture(Future[JobResult[Value]]):
             raise RuntimeError(
                 "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
             )
-        waiter = Waiter(owner.mutex)
-        with owner.mutex:
-            attachments = self._attach()
-            waiter.caller = owner.current_caller()
+        attachments, waiter = self._attach(), Waiter()
+        waiter.caller = owner.current_caller()
         try:
             attachments[waiter] = None
-            if self._stage not in OVER and not waiter.wait_unlocked(timeout) and self._stage not in OVER:
-                raise TimeoutError(self._owner.explain(self))
+            if self._stage is None and not waiter.wait(timeout) and self._stage is None:
+                raise TimeoutError(owner.explain(self))
+        finally:
+            attachments.pop(waiter, None)
+
+    def _wait_until(self, moment: float, clock: Any) -> None:
+        """Wait for the outcome until a moment on the clock of the batcher."""
+        attachments, waiter = self._attach(), Waiter()
+        try:
+            attachments[waiter] = None
+            if self._stage is None:
+                clock.wait_until(waiter, moment)
         finally:
             attachments.pop(waiter, None)
 
     def _attach(self) -> Attachments:
-        if self._attachments is None:
-            attachments = Attachments()
-            if self._attachments is None:  # R5: a finalizer may have created them since the first check
-                self._attachments = attachments
-        return self._attachments
+        """Return the attachments of this future. The caller adds something, and then looks for the outcome again."""
+        attachments: Attachments = vars(self).setdefault("_attachments", Attachments())
+        return attachments
 
     def _run_callback(self, take: Callable[[], Any]) -> None:
         """Run the callback that *take* returns, and log its exception. If *take* raises IndexError, none is left."""
@@ -346,7 +405,8 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _notify_watchers(self) -> None:
         """Notify the watchers of the outcome, or leave that to the thread that holds the condition now (F3)."""
-        if self._attachments is not None and self._attachments.watched:
+        attachments = self._attachments
+        if attachments is not None and attachments.watched:
             condition = self._make_condition()
             if not condition.lock._is_owned():  # if it is, then by code that this call has interrupted
                 self._try_to_notify_watchers(condition)
@@ -364,45 +424,54 @@ class JobFuture(Future[JobResult[Value]]):
             try:
                 if lock.acquire(False):
                     self._notify_each(condition.waiters)
-            finally:  # R8
+            except BaseException:  # from a signal handler
+                if lock._is_owned():
+                    self._notify_each(condition.waiters)
+                raise
+            finally:  # L5
                 if lock._is_owned():
                     lock.release()
-        finally:  # R8: an exception may come just before the release too
+        finally:  # L5: an exception may come just before the release too
             if lock._is_owned():
                 lock.release()
 
     def _announce(self) -> None:
-        """Wake all waiters and notify all watchers. The thread that wrote the outcome may have been interrupted."""
-        with self._owner.mutex:
-            self._wake_waiters()
+        """Wake all waiters and notify all watchers, in case the thread that wrote the outcome was interrupted."""
+        self._wake_waiters()
         self._notify_watchers()
 
     def _wake_waiters(self) -> None:
-        """Wake all threads that wait for the outcome. Call this with the mutex held."""
-        if self._attachments is not None:
-            self._attachments.notify_all()
+        """Wake all threads that wait for the outcome."""
+        attachments = self._attachments
+        if attachments is not None:
+            attachments.notify_all()
 
     def _run_callbacks(self) -> None:
         """Run each of the done-callbacks once. If one raises, the exception is logged, and the others still run."""
-        callbacks = self._attachments.callbacks if self._attachments is not None else None
+        attachments = self._attachments
+        if attachments is not None:
+            self._run_each(attachments.callbacks)
+
+    def _run_each(self, callbacks: Any) -> None:
         while callbacks:
-            self._run_callback(partial(list.pop, callbacks, 0))
+            self._run_callback(partial(callbacks.pop, 0))
 
     def _fail_after_fork(self, error: BaseException) -> None:
         """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""
-        self._attachments = None
         if not self.done():
             self._caller_error = error, None
             self._stage = _FAILED
+            self._wake_waiters()  # a signal handler that forks may have interrupted a wait
+            vars(self).pop("_attachments", None)
 
     # -- attributes that ``concurrent.futures`` and ``asyncio`` read --
 
     def _get_state(self) -> str:
         stage = self._stage  # read once, because it may change at any time
-        if stage not in OVER:
-            return RUNNING if stage is _RUNNING else PENDING
+        if stage is None:
+            return PENDING if self._is_waiting else RUNNING
         attachments = self._attachments
-        unannounced = attachments is not None and attachments.watched and not attachments.all_notified
+        unannounced = attachments is not None and attachments.is_unannounced
         if stage is _CANCELLED:
             return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
         return RUNNING if unannounced else FINISHED
@@ -413,7 +482,7 @@ class JobFuture(Future[JobResult[Value]]):
         if result is None and self._service is not None:
             made = make_result(self._value, self._service, self.submitted)
             if _HAS_GIL:
-                # On one line and without a call (R5), so that no other thread runs between the check and the write.
+                # On one line and without a call (L3), so that no other thread runs between the check and the write.
                 self._cached_result = result = made if self._cached_result is None else self._cached_result
             else:
                 result = vars(self).setdefault("_cached_result", made)
@@ -435,9 +504,8 @@ class JobFuture(Future[JobResult[Value]]):
             failures.note_asked(self)
 
     def _get_condition(self) -> Any:
-        with nullcontext() if self.done() else self._owner.mutex:
-            if not self.done():
-                self._attach().watched = True
+        if self._stage is None:
+            self._attach().watched = True
         self._note_asked()
         return self._make_condition()
 
@@ -462,7 +530,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _is_unannounced(self) -> bool:
         attachments = self._attachments
-        return attachments is not None and attachments.watched and not attachments.all_notified and self.done()
+        return attachments is not None and attachments.is_unannounced and self.done()
 
     def _notify_each(self, waiters: list[Any]) -> None:
         attachments = self._attachments
@@ -473,24 +541,24 @@ class JobFuture(Future[JobResult[Value]]):
         for waiter in waiters:
             if type(waiter) in _STANDARD_WAITERS:
                 self._notify_once(waiter, attachments)
-            elif waiter not in attachments.notified:
+            elif not attachments.all_notified and waiter not in attachments.notified:
                 if self.cancelled():
                     waiter.add_cancelled(self)
                 elif self._stage is _SUCCEEDED:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-                attachments.notified.append(waiter)
-        attachments.all_notified = True
+                attachments.notified = [*attachments.notified, waiter]
+        attachments.all_notified, attachments.notified = True, ()  # they refer to this future
 
     def _notify_once(self, waiter: Any, attachments: Attachments) -> None:
         """Do what the methods of a standard waiter do, but only once, even if an exception interrupts this anywhere."""
         counts = type(waiter) is _AllCompletedWaiter
-        if waiter not in attachments.notified:
-            notified, finished = [waiter], [self]
-            with getattr(waiter, "lock", None) or nullcontext():
-                # In one step (R4): there is no call from here to the end of the block.
-                attachments.notified += notified
+        notified, added, finished = vars(attachments).setdefault("notified", []), [waiter], [self]
+        with getattr(waiter, "lock", None) or nullcontext():
+            # In one step (L3): there is no call from here to the end of the block.
+            if not attachments.all_notified and waiter not in notified:
+                notified += added
                 waiter.finished_futures += finished
                 if counts:
                     waiter.num_pending_calls -= 1
@@ -507,43 +575,33 @@ def are_errors(outcomes: list[Any]) -> Iterable[bool]:
     return map(issubclass, map(type, outcomes), repeat(BaseException))
 
 
-class Settled(NamedTuple):
-    """The futures that one call of `settle_all` has settled, and the threads that it has woken."""
-
-    done: list[JobFuture[Any]]
-    """The futures that got their outcomes."""
-    failures: int
-    """The number of these futures that have failed."""
-    waiters: list[Waiter]
-    """Their waiters, which have been woken."""
-    unannounced: list[JobFuture[Any]]
-    """The futures whose watchers have not been notified yet, or whose callbacks have not run yet."""
-
-
 def settle_all(
     futures: Iterable[JobFuture[Any]],
     outcomes: list[Any],
     service: Service | None,
     failures: Failures | None,
     failed: JobState = _FAILED,
-) -> Settled:
-    """Settle the jobs that are running, and skip the others. Call this with the mutex held.
+) -> tuple[list[JobFuture[Any]], int]:
+    """Settle those jobs that are not settled yet. Return their futures, and how many of them have failed.
 
     Args:
-        futures: The futures of the jobs.
+        futures: The futures of the jobs. None of them waits for a worker.
         outcomes: A value or an exception for each job, in order.
         service: The data that all results share. None if the processor returned no values.
         failures: Gives each caller its exception. None if all outcomes are values.
         failed: The state of a job whose outcome is an exception.
     """
-    done, count, waiters, unannounced = [], 0, list[Waiter](), []
+    done, count = [], 0
     for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
-        if broken and future._stage is _RUNNING and failures is not None:
+        if broken and future._stage is None and failures is not None:
             failures.add(future, outcome)
-        # R5, from this check to the writes below: otherwise, a callback that a finalizer adds could be missed.
-        if future._stage is not _RUNNING:
+        try:
+            del future._unsettled
+        except AttributeError:  # another thread has settled it
+            if failures is not None:
+                failures.note_asked(future)
             continue
-        attachments = future._attachments
+        # No interruption is possible until the stage is written (L3).
         if broken:
             future._error = outcome
             future._failures = failures
@@ -554,13 +612,7 @@ def settle_all(
             future._service = service
             future._stage = _SUCCEEDED
         done.append(future)
-        if attachments is not None:
-            waiters += attachments.copy()
-            if attachments.watched or attachments.callbacks:
-                unannounced.append(future)
-    for waiter in waiters:
-        waiter.wake()
-    return Settled(done, count, waiters, unannounced)
+    return done, count
 
 
 def _settle_attribute_layout() -> None:
@@ -571,7 +623,7 @@ def _settle_attribute_layout() -> None:
     nobody: Any = None
     future = JobFuture[None](None, nobody)
     future.submitted, future._epoch = NOW, 0
-    future._value, future._service = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0)
+    future._value, future._service, future._stage = None, Service(BatchInfo(0, 0, 0.0, None, ""), NOW, 0.0), _SUCCEEDED
     future._get_result()
 
 

@@ -9,7 +9,7 @@
 ...     raise ValueError("no such table")
 >>> with Batcher(insert, name="inserts", listeners=[LoggingListener(logger)]) as batcher:
 ...     error = batcher.submit("row").exception()  # doctest: +ELLIPSIS
-batch 1 of inserts: 1 of 1 jobs failed, by natural, waited 0.00... s, took 0.00... s: ValueError('no such table')
+batch 1 of inserts: 1 of 1 jobs failed, by natural, waited ... s, took ... s: ValueError('no such table')
 """
 
 import logging

@@ -443,7 +443,6 @@ class _Simulation:
                 raise batch.error
             self._start(batch, now)
             collector.started(now)
-        collector.joined.clear()
 
     def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
