@@ -30,7 +30,7 @@ from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
 from microbatch.config import policy_from_env
-from microbatch.errors import BatcherClosed, JobTooLarge
+from microbatch.errors import JobTooLarge
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
@@ -263,7 +263,7 @@ class Batcher(Generic[Job, Value]):
             self._start(engine)
             engine.queue.put(future, True, timeout, expires_in)
             if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
-                with contextlib.suppress(BatcherClosed, RuntimeError):  # its future gets the error
+                with contextlib.suppress(RuntimeError):  # its future gets the error
                     self._start(engine)
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)

@@ -195,7 +195,7 @@ class Engine:
     def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
         group = waiting.copy()
         try:
-            self.queue.may_expire = True  # from now on, jobs of a batch may be settled before it is dispatched
+            self.queue.may_expire = True  # because `claim` may meet jobs of this group again
             self.ledger.claim(group)
             failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
             self.queue.post(partial(self._dispatcher.forget, group))

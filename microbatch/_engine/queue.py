@@ -43,7 +43,7 @@ class _Local(threading.local):
 class JobQueue(queue.Queue[JobFuture[Any]]):
     """A `queue.Queue` that is emptied all at once, can be closed, and bounds the jobs that no worker has taken yet.
 
-    No thread waits for a lock in it. The rules for that are in ``__init__.py``. What wakes which threads:
+    Its methods wait for no lock. The rules that make this possible are in ``__init__.py``. It wakes these threads:
 
     - `not_empty` wakes the batcher thread, for everything that `Drained` holds.
     - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
@@ -77,9 +77,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = self.maxsize or sys.maxsize
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
-        self.may_expire = (
-            False  # whether a job may be settled before its batch is dispatched, apart from a cancellation
-        )
+        self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
         self.this_thread = _Local()
