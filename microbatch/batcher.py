@@ -505,7 +505,7 @@ class Batcher(Generic[Job, Value]):
         return deadline
 
     def _refuse_own_thread(self) -> None:
-        if self._engine.queue.is_own_thread():
+        if self._engine.queue.this_thread.is_own:
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 

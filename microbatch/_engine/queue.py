@@ -1,10 +1,9 @@
 """The queue between the callers' threads and the leader."""
 
-import contextlib
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER, NOW
@@ -37,7 +36,7 @@ NOTHING = Drained([], [], [], -1, False, CallerActivity())
 
 
 class _Local(threading.local):
-    is_own = False  # whether this is one of the batcher's own threads, which must not wait for the batcher
+    is_own = False
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -56,6 +55,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
         has_news: Whether there is something for the leader other than jobs.
+        this_thread: Says whether the calling thread is one of the batcher's own, which must not wait for the batcher.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -120,7 +120,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             waiting[item] = None  # takes up room
             if len(waiting) > self._limit and not self._has_room(item):
-                self._wait_for_room(item, block and not self.is_own_thread(), timeout)
+                self._wait_for_room(item, block and not self.this_thread.is_own, timeout)
                 item.submitted = now = self._now()
             if expires_in is not None:
                 item.expires_in, item._expires = expires_in, now + expires_in
@@ -252,20 +252,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def blocks_callers(self) -> bool:
         """Return whether a caller waits because the queue is full, so that a batch must be dispatched early."""
         return bool(self.not_full) and len(self.waiting) >= self._limit
-
-    def is_own_thread(self) -> bool:
-        """Return whether the calling thread is one of the batcher's own, which must not wait for the batcher."""
-        return self.this_thread.is_own
-
-    @contextlib.contextmanager
-    def own_thread(self) -> Iterator[None]:
-        """Treat the calling thread as one of the batcher's own threads, inside the ``with`` block."""
-        before = self.is_own_thread()
-        try:
-            self.this_thread.is_own = True
-            yield
-        finally:
-            self.this_thread.is_own = before
 
     def wake_all(self) -> None:
         """Wake all waiters, in case the thread that should have woken them was interrupted."""

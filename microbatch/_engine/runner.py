@@ -252,18 +252,21 @@ class ExecutorRunner(Runner):
 
     def _receive(self, batch_run: BatchRun, done: "Future[Any]") -> None:
         """Settle the jobs of a batch when the executor has finished it. The executor calls this in any thread."""
+        this_thread = self._queue.this_thread
+        was_own = this_thread.is_own
         try:
-            with self._queue.own_thread():
-                try:
-                    batch_run.complete(done.result())
-                except BaseException as error:
-                    batch_run.fail(self._named(error, batch_run))
-                self._report(batch_run)
+            this_thread.is_own = True
+            try:
+                batch_run.complete(done.result())
+            except BaseException as error:
+                batch_run.fail(self._named(error, batch_run))
+            self._report(batch_run)
         except BaseException as error:  # from outside: see `recover`
             self._ledger.fail(batch_run.futures, error)
             batch_run.forget()
             self._queue.post(partial(self._dispatcher.finish, batch_run))
         finally:
+            this_thread.is_own = was_own
             del done  # it refers to an exception whose traceback refers to this frame
 
     def _named(self, error: BaseException, batch_run: BatchRun) -> BaseException:

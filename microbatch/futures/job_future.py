@@ -68,6 +68,7 @@ class FutureOwner(Protocol):
     not_full: Waiters
     has_news: bool
     call_leader: Callable[[], None]
+    this_thread: Any
 
     def current_caller(self) -> Any:
         """Return the `Caller` of the calling thread, which waits for a result."""
@@ -77,9 +78,6 @@ class FutureOwner(Protocol):
 
     def is_batched(self, future: "JobFuture[Any]") -> bool:
         """Return whether the job is in an open batch."""
-
-    def is_own_thread(self) -> bool:
-        """Return whether the calling thread is one of the batcher's."""
 
 
 class Attachments(Waiters):
@@ -97,11 +95,6 @@ class Attachments(Waiters):
     all_notified = False
     notified: Sequence[Any] = ()
     callbacks: Sequence[Callable[[Any], object]] = ()
-
-    @property
-    def is_unannounced(self) -> bool:
-        """Whether there are watchers that were not notified."""
-        return self.watched and not self.all_notified
 
 
 class KeepAlive:
@@ -361,7 +354,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _wait(self, timeout: float | None) -> None:
         owner = self._owner
-        if timeout is None and owner.is_own_thread() and not self.done():
+        if timeout is None and owner.this_thread.is_own and not self.done():
             raise RuntimeError(
                 "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
             )
@@ -470,11 +463,9 @@ class JobFuture(Future[JobResult[Value]]):
         stage = self._stage  # read once, because it may change at any time
         if stage is None:
             return PENDING if self._is_waiting else RUNNING
-        attachments = self._attachments
-        unannounced = attachments is not None and attachments.is_unannounced
         if stage is _CANCELLED:
-            return CANCELLED if unannounced else CANCELLED_AND_NOTIFIED
-        return RUNNING if unannounced else FINISHED
+            return CANCELLED if self._is_unannounced() else CANCELLED_AND_NOTIFIED
+        return RUNNING if self._is_unannounced() else FINISHED
 
     def _get_result(self) -> JobResult[Value] | None:
         # Created on the first read, because many are never read, and kept, so that all callers get the same object.
@@ -514,7 +505,7 @@ class JobFuture(Future[JobResult[Value]]):
         return condition
 
     def _get_waiters(self) -> Any:
-        if self._owner.is_own_thread() and not self.done():
+        if self._owner.this_thread.is_own and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for one of its jobs: that could deadlock")
         return self._make_condition().waiters
 
@@ -529,8 +520,9 @@ class JobFuture(Future[JobResult[Value]]):
     _waiters: list[Any] = property(_get_waiters)  # type: ignore[assignment]
 
     def _is_unannounced(self) -> bool:
+        """Whether there is an outcome that the watchers have not been notified of."""
         attachments = self._attachments
-        return attachments is not None and attachments.is_unannounced and self.done()
+        return attachments is not None and attachments.watched and not attachments.all_notified and self.done()
 
     def _notify_each(self, waiters: list[Any]) -> None:
         attachments = self._attachments
