@@ -44,8 +44,7 @@ class Waiter(threading.Condition):
     def release(self) -> None:
         """Do nothing."""
 
-    def __enter__(self) -> bool:
-        return True
+    __enter__ = acquire
 
     def __exit__(self, *exception: object) -> None:
         pass
@@ -72,9 +71,7 @@ class Waiter(threading.Condition):
         """Notify the waiting thread."""
         self.wake()
 
-    def notify_all(self) -> None:
-        """Notify the waiting thread. There is only one."""
-        self.wake()
+    notify_all = notify  # there is only one waiting thread
 
 
 class Waiters(dict[Waiter, None]):
