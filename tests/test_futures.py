@@ -445,8 +445,7 @@ def test_waiters_are_notified_even_if_the_future_is_settled_while_a_thread_relea
     condition.lock = Lock()
     condition.release()
     processor.release()
-    future.result(timeout=10)
-    batcher.flush(timeout=10)
+    batcher.shutdown(timeout=10)  # the thread that settles the future notifies the waiter after it wakes `result`
     assert [(future, "result")] == waiter.received
 
 

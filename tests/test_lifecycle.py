@@ -439,8 +439,9 @@ def test_a_waiting_job_needs_little_memory(processor: RecordingProcessor[Any]) -
         finally:
             tracemalloc.stop()
         processor.release()
-    # In bytes. A Future of the standard library alone takes 1,500. Python 3.10 gives some objects a dict each.
-    assert taken / count < (300 if sys.version_info >= (3, 11) else 600)
+    # In bytes. A Future of the standard library alone takes 1,500. Python 3.10 gives some objects a dict each. Without
+    # the GIL, each object is 16 bytes larger.
+    assert taken / count < (350 if sys.version_info >= (3, 11) else 600)
 
 
 @pytest.mark.slow

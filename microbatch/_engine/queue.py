@@ -193,8 +193,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""
-        if item._stage is None:
-            item._stage = _CANCELLED
+        item._stage = item._stage or _CANCELLED
         item._announce()
         self.not_full.notify()
 
