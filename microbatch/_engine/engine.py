@@ -309,7 +309,7 @@ class Engine:
         waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
         if not self.is_claimed:
             self._abandon(waiting, error)
-        self.queue.ended.notify_all()
+        self.queue.wake_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
     def _end(self) -> None:

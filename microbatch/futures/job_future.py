@@ -65,7 +65,6 @@ class FutureOwner(Protocol):
 
     waiting: "dict[JobFuture[Any], None]"
     cancelled: "Inbox[JobFuture[Any]]"
-    not_full: Waiters
     has_news: bool
     call_leader: Callable[[], None]
     this_thread: Any
@@ -264,7 +263,6 @@ class JobFuture(Future[JobResult[Value]]):
                     owner.call_leader()
                 except RuntimeError:  # it was called already
                     pass
-            owner.not_full.notify()
         finally:  # after a signal too
             if self._stage is _CANCELLED:
                 try:
