@@ -301,9 +301,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Wait until there is something for the batcher thread to do, and take the lead."""
         self.not_empty.reset()
         self._alarm = NEVER  # so that a thread that resigns from now on wakes this one
-        while not (self._is_due() and self.take_lead()):
-            moment = self._moment
-            self._alarm = moment
+        while not ((due := self._is_due()) and self.take_lead()):
+            self._alarm = moment = NEVER if due else self._moment  # if it is due, a thread is about to resign
             self.clock.wait_until(self.not_empty, moment)
             self._alarm = NEVER
         self._alarm = NOW
