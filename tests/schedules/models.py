@@ -1,0 +1,524 @@
+"""Small models of a batcher: two or three threads, and one or two jobs each.
+
+In each model, every job that was accepted must have one outcome, the counts of ``stats()`` must add up, and no thread may
+wait forever. The docstring of a model says what else must hold in every schedule.
+"""
+
+import concurrent.futures
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import interleave_test
+
+from microbatch import BacklogFull, Batcher, BatcherClosed, BatchingPolicy, Interval, JobFuture, JobState, Size
+from microbatch.listeners import BatchListener
+from microbatch.testing import InlineExecutor
+from tests.schedules.search import ScheduleClock
+
+spawn: Any = interleave_test.spawn
+
+_FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+
+
+class _Log(logging.Handler):
+    """Keeps what the package logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self.texts.append(record.getMessage())
+
+
+_log = _Log()  # created here, because a run would replace its lock
+logging.getLogger("microbatch").addHandler(_log)
+
+
+class Setting:
+    """A batcher, and everything that happens to its jobs.
+
+    Args:
+        policy: The policy.
+        workers: The number of worker threads. With 0, batches run in the batcher thread.
+        started: Whether the threads run before the model begins.
+        options: Other options of the batcher.
+    """
+
+    def __init__(
+        self, policy: BatchingPolicy[Any] = Size(1), workers: int = 0, started: bool = True, **options: Any
+    ) -> None:
+        self.batches: list[list[Any]] = []
+        self.callbacks: list[Any] = []
+        self.accepted: list[JobFuture[Any]] = []
+        _log.texts = []
+        self._permits: Any = None  # how many batches may be processed, if `block` was called
+        options.update({"max_workers": workers} if workers else {"executor": InlineExecutor()})
+        self.batcher: Batcher[Any, Any] = Batcher(self._process, policy, clock=ScheduleClock(), **options)
+        if started:
+            with interleave_test.no_interleave():
+                self.submit("first")
+                self.batcher.flush()
+
+    def _process(self, jobs: list[Any]) -> list[Any]:
+        self.batches.append(jobs[:])
+        if self._permits is not None:
+            self._permits.acquire()
+        return [[job] for job in jobs]
+
+    def block(self) -> None:
+        """Let the processor wait for `unblock`."""
+        self._permits = threading.Semaphore(0)
+
+    def unblock(self, batches: int = 10) -> None:
+        """Let the processor return once for each of these batches."""
+        self._permits.release(batches)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until no thread can run, and the clock jumps."""
+        threading.Event().wait(seconds)
+
+    def wait_for_batches(self, count: int) -> None:
+        """Wait until the processor has been called *count* times."""
+        while len(self.batches) < count:
+            self.sleep(0.001)
+
+    def submit(self, *jobs: Any, **options: Any) -> None:
+        """Submit jobs one after another. One that is refused has no future."""
+        for job in jobs:
+            try:
+                future = self.batcher.submit(job, **options)
+            except (BacklogFull, BatcherClosed):
+                continue
+            self.accepted.append(future)
+            future.add_done_callback(self.callbacks.append)
+
+    def end(self) -> None:
+        """Shut the batcher down in a single step, and check what must hold in the end."""
+        with interleave_test.no_interleave():
+            self.batcher.shutdown()
+            self.check()
+
+    def check(self, abandoned: bool = False) -> None:
+        """Check what must hold when the batcher has ended. A job that was abandoned may have been processed."""
+        processed = [job for jobs in self.batches for job in jobs]
+        assert [] not in self.batches, "a batch is empty"
+        assert len(processed) == len(set(processed)), "a job was processed twice"
+        assert _log.texts == []
+        for future in self.accepted:
+            assert future.state in _FINAL, f"job {future.job} is {future.state}"
+            succeeded = future.state is JobState.SUCCEEDED
+            failed = future.state is JobState.FAILED
+            assert (
+                abandoned or (future.job in processed) == succeeded and not failed
+            ), f"job {future.job} is {future.state}"
+            if future.state is JobState.SUCCEEDED:
+                assert future.result().value == [future.job], "the result of another job"
+        assert set(processed) <= {future.job for future in self.accepted}, "a job was refused and processed"
+        assert Counter(map(id, self.callbacks)) == Counter(map(id, self.accepted)), "each callback is called once"
+        stats = self.batcher.stats()
+        counts = Counter(future.state.value for future in self.accepted)
+        shown = {state.value: getattr(stats, state.value) for state in JobState}
+        assert Counter(shown) == counts and stats.accepted == len(self.accepted), f"{stats} of {counts}"
+        assert abandoned or stats.batches == len(self.batches)
+
+
+def close_and_submit() -> None:
+    """A job that is submitted during the shutdown is refused, or accepted and processed."""
+    setting = Setting()
+    task = spawn(setting.batcher.shutdown)
+    setting.submit(1)
+    task.join()
+    setting.end()
+
+
+def cancel_and_dispatch() -> None:
+    """If ``cancel`` returns true, the job is cancelled. Otherwise, it is processed."""
+    setting = Setting()
+    setting.submit(1)
+    future = setting.accepted[-1]
+    assert future.cancel() == future.cancelled()
+    setting.end()
+
+
+def cancel_and_take() -> None:
+    """The same, while the leader makes a batch of the cancelled job and another one."""
+    setting = Setting()
+    setting.submit(1)
+    task = spawn(setting.accepted[-1].cancel)
+    setting.submit(2)
+    concurrent.futures.wait(setting.accepted)
+    task.join()
+    setting.end()
+
+
+def room_for_one() -> None:
+    """Two callers submit a job while there is room for one. Exactly one is accepted."""
+    setting = Setting(max_pending=2, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    task = spawn(setting.submit, 3, timeout=0)
+    setting.submit(4, timeout=0)
+    task.join()
+    assert len(setting.accepted) == 4
+    setting.unblock()
+    setting.end()
+
+
+def wait_for_room() -> None:
+    """A caller begins to wait just as there is room. It sees the room, or is woken."""
+    setting = Setting(max_pending=1, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    task = spawn(setting.unblock, 1)
+    setting.submit(3)
+    setting.unblock()
+    task.join()
+    setting.end()
+
+
+def wait_for_room_of_a_cancelled_job() -> None:
+    """The same, with room that a cancelled job leaves."""
+    setting = Setting(max_pending=1, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    task = spawn(setting.accepted[-1].cancel)
+    setting.submit(3)
+    setting.unblock()
+    task.join()
+    setting.end()
+
+
+def wait_for_room_and_close() -> None:
+    """Two callers wait for room when the batcher is shut down. Both go on, and their jobs are refused."""
+    setting = Setting(max_pending=1, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    tasks = [spawn(setting.submit, 3), spawn(setting.batcher.shutdown, wait=False)]
+    setting.submit(4)
+    for task in tasks:
+        task.join()
+    setting.unblock()
+    setting.end()
+
+
+def enter_and_pass_room_on() -> None:
+    """There is room for a second caller just as the first one enters. The second one is woken."""
+    setting = Setting(max_pending=1, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    tasks = [spawn(setting.submit, 3), spawn(setting.submit, 4)]
+    setting.unblock(2)
+    for task in tasks:
+        task.join()
+    setting.unblock()
+    setting.end()
+
+
+def leave_and_pass_room_on() -> None:
+    """The timeout of a caller that waits for room comes just as there is room. Another caller gets the room then."""
+    setting = Setting(max_pending=1, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    tasks = [spawn(setting.submit, 3, timeout=1), spawn(setting.submit, 4)]
+    setting.sleep(1)
+    setting.unblock(1)
+    tasks[0].join()
+    if 3 not in [future.job for future in setting.accepted]:
+        tasks[1].join()
+    setting.unblock()
+    tasks[1].join()
+    setting.end()
+
+
+def expire_and_dispatch() -> None:
+    """A job either expires or is processed."""
+    setting = Setting(Size(2))
+    setting.submit(1, expires_in=1)
+    setting.sleep(1)
+    setting.submit(2)
+    setting.batcher.flush()
+    setting.end()
+
+
+def flush_and_submit() -> None:
+    """A flush waits for every job that was submitted before it, and needs no other job for that."""
+    setting = Setting(Size(5))
+    task = spawn(setting.submit, 1)
+    setting.submit(2)
+    before = setting.accepted[:]
+    setting.batcher.flush()
+    assert all(future.done() for future in before)
+    task.join()
+    setting.batcher.flush()
+    assert all(future.done() for future in setting.accepted)
+    setting.end()
+
+
+def flush_and_dispatch() -> None:
+    """The same, while the leader dispatches that job."""
+    setting = Setting()
+    setting.submit(1)
+
+    def flush() -> None:
+        setting.batcher.flush()
+        assert setting.accepted[-1].done()
+
+    task = spawn(flush)
+    setting.accepted[-1].result()
+    task.join()
+    setting.end()
+
+
+def resign_and_submit() -> None:
+    """A worker stops leading just as a job comes. The batcher thread, or the worker, sees the job."""
+    setting = Setting(workers=1)
+    setting.submit(1)
+    setting.submit(2)
+    concurrent.futures.wait(setting.accepted)
+    setting.end()
+
+
+def resign_until_later() -> None:
+    """A worker stops leading while a batch is due later. The batcher thread wakes up at that moment."""
+    setting = Setting(Size(2) | Interval(1), workers=1)
+    setting.block()
+    setting.submit(1, 2)
+    setting.wait_for_batches(2)
+    setting.submit(3)
+    setting.unblock()
+    concurrent.futures.wait(setting.accepted)
+    setting.end()
+
+
+def two_workers() -> None:
+    """Two workers finish their batches at the same time. Both lead, or one leaves it to the other."""
+    setting = Setting(workers=2)
+    task = spawn(setting.submit, 1)
+    setting.submit(2)
+    task.join()
+    for future in setting.accepted:
+        future.result()
+    setting.end()
+
+
+def result_and_settle() -> None:
+    """A caller begins to wait just as its future is settled. So does another one, and both get the same object."""
+    setting = Setting()
+    setting.submit(1)
+    future = setting.accepted[-1]
+    results: list[Any] = []
+    task = spawn(lambda: results.append(future.result()))
+    results.append(future.result())
+    task.join()
+    assert results[0] is results[1]
+    setting.end()
+
+
+def watch_and_settle() -> None:
+    """``wait`` and ``as_completed`` find each future once, also if it is settled in the meantime."""
+    setting = Setting()
+    setting.submit(1)
+    futures = setting.accepted[-1:]
+    found: list[Any] = []
+    task = spawn(lambda: found.extend(concurrent.futures.as_completed(futures)))
+    done, not_done = concurrent.futures.wait(futures)
+    assert done == set(futures) and not not_done
+    task.join()
+    assert found == futures
+    setting.end()
+
+
+def watch_and_cancel() -> None:
+    """The same for a job that is cancelled."""
+    setting = Setting(Size(5))
+    setting.submit(1)
+    futures = setting.accepted[-1:]
+    task = spawn(futures[0].cancel)
+    concurrent.futures.wait(futures)
+    task.join()
+    setting.end()
+
+
+def start_and_shutdown() -> None:
+    """A batcher is shut down just as its first job starts the threads."""
+    setting = Setting(started=False)
+    task = spawn(setting.batcher.shutdown)
+    setting.submit(1)
+    task.join()
+    setting.end()
+
+
+def two_starts() -> None:
+    """Two callers submit the first job. The threads are started once."""
+    setting = Setting(started=False)
+    task = spawn(setting.submit, 1)
+    setting.submit(2)
+    concurrent.futures.wait(setting.accepted)
+    task.join()
+    setting.end()
+
+
+def two_shutdowns() -> None:
+    """When ``shutdown`` returns, all jobs are settled and all shutdown callbacks have been called, in each thread."""
+    setting = Setting()
+    setting.submit(1)
+    _shut_down_twice(setting)
+
+
+def two_shutdowns_before_the_start() -> None:
+    """The same for a batcher that has no threads."""
+    _shut_down_twice(Setting(started=False))
+
+
+def _shut_down_twice(setting: Setting) -> None:
+    called: list[int] = []
+
+    def call() -> None:
+        setting.sleep(1)
+        called.append(1)
+
+    def shut_down() -> None:
+        setting.batcher.shutdown()
+        assert called[:1] == [1]
+        assert all(future.done() for future in setting.accepted)
+
+    setting.batcher.add_shutdown_callback(call)
+    task = spawn(shut_down)
+    shut_down()
+    task.join()
+    setting.end()
+
+
+def shutdown_callback() -> None:
+    """A shutdown callback that is added just as the batcher ends is called."""
+    setting = Setting()
+    called: list[int] = []
+    task = spawn(setting.batcher.shutdown)
+    setting.batcher.add_shutdown_callback(lambda: called.append(1))
+    task.join()
+    assert called == [1]
+    setting.end()
+
+
+class _Events(BatchListener):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def job_accepted(self, event: Any) -> None:
+        self.events.append("accepted")
+
+    def batch_started(self, event: Any) -> None:
+        self.events.append("started")
+
+    def batch_finished(self, event: Any) -> None:
+        self.events.append("finished")
+
+    def shutdown(self, event: Any) -> None:
+        self.events.append("shut down")
+
+
+def listener_and_shutdown() -> None:
+    """Listeners hear of each job and each batch, and last of the shutdown, once."""
+    log = _Events()
+    setting = Setting(workers=1, listeners=[log])
+    task = spawn(setting.batcher.shutdown)
+    setting.submit(1)
+    task.join()
+    setting.end()
+    assert log.events.count("shut down") == 1
+    assert {"started", "finished"}.isdisjoint(log.events[log.events.index("shut down") :])
+    assert log.events.count("accepted") == len(setting.accepted)
+    assert log.events.count("started") == log.events.count("finished") == len(setting.batches)
+
+
+def stats_and_dispatch() -> None:
+    """The counts of ``stats()`` always add up to the number of accepted jobs."""
+    setting = Setting()
+
+    def look() -> None:
+        stats = setting.batcher.stats()
+        counts = {state.value: getattr(stats, state.value) for state in JobState}
+        assert stats.accepted == sum(counts.values()) == 2, stats
+
+    setting.submit(1)
+    task = spawn(look)
+    setting.accepted[-1].result()
+    task.join()
+    setting.end()
+
+
+def stats_at_one_moment() -> None:
+    """A job that is accepted after another one has succeeded is not counted without it."""
+    setting = Setting()
+
+    def submit() -> None:
+        setting.submit(1)
+        setting.accepted[-1].result()
+        setting.submit(2)
+
+    task = spawn(submit)
+    stats = setting.batcher.stats()
+    assert stats.accepted < 3 or stats.succeeded >= 2, stats
+    task.join()
+    setting.end()
+
+
+def stats_and_cancel() -> None:
+    """The same while a job is cancelled and dropped."""
+    setting = Setting(Size(5))
+
+    def look() -> None:
+        stats = setting.batcher.stats()
+        counts = {state.value: getattr(stats, state.value) for state in JobState}
+        assert stats.accepted == sum(counts.values()) == 3 and min(counts.values()) >= 0, stats
+
+    setting.submit(1, 2)
+    task = spawn(look)
+    setting.accepted[-1].cancel()
+    setting.batcher.flush()
+    task.join()
+    setting.end()
+
+
+def abandon_and_settle() -> None:
+    """All jobs are abandoned, as when the interpreter stops waiting for them at exit. Each has one outcome all the same."""
+    setting = Setting(workers=1)
+    setting.submit(1)
+    setting.batcher._engine.abandon(RuntimeError("abandoned"))
+    outcomes = [(future.exception(), future.state) for future in setting.accepted]
+    setting.batcher.shutdown()
+    assert outcomes == [(future.exception(), future.state) for future in setting.accepted]
+    setting.check(abandoned=True)
+
+
+def done_callback() -> None:
+    """A callback that is added just as its future is settled is called once. `Setting.check` looks at another one."""
+    setting = Setting()
+    setting.submit(1)
+    called: list[Any] = []
+    setting.accepted[-1].add_done_callback(called.append)
+    setting.end()
+    assert called == setting.accepted[-1:]
+
+
+MODELS: dict[str, Callable[[], None]] = {
+    name: value for name, value in globals().items() if name[0] != "_" and getattr(value, "__module__", "") == __name__
+}
+del MODELS["Setting"]

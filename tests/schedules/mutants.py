@@ -1,0 +1,310 @@
+"""Faults that a reviewer fears, each as a change of one place in the package. The models must find them.
+
+``python -m tests.schedules mutants`` makes each change in a copy of the package, and prints which model finds it.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A fault.
+
+    Attributes:
+        name: What is wrong.
+        model: The model that finds it.
+        file: The file of the package.
+        old: The text that is replaced, which is in the file once.
+        new: The text that replaces it.
+    """
+
+    name: str
+    model: str
+    file: str
+    old: str
+    new: str
+
+
+QUEUE, ENGINE, LEDGER = "_engine/queue.py", "_engine/engine.py", "_engine/ledger.py"
+DISPATCHER, FUTURE, WAITING = "_engine/dispatcher.py", "futures/job_future.py", "_basics/waiting.py"
+
+MUTANTS = [
+    Mutant(
+        "a job is accepted without a look at the shutdown",
+        "close_and_submit",
+        QUEUE,
+        "            if self.closed:  # by another thread, in the meantime\n",
+        "            if False:\n",
+    ),
+    Mutant(
+        "a job is refused although the leader has taken it",
+        "close_and_submit",
+        QUEUE,
+        "                    del waiting[item]\n",
+        "                    waiting.pop(item, None)\n",
+    ),
+    Mutant(
+        "a refused job is still counted",
+        "close_and_submit",
+        QUEUE,
+        "                    self.withdrawn.append(item)  # L3\n",
+        "",
+    ),
+    Mutant(
+        "a job wakes nobody",
+        "result_and_settle",
+        QUEUE,
+        "            elif len(self._items) > self._wanted:\n                self.not_empty.wake()\n",
+        "",
+    ),
+    Mutant(
+        "the leader forgets the news that came while it looked",
+        "wait_for_room_of_a_cancelled_job",
+        QUEUE,
+        "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
+        "        self.has_news = False\n"
+        "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
+    ),
+    Mutant(
+        "a thread resigns without a look at what has come",
+        "resign_and_submit",
+        QUEUE,
+        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
+        "        if moment < self._alarm:\n",
+    ),
+    Mutant(
+        "a thread looks at what has come before it resigns",
+        "resign_and_submit",
+        QUEUE,
+        "        self._moment, self._wanted = moment, wanted\n        self._is_led = False\n        self._lead.release()\n"
+        "        # After the release, because whatever came in before was left to this thread.\n"
+        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
+        "        wake = self.is_wanted(wanted) or moment < self._alarm\n"
+        "        self._moment, self._wanted = moment, wanted\n        self._is_led = False\n        self._lead.release()\n"
+        "        if wake:\n",
+    ),
+    Mutant(
+        "a thread resigns before it has said when to wake up",
+        "resign_until_later",
+        QUEUE,
+        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
+        "        if self.is_wanted(wanted):\n",
+    ),
+    Mutant(
+        "the batcher thread forgets a notification after its check",
+        "result_and_settle",
+        QUEUE,
+        "            self._alarm = moment\n",
+        "            self._alarm = moment\n            self.not_empty.reset()\n",
+    ),
+    Mutant(
+        "two threads lead",
+        "two_workers",
+        QUEUE,
+        "        taken = not self.is_leader() and self._lead.acquire(False)\n",
+        "        taken = not self.is_leader()\n        self._lead.acquire(False)\n",
+    ),
+    Mutant(
+        "the queue takes more jobs than it has room for",
+        "room_for_one",
+        QUEUE,
+        "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
+        "        if len(waiting) <= self._limit + 1:\n",
+    ),
+    Mutant(
+        "a full queue refuses one job too many",
+        "room_for_one",
+        QUEUE,
+        "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
+        "        if len(waiting) <= self._limit:\n",
+    ),
+    Mutant(
+        "a caller that enters does not pass its second wake-up on",
+        "enter_and_pass_room_on",
+        QUEUE,
+        "            if len(self.waiting) < self._limit:  # this thread may have been woken again, in place of another one\n"
+        "                self.not_full.notify()\n",
+        "",
+    ),
+    Mutant(
+        "a caller looks for room before it says that it waits",
+        "wait_for_room",
+        QUEUE,
+        "            self.not_full[waiter] = None\n            self.note_news()\n            self._wait_in_line(item, waiter, deadline)\n",
+        "            if self._enters(item):\n                return\n            self.not_full[waiter] = None\n"
+        "            self.note_news()\n            self.clock.wait_until(waiter, deadline)\n"
+        "            self._wait_in_line(item, waiter, deadline)\n",
+    ),
+    Mutant(
+        "a shutdown does not wake the callers that wait for room",
+        "wait_for_room_and_close",
+        QUEUE,
+        "        finally:\n            self.not_full.notify_all()\n            self.note_news()\n",
+        "        finally:\n            self.note_news()\n",
+    ),
+    Mutant(
+        "a cancelled job makes no room",
+        "wait_for_room_of_a_cancelled_job",
+        DISPATCHER,
+        "        self.queue.not_full.notify(len(cancelled))\n",
+        "",
+    ),
+    Mutant(
+        "a job is cancelled although the leader has taken it",
+        "cancel_and_dispatch",
+        FUTURE,
+        "                del owner.waiting[self]\n            except KeyError:",
+        "                if self not in owner.waiting:\n                    raise KeyError\n"
+        "                owner.waiting.pop(self, None)\n            except KeyError:",
+    ),
+    Mutant(
+        "a batch takes jobs that were cancelled",
+        "cancel_and_take",
+        LEDGER,
+        "        if lost.count(None) < len(group):\n            group[:] = [future for future, was in zip(group, lost) if was is None]\n",
+        "",
+    ),
+    Mutant(
+        "a job is in neither of two places while it is dispatched",
+        "flush_and_dispatch",
+        LEDGER,
+        "        self._books.append(group)  # before the next step, so that each job is always in one of the two places\n"
+        "        lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n",
+        "        lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n        self._books.append(group)\n",
+    ),
+    Mutant(
+        "a settled job is in two counts for a moment",
+        "stats_and_dispatch",
+        LEDGER,
+        "        self._books[: place + 1] = [totals, *books[1:place]]\n",
+        "        self._books[0] = totals\n        self._books[: place + 1] = [totals, *books[1:place]]\n",
+    ),
+    Mutant(
+        "stats() takes the counts at different moments",
+        "stats_at_one_moment",
+        LEDGER,
+        "                and list(map(id, books)) == list(map(id, self._books))\n",
+        "",
+    ),
+    Mutant(
+        "the state is written before the outcome",
+        "result_and_settle",
+        FUTURE,
+        "            future._value = outcome\n            future._service = service\n            future._stage = _SUCCEEDED\n",
+        "            future._stage = _SUCCEEDED\n            future._value = outcome\n            future._service = service\n",
+    ),
+    Mutant(
+        "two threads settle a future",
+        "abandon_and_settle",
+        FUTURE,
+        "        try:\n            del future._unsettled\n        except AttributeError:  # another thread has settled it\n",
+        "        if future._stage is not None:\n",
+    ),
+    Mutant(
+        "a caller looks for the outcome before it says that it waits",
+        "result_and_settle",
+        FUTURE,
+        "            attachments[waiter] = None\n            if self._stage is None and not waiter.wait(timeout) and self._stage is None:\n",
+        "            if self._stage is not None:\n                return\n            attachments[waiter] = None\n"
+        "            if not waiter.wait(timeout) and self._stage is None:\n",
+    ),
+    Mutant(
+        "a settled future wakes one of several callers",
+        "result_and_settle",
+        LEDGER,
+        "        for waiter in waiters:\n            waiter.wake()\n",
+        "        for waiter in waiters[:1]:\n            waiter.wake()\n",
+    ),
+    Mutant(
+        "a callback is added without a second look for the outcome",
+        "done_callback",
+        FUTURE,
+        "            if self.done():  # F2\n                self._run_each(callbacks)\n",
+        "",
+    ),
+    Mutant(
+        "two threads run the same callback",
+        "done_callback",
+        FUTURE,
+        "            self._run_callback(partial(callbacks.pop, 0))\n",
+        "            self._run_callback(partial(callbacks.__getitem__, 0))\n            del callbacks[:1]\n",
+    ),
+    Mutant(
+        "a caller that held a future does not notify its watchers",
+        "watch_and_settle",
+        FUTURE,
+        "                future._try_to_notify_watchers(self)\n\n    # In one step",
+        "                pass\n\n    # In one step",
+    ),
+    Mutant(
+        "watchers are notified without the lock",
+        "watch_and_settle",
+        FUTURE,
+        "                if lock.acquire(False):\n                    self._notify_each(condition.waiters)\n",
+        "                self._notify_each(condition.waiters)\n",
+    ),
+    Mutant(
+        "each caller gets a result object of its own",
+        "result_and_settle",
+        FUTURE,
+        '                result = vars(self).setdefault("_cached_result", made)\n',
+        "                self._cached_result = result = made\n",
+    ),
+    Mutant(
+        "the threads are started twice",
+        "two_starts",
+        ENGINE,
+        "        try:\n            del self._unclaimed\n        except AttributeError:  # another thread starts them\n            return\n"
+        "        try:\n            started",
+        "        vars(self).pop('_unclaimed', None)\n        try:\n            started",
+    ),
+    Mutant(
+        "two threads end a batcher",
+        "two_shutdowns_before_the_start",
+        ENGINE,
+        "        try:\n            del self._unclaimed\n        except AttributeError:  # another thread ends it, or starts the threads, which then end it\n"
+        "            return\n",
+        "        vars(self).pop('_unclaimed', None)\n",
+    ),
+    Mutant(
+        "a shutdown callback is added without a second look at the end",
+        "shutdown_callback",
+        ENGINE,
+        "        if self.stage is _ENDED and call in self._callbacks:\n            self._run_callbacks()\n",
+        "",
+    ),
+    Mutant(
+        "the end wakes one of several callers of shutdown()",
+        "two_shutdowns",
+        ENGINE,
+        "                call()\n        self.queue.ended.notify_all()\n",
+        "                call()\n        self.queue.ended.notify()\n",
+    ),
+    Mutant(
+        "a worker that leads at the shutdown does not wake the batcher thread",
+        "listener_and_shutdown",
+        DISPATCHER,
+        "            self.queue.resign(NOW, 1)\n        else:\n            self._resign()\n",
+        "            self.queue.resign(float('inf'), float('inf'))\n        else:\n            self._resign()\n",
+    ),
+    Mutant(
+        "a worker leaves the end of its batch to a leader that does not know",
+        "two_workers",
+        QUEUE,
+        "            self._calls.append(call)\n        finally:\n            self.note_news()\n",
+        "            self._calls.append(call)\n        finally:\n            self.has_news = self.has_news\n",
+    ),
+    Mutant(
+        "jobs that come while the leader takes them out are lost",
+        "resign_and_submit",
+        WAITING,
+        "        self.items[: count + 1] = [self.items[0] + count]\n",
+        "        self.items[:] = [self.items[0] + count]\n",
+    ),
+    Mutant(
+        "a wake-up before the sleep is lost",
+        "result_and_settle",
+        WAITING,
+        "        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
+        "        self.reset()\n        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
+    ),
+]

@@ -1,0 +1,447 @@
+"""Runs a small model of a batcher again and again, each time with another schedule.
+
+A *schedule* says which thread goes on, wherever one could be replaced by another. The threads of a model are real, but
+only one runs at a time: ``interleave-test`` replaces the locks and threads of the standard library by its own, and asks
+a strategy which thread goes on. It knows which threads could, so it notices when none can: a deadlock, or a lost
+wake-up.
+
+A thread can be replaced before each instruction of this package that may read or change what other threads see. Without
+the GIL, Python may switch threads at all of these points, and with the GIL at some of them.
+"""
+
+import contextlib
+import dis
+import gc
+import linecache
+import math
+import queue
+import random
+import sys
+import threading
+import time
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import interleave_test
+from interleave_test import _primitives, _scheduler
+
+import microbatch
+import microbatch._engine.engine
+import microbatch._engine.runner
+import microbatch.futures.job_future
+
+Model = Callable[[], None]
+
+_PACKAGE = Path(microbatch.__file__).parent
+_SHARED = [
+    _PACKAGE / name for name in ("_engine", "futures", "_basics/waiting.py", "_forming/callers.py", "batcher.py")
+]
+"""The code in which threads can be replaced. In the rest of the package, one thread at a time uses an object."""
+
+_MOST_CHOICES = 20_000
+"""If there are more choices in a run, a thread spins."""
+
+_CHANGES = ("STORE_ATTR", "DELETE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
+_OTHER = ("CALL", "BINARY_SUBSCR", "BINARY_SLICE", "BINARY_OP", "CONTAINS_OP", "GET_ITER", "FOR_ITER", "LIST_EXTEND")
+
+
+def _attributes_that_change() -> set[str]:
+    """Return the attributes that are assigned after an object is created."""
+    names = set()
+    for path in _SHARED:
+        for file in [path] if path.suffix else path.glob("*.py"):
+            for code in _codes(compile(file.read_text(), file.name, "exec")):
+                if code.co_name not in ("__init__", "_init"):
+                    names |= {step.argval for step in dis.get_instructions(code) if step.opname in _CHANGES[:2]}
+    return names
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+_changing = _attributes_that_change()
+_lines: dict[types.CodeType, dict[int, str]] = {}
+
+
+def _lines_of(code: types.CodeType) -> dict[int, str]:
+    """Return the source line of each instruction before which a thread can be replaced, by its offset."""
+    found = _lines.get(code)
+    if found is None:
+        numbers = {offset: line for start, end, line in code.co_lines() for offset in range(start, end, 2)}
+        found = _lines[code] = {
+            step.offset: linecache.getline(code.co_filename, numbers[step.offset] or code.co_firstlineno).strip()
+            for step in dis.get_instructions(code)
+            if step.opname.startswith((*_CHANGES, *_OTHER)) or step.opname == "LOAD_ATTR" and step.argval in _changing
+        }
+    return found
+
+
+class _Scheduler(_scheduler.Scheduler):
+    """Asks the strategy only where it matters."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "record_steps": False})
+        self._next: Any = None  # the thread that goes on now
+
+    def _on_instruction(self, code: types.CodeType, offset: int) -> Any:
+        line = _lines_of(code).get(offset) if self._should_trace(code.co_filename) else None
+        if line is None:
+            return sys.monitoring.DISABLE  # type: ignore[attr-defined]
+        me = self.me()
+        if me is None:
+            return None
+        if self._abort:
+            raise _scheduler._Abort
+        if me.no_yield:
+            return None
+        runnable = [each for each in self._recs if each is me or each.status is _scheduler.Status.READY]
+        if len(runnable) > 1:
+            with self._cv:
+                try:
+                    chosen = self._strategy.choose(runnable, me, line)
+                except BaseException as error:
+                    self._fail("exception", error)
+                    raise _scheduler._Abort from None
+                if chosen is not me:
+                    self._next = chosen
+                    self._handoff(me, None, None, "step")
+        return None
+
+    def yield_point(self, kind: str = "step") -> None:
+        """Do nothing, because there is a choice before the next instruction anyway."""
+        if self._abort and self.me() is not None:
+            raise _scheduler._Abort
+
+    def _pick_next(self, current: Any, kind: str) -> Any:
+        # All threads whose timeouts run out at the same moment can go on.
+        for thread in self._recs:
+            if (
+                thread.status is _scheduler.Status.BLOCKED
+                and thread.deadline is not None
+                and thread.deadline <= self._vnow
+            ):
+                thread.blocked_on.waiters.remove(thread)
+                thread.blocked_on = thread.deadline = None
+                thread.woke_by_timeout = True
+                thread.status = _scheduler.Status.READY
+        chosen, self._next = self._next, None
+        return chosen if chosen is not None else super()._pick_next(current, kind)
+
+
+class _RLock(_primitives.RLock):
+    """Has the private method of the real lock that the package calls."""
+
+    def _is_owned(self) -> bool:
+        scheduler = _scheduler.current_scheduler()
+        return scheduler is not None and self._is_owned_by(scheduler.me())
+
+
+class ScheduleClock:
+    """The clock of a model. It stands still, and jumps to the next moment when no thread can go on."""
+
+    def now(self) -> float:
+        """See `Clock.now`."""
+        return time.monotonic()
+
+    def wait_until(self, condition: threading.Condition, moment: float) -> None:
+        """See `Clock.wait_until`."""
+        remaining = moment - self.now()
+        if remaining > 0:
+            condition.wait(None if moment == math.inf else remaining)
+
+
+def _start_new_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    interleave_test.spawn(function, *arguments)
+    return 0
+
+
+@contextlib.contextmanager
+def _replaced() -> Iterator[None]:
+    """Replace what ``interleave-test`` does not, inside the ``with`` block."""
+    inbox = type("_Inbox", (queue._PySimpleQueue,), {"closed": False})  # type: ignore[attr-defined]
+    names: list[tuple[Any, str, Any]] = [
+        (_scheduler, "Scheduler", _Scheduler),
+        (_primitives, "RLock", _RLock),
+        (microbatch.futures.job_future, "_HAS_GIL", False),
+        (microbatch._engine.engine, "_thread", types.SimpleNamespace(start_new_thread=_start_new_thread)),
+        (microbatch._engine.runner, "_Inbox", inbox),
+    ]
+    before = [getattr(where, name) for where, name, _ in names]
+    try:
+        for where, name, value in names:
+            setattr(where, name, value)
+        yield
+    finally:
+        for (where, name, _), value in zip(names, before):
+            setattr(where, name, value)
+
+
+# -- schedules --
+
+
+class Switch(NamedTuple):
+    """A point at which another thread goes on than by the default rule.
+
+    By that rule, the thread that runs goes on as long as it can. Then the oldest of the others does, but one that a switch
+    has stopped waits until no other thread can go on.
+
+    Attributes:
+        stopped: The number of the thread that stops, in order of their start. -1 if it could not go on anyway.
+        line: The source line at which it stops.
+        visit: How many choices there were before for that thread in that line, plus one.
+        thread: The number of the thread that goes on.
+    """
+
+    stopped: int
+    line: str
+    visit: int
+    thread: int
+
+
+Plan = tuple[Switch, ...]
+"""A schedule: all switches, in order."""
+
+
+class _Choice(NamedTuple):
+    place: tuple[int, str, int]  # see `Switch`
+    threads: list[int]  # those that can go on
+    default: int
+    chosen: int
+
+
+class Strategy(interleave_test.Strategy):
+    """Chooses by the default rule.
+
+    Attributes:
+        choices: All choices of the last run.
+    """
+
+    def __init__(self) -> None:
+        self.begin(0, 0)
+
+    def begin(self, iteration: int, seed: int) -> None:
+        """Forget the last run."""
+        self.choices: list[_Choice] = []
+        self._visits = Counter[tuple[int, str]]()
+        self._stopped: list[int] = []  # the threads that a switch has stopped
+
+    def pick(self, runnable: Any, current: Any, index: int) -> Any:
+        """Return the thread that goes on when the one that ran can't."""
+        return self.choose(runnable, None, "")
+
+    def choose(self, runnable: Any, current: Any, line: str) -> Any:
+        """Return the thread that goes on. *current* is about to run *line*."""
+        if len(self.choices) > _MOST_CHOICES:
+            raise AssertionError("a thread spins")
+        threads = [thread.tid for thread in runnable]
+        running = -1 if current is None else current.tid
+        self._visits[running, line] += 1
+        place = running, line, self._visits[running, line]
+        default = min(threads, key=self._rank) if current is None else running
+        chosen = self._choose(place, threads, default)
+        self.choices.append(_Choice(place, threads, default, chosen))
+        if chosen in self._stopped:
+            self._stopped.remove(chosen)
+        if current is not None and chosen != running:
+            self._stopped.append(running)
+        return runnable[threads.index(chosen)]
+
+    def _choose(self, place: tuple[int, str, int], threads: list[int], default: int) -> int:
+        return default
+
+    def _rank(self, thread: int) -> tuple[int, int]:
+        return self._stopped.index(thread) + 1 if thread in self._stopped else 0, thread
+
+    @property
+    def plan(self) -> Plan:
+        """The switches of the last run."""
+        return tuple(Switch(*choice.place, choice.chosen) for choice in self.choices if choice.chosen != choice.default)
+
+
+class Replay(Strategy):
+    """Follows a plan. Where it does not apply, because the code has changed since, the default rule holds."""
+
+    def __init__(self, plan: Plan = ()) -> None:
+        super().__init__()
+        self.follow(plan)
+
+    def follow(self, plan: Plan) -> None:
+        """Follow *plan* from now on."""
+        self._planned = {switch[:3]: switch.thread for switch in plan}
+
+    def _choose(self, place: tuple[int, str, int], threads: list[int], default: int) -> int:
+        wanted = self._planned.get(place, default)
+        return wanted if wanted in threads else default
+
+
+class Bounded(Replay):
+    """Searches all schedules with at most *preemptions* preemptions, those with the fewest first.
+
+    A preemption is a switch away from a thread that could have gone on. Most faults need one or two of them: M. Musuvathi
+    and S. Qadeer, Iterative Context Bounding for Systematic Testing of Multithreaded Programs, PLDI 2007. Schedules with
+    the same number are tried in random order, because there may be more than there is time for.
+    """
+
+    def __init__(self, preemptions: int = 2) -> None:
+        super().__init__()
+        self._left: list[list[Plan]] = [[()], *([] for _ in range(preemptions))]
+        self._level = 0
+        self._followed: Plan = ()
+
+    def more(self) -> bool:
+        """Return whether a schedule is left."""
+        return any(self._left)
+
+    def done_with(self, preemptions: int) -> bool:
+        """Return whether all schedules with so many preemptions were tried."""
+        return not any(self._left[: preemptions + 1])
+
+    def begin(self, iteration: int, seed: int) -> None:
+        """Choose the next schedule."""
+        super().begin(iteration, seed)
+        if hasattr(self, "_left"):
+            self._level = next(level for level, plans in enumerate(self._left) if plans)
+            plans = self._left[self._level]
+            place = random.Random(seed).randrange(len(plans))
+            plans[place], plans[-1] = plans[-1], plans[place]
+            self._followed = plans.pop()
+            self.follow(self._followed)
+
+    def end(self) -> None:
+        """Add the schedules that have one more switch than this one, after its last."""
+        last = self._followed[-1][:3] if self._followed else None
+        places = [choice.place for choice in self.choices]
+        first = places.index(last) + 1 if last in places else 0
+        for choice in self.choices[first:]:
+            level = self._level + (choice.place[0] >= 0)
+            if level < len(self._left):
+                others = [thread for thread in choice.threads if thread != choice.chosen]
+                self._left[level] += [(*self._followed, Switch(*choice.place, other)) for other in others]
+
+
+class Pct(Strategy):
+    """Probabilistic concurrency testing: Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding
+    Bugs, ASPLOS 2010.
+
+    Each thread gets a random priority, and the one with the highest priority runs. At ``depth - 1`` random choices, the
+    thread that runs gets the lowest priority. So a fault that needs *depth* steps in a certain order is found with a known
+    probability.
+    """
+
+    def __init__(self, depth: int = 3) -> None:
+        self._depth = depth
+        self._longest = 64
+        super().__init__()
+
+    def begin(self, iteration: int, seed: int) -> None:
+        """Draw the priorities and the choices."""
+        super().begin(iteration, seed)
+        self._random = random.Random(seed)
+        self._drops = {self._random.randrange(self._longest) for _ in range(self._depth - 1)}
+        self._priorities: dict[int, float] = {}
+
+    def _choose(self, place: tuple[int, str, int], threads: list[int], default: int) -> int:
+        number = len(self.choices)
+        if number in self._drops and place[0] >= 0:
+            self._priorities[place[0]] = -number
+        for thread in threads:
+            self._priorities.setdefault(thread, self._random.random())
+        return max(threads, key=self._priorities.__getitem__)
+
+    def end(self) -> None:
+        """Learn how many choices a run has."""
+        self._longest = max(self._longest, len(self.choices))
+
+
+# -- the search --
+
+
+class Found(NamedTuple):
+    """A schedule in which a model fails."""
+
+    error: str
+    plan: Plan
+    columns: str
+
+
+class Searched(NamedTuple):
+    """What a search has done.
+
+    Attributes:
+        schedules: How many schedules were tried.
+        seconds: How long that took.
+        preemptions: All schedules with so many preemptions were tried. -1 if not even those without.
+        found: A schedule in which the model fails.
+    """
+
+    schedules: int
+    seconds: float
+    preemptions: int
+    found: Found | None
+
+
+def run(model: Model, strategy: Strategy, schedules: int = 1, seed: int = 0) -> Any:
+    """Run *model* with one schedule after another, until one fails."""
+    gc.collect()
+    gc.disable()  # so that finalizers run at the same points each time
+    try:
+        with _replaced():
+            return interleave_test.explore(
+                model,
+                iterations=schedules,
+                seed=seed,
+                strategy=strategy,
+                include=_SHARED,
+                raise_on_failure=False,
+                timeout=20,
+            )
+    finally:
+        gc.enable()
+
+
+def search(model: Model, schedules: int, seed: int = 0) -> Searched:
+    """Look for a schedule in which *model* fails, with both strategies, half of the schedules each."""
+    bounded, done, seconds = Bounded(), 0, 0.0
+    found = None
+    for strategy, most in ((bounded, schedules - schedules // 2), (Pct(), schedules // 2)):
+        result = run(model, strategy, most, seed) if found is None and most else None
+        if result is not None:
+            done, seconds = done + result.schedules_run, seconds + result.elapsed
+            found = None if result.failure is None else _shrunk(model, strategy.plan)
+    complete = [level for level in range(len(bounded._left)) if bounded.done_with(level)]
+    return Searched(done, seconds, max(complete, default=-1), found)
+
+
+def _shrunk(model: Model, plan: Plan) -> Found:
+    """Leave out the switches that are not needed for the failure."""
+    for _ in range(3):
+        for switch in reversed(plan):
+            fewer = tuple(each for each in plan if each != switch)
+            if run(model, Replay(fewer)).failure is not None:
+                plan = fewer
+    replay = Replay(plan)
+    failure = run(model, replay).failure
+    error = "it fails only sometimes" if failure is None else f"{failure.details}\n{failure.traceback or ''}"
+    return Found(error, plan, columns(replay.choices))
+
+
+def columns(choices: Sequence[_Choice], width: int = 44) -> str:
+    """Return the last choices of a run as text, with one column for each thread."""
+    threads = sorted({choice.chosen for choice in choices})
+    lines = ["".join(f"thread {thread}".ljust(width) for thread in threads).rstrip()]
+    for choice in choices[-200:]:
+        stopped, line, _ = choice.place
+        if stopped >= 0:
+            row = " " * width * threads.index(stopped) + line[: width - 2] if stopped in threads else line
+            if choice.chosen != stopped:
+                row += f"  <- thread {choice.chosen} goes on"
+            if lines[-1] != row:
+                lines.append(row)
+    return "\n".join(lines)

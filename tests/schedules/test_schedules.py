@@ -1,0 +1,34 @@
+"""All schedules of small models: see ``search.py``.
+
+``SCHEDULES`` is the number of schedules of each model (100). ``python -m tests.schedules`` tries more.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("interleave_test", reason="interleave-test needs Python 3.12 or later")
+
+from tests.schedules.__main__ import report, search_apart
+from tests.schedules.models import MODELS
+from tests.schedules.search import Replay, Switch, run
+
+pytestmark = [pytest.mark.schedules, pytest.mark.timeout(300)]
+
+SCHEDULES = int(os.environ.get("SCHEDULES", "100"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_schedule_makes_a_model_fail(model: str) -> None:
+    result = search_apart(model, SCHEDULES)
+    assert not result["found"], report(result["found"])
+    assert result["schedules"] == SCHEDULES or result["preemptions"] == 2
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("found/*.json")), ids=lambda path: str(path.stem))
+def test_a_schedule_that_made_a_model_fail_does_so_no_more(path: Path) -> None:
+    found = json.loads(path.read_text())
+    result = run(MODELS[found["model"]], Replay(tuple(Switch(*switch) for switch in found["switches"])))
+    assert result.ok, result.failure.traceback
