@@ -1,4 +1,4 @@
-"""When memory, the stack, threads or file descriptors run out, calls raise, and the batcher goes on as soon as it can."""
+"""When memory, the stack, threads or file descriptors run out, calls raise, and the batcher goes on when it can."""
 
 import contextlib
 import subprocess
@@ -35,7 +35,7 @@ def frames_left() -> int:
 
 
 def with_frames_left(frames: int, call: Callable[[], object]) -> bool:
-    """Call a function when only so many more functions can be called inside each other. Return whether it did not raise."""
+    """Call a function when only so many more functions can be called inside each other. Return whether it returned."""
 
     def descend(more: int) -> None:
         if more > 0:

@@ -3,8 +3,8 @@
 A seed determines everything: the batcher, its policy, what the users do, and what goes wrong. All of it happens in one
 thread, the batcher thread. Where that thread would sleep, the clock lets the users act.
 
-``SEEDS`` is the number of seeds of each run (2,000), and ``FIRST_SEED`` the first one (0). A failure prints its seed, and
-what the users must do for it.
+``SEEDS`` is the number of seeds of each run (2,000), and ``FIRST_SEED`` the first one (0). A failure prints its seed,
+and what the users must do for it.
 """
 
 import contextlib

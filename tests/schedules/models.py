@@ -1,7 +1,7 @@
 """Small models of a batcher: two or three threads, and one or two jobs each.
 
-In each model, every job that was accepted must have one outcome, the counts of ``stats()`` must add up, and no thread may
-wait forever. The docstring of a model says what else must hold in every schedule.
+In each model, every job that was accepted must have one outcome, the counts of ``stats()`` must add up, and no thread
+may wait forever. The docstring of a model says what else must hold in every schedule.
 """
 
 import concurrent.futures
@@ -498,7 +498,7 @@ def stats_and_cancel() -> None:
 
 
 def abandon_and_settle() -> None:
-    """All jobs are abandoned, as when the interpreter stops waiting for them at exit. Each has one outcome all the same."""
+    """All jobs are abandoned, as when the interpreter stops waiting for them at exit. Each still has one outcome."""
     setting = Setting(workers=1)
     setting.submit(1)
     setting.batcher._engine.abandon(RuntimeError("abandoned"))

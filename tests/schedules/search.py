@@ -189,8 +189,8 @@ def _replaced() -> Iterator[None]:
 class Switch(NamedTuple):
     """A point at which another thread goes on than by the default rule.
 
-    By that rule, the thread that runs goes on as long as it can. Then the oldest of the others does, but one that a switch
-    has stopped waits until no other thread can go on.
+    By that rule, the thread that runs goes on as long as it can. Then the oldest of the others does, but one that a
+    switch has stopped waits until no other thread can go on.
 
     Attributes:
         stopped: The number of the thread that stops, in order of their start. -1 if it could not go on anyway.
@@ -284,9 +284,9 @@ class Replay(Strategy):
 class Bounded(Replay):
     """Searches all schedules with at most *preemptions* preemptions, those with the fewest first.
 
-    A preemption is a switch away from a thread that could have gone on. Most faults need one or two of them: M. Musuvathi
-    and S. Qadeer, Iterative Context Bounding for Systematic Testing of Multithreaded Programs, PLDI 2007. Schedules with
-    the same number are tried in random order, because there may be more than there is time for.
+    A preemption is a switch away from a thread that could have gone on. Most faults need one or two of them: M.
+    Musuvathi and S. Qadeer, Iterative Context Bounding for Systematic Testing of Multithreaded Programs, PLDI 2007.
+    Schedules with the same number are tried in random order, because there may be more than there is time for.
     """
 
     def __init__(self, preemptions: int = 2) -> None:
@@ -327,12 +327,12 @@ class Bounded(Replay):
 
 
 class Pct(Strategy):
-    """Probabilistic concurrency testing: Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding
-    Bugs, ASPLOS 2010.
+    """Probabilistic concurrency testing.
 
-    Each thread gets a random priority, and the one with the highest priority runs. At ``depth - 1`` random choices, the
-    thread that runs gets the lowest priority. So a fault that needs *depth* steps in a certain order is found with a known
-    probability.
+    From S. Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010. Each
+    thread gets a random priority, and the one with the highest priority runs. At ``depth - 1`` random choices, the
+    thread that runs gets the lowest priority. So a fault that needs *depth* steps in a certain order is found with a
+    known probability.
     """
 
     def __init__(self, depth: int = 3) -> None:
