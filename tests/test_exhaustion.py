@@ -114,7 +114,8 @@ MEMORY = """
 def test_submit_raises_when_there_is_no_memory_and_all_accepted_jobs_are_processed(megabytes: int) -> None:
     run(MEMORY + f"""
     batcher = Batcher(lambda jobs: [len(job) for job in jobs], Size(1_000), max_pending=0)
-    batcher.submit(b"").cancel()
+    batcher.submit(b"")
+    batcher.flush()  # so that all threads run
     futures, refused, left = [], 0, [None] * 100_000
     limit({megabytes} << 20)
     for number in range(100_000):
