@@ -93,8 +93,8 @@ MUTANTS = [
         "the batcher thread forgets a notification after its check",
         "result_and_settle",
         QUEUE,
-        "            self._alarm = moment\n",
-        "            self._alarm = moment\n            self.not_empty.reset()\n",
+        "            self._alarm = moment = NEVER if due else self._moment  # if it is due, a thread is about to resign\n",
+        "            self._alarm = moment = NEVER if due else self._moment\n            self.not_empty.reset()\n",
     ),
     Mutant(
         "two threads lead",
