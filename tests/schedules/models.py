@@ -171,13 +171,19 @@ def room_for_one() -> None:
     setting.end()
 
 
-def wait_for_room() -> None:
-    """A caller begins to wait just as there is room. It sees the room, or is woken."""
+def _full_queue() -> Setting:
+    """Return a batcher whose worker is blocked, and whose queue has room for one job, which is taken."""
     setting = Setting(max_pending=1, workers=1)
     setting.block()
     setting.submit(1)
     setting.wait_for_batches(2)
     setting.submit(2)
+    return setting
+
+
+def wait_for_room() -> None:
+    """A caller begins to wait just as there is room. It sees the room, or is woken."""
+    setting = _full_queue()
     task = spawn(setting.unblock, 1)
     setting.submit(3)
     setting.unblock()
@@ -187,11 +193,7 @@ def wait_for_room() -> None:
 
 def wait_for_room_of_a_cancelled_job() -> None:
     """The same, with room that a cancelled job leaves."""
-    setting = Setting(max_pending=1, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
-    setting.submit(2)
+    setting = _full_queue()
     task = spawn(setting.accepted[-1].cancel)
     setting.submit(3)
     setting.unblock()
@@ -201,11 +203,7 @@ def wait_for_room_of_a_cancelled_job() -> None:
 
 def wait_for_room_and_close() -> None:
     """Two callers wait for room when the batcher is shut down. Both go on, and their jobs are refused."""
-    setting = Setting(max_pending=1, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
-    setting.submit(2)
+    setting = _full_queue()
     tasks = [spawn(setting.submit, 3), spawn(setting.batcher.shutdown, wait=False)]
     setting.submit(4)
     for task in tasks:
@@ -216,11 +214,7 @@ def wait_for_room_and_close() -> None:
 
 def enter_and_pass_room_on() -> None:
     """There is room for a second caller just as the first one enters. The second one is woken."""
-    setting = Setting(max_pending=1, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
-    setting.submit(2)
+    setting = _full_queue()
     tasks = [spawn(setting.submit, 3), spawn(setting.submit, 4)]
     setting.unblock(2)
     for task in tasks:
@@ -231,11 +225,7 @@ def enter_and_pass_room_on() -> None:
 
 def leave_and_pass_room_on() -> None:
     """The timeout of a caller that waits for room comes just as there is room. Another caller gets the room then."""
-    setting = Setting(max_pending=1, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
-    setting.submit(2)
+    setting = _full_queue()
     tasks = [spawn(setting.submit, 3, timeout=1), spawn(setting.submit, 4)]
     setting.sleep(1)
     setting.unblock(1)
