@@ -302,9 +302,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_empty.reset()
         self._alarm = NEVER  # so that a thread that resigns from now on wakes this one
         while not ((due := self._is_due()) and self.take_lead()):
-            self._alarm = moment = (
-                NEVER if due else self._moment
-            )  # if it is due, the thread that leads will wake this one
+            self._alarm = moment = NEVER if due else self._moment  # if it is due, the leader will wake this thread
             self.clock.wait_until(self.not_empty, moment)
             self._alarm = NEVER
         self._alarm = NOW

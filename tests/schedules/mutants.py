@@ -93,7 +93,7 @@ MUTANTS = [
         "the batcher thread forgets a notification after its check",
         "result_and_settle",
         QUEUE,
-        "            self._alarm = moment = NEVER if due else self._moment  # if it is due, the thread that leads will wake this one\n",
+        "            self._alarm = moment = NEVER if due else self._moment  # if it is due, the leader will wake this thread\n",
         "            self._alarm = moment = NEVER if due else self._moment\n            self.not_empty.reset()\n",
     ),
     Mutant(
