@@ -12,6 +12,7 @@ import pytest
 
 from microbatch import Batcher, Size
 from microbatch._engine.engine import Stage
+from microbatch._engine.ledger import Ledger
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -78,6 +79,30 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
             thread.join(timeout=10)
         assert "job" == batcher.submit("job").result(timeout=10).value
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("name", ["slow", "slow_0"])
+def test_a_job_of_a_failed_start_fails_even_if_there_is_no_memory_to_fail_it_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BaseException] = [MemoryError(), MemoryError()]
+    fail = Ledger.fail
+
+    def fail_later(*arguments: Any) -> int:
+        if errors:
+            raise errors.pop()
+        return fail(*arguments)
+
+    batcher = Batcher[str, str](list, name="slow")
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "fail", fail_later)
+        FailingStart(name, patch).go_on.set()
+        assert "can't start new thread" == refusal(batcher)
+    assert [] == errors
+    batcher.shutdown()
 
 
 def test_a_job_fails_if_no_thread_can_be_created_and_the_next_job_starts_the_threads(

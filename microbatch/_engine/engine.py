@@ -124,11 +124,7 @@ class Engine:
         except BaseException as error:
             if not started and self._thread is None:
                 self._unclaimed = True  # before the next step (L4), so that later jobs start the threads again
-                try:
-                    self._give_up_start(error)
-                except BaseException:  # from a signal handler
-                    self._give_up_start(error)
-                    raise
+                self._give_up_start(error)
             raise
 
     def leave_to_parent(self) -> None:
@@ -157,7 +153,7 @@ class Engine:
         this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
         try:
             error = BatcherClosed("the batcher was shut down before its threads were started")
-            self._abandon(list(self.queue.waiting), error)
+            self._abandon(list(self.queue.waiting), error, self.ledger.running())
             self._end()
         except BaseException:  # from a signal handler
             self._unclaimed = True
@@ -190,20 +186,22 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        return self._abandon(list(self.queue.waiting), error, and_running=True)
+        return self._abandon(list(self.queue.waiting), error)
 
-    def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
+    def _abandon(self, waiting: Group, error: BaseException, claimed: Group | None = None) -> int:
+        """Fail jobs that wait, and those of the others that are in *claimed*, or all of the others if that is None."""
         group = waiting.copy()
         try:
             self.queue.may_expire = True  # because `claim` may meet jobs of this group again
             self.ledger.claim(group)
-            failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
+            failed = self.ledger.fail(self.ledger.running() if claimed is None else group + claimed, error)
             self.queue.post(partial(self._dispatcher.forget, group))
             for future in self.queue.cancelled.peek():  # there may be no leader to do this
                 future._announce()
             return failed
         except BaseException:  # from a signal handler
-            self.ledger.fail(self.ledger.running() if and_running else self.ledger.not_waiting(waiting), error)
+            waiting = self.ledger.not_waiting(waiting)
+            self.ledger.fail(self.ledger.running() if claimed is None else waiting + claimed, error)
             raise
 
     def exit_deadline(self) -> float:
@@ -306,9 +304,17 @@ class Engine:
 
     def _give_up_start(self, error: BaseException) -> None:
         """Fail the jobs that were accepted before a failed start, unless another thread has started the threads."""
-        waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
+        try:
+            self._fail_unstarted(error)
+        except BaseException:  # from a signal handler, or because there was no memory
+            self._fail_unstarted(error)
+            raise
+
+    def _fail_unstarted(self, error: BaseException) -> None:
+        # Read before the check, so that no job is among them that the other start is for.
+        waiting, claimed = list(self.queue.waiting), self.ledger.running()
         if not self.is_claimed:
-            self._abandon(waiting, error)
+            self._abandon(waiting, error, claimed)
         self.queue.wake_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 

@@ -55,10 +55,8 @@ def report(found: dict[str, Any]) -> str:
 def _search_models(names: list[str], schedules: int, seed: int) -> None:
     for name in names:
         result = search_apart(name, schedules, seed)
-        complete = (
-            f", all of those with at most {result['preemptions']} preemptions" if result["preemptions"] >= 0 else ""
-        )
-        print(f"{name:34} {result['schedules']:6,} schedules in {result['seconds']:5.1f} s{complete}", flush=True)
+        complete = f"all with {result['in_focus']} preemptions in focus, {result['complete']} anywhere"
+        print(f"{name:34} {result['schedules']:6,} schedules in {result['seconds']:5.1f} s: {complete}", flush=True)
         if result["found"]:
             print(report(result["found"]))
             path = HERE / "found" / f"{name}.json"

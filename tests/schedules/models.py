@@ -16,7 +16,7 @@ import interleave_test
 from microbatch import BacklogFull, Batcher, BatcherClosed, BatchingPolicy, Interval, JobFuture, JobState, Size
 from microbatch.listeners import BatchListener
 from microbatch.testing import InlineExecutor
-from tests.schedules.search import ScheduleClock
+from tests.schedules.search import FOCUS, ScheduleClock, focus
 
 spawn: Any = interleave_test.spawn
 
@@ -127,6 +127,7 @@ class Setting:
         assert abandoned or stats.batches == len(self.batches)
 
 
+@focus("put close drain drained take drop")
 def close_and_submit() -> None:
     """A job that is submitted during the shutdown is refused, or accepted and processed."""
     setting = Setting()
@@ -136,6 +137,7 @@ def close_and_submit() -> None:
     setting.end()
 
 
+@focus("cancel claim _drop_cancelled")
 def cancel_and_dispatch() -> None:
     """If ``cancel`` returns true, the job is cancelled. Otherwise, it is processed."""
     setting = Setting()
@@ -145,6 +147,7 @@ def cancel_and_dispatch() -> None:
     setting.end()
 
 
+@focus("cancel claim close_group _drop_cancelled drain peek drop")
 def cancel_and_take() -> None:
     """The same, while the leader makes a batch of the cancelled job and another one."""
     setting = Setting()
@@ -156,6 +159,7 @@ def cancel_and_take() -> None:
     setting.end()
 
 
+@focus("put _has_room claim")
 def room_for_one() -> None:
     """Two callers submit a job while there is room for one. Exactly one is accepted."""
     setting = Setting(max_pending=2, workers=1)
@@ -181,6 +185,7 @@ def _full_queue() -> Setting:
     return setting
 
 
+@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify note_news blocks_callers")
 def wait_for_room() -> None:
     """A caller begins to wait just as there is room. It sees the room, or is woken."""
     setting = _full_queue()
@@ -191,6 +196,7 @@ def wait_for_room() -> None:
     setting.end()
 
 
+@focus("put _wait_for_room _wait_in_line _enters _has_room cancel _drop_cancelled notify note_news drain")
 def wait_for_room_of_a_cancelled_job() -> None:
     """The same, with room that a cancelled job leaves."""
     setting = _full_queue()
@@ -201,6 +207,7 @@ def wait_for_room_of_a_cancelled_job() -> None:
     setting.end()
 
 
+@focus("put _wait_for_room _wait_in_line _enters _has_room close notify_all")
 def wait_for_room_and_close() -> None:
     """Two callers wait for room when the batcher is shut down. Both go on, and their jobs are refused."""
     setting = _full_queue()
@@ -212,6 +219,7 @@ def wait_for_room_and_close() -> None:
     setting.end()
 
 
+@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
 def enter_and_pass_room_on() -> None:
     """There is room for a second caller just as the first one enters. The second one is woken."""
     setting = _full_queue()
@@ -223,6 +231,7 @@ def enter_and_pass_room_on() -> None:
     setting.end()
 
 
+@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
 def leave_and_pass_room_on() -> None:
     """The timeout of a caller that waits for room comes just as there is room. Another caller gets the room then."""
     setting = _full_queue()
@@ -237,6 +246,7 @@ def leave_and_pass_room_on() -> None:
     setting.end()
 
 
+@focus("put claim _expire settle_all close_group")
 def expire_and_dispatch() -> None:
     """A job either expires or is processed."""
     setting = Setting(Size(2))
@@ -247,6 +257,7 @@ def expire_and_dispatch() -> None:
     setting.end()
 
 
+@focus("put flush drain unsettled _accepted running wait_settled")
 def flush_and_submit() -> None:
     """A flush waits for every job that was submitted before it, and needs no other job for that."""
     setting = Setting(Size(5))
@@ -261,6 +272,7 @@ def flush_and_submit() -> None:
     setting.end()
 
 
+@focus("flush unsettled _accepted running claimed claim settle_all close_group")
 def flush_and_dispatch() -> None:
     """The same, while the leader dispatches that job."""
     setting = Setting()
@@ -276,6 +288,7 @@ def flush_and_dispatch() -> None:
     setting.end()
 
 
+@focus("put lead take_lead resign wait_for_lead is_wanted drain take drop")
 def resign_and_submit() -> None:
     """A worker stops leading just as a job comes. The batcher thread, or the worker, sees the job."""
     setting = Setting(workers=1)
@@ -285,6 +298,7 @@ def resign_and_submit() -> None:
     setting.end()
 
 
+@focus("lead take_lead resign wait_for_lead _is_due is_wanted")
 def resign_until_later() -> None:
     """A worker stops leading while a batch is due later. The batcher thread wakes up at that moment."""
     setting = Setting(Size(2) | Interval(1), workers=1)
@@ -297,6 +311,7 @@ def resign_until_later() -> None:
     setting.end()
 
 
+@focus("lead take_lead resign is_wanted post note_news drain finish")
 def two_workers() -> None:
     """Two workers finish their batches at the same time. Both lead, or one leaves it to the other."""
     setting = Setting(workers=2)
@@ -308,6 +323,7 @@ def two_workers() -> None:
     setting.end()
 
 
+@focus("_wait _attach settle_all settle _announce _get_result")
 def result_and_settle() -> None:
     """A caller begins to wait just as its future is settled. So does another one, and both get the same object."""
     setting = Setting()
@@ -321,6 +337,7 @@ def result_and_settle() -> None:
     setting.end()
 
 
+@focus("_notify_watchers _try_to_notify_watchers release _notify_each _notify_once _get_condition settle_all")
 def watch_and_settle() -> None:
     """``wait`` and ``as_completed`` find each future once, also if it is settled in the meantime."""
     setting = Setting()
@@ -335,6 +352,7 @@ def watch_and_settle() -> None:
     setting.end()
 
 
+@focus("cancel _notify_watchers _try_to_notify_watchers release _notify_each _notify_once _get_condition settle_all")
 def watch_and_cancel() -> None:
     """The same for a job that is cancelled."""
     setting = Setting(Size(5))
@@ -346,6 +364,7 @@ def watch_and_cancel() -> None:
     setting.end()
 
 
+@focus("submit start put close _end_unstarted _wait_ended _launch _run")
 def start_and_shutdown() -> None:
     """A batcher is shut down just as its first job starts the threads."""
     setting = Setting(started=False)
@@ -355,6 +374,7 @@ def start_and_shutdown() -> None:
     setting.end()
 
 
+@focus("submit start put _launch _run")
 def two_starts() -> None:
     """Two callers submit the first job. The threads are started once."""
     setting = Setting(started=False)
@@ -365,6 +385,7 @@ def two_starts() -> None:
     setting.end()
 
 
+@focus("close _end_unstarted wait_ended _wait_ended _end")
 def two_shutdowns() -> None:
     """When ``shutdown`` returns, all jobs are settled and all shutdown callbacks have been called, in each thread."""
     setting = Setting()
@@ -372,6 +393,7 @@ def two_shutdowns() -> None:
     _shut_down_twice(setting)
 
 
+@focus("close _end_unstarted wait_ended _wait_ended _end _run_callbacks _run_next_callback")
 def two_shutdowns_before_the_start() -> None:
     """The same for a batcher that has no threads."""
     _shut_down_twice(Setting(started=False))
@@ -396,6 +418,7 @@ def _shut_down_twice(setting: Setting) -> None:
     setting.end()
 
 
+@focus("add_shutdown_callback _run_callbacks _run_next_callback _end _end_unstarted")
 def shutdown_callback() -> None:
     """A shutdown callback that is added just as the batcher ends is called."""
     setting = Setting()
@@ -424,6 +447,7 @@ class _Events(BatchListener):
         self.events.append("shut down")
 
 
+@focus("put close lead resign turn drained _end _run_callbacks")
 def listener_and_shutdown() -> None:
     """Listeners hear of each job and each batch, and last of the shutdown, once."""
     log = _Events()
@@ -438,6 +462,7 @@ def listener_and_shutdown() -> None:
     assert log.events.count("started") == log.events.count("finished") == len(setting.batches)
 
 
+@focus("stats _consistent_counts claim settle_all close_group")
 def stats_and_dispatch() -> None:
     """The counts of ``stats()`` always add up to the number of accepted jobs."""
     setting = Setting()
@@ -454,6 +479,7 @@ def stats_and_dispatch() -> None:
     setting.end()
 
 
+@focus("stats _consistent_counts put claim settle_all close_group")
 def stats_at_one_moment() -> None:
     """A job that is accepted after another one has succeeded is not counted without it."""
     setting = Setting()
@@ -470,6 +496,7 @@ def stats_at_one_moment() -> None:
     setting.end()
 
 
+@focus("stats _consistent_counts cancel _drop_cancelled drop claim close_group")
 def stats_and_cancel() -> None:
     """The same while a job is cancelled and dropped."""
     setting = Setting(Size(5))
@@ -487,6 +514,7 @@ def stats_and_cancel() -> None:
     setting.end()
 
 
+@focus("_abandon claim claimed running settle_all")
 def abandon_and_settle() -> None:
     """All jobs are abandoned, as when the interpreter stops waiting for them at exit. Each still has one outcome."""
     setting = Setting(workers=1)
@@ -498,6 +526,7 @@ def abandon_and_settle() -> None:
     setting.check(abandoned=True)
 
 
+@focus("add_done_callback _attach _run_each _run_callback _run_callbacks settle_all _announce _notify")
 def done_callback() -> None:
     """A callback that is added just as its future is settled is called once. `Setting.check` looks at another one."""
     setting = Setting()
@@ -508,7 +537,4 @@ def done_callback() -> None:
     assert called == setting.accepted[-1:]
 
 
-MODELS: dict[str, Callable[[], None]] = {
-    name: value for name, value in globals().items() if name[0] != "_" and getattr(value, "__module__", "") == __name__
-}
-del MODELS["Setting"]
+MODELS: dict[str, Callable[[], None]] = {model.__name__: model for model in FOCUS}

@@ -35,6 +35,24 @@ import microbatch.futures.job_future
 
 Model = Callable[[], None]
 
+FOCUS: dict[Model, frozenset[str]] = {}
+"""The functions that a model is about."""
+
+
+def focus(functions: str) -> Callable[[Model], Model]:
+    """Return a decorator for a model that is about these functions, separated by spaces.
+
+    The search begins with schedules that replace a thread only in these functions, because it may be able to try all of
+    those.
+    """
+
+    def decorate(model: Model) -> Model:
+        FOCUS[model] = frozenset(functions.split())
+        return model
+
+    return decorate
+
+
 _PACKAGE = Path(microbatch.__file__).parent
 _SHARED = [
     _PACKAGE / name for name in ("_engine", "futures", "_basics/waiting.py", "_forming/callers.py", "batcher.py")
@@ -67,52 +85,103 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 _changing = _attributes_that_change()
-_lines: dict[types.CodeType, dict[int, str]] = {}
+_lines: dict[int, dict[int, str]] = {}  # for each code object by its identity, because its hash takes long
 
 
 def _lines_of(code: types.CodeType) -> dict[int, str]:
-    """Return the source line of each instruction before which a thread can be replaced, by its offset."""
-    found = _lines.get(code)
-    if found is None:
-        numbers = {offset: line for start, end, line in code.co_lines() for offset in range(start, end, 2)}
-        found = _lines[code] = {
-            step.offset: linecache.getline(code.co_filename, numbers[step.offset] or code.co_firstlineno).strip()
-            for step in dis.get_instructions(code)
-            if step.opname.startswith((*_CHANGES, *_OTHER)) or step.opname == "LOAD_ATTR" and step.argval in _changing
-        }
+    """Return the place of each instruction before which a thread can be replaced: the function and the source line."""
+    numbers = {offset: line for start, end, line in code.co_lines() for offset in range(start, end, 2)}
+    found = _lines[id(code)] = {
+        step.offset: f"{code.co_name}: "
+        + linecache.getline(code.co_filename, numbers[step.offset] or code.co_firstlineno).strip()
+        for step in dis.get_instructions(code)
+        if step.opname.startswith((*_CHANGES, *_OTHER)) or step.opname == "LOAD_ATTR" and step.argval in _changing
+    }
     return found
+
+
+_monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
+_EVENT = _monitoring.events.INSTRUCTION
+_READY = _scheduler.Status.READY
+
+
+def _watch(tool: int, event: Any) -> None:
+    """Let Python call back before each instruction of the shared code."""
+    for function in gc.get_objects():
+        if isinstance(function, types.FunctionType) and _is_shared(function.__code__.co_filename):
+            for code in _codes(function.__code__):
+                _monitoring.set_local_events(tool, code, event)
+
+
+def _is_shared(filename: str) -> bool:
+    return filename.startswith(tuple(map(str, _SHARED)))
+
+
+class _Turn:
+    """The condition variable of a scheduler. ``notify_all`` wakes only the thread whose turn it is, which saves time."""
+
+    def __init__(self, scheduler: "_Scheduler") -> None:
+        self._scheduler = scheduler
+        self._lock = _scheduler._allocate_lock()
+        self._sleeping: dict[int, Any] = {}  # a lock for each thread
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> None:
+        me = threading.get_ident()
+        sleep = self._sleeping[me] = _scheduler._allocate_lock()
+        sleep.acquire()
+        self._lock.release()
+        try:
+            sleep.acquire(True, -1 if timeout is None else timeout)
+        finally:
+            self._lock.acquire()
+            self._sleeping.pop(me, None)
+
+    def notify_all(self) -> None:
+        over = self._scheduler._done or self._scheduler._abort
+        for thread in list(self._sleeping):
+            record = self._scheduler._byid.get(thread)
+            if over or record is not None and record.granted:
+                self._sleeping.pop(thread).release()
 
 
 class _Scheduler(_scheduler.Scheduler):
     """Asks the strategy only where it matters."""
 
+    watches = False  # whether Python calls `_on_instruction`
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "record_steps": False})
+        self._cv: Any = _Turn(self)
         self._next: Any = None  # the thread that goes on now
 
-    def _on_instruction(self, code: types.CodeType, offset: int) -> Any:
-        line = _lines_of(code).get(offset) if self._should_trace(code.co_filename) else None
-        if line is None:
-            return sys.monitoring.DISABLE  # type: ignore[attr-defined]
-        me = self.me()
-        if me is None:
-            return None
-        if self._abort:
-            raise _scheduler._Abort
-        if me.no_yield:
-            return None
-        runnable = [each for each in self._recs if each is me or each.status is _scheduler.Status.READY]
+    def _events_on(self) -> None:
+        if not _Scheduler.watches:
+            _Scheduler.watches = True
+            _monitoring.register_callback(self._tool_id, _EVENT, _before_instruction)
+            _watch(self._tool_id, _EVENT)
+
+    def _events_off(self) -> None:
+        """Do nothing, because the next schedule needs the events too."""
+
+    def _choose(self, me: Any, line: str) -> None:
+        runnable = [each for each in self._recs if each is me or each.status is _READY]
         if len(runnable) > 1:
-            with self._cv:
-                try:
-                    chosen = self._strategy.choose(runnable, me, line)
-                except BaseException as error:
+            try:
+                chosen = self._strategy.choose(runnable, me, line)
+            except BaseException as error:
+                with self._cv:
                     self._fail("exception", error)
-                    raise _scheduler._Abort from None
-                if chosen is not me:
+                raise _scheduler._Abort from None
+            if chosen is not me:
+                with self._cv:
                     self._next = chosen
                     self._handoff(me, None, None, "step")
-        return None
 
     def yield_point(self, kind: str = "step") -> None:
         """Do nothing, because there is a choice before the next instruction anyway."""
@@ -133,6 +202,22 @@ class _Scheduler(_scheduler.Scheduler):
                 thread.status = _scheduler.Status.READY
         chosen, self._next = self._next, None
         return chosen if chosen is not None else super()._pick_next(current, kind)
+
+
+def _before_instruction(code: types.CodeType, offset: int) -> Any:
+    lines = _lines.get(id(code))
+    line = (_lines_of(code) if lines is None else lines).get(offset)
+    if line is None:
+        return _monitoring.DISABLE
+    scheduler: Any = _scheduler._active
+    me = None if scheduler is None else scheduler._byid.get(threading.get_ident())
+    if me is not None:
+        if scheduler._abort:
+            raise _scheduler._Abort
+        names = scheduler._strategy.focus
+        if not me.no_yield and (names is None or code.co_name in names):
+            scheduler._choose(me, line)
+    return None
 
 
 class _RLock(_primitives.RLock):
@@ -194,7 +279,7 @@ class Switch(NamedTuple):
 
     Attributes:
         stopped: The number of the thread that stops, in order of their start. -1 if it could not go on anyway.
-        line: The source line at which it stops.
+        line: The function and the source line at which it stops.
         visit: How many choices there were before for that thread in that line, plus one.
         thread: The number of the thread that goes on.
     """
@@ -220,10 +305,12 @@ class Strategy(interleave_test.Strategy):
     """Chooses by the default rule.
 
     Attributes:
+        focus: The functions in which a thread can be replaced. None if it can be replaced anywhere.
         choices: All choices of the last run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, focus: frozenset[str] | None = None) -> None:
+        self.focus = focus
         self.begin(0, 0)
 
     def begin(self, iteration: int, seed: int) -> None:
@@ -268,8 +355,8 @@ class Strategy(interleave_test.Strategy):
 class Replay(Strategy):
     """Follows a plan. Where it does not apply, because the code has changed since, the default rule holds."""
 
-    def __init__(self, plan: Plan = ()) -> None:
-        super().__init__()
+    def __init__(self, plan: Plan = (), focus: frozenset[str] | None = None) -> None:
+        super().__init__(focus)
         self.follow(plan)
 
     def follow(self, plan: Plan) -> None:
@@ -289,8 +376,8 @@ class Bounded(Replay):
     Schedules with the same number are tried in random order, because there may be more than there is time for.
     """
 
-    def __init__(self, preemptions: int = 2) -> None:
-        super().__init__()
+    def __init__(self, preemptions: int = 2, focus: frozenset[str] | None = None) -> None:
+        super().__init__((), focus)
         self._left: list[list[Plan]] = [[()], *([] for _ in range(preemptions))]
         self._level = 0
         self._followed: Plan = ()
@@ -299,9 +386,9 @@ class Bounded(Replay):
         """Return whether a schedule is left."""
         return any(self._left)
 
-    def done_with(self, preemptions: int) -> bool:
-        """Return whether all schedules with so many preemptions were tried."""
-        return not any(self._left[: preemptions + 1])
+    def complete(self) -> int:
+        """Return the number of preemptions with which all schedules were tried. -1 if not even all without any."""
+        return next((level - 1 for level, plans in enumerate(self._left) if plans), len(self._left) - 1)
 
     def begin(self, iteration: int, seed: int) -> None:
         """Choose the next schedule."""
@@ -377,13 +464,15 @@ class Searched(NamedTuple):
     Attributes:
         schedules: How many schedules were tried.
         seconds: How long that took.
-        preemptions: All schedules with so many preemptions were tried. -1 if not even those without.
+        complete: All schedules with so many preemptions were tried. -1 if not even all without any.
+        in_focus: The same for preemptions in the functions that the model is about.
         found: A schedule in which the model fails.
     """
 
     schedules: int
     seconds: float
-    preemptions: int
+    complete: int
+    in_focus: int
     found: Found | None
 
 
@@ -398,25 +487,27 @@ def run(model: Model, strategy: Strategy, schedules: int = 1, seed: int = 0) -> 
                 iterations=schedules,
                 seed=seed,
                 strategy=strategy,
-                include=_SHARED,
                 raise_on_failure=False,
                 timeout=20,
             )
     finally:
+        _Scheduler.watches = False
+        tool = _scheduler.acquire_tool_id()
+        _watch(tool, 0)
+        _monitoring.free_tool_id(tool)
         gc.enable()
 
 
 def search(model: Model, schedules: int, seed: int = 0) -> Searched:
-    """Look for a schedule in which *model* fails, with both strategies, half of the schedules each."""
-    bounded, done, seconds = Bounded(), 0, 0.0
-    found = None
-    for strategy, most in ((bounded, schedules - schedules // 2), (Pct(), schedules // 2)):
-        result = run(model, strategy, most, seed) if found is None and most else None
-        if result is not None:
+    """Look for a schedule in which *model* fails, with all strategies in turn."""
+    in_focus, anywhere = Bounded(focus=FOCUS[model]), Bounded()
+    done, seconds, found = 0, 0.0, None
+    for strategy, share in ((in_focus, 0.5), (anywhere, 0.5), (Pct(), 1)):
+        if found is None and (most := math.ceil((schedules - done) * share)):
+            result = run(model, strategy, most, seed)
             done, seconds = done + result.schedules_run, seconds + result.elapsed
             found = None if result.failure is None else _shrunk(model, strategy.plan)
-    complete = [level for level in range(len(bounded._left)) if bounded.done_with(level)]
-    return Searched(done, seconds, max(complete, default=-1), found)
+    return Searched(done, seconds, anywhere.complete(), in_focus.complete(), found)
 
 
 def _shrunk(model: Model, plan: Plan) -> Found:
