@@ -30,7 +30,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -171,15 +171,13 @@ class Client:
     def __init__(self, path: Path, strict: bool = False) -> None:
         self._path = path
         self._strict = strict
-        self._process = os.getpid()
-        self._idle: deque[socket.socket] = deque()  # open connections that no batch uses now
+        # The open connections that no batch uses now, for each process, because a child can't share them.
+        self._idle: defaultdict[int, deque[socket.socket]] = defaultdict(deque)
 
     def __call__(self, jobs: list[int]) -> list[Any]:
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self.close()
+        idle = self._idle[os.getpid()]
         try:
-            connection = self._idle.pop()
+            connection = idle.pop()
         except IndexError:
             connection = connect(self._path)
         try:
@@ -191,7 +189,7 @@ class Client:
         except OSError:
             connection.close()
             raise
-        self._idle.append(connection)
+        idle.append(connection)
         answer = json.loads(line)
         if isinstance(answer, str):
             raise RuntimeError(answer)
@@ -201,8 +199,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connections that no batch uses now."""
-        while self._idle:
-            self._idle.pop().close()
+        idle = self._idle[os.getpid()]
+        while idle:
+            idle.pop().close()
 
 
 def multiply(jobs: list[int]) -> list[int]:
@@ -498,6 +497,13 @@ def growth(samples: list[Sample], figure: str) -> float:
     return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
 
 
+def read(path: Path) -> list[Sample]:
+    """Return the samples that a run has written."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Sample(**{name: kind(row[name]) for name, kind in Sample.__annotations__.items()}) for row in rows]
+
+
 FIGURES = {
     "megabytes": "memory, MB",
     "objects": "objects that the garbage collector knows",
@@ -533,25 +539,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         UnixServer(options.serve, Table).serve_forever()
-    samples = []
     options.output.mkdir(parents=True, exist_ok=True)
-    with (options.output / "samples.csv").open("w", newline="") as file:
+    path = options.output / "samples.csv"
+    with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Sample._fields)
         for sample in soak(options.minutes * 60):
-            samples.append(sample)
-            writer.writerow(sample)
+            writer.writerow(sample)  # not kept in memory, which must not grow
             file.flush()
-            print(
-                *(
-                    f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in sample._asdict().items()
-                ),
-                flush=True,
-            )
+            print(sample, flush=True)
+    samples = read(path)
     plot(samples, options.output / "soak.svg")
-    print(f"{len(samples)} rounds, {sum(sample.jobs for sample in samples):,} jobs")
-    for name in FIGURES:
+    print(f"{len(samples)} rounds, {sum(sample.jobs for sample in samples):,} jobs. Growth, without the first quarter:")
+    for name in ("megabytes", "objects", "threads", "descriptors"):
         print(f"{FIGURES[name]}: {growth(samples, name):+.1f}")
 
 

@@ -55,7 +55,7 @@ def report(found: dict[str, Any]) -> str:
 def _search_models(names: list[str], schedules: int, seed: int) -> None:
     for name in names:
         result = search_apart(name, schedules, seed)
-        complete = f"all with {result['in_focus']} preemptions in focus, {result['complete']} anywhere"
+        complete = f"all with {result['in_focus']} switches in its focus, {result['complete']} anywhere"
         print(f"{name:34} {result['schedules']:6,} schedules in {result['seconds']:5.1f} s: {complete}", flush=True)
         if result["found"]:
             print(report(result["found"]))

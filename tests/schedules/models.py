@@ -175,17 +175,17 @@ def room_for_one() -> None:
     setting.end()
 
 
-def _full_queue() -> Setting:
-    """Return a batcher whose worker is blocked, and whose queue has room for one job, which is taken."""
-    setting = Setting(max_pending=1, workers=1)
+def _full_queue(room: int = 1) -> Setting:
+    """Return a batcher whose worker is blocked, and whose queue is full with so many jobs."""
+    setting = Setting(max_pending=room, workers=1)
     setting.block()
     setting.submit(1)
     setting.wait_for_batches(2)
-    setting.submit(2)
+    setting.submit(*range(2, 2 + room))
     return setting
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify note_news blocks_callers")
+@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify note_news blocks_callers resign wait_for_lead")
 def wait_for_room() -> None:
     """A caller begins to wait just as there is room. It sees the room, or is woken."""
     setting = _full_queue()
@@ -222,8 +222,8 @@ def wait_for_room_and_close() -> None:
 @focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
 def enter_and_pass_room_on() -> None:
     """There is room for a second caller just as the first one enters. The second one is woken."""
-    setting = _full_queue()
-    tasks = [spawn(setting.submit, 3), spawn(setting.submit, 4)]
+    setting = _full_queue(room=2)
+    tasks = [spawn(setting.submit, 4), spawn(setting.submit, 5)]
     setting.unblock(2)
     for task in tasks:
         task.join()

@@ -91,10 +91,17 @@ MUTANTS = [
     ),
     Mutant(
         "the batcher thread forgets a notification after its check",
-        "result_and_settle",
+        "resign_and_submit",
         QUEUE,
         "            self._alarm = moment = NEVER if due else self._moment  # if it is due, the leader will wake this thread\n",
         "            self._alarm = moment = NEVER if due else self._moment\n            self.not_empty.reset()\n",
+    ),
+    Mutant(
+        "the batcher thread spins while the leader is about to resign",
+        "wait_for_room",
+        QUEUE,
+        "            self._alarm = moment = NEVER if due else self._moment  # if",
+        "            self._alarm = moment = self._moment  # if",
     ),
     Mutant(
         "two threads lead",

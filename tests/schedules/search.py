@@ -369,17 +369,15 @@ class Replay(Strategy):
 
 
 class Bounded(Replay):
-    """Searches all schedules with at most *preemptions* preemptions, those with the fewest first.
+    """Searches all schedules with at most *most* switches, those with the fewest first.
 
-    A preemption is a switch away from a thread that could have gone on. Most faults need one or two of them: M.
-    Musuvathi and S. Qadeer, Iterative Context Bounding for Systematic Testing of Multithreaded Programs, PLDI 2007.
+    Most faults need two or three of them: M. Emmi, S. Qadeer and Z. Rakamarić, Delay-Bounded Scheduling, POPL 2011.
     Schedules with the same number are tried in random order, because there may be more than there is time for.
     """
 
-    def __init__(self, preemptions: int = 2, focus: frozenset[str] | None = None) -> None:
+    def __init__(self, most: int, focus: frozenset[str] | None = None) -> None:
         super().__init__((), focus)
-        self._left: list[list[Plan]] = [[()], *([] for _ in range(preemptions))]
-        self._level = 0
+        self._left: list[list[Plan]] = [[()], *([] for _ in range(most))]
         self._followed: Plan = ()
 
     def more(self) -> bool:
@@ -387,15 +385,14 @@ class Bounded(Replay):
         return any(self._left)
 
     def complete(self) -> int:
-        """Return the number of preemptions with which all schedules were tried. -1 if not even all without any."""
+        """Return the number of switches with which all schedules were tried. -1 if not even the one without any."""
         return next((level - 1 for level, plans in enumerate(self._left) if plans), len(self._left) - 1)
 
     def begin(self, iteration: int, seed: int) -> None:
         """Choose the next schedule."""
         super().begin(iteration, seed)
         if hasattr(self, "_left"):
-            self._level = next(level for level, plans in enumerate(self._left) if plans)
-            plans = self._left[self._level]
+            plans = next(filter(None, self._left))
             place = random.Random(seed).randrange(len(plans))
             plans[place], plans[-1] = plans[-1], plans[place]
             self._followed = plans.pop()
@@ -403,14 +400,15 @@ class Bounded(Replay):
 
     def end(self) -> None:
         """Add the schedules that have one more switch than this one, after its last."""
+        level = len(self._followed) + 1
+        if level == len(self._left):
+            return
         last = self._followed[-1][:3] if self._followed else None
         places = [choice.place for choice in self.choices]
         first = places.index(last) + 1 if last in places else 0
         for choice in self.choices[first:]:
-            level = self._level + (choice.place[0] >= 0)
-            if level < len(self._left):
-                others = [thread for thread in choice.threads if thread != choice.chosen]
-                self._left[level] += [(*self._followed, Switch(*choice.place, other)) for other in others]
+            others = [thread for thread in choice.threads if thread != choice.chosen]
+            self._left[level] += [(*self._followed, Switch(*choice.place, other)) for other in others]
 
 
 class Pct(Strategy):
@@ -464,8 +462,8 @@ class Searched(NamedTuple):
     Attributes:
         schedules: How many schedules were tried.
         seconds: How long that took.
-        complete: All schedules with so many preemptions were tried. -1 if not even all without any.
-        in_focus: The same for preemptions in the functions that the model is about.
+        complete: All schedules with so many switches were tried. -1 if not even the one without any.
+        in_focus: The same for schedules with switches only in the functions that the model is about.
         found: A schedule in which the model fails.
     """
 
@@ -499,10 +497,10 @@ def run(model: Model, strategy: Strategy, schedules: int = 1, seed: int = 0) -> 
 
 
 def search(model: Model, schedules: int, seed: int = 0) -> Searched:
-    """Look for a schedule in which *model* fails, with all strategies in turn."""
-    in_focus, anywhere = Bounded(focus=FOCUS[model]), Bounded()
+    """Look for a schedule in which *model* fails: half of them in its focus, and a quarter with each other strategy."""
+    in_focus, anywhere = Bounded(3, FOCUS[model]), Bounded(2)
     done, seconds, found = 0, 0.0, None
-    for strategy, share in ((in_focus, 0.5), (anywhere, 0.5), (Pct(), 1)):
+    for strategy, share in ((Pct(), 1 / 4), (in_focus, 2 / 3), (anywhere, 1)):
         if found is None and (most := math.ceil((schedules - done) * share)):
             result = run(model, strategy, most, seed)
             done, seconds = done + result.schedules_run, seconds + result.elapsed
