@@ -219,6 +219,7 @@ class World:
         self.main = threading.current_thread()
         self.callbacks = 0
         self.ready = threading.Event()
+        self.closed = self.stuck = False
         self.acting = True  # the users act, or the batcher has not started
         self.batcher: Batcher[Any, Any] = Batcher(
             self.process,
@@ -270,8 +271,12 @@ class World:
                 self.errors.append(error)
         elif moment < math.inf:
             self.moment = max(self.moment, moment)
-        else:
+        elif not self.closed:
+            self.closed = True
             self.batcher.shutdown(wait=False)
+        else:
+            self.stuck = True
+            raise Fault("the batcher thread waits forever")  # again and again, until it gives up
         self.acting = False
 
     # -- the users --
@@ -371,6 +376,7 @@ class World:
         self.ready.set()
         assert self.batcher._engine.wait_ended()
         self.acting = True
+        assert not self.stuck, "the batcher thread waits forever"
         if self.errors:
             raise self.errors[0]
         for future in self.futures:

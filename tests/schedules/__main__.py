@@ -7,6 +7,7 @@ This needs Python 3.12 or later. A schedule in which a model fails is printed, a
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,14 +28,29 @@ def search_apart(model: str, schedules: int, seed: int = 0, mutant: Mutant | Non
     with tempfile.TemporaryDirectory() as folder:
         if mutant is not None:
             _make_mutant(mutant, Path(folder, "microbatch"))
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([folder, str(ROOT)])}
         command = [sys.executable, "-m", "tests.schedules", "--json", model]
         command += ["--schedules", str(schedules), "--seed", str(seed)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=_environment(folder), capture_output=True, text=True)
     if not done.stdout.startswith("{"):
         raise RuntimeError(f"the search of {model} failed: {done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
     return result
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Return environment variables with which Python imports what is in *folder* first."""
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([folder, str(ROOT)])}
+
+
+def seed_that_fails(mutant: Mutant) -> str | None:
+    """Return the first seed of ``test_seeds.py`` that fails with a fault in the package."""
+    with tempfile.TemporaryDirectory() as folder:
+        _make_mutant(mutant, Path(folder, "microbatch"))
+        command = [sys.executable, "-m", "pytest", "-m", "", "--import-mode=append", "-p", "no:cacheprovider"]
+        command.append("tests/test_seeds.py")
+        done = subprocess.run(command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True)
+    seed = re.search(r"AssertionError: seed (\d+)", done.stdout)
+    return None if seed is None else seed[1]
 
 
 def _make_mutant(mutant: Mutant, package: Path) -> None:
@@ -68,8 +84,12 @@ def _search_models(names: list[str], schedules: int, seed: int) -> None:
 def _search_mutants(text: str, schedules: int, seed: int) -> None:
     for mutant in MUTANTS:
         if text in mutant.name:
-            result = search_apart(mutant.model, schedules, seed, mutant)
-            found = f"after {result['schedules']:6,} schedules" if result["found"] else "NOT FOUND"
+            if mutant.model == "seeds":
+                failing = seed_that_fails(mutant)
+                found = "NOT FOUND" if failing is None else f"with seed {failing}"
+            else:
+                result = search_apart(mutant.model, schedules, seed, mutant)
+                found = f"after {result['schedules']:,} schedules" if result["found"] else "NOT FOUND"
             print(f"{mutant.name:64} {mutant.model:34} {found}", flush=True)
 
 

@@ -11,7 +11,7 @@ class Mutant(NamedTuple):
 
     Attributes:
         name: What is wrong.
-        model: The model that finds it.
+        model: The model that finds it. ``seeds`` if that is ``test_seeds.py``.
         file: The file of the package.
         old: The text that is replaced, which is in the file once.
         new: The text that replaces it.
@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 QUEUE, ENGINE, LEDGER = "_engine/queue.py", "_engine/engine.py", "_engine/ledger.py"
 DISPATCHER, FUTURE, WAITING = "_engine/dispatcher.py", "futures/job_future.py", "_basics/waiting.py"
+COLLECTOR, BATCH, RUNNER = "_forming/collector.py", "_engine/batch_run.py", "_engine/runner.py"
 
 MUTANTS = [
     Mutant(
@@ -313,5 +314,68 @@ MUTANTS = [
         WAITING,
         "        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
         "        self.reset()\n        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
+    ),
+    Mutant(
+        "a batch is larger than its limit",
+        "seeds",
+        COLLECTOR,
+        "        entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)\n",
+        "        entries = list(backlog)\n",
+    ),
+    Mutant(
+        "two keys share a batch",
+        "seeds",
+        COLLECTOR,
+        "            if lane is None or entry.key is not lane.key:\n",
+        "            if lane is None:\n",
+    ),
+    Mutant(
+        "the jobs of a policy that raises are lost",
+        "seeds",
+        COLLECTOR,
+        '        self._broken.append(Batch(lane.key, "", self._empty(lane), error=error))\n',
+        "        self._empty(lane)\n",
+    ),
+    Mutant(
+        "the end of a batch frees no worker",
+        "seeds",
+        DISPATCHER,
+        "        self._collector.finished(time)\n",
+        "",
+    ),
+    Mutant(
+        "a missing result is not noticed",
+        "seeds",
+        BATCH,
+        "                if len(results) != len(self.futures):\n",
+        "                if len(results) > len(self.futures):\n",
+    ),
+    Mutant(
+        "the missing results of a stream are not noticed",
+        "seeds",
+        BATCH,
+        "        if number < len(self.futures):\n",
+        "        if number < 0:\n",
+    ),
+    Mutant(
+        "a batch that the executor refused keeps its worker",
+        "seeds",
+        RUNNER,
+        "            batch_run.fail(self._named(error, batch_run))\n            self._report(batch_run)\n\n",
+        "            batch_run.fail(self._named(error, batch_run))\n\n",
+    ),
+    Mutant(
+        "a listener that exits ends the thread that calls it",
+        "seeds",
+        "listeners.py",
+        "            method(event)\n        except BaseException:\n",
+        "            method(event)\n        except Exception:\n",
+    ),
+    Mutant(
+        "a callback that raises prevents the next one",
+        "seeds",
+        FUTURE,
+        "        except BaseException as error:\n            if callback is not None or not isinstance(error, IndexError):",
+        "        except IndexError as error:\n            if callback is not None or not isinstance(error, IndexError):",
     ),
 ]
