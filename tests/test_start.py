@@ -81,28 +81,48 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
         assert ["slow", "slow_0", "slow_1"] == sorted(thread.name for thread in threads_of(batcher))
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["slow", "slow_0"])
-def test_a_job_of_a_failed_start_fails_even_if_there_is_no_memory_to_fail_it_at_once(
-    name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("then", ["another job", "a shutdown"])
+def test_a_job_of_a_failed_start_has_an_outcome_in_the_end_even_if_there_was_no_memory_to_fail_it(
+    then: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors: list[BaseException] = [MemoryError(), MemoryError()]
+    errors, failed = [MemoryError(), MemoryError()], threading.Event()
     fail = Ledger.fail
 
     def fail_later(*arguments: Any) -> int:
-        if errors:
-            raise errors.pop()
-        return fail(*arguments)
+        if not errors:
+            return fail(*arguments)
+        if len(errors) == 1:
+            failed.set()
+        raise errors.pop()
 
     batcher = Batcher[str, str](list, name="slow")
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "fail", fail_later)
         FailingStart(name, patch).go_on.set()
-        assert "can't start new thread" == refusal(batcher)
-    assert [] == errors
-    batcher.shutdown()
+        future = batcher.submit("job")
+        assert failed.wait(10)
+    if then == "another job":
+        assert "next" == batcher.submit("next").result(timeout=10).value
+    assert batcher.shutdown(timeout=10)
+    assert RuntimeError is type(future.exception(timeout=0))
+    assert 1 == batcher.stats().failed
+
+
+def test_a_caller_gets_the_room_of_a_job_that_was_cancelled_before_a_start_failed(
+    monkeypatch: pytest.MonkeyPatch, clock: ManualClock
+) -> None:
+    with Batcher[str, str](list, Size(1), max_pending=1, name="slow", clock=clock) as batcher:
+        failing = FailingStart("slow", monkeypatch)
+        first = batcher.submit("first")
+        assert failing.reached.wait(10)
+        second = in_thread(lambda: batcher.submit("second", timeout=50).result(timeout=10).value)
+        clock.wait_for_sleeper(50.0)
+        assert first.cancel()
+        failing.go_on.set()
+        assert "second" == second.result(timeout=10)
 
 
 def test_a_job_fails_if_no_thread_can_be_created_and_the_next_job_starts_the_threads(

@@ -124,7 +124,11 @@ class Engine:
         except BaseException as error:
             if not started and self._thread is None:
                 self._unclaimed = True  # before the next step (L4), so that later jobs start the threads again
-                self._give_up_start(error)
+                try:
+                    self._give_up_start(error)
+                except BaseException:  # from a signal handler
+                    self._give_up_start(error)
+                    raise
             raise
 
     def leave_to_parent(self) -> None:
@@ -153,7 +157,7 @@ class Engine:
         this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
         try:
             error = BatcherClosed("the batcher was shut down before its threads were started")
-            self._abandon(list(self.queue.waiting), error, self.ledger.running())
+            self._abandon(list(self.queue.waiting), error)
             self._end()
         except BaseException:  # from a signal handler
             self._unclaimed = True
@@ -186,22 +190,20 @@ class Engine:
 
     def abandon(self, error: BaseException) -> int:
         """Fail all jobs that are not settled, even running ones, and return their number."""
-        return self._abandon(list(self.queue.waiting), error)
+        return self._abandon(list(self.queue.waiting), error, and_running=True)
 
-    def _abandon(self, waiting: Group, error: BaseException, claimed: Group | None = None) -> int:
-        """Fail jobs that wait, and those of the others that are in *claimed*, or all of the others if that is None."""
+    def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
         group = waiting.copy()
         try:
             self.queue.may_expire = True  # because `claim` may meet jobs of this group again
             self.ledger.claim(group)
-            failed = self.ledger.fail(self.ledger.running() if claimed is None else group + claimed, error)
+            failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
             self.queue.post(partial(self._dispatcher.forget, group))
             for future in self.queue.cancelled.peek():  # there may be no leader to do this
                 future._announce()
             return failed
         except BaseException:  # from a signal handler
-            waiting = self.ledger.not_waiting(waiting)
-            self.ledger.fail(self.ledger.running() if claimed is None else waiting + claimed, error)
+            self.ledger.fail(self.ledger.running() if and_running else self.ledger.not_waiting(group), error)
             raise
 
     def exit_deadline(self) -> float:
@@ -286,11 +288,16 @@ class Engine:
 
     def _work(self) -> None:
         """Lead whenever no other thread does, until the batcher is closed and nothing is left to do."""
+        self._runner.survive(self._fail_forgotten)
         while True:
             try:
                 return self._take_all_turns()
             except BaseException as error:
                 self._runner.recover(error)
+
+    def _fail_forgotten(self) -> None:
+        """Fail the jobs of an earlier start that failed, if even failing them was interrupted. No batch runs now."""
+        self.ledger.fail(self.ledger.running(), RuntimeError("the threads of the batcher could not be started"))
 
     def _take_all_turns(self) -> None:
         while not self._runner.survive(self._take_turns):
@@ -304,23 +311,16 @@ class Engine:
 
     def _give_up_start(self, error: BaseException) -> None:
         """Fail the jobs that were accepted before a failed start, unless another thread has started the threads."""
-        try:
-            self._fail_unstarted(error)
-        except BaseException:  # from a signal handler, or because there was no memory
-            self._fail_unstarted(error)
-            raise
-
-    def _fail_unstarted(self, error: BaseException) -> None:
-        # Read before the check, so that no job is among them that the other start is for.
-        waiting, claimed = list(self.queue.waiting), self.ledger.running()
+        waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
         if not self.is_claimed:
-            self._abandon(waiting, error, claimed)
+            self._abandon(waiting, error)
         self.queue.wake_all()
         self._end_unstarted()  # if another thread has closed the batcher, it has left this to the batcher thread
 
     def _end(self) -> None:
         """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
+        self._fail_forgotten()
         self._run_callbacks()
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since

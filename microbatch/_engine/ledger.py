@@ -67,8 +67,12 @@ class Ledger:
         """
         if self.queue.may_expire:
             group[:] = [future for future in group if future._stage is None]  # the others are counted already
-        self._books.append(group)  # before the next step, so that each job is always in one of the two places
-        lost = list(map(self.queue.waiting.pop, group, repeat(self)))
+        try:
+            self._books.append(group)  # before the next step, so that each job is always in one of the two places
+            lost = list(map(self.queue.waiting.pop, group, repeat(self)))
+        except BaseException:  # from a signal handler: the jobs that still wait do not belong to this group
+            group[:] = self.not_waiting(group)
+            raise
         if lost.count(None) < len(group):
             group[:] = [future for future, was in zip(group, lost) if was is None]
         if self.queue.not_full:
@@ -175,7 +179,7 @@ class Ledger:
 
     def running(self) -> Group:
         """Return the futures of the jobs that do not wait and have no outcome yet."""
-        return [future for future in self.claimed() if future._stage is None]
+        return [future for future in self.not_waiting(self.claimed()) if future._stage is None]
 
     def unsettled(self) -> Group:
         """Return the futures that have no outcome yet, in order of acceptance.

@@ -175,9 +175,9 @@ MUTANTS = [
         "a job is in neither of two places while it is dispatched",
         "flush_and_dispatch",
         LEDGER,
-        "        self._books.append(group)  # before the next step, so that each job is always in one of the two places\n"
-        "        lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n",
-        "        lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n        self._books.append(group)\n",
+        "            self._books.append(group)  # before the next step, so that each job is always in one of the two places\n"
+        "            lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n",
+        "            lost = list(map(self.queue.waiting.pop, group, repeat(self)))\n            self._books.append(group)\n",
     ),
     Mutant(
         "a settled job is in two counts for a moment",
