@@ -1,12 +1,12 @@
-"""Uses some batchers for an hour, like a server does: ``python -m tests.soak --minutes 60``. Needs Linux.
+"""A soak test: uses three batchers for an hour, the way a server does.
 
-The load changes from round to round: the number of callers, what they do, and how the downstream system fails. It is a
-process of its own, which breaks connections, answers nonsense, is slow, or is killed and comes back. Some callers are
-clients of a server: they connect, send some jobs, and may leave without reading the results. In each round, a child
-process is forked, which uses the batchers too.
+Run it with ``python -m tests.soak --minutes 60`` (Linux only). The load changes from round to round: the number of
+callers, what they do, and how the downstream system fails. That system is a separate process. It breaks connections,
+answers nonsense, is slow, or is killed and comes back. Some callers are clients of a socket server, and may disconnect
+without reading the results. In each round, a child process is forked, and uses the batchers too.
 
-After each round, no job is left. Then the counts of ``stats()`` must be exactly those of the callers, and the memory,
-the threads and the file descriptors of the process are measured. None of them may grow.
+After each round, no job is left. Then the counts of ``stats()`` must equal the callers' own counts, and the memory, the
+threads and the file descriptors of the process are measured. At the end, the command fails if one of them has grown.
 """
 
 import argparse
@@ -59,10 +59,10 @@ _numbers = count(1)  # each job is a number of its own
 
 
 class Sample(NamedTuple):
-    """What is measured at the end of a round, when no job is left."""
+    """One round, and the size of the process after it, when no job is left."""
 
-    minutes: float
-    jobs: int  # in this round
+    minutes: float  # when the round began
+    jobs: int
     callers: int
     mode: str
     megabytes: float  # in memory
@@ -79,7 +79,7 @@ def is_bad(job: int) -> bool:
     return job % 50 == 0
 
 
-class Table(socketserver.StreamRequestHandler):
+class DownstreamHandler(socketserver.StreamRequestHandler):
     """Answers each batch, a line of JSON, with another line. A line of text selects how it fails from then on."""
 
     mode = "healthy"
@@ -90,7 +90,7 @@ class Table(socketserver.StreamRequestHandler):
         for line in self.rfile:
             request = json.loads(line)
             if isinstance(request, str):
-                Table.mode = request
+                DownstreamHandler.mode = request
                 continue
             fault = self.dice.random() if self.mode == "failing" else 1.0
             if fault < 0.1:
@@ -100,7 +100,7 @@ class Table(socketserver.StreamRequestHandler):
             answer: Any = [None if is_bad(job) else 7 * job for job in request]
             if fault < 0.2:
                 answer = answer[1:]
-            if fault < 0.3:
+            elif fault < 0.3:
                 answer = "out of order"
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 
@@ -160,12 +160,12 @@ def connect(path: Path) -> socket.socket:
     return connection
 
 
-class Client:
+class DownstreamProcessor:
     """A processor that sends each batch to the downstream system. It connects again after an error, and after a fork.
 
     Args:
         path: The socket of the downstream system.
-        strict: Whether a bad job lets the whole batch fail.
+        strict: Whether a bad job fails the whole batch.
     """
 
     def __init__(self, path: Path, strict: bool = False) -> None:
@@ -209,53 +209,59 @@ def multiply(jobs: list[int]) -> list[int]:
     return [7 * job for job in jobs]
 
 
-# -- the batchers and their ledgers --
+# -- the batchers, and the counts of their callers --
 
 
-class Events(BatchListener):
-    """Counts the batches that have started and finished."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def batch_started(self, event: Any) -> None:
-        """See `BatchListener`."""
-        self.counts["started"] += 1
-
-    def batch_finished(self, event: Any) -> None:
-        """See `BatchListener`."""
-        self.counts["finished"] += 1
-
-
-class Account:
-    """A batcher, and what its callers know about their jobs."""
+class CheckedBatcher(BatchListener):
+    """A batcher, what its callers know about their jobs, and how many batches have started and finished."""
 
     def __init__(self, processor: Callable[[list[int]], Any], *policy: Any, **options: Any) -> None:
-        self.events = Events()
-        self.batcher: Batcher[int, Any] = Batcher(processor, *policy, listeners=[self.events], **options)
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self.inner: Batcher[int, Any] = Batcher(processor, *policy, listeners=[self], **options)
+        self._changed = threading.Condition()
         self.accepted = 0
         self.settled: Counter[JobState] = Counter()
+        self.started = self.finished = 0
+
+    def renew_lock(self) -> None:
+        """Replace the lock in a child process, because another thread may have held it during the fork."""
+        self._changed = threading.Condition()
 
     def submit(self, **options: Any) -> JobFuture[Any]:
         """Submit a new job."""
-        future = self.batcher.submit(next(_numbers), **options)
-        with self._lock:
+        future = self.inner.submit(next(_numbers), **options)
+        with self._changed:
             self.accepted += 1
         future.add_done_callback(self._count)
         return future
 
     def _count(self, future: Any) -> None:
-        with self._lock:
+        with self._changed:
             self.settled[future.state] += 1
+            self._changed.notify_all()
+
+    def batch_started(self, event: Any) -> None:
+        """See `BatchListener`."""
+        with self._changed:
+            self.started += 1
+
+    def batch_finished(self, event: Any) -> None:
+        """See `BatchListener`."""
+        with self._changed:
+            self.finished += 1
+            self._changed.notify_all()
 
     def check(self) -> None:
-        """Check that all jobs are settled, and that the batcher has the same counts."""
-        stats = self.batcher.stats()
+        """Check that all jobs are settled, and that the batcher has the same counts.
+
+        The last callbacks and listeners may be called just after the last job is settled, so this waits for them.
+        """
+        stats = self.inner.stats()
         counts = Counter({state: getattr(stats, state.value) for state in JobState})
-        assert counts == self.settled and stats.accepted == self.accepted == counts.total(), f"{stats}, {self.settled}"
-        assert self.events.counts["started"] == self.events.counts["finished"] == stats.batches, self.events.counts
+        assert stats.accepted == self.accepted == counts.total(), f"{stats}, but {self.accepted} were accepted"
+        with self._changed:
+            self._changed.wait_for(lambda: counts == self.settled and self.finished == stats.batches, timeout=10)
+            assert counts == self.settled, f"{stats}, but the outcomes are {self.settled}"
+            assert self.started == self.finished == stats.batches, f"{stats.batches}, {self.started}, {self.finished}"
 
 
 def check_outcome(future: Any, timeout: float | None = 60) -> None:
@@ -276,90 +282,90 @@ def check_outcome(future: Any, timeout: float | None = 60) -> None:
 class Caller:
     """Does one thing after another until the round ends, as one of many threads."""
 
-    def __init__(self, accounts: list[Account], front: Path, end: float) -> None:
-        self._accounts = accounts
+    def __init__(self, batchers: list[CheckedBatcher], front: Path, end: float) -> None:
+        self._batchers = batchers
         self._front = front
         self._end = end
         self._dice = random.Random()
         self.error: BaseException | None = None
 
     def __call__(self) -> None:
-        actions = [self.submit_one] * 4 + [self.submit_many] * 4 + [self.connect] * 2
+        actions = [self.submit_one] * 4 + [self.submit_many] * 4 + [self.use_server] * 2
         actions += [self.cancel, self.expire, self.leave, self.wait, self.map, self.use_asyncio, self.use_another]
         try:
             while time.monotonic() < self._end:
                 with contextlib.suppress(BacklogFull):
-                    self._dice.choice(actions)(self._dice.choice(self._accounts))
+                    self._dice.choice(actions)(self._dice.choice(self._batchers))
         except BaseException as error:
             self.error = error
 
-    def submit_one(self, account: Account) -> None:
+    def submit_one(self, batcher: CheckedBatcher) -> None:
         """Wait for one job after another."""
         for _ in range(10):
-            check_outcome(account.submit())
+            check_outcome(batcher.submit())
 
-    def submit_many(self, account: Account) -> None:
+    def submit_many(self, batcher: CheckedBatcher) -> None:
         """Submit many jobs, and then wait for all of them."""
-        for future in [account.submit() for _ in range(self._dice.choice([5, 50, 200]))]:
+        for future in [batcher.submit() for _ in range(self._dice.choice([5, 50, 200]))]:
             check_outcome(future)
 
-    def connect(self, account: Account) -> None:
+    def use_server(self, batcher: CheckedBatcher) -> None:
         """Send some jobs to the server, and maybe leave without reading the results."""
         jobs = self._dice.choice([1, 5, 20])
         with contextlib.closing(connect(self._front)) as connection, connection.makefile("rb") as answers:
-            connection.sendall(b"%d\n" % self._accounts.index(account) * jobs)
+            connection.sendall(b"%d\n" % self._batchers.index(batcher) * jobs)
             if self._dice.random() < 0.8:
                 connection.shutdown(socket.SHUT_WR)
                 assert answers.read() == b"ok\n" * jobs
 
-    def cancel(self, account: Account) -> None:
-        """Cancel some jobs, and never look at others."""
-        futures = [account.submit() for _ in range(20)]
+    def cancel(self, batcher: CheckedBatcher) -> None:
+        """Cancel some jobs, and ignore the others."""
+        futures = [batcher.submit() for _ in range(20)]
         for future in futures[::2]:
             assert future.cancel() == future.cancelled()
 
-    def expire(self, account: Account) -> None:
+    def expire(self, batcher: CheckedBatcher) -> None:
         """Let jobs expire, maybe."""
-        for future in [account.submit(expires_in=self._dice.choice([0, 0.001, 0.05])) for _ in range(20)]:
+        for future in [batcher.submit(expires_in=self._dice.choice([0, 0.001, 0.05])) for _ in range(20)]:
             check_outcome(future)
 
-    def leave(self, account: Account) -> None:
-        """Don't wait long: neither for room in the queue nor for a result."""
-        future = account.submit(timeout=0.001)
+    def leave(self, batcher: CheckedBatcher) -> None:
+        """Give up quickly, on a full queue and on a result."""
+        future = batcher.submit(timeout=0.001)
         with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):
             check_outcome(future, timeout=0.001)
 
-    def wait(self, account: Account) -> None:
+    def wait(self, batcher: CheckedBatcher) -> None:
         """Wait for jobs of all batchers with the functions of the standard library."""
-        futures = [each.submit() for each in self._accounts for _ in range(5)]
+        futures = [each.submit() for each in self._batchers for _ in range(5)]
         for future in concurrent.futures.as_completed(futures, timeout=60):
             check_outcome(future)
         assert not concurrent.futures.wait(futures, timeout=60).not_done
 
-    def map(self, account: Account) -> None:
+    def map(self, batcher: CheckedBatcher) -> None:
         """Read a stream of results from a new batcher, and maybe leave before it ends."""
-        with Batcher(multiply, max_pending=10) as batcher:
-            for job, result in enumerate(batcher.map(range(50), buffersize=20)):
+        with Batcher(multiply, max_pending=10) as other:
+            for job, result in enumerate(other.map(range(50), buffersize=20)):
                 assert result.value == 7 * job
                 if self._dice.random() < 0.02:
                     return
 
-    def use_asyncio(self, account: Account) -> None:
+    def use_asyncio(self, batcher: CheckedBatcher) -> None:
         """Await jobs in an event loop."""
 
         async def use() -> None:
-            futures = [account.submit() for _ in range(10)]
+            futures = [batcher.submit() for _ in range(10)]
             await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
             for future in futures:
                 check_outcome(future, timeout=0)
 
         asyncio.run(use())
 
-    def use_another(self, account: Account) -> None:
+    def use_another(self, batcher: CheckedBatcher) -> None:
         """Use a new batcher, and shut it down before all jobs are processed."""
-        other = Account(multiply, Size(3) | Interval(0.001), max_workers=2)
+        other = CheckedBatcher(multiply, Size(3) | Interval(0.001), max_workers=2)
         futures = [other.submit() for _ in range(20)]
-        other.batcher.shutdown(cancel_futures=self._dice.random() < 0.5)
+        other.inner.shutdown(cancel_futures=self._dice.random() < 0.5)
         for future in futures:
             check_outcome(future, timeout=0)
         with contextlib.suppress(BatcherClosed):
@@ -373,26 +379,28 @@ class Soak:
     def __init__(self, folder: Path) -> None:
         self._downstream = Downstream(folder / "downstream")
         self._front = folder / "front"
-        client, strict = Client(self._downstream.path), Client(self._downstream.path, strict=True)
-        self._clients = client, strict
-        self.accounts = [
-            Account(client),
-            Account(
+        plain, strict = DownstreamProcessor(self._downstream.path), DownstreamProcessor(
+            self._downstream.path, strict=True
+        )
+        self._processors = plain, strict
+        self.batchers = [
+            CheckedBatcher(plain),
+            CheckedBatcher(
                 bisecting(strict, on=ValueError, max_calls=1_000),
                 Size(50) | Interval(0.002),
                 key=lambda job: job % 7,
                 max_workers=4,
                 max_pending=64,
             ),
-            Account(client, Adaptive(0.05) | Natural(), max_workers=2, max_pending=1_000),
+            CheckedBatcher(plain, Adaptive(0.05) | Natural(), max_workers=2, max_pending=1_000),
         ]
-        accounts = self.accounts
+        batchers = self.batchers
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 for line in self.rfile:
                     with contextlib.suppress(BacklogFull):
-                        check_outcome(accounts[int(line)].submit(timeout=60))
+                        check_outcome(batchers[int(line)].submit(timeout=60))
                     self.wfile.write(b"ok\n")
 
         self._server = UnixServer(self._front, Handler)
@@ -403,20 +411,20 @@ class Soak:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for account in self.accounts:
-            account.batcher.shutdown(timeout=60)
+        for batcher in self.batchers:
+            batcher.inner.shutdown(timeout=60)
         self._server.shutdown()
         self._server.server_close()
-        for client in self._clients:
-            client.close()
+        for processor in self._processors:
+            processor.close()
         self._downstream.kill()
 
     def round(self, callers: int, mode: str, seconds: float) -> int:
-        """Let so many callers work for some seconds, and return the number of jobs."""
-        before = sum(account.accepted for account in self.accounts)
+        """Run this number of callers for some seconds, and return the number of jobs."""
+        before = sum(batcher.accepted for batcher in self.batchers)
         self._downstream.kill() if mode == "gone" else self._downstream.set_mode(mode)
         end = time.monotonic() + seconds
-        working = [Caller(self.accounts, self._front, end) for _ in range(callers)]
+        working = [Caller(self.batchers, self._front, end) for _ in range(callers)]
         threads = [threading.Thread(target=caller, name="caller") for caller in working]
         for thread in threads:
             thread.start()
@@ -431,7 +439,7 @@ class Soak:
             if caller.error is not None:
                 raise caller.error
         self._settle()
-        return sum(account.accepted for account in self.accounts) - before
+        return sum(batcher.accepted for batcher in self.batchers) - before
 
     def _fork(self) -> None:
         """Use all batchers in a child process, too."""
@@ -442,10 +450,11 @@ class Soak:
             status = 1
             signal.alarm(60)
             try:
-                for account in self.accounts:
-                    for future in [account.batcher.submit(next(_numbers)) for _ in range(20)]:
+                for batcher in self.batchers:
+                    batcher.renew_lock()
+                    for future in [batcher.inner.submit(next(_numbers)) for _ in range(20)]:
                         check_outcome(future)
-                    account.batcher.shutdown()
+                    batcher.inner.shutdown()
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -455,17 +464,17 @@ class Soak:
 
     def _settle(self) -> None:
         """Wait until no job and no connection is left, and check the ledgers."""
-        for account in self.accounts:
-            assert account.batcher.flush(timeout=60)
+        for batcher in self.batchers:
+            assert batcher.inner.flush(timeout=60)
         end = time.monotonic() + 60
         while any("process_request" in thread.name for thread in threading.enumerate()):
             assert time.monotonic() < end, "a client is connected forever"
             time.sleep(0.01)
-        for client in self._clients:
-            client.close()
+        for processor in self._processors:
+            processor.close()
         assert self._server.errors == []
-        for account in self.accounts:
-            account.check()
+        for batcher in self.batchers:
+            batcher.check()
 
 
 def measure(minutes: float, jobs: int, callers: int, mode: str) -> Sample:
@@ -477,22 +486,22 @@ def measure(minutes: float, jobs: int, callers: int, mode: str) -> Sample:
     return Sample(minutes, jobs, callers, mode, megabytes, len(gc.get_objects()), threads, descriptors)
 
 
-def soak(seconds: float, longest: float = 5.0) -> Iterator[Sample]:
+def soak(seconds: float, max_round: float = 5.0) -> Iterator[Sample]:
     """Yield a sample after each round."""
     dice = random.Random()
-    logging.getLogger("microbatch").addHandler(logging.NullHandler())  # of failures that nobody looks at
+    logging.getLogger("microbatch").addHandler(logging.NullHandler())  # so that expected failures are not printed
     with tempfile.TemporaryDirectory() as folder, Soak(Path(folder)) as running:
         started = time.monotonic()
         while (spent := time.monotonic() - started) < seconds:
             callers, mode = dice.choice(CALLERS), dice.choice(MODES)
-            jobs = running.round(callers, mode, dice.uniform(longest / 5, longest))
+            jobs = running.round(callers, mode, dice.uniform(max_round / 5, max_round))
             yield measure(spent / 60, jobs, callers, mode)
-            time.sleep(dice.choice([0, 0, longest / 5]))  # idle
+            time.sleep(dice.choice([0, 0, max_round / 5]))  # idle
 
 
 def growth(samples: list[Sample], figure: str) -> float:
-    """Return by how much a figure was higher at the end than before: the last quarter of a run and its second one."""
-    quarter = len(samples) // 4
+    """Return by how much the median of a figure in the last quarter of a run exceeds that in the second quarter."""
+    quarter = max(1, len(samples) // 4)
     values = [float(getattr(sample, figure)) for sample in samples]
     return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
 
@@ -502,6 +511,15 @@ def read(path: Path) -> list[Sample]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [Sample(**{name: kind(row[name]) for name, kind in Sample.__annotations__.items()}) for row in rows]
+
+
+LIMITS = {"megabytes": 5.0, "objects": 200.0, "threads": 0.0, "descriptors": 0.0}
+"""How much each figure may grow. The memory and the objects depend a little on what the last round did."""
+
+
+def grown(samples: list[Sample]) -> list[str]:
+    """Return the figures that have grown by more than their limit."""
+    return [name for name, limit in LIMITS.items() if growth(samples, name) > limit]
 
 
 FIGURES = {
@@ -538,7 +556,7 @@ def main() -> None:
     parser.add_argument("--serve", type=Path, metavar="PATH", help="be the downstream system, with this socket")
     options = parser.parse_args()
     if options.serve:
-        UnixServer(options.serve, Table).serve_forever()
+        UnixServer(options.serve, DownstreamHandler).serve_forever()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "samples.csv"
     with path.open("w", newline="") as file:
@@ -550,9 +568,13 @@ def main() -> None:
             print(sample, flush=True)
     samples = read(path)
     plot(samples, options.output / "soak.svg")
-    print(f"{len(samples)} rounds, {sum(sample.jobs for sample in samples):,} jobs. Growth, without the first quarter:")
-    for name in ("megabytes", "objects", "threads", "descriptors"):
+    print(
+        f"{len(samples)} rounds, {sum(sample.jobs for sample in samples):,} jobs. Growth from the second quarter to the last:"
+    )
+    for name in LIMITS:
         print(f"{FIGURES[name]}: {growth(samples, name):+.1f}")
+    if wrong := grown(samples):
+        sys.exit(f"{' and '.join(wrong)} grew")
 
 
 if __name__ == "__main__":

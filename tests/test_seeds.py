@@ -1,10 +1,10 @@
 """Whole batchers in virtual time, where everything that users inject may raise, return nonsense, be late or exit.
 
-A seed determines everything: the batcher, its policy, what the users do, and what goes wrong. All of it happens in one
-thread, the batcher thread. Where that thread would sleep, the clock lets the users act.
+A seed determines everything: the batcher, its policy, what the users do, and what goes wrong. After the first job, all
+of it happens in the batcher thread. Where that thread would sleep, the clock lets the users act.
 
 ``SEEDS`` is the number of seeds of each run (2,000), and ``FIRST_SEED`` the first one (0). A failure prints its seed,
-and what the users must do for it.
+and a scenario that is reduced to few actions and faults.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SEEDS_AT_ONCE = 2_000
+"""The number of seeds of one test, because the time of a test is limited."""
 
 LIMIT = 4
 POLICIES = [
@@ -67,7 +68,7 @@ class Action:
 
     moment: float
     what: str
-    number: int  # which job is meant
+    number: int  # the index of the job that it acts on
     kind: str = "good"
     key: Any = None
     weight: float = 1.0
@@ -85,7 +86,7 @@ class Scenario:
     max_pending: int
     delayed: bool  # the executor returns results later
     workers: int
-    faults: dict[str, float]  # how likely each of the injected functions fails
+    faults: dict[str, float]  # the probability that each of these fails; "key" stands for weigh too
     actions: tuple[Action, ...] = ()
 
 
@@ -173,7 +174,7 @@ class Listener(BatchListener):
 
 
 class UnreliableExecutor(Executor):
-    """Runs batches at once or later. Some it refuses or loses."""
+    """Runs batches at once or later. It refuses, cancels or breaks some of them."""
 
     def __init__(self, world: "World") -> None:
         self._world = world

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def search_apart(model: str, schedules: int, seed: int = 0, mutant: Mutant | None = None) -> dict[str, Any]:
+def search_in_subprocess(model: str, schedules: int, seed: int = 0, mutant: Mutant | None = None) -> dict[str, Any]:
     """Search a model in a process of its own, which imports a copy of the package with the fault, if there is one."""
     with tempfile.TemporaryDirectory() as folder:
         if mutant is not None:
@@ -42,7 +42,7 @@ def _environment(folder: str) -> dict[str, str]:
     return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([folder, str(ROOT)])}
 
 
-def seed_that_fails(mutant: Mutant) -> str | None:
+def first_failing_seed(mutant: Mutant) -> str | None:
     """Return the first seed of ``test_seeds.py`` that fails with a fault in the package."""
     with tempfile.TemporaryDirectory() as folder:
         _make_mutant(mutant, Path(folder, "microbatch"))
@@ -68,37 +68,49 @@ def report(found: dict[str, Any]) -> str:
     return f"{found['error']}\n{switches}\n{found['columns']}"
 
 
-def _search_models(names: list[str], schedules: int, seed: int) -> None:
+def _search_models(names: list[str], schedules: int, seed: int) -> bool:
+    """Return whether no model fails."""
+    passed = True
     for name in names:
-        result = search_apart(name, schedules, seed)
-        complete = f"all with {result['in_focus']} switches in its focus, {result['complete']} anywhere"
+        result = search_in_subprocess(name, schedules, seed)
+        complete = (
+            f"all with {result['complete_in_focus']} switches in its focus, {result['complete_anywhere']} anywhere"
+        )
         print(f"{name:34} {result['schedules']:6,} schedules in {result['seconds']:5.1f} s: {complete}", flush=True)
         if result["found"]:
+            passed = False
             print(report(result["found"]))
             path = HERE / "found" / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps({"model": name, "switches": result["found"]["plan"]}, indent=1) + "\n")
             print(f"This schedule is in {path}.")
+    return passed
 
 
-def _search_mutants(text: str, schedules: int, seed: int) -> None:
+def _search_mutants(text: str, schedules: int, seed: int) -> bool:
+    """Return whether all faults are found."""
+    passed = True
     for mutant in MUTANTS:
         if text in mutant.name:
             if mutant.model == "seeds":
-                failing = seed_that_fails(mutant)
+                failing = first_failing_seed(mutant)
                 found = "NOT FOUND" if failing is None else f"with seed {failing}"
             else:
-                result = search_apart(mutant.model, schedules, seed, mutant)
+                result = search_in_subprocess(mutant.model, schedules, seed, mutant)
                 found = f"after {result['schedules']:,} schedules" if result["found"] else "NOT FOUND"
             print(f"{mutant.name:64} {mutant.model:34} {found}", flush=True)
+            passed = passed and found != "NOT FOUND"
+    return passed
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.schedules", description=__doc__)
     parser.add_argument("models", nargs="*", help="the models to search (all)")
-    parser.add_argument("--mutants", metavar="TEXT", help="search the faults whose names contain this text instead")
+    parser.add_argument(
+        "--mutants", metavar="TEXT", help="check that the faults whose names contain TEXT are found (all: '')"
+    )
     parser.add_argument("--schedules", type=int, default=1_000, help="how many schedules of each model to try (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="choose other schedules (0)")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the random choices (0)")
     parser.add_argument("--json", action="store_true", help="search one model in this process, and print JSON")
     options = parser.parse_args()
     if options.json:
@@ -107,9 +119,9 @@ def _main() -> None:
         print(json.dumps({**searched._asdict(), "found": found and found._asdict()}), flush=True)
         os._exit(0)  # does not wait for threads that a fault has left waiting
     elif options.mutants is not None:
-        _search_mutants(options.mutants, options.schedules, options.seed)
+        sys.exit(not _search_mutants(options.mutants, options.schedules, options.seed))
     else:
-        _search_models(options.models or list(MODELS), options.schedules, options.seed)
+        sys.exit(not _search_models(options.models or list(MODELS), options.schedules, options.seed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small models of a batcher: two or three threads, and one or two jobs each.
+"""Small models of a batcher: two to five threads, and a few jobs.
 
 In each model, every job that was accepted must have one outcome, the counts of ``stats()`` must add up, and no thread
 may wait forever. The docstring of a model says what else must hold in every schedule.
@@ -149,7 +149,7 @@ def cancel_and_dispatch() -> None:
 
 @focus("cancel claim close_group _drop_cancelled drain peek drop")
 def cancel_and_take() -> None:
-    """The same, while the leader makes a batch of the cancelled job and another one."""
+    """A cancelled job is never processed, even if the leader puts it into a batch at the same time."""
     setting = Setting()
     setting.submit(1)
     task = spawn(setting.accepted[-1].cancel)
@@ -161,7 +161,7 @@ def cancel_and_take() -> None:
 
 @focus("put _has_room claim")
 def room_for_one() -> None:
-    """Two callers submit a job while there is room for one. Exactly one is accepted."""
+    """Two callers submit a job while there is space for one. Exactly one is accepted."""
     setting = Setting(max_pending=2, workers=1)
     setting.block()
     setting.submit(1)
@@ -175,19 +175,19 @@ def room_for_one() -> None:
     setting.end()
 
 
-def _full_queue(room: int = 1) -> Setting:
-    """Return a batcher whose worker is blocked, and whose queue is full with so many jobs."""
-    setting = Setting(max_pending=room, workers=1)
+def _full_queue(size: int = 1) -> Setting:
+    """Return a batcher whose worker is blocked, and whose queue is full with *size* jobs."""
+    setting = Setting(max_pending=size, workers=1)
     setting.block()
     setting.submit(1)
     setting.wait_for_batches(2)
-    setting.submit(*range(2, 2 + room))
+    setting.submit(*range(2, 2 + size))
     return setting
 
 
 @focus("put _wait_for_room _wait_in_line _enters _has_room claim notify note_news blocks_callers resign wait_for_lead")
 def wait_for_room() -> None:
-    """A caller begins to wait just as there is room. It sees the room, or is woken."""
+    """A caller begins to wait just as the queue gets space. It sees the space, or is woken."""
     setting = _full_queue()
     task = spawn(setting.unblock, 1)
     setting.submit(3)
@@ -198,7 +198,7 @@ def wait_for_room() -> None:
 
 @focus("put _wait_for_room _wait_in_line _enters _has_room cancel _drop_cancelled notify note_news drain")
 def wait_for_room_of_a_cancelled_job() -> None:
-    """The same, with room that a cancelled job leaves."""
+    """A caller begins to wait just as a job is cancelled. It sees the space, or is woken."""
     setting = _full_queue()
     task = spawn(setting.accepted[-1].cancel)
     setting.submit(3)
@@ -209,7 +209,7 @@ def wait_for_room_of_a_cancelled_job() -> None:
 
 @focus("put _wait_for_room _wait_in_line _enters _has_room close notify_all")
 def wait_for_room_and_close() -> None:
-    """Two callers wait for room when the batcher is shut down. Both go on, and their jobs are refused."""
+    """Two callers wait for space when the batcher is shut down. Both stop waiting, and their jobs are refused."""
     setting = _full_queue()
     tasks = [spawn(setting.submit, 3), spawn(setting.batcher.shutdown, wait=False)]
     setting.submit(4)
@@ -221,8 +221,8 @@ def wait_for_room_and_close() -> None:
 
 @focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
 def enter_and_pass_room_on() -> None:
-    """There is room for a second caller just as the first one enters. The second one is woken."""
-    setting = _full_queue(room=2)
+    """The queue gets space for a second caller just as the first one enters. The second one is woken."""
+    setting = _full_queue(size=2)
     tasks = [spawn(setting.submit, 4), spawn(setting.submit, 5)]
     setting.unblock(2)
     for task in tasks:
@@ -233,7 +233,7 @@ def enter_and_pass_room_on() -> None:
 
 @focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
 def leave_and_pass_room_on() -> None:
-    """The timeout of a caller that waits for room comes just as there is room. Another caller gets the room then."""
+    """The timeout of a caller runs out just as the queue gets space. Another caller gets the space then."""
     setting = _full_queue()
     tasks = [spawn(setting.submit, 3, timeout=1), spawn(setting.submit, 4)]
     setting.sleep(1)
@@ -274,7 +274,7 @@ def flush_and_submit() -> None:
 
 @focus("flush unsettled _accepted running claimed claim settle_all close_group")
 def flush_and_dispatch() -> None:
-    """The same, while the leader dispatches that job."""
+    """A flush waits for a job that the leader is dispatching."""
     setting = Setting()
     setting.submit(1)
 
@@ -313,7 +313,7 @@ def resign_until_later() -> None:
 
 @focus("lead take_lead resign is_wanted post note_news drain finish")
 def two_workers() -> None:
-    """Two workers finish their batches at the same time. Both lead, or one leaves it to the other."""
+    """Two workers finish their batches at the same time. Each leads, or passes its finished batch to the other."""
     setting = Setting(workers=2)
     task = spawn(setting.submit, 1)
     setting.submit(2)
@@ -354,7 +354,7 @@ def watch_and_settle() -> None:
 
 @focus("cancel _notify_watchers _try_to_notify_watchers release _notify_each _notify_once _get_condition settle_all")
 def watch_and_cancel() -> None:
-    """The same for a job that is cancelled."""
+    """``wait`` returns if the job is cancelled in the meantime."""
     setting = Setting(Size(5))
     setting.submit(1)
     futures = setting.accepted[-1:]
@@ -387,7 +387,7 @@ def two_starts() -> None:
 
 @focus("close _end_unstarted wait_ended _wait_ended _end")
 def two_shutdowns() -> None:
-    """When ``shutdown`` returns, all jobs are settled and all shutdown callbacks have been called, in each thread."""
+    """When ``shutdown`` returns in either thread, all jobs are settled and all shutdown callbacks have been called."""
     setting = Setting()
     setting.submit(1)
     _shut_down_twice(setting)
@@ -395,7 +395,7 @@ def two_shutdowns() -> None:
 
 @focus("close _end_unstarted wait_ended _wait_ended _end _run_callbacks _run_next_callback")
 def two_shutdowns_before_the_start() -> None:
-    """The same for a batcher that has no threads."""
+    """When ``shutdown`` returns in either thread, the callbacks of a batcher without threads have been called."""
     _shut_down_twice(Setting(started=False))
 
 
@@ -449,7 +449,7 @@ class _Events(BatchListener):
 
 @focus("put close lead resign turn drained _end _run_callbacks")
 def listener_and_shutdown() -> None:
-    """Listeners hear of each job and each batch, and last of the shutdown, once."""
+    """A listener gets one event for each job, two for each batch, and then one for the shutdown."""
     log = _Events()
     setting = Setting(workers=1, listeners=[log])
     task = spawn(setting.batcher.shutdown)
@@ -481,7 +481,7 @@ def stats_and_dispatch() -> None:
 
 @focus("stats _consistent_counts put claim settle_all close_group")
 def stats_at_one_moment() -> None:
-    """A job that is accepted after another one has succeeded is not counted without it."""
+    """If ``stats()`` counts a job that was submitted after another one succeeded, it also counts that success."""
     setting = Setting()
 
     def submit() -> None:
@@ -498,7 +498,7 @@ def stats_at_one_moment() -> None:
 
 @focus("stats _consistent_counts cancel _drop_cancelled drop claim close_group")
 def stats_and_cancel() -> None:
-    """The same while a job is cancelled and dropped."""
+    """The counts of ``stats()`` add up to the number of accepted jobs while a job is cancelled and dropped."""
     setting = Setting(Size(5))
 
     def look() -> None:
@@ -528,7 +528,7 @@ def abandon_and_settle() -> None:
 
 @focus("add_done_callback _attach _run_each _run_callback _run_callbacks settle_all _announce _notify")
 def done_callback() -> None:
-    """A callback that is added just as its future is settled is called once. `Setting.check` looks at another one."""
+    """A callback that is added just as its future is settled is called once."""
     setting = Setting()
     setting.submit(1)
     called: list[Any] = []

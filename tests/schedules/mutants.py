@@ -1,6 +1,7 @@
-"""Faults that a reviewer fears, each as a change of one place in the package. The models must find them.
+"""Plausible faults, each a change of one place in the package. The model or the seeds named with it should find it.
 
-``python -m tests.schedules mutants`` makes each change in a copy of the package, and prints which model finds it.
+``python -m tests.schedules --mutants ''`` makes each change in a copy of the package. It prints after how many schedules
+the model failed, or which seed failed.
 """
 
 from typing import NamedTuple
@@ -30,7 +31,7 @@ COLLECTOR, BATCH, RUNNER = "_forming/collector.py", "_engine/batch_run.py", "_en
 
 MUTANTS = [
     Mutant(
-        "a job is accepted without a look at the shutdown",
+        "a job is accepted without a check for a shutdown",
         "close_and_submit",
         QUEUE,
         "            if self.closed:  # by another thread, in the meantime\n",
@@ -51,14 +52,14 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a job wakes nobody",
+        "a job does not wake the batcher thread",
         "result_and_settle",
         QUEUE,
         "            elif len(self._items) > self._wanted:\n                self.not_empty.wake()\n",
         "",
     ),
     Mutant(
-        "the leader forgets the news that came while it looked",
+        "the leader clears the flag for news after it has taken them",
         "wait_for_room_of_a_cancelled_job",
         QUEUE,
         "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
@@ -66,14 +67,14 @@ MUTANTS = [
         "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
     ),
     Mutant(
-        "a thread resigns without a look at what has come",
+        "a thread resigns without a check for new jobs",
         "resign_and_submit",
         QUEUE,
         "        if self.is_wanted(wanted) or moment < self._alarm:\n",
         "        if moment < self._alarm:\n",
     ),
     Mutant(
-        "a thread looks at what has come before it resigns",
+        "a thread checks for new jobs before it resigns, not after",
         "resign_and_submit",
         QUEUE,
         "        self._moment, self._wanted = moment, wanted\n        self._is_led = False\n        self._lead.release()\n"
@@ -84,14 +85,14 @@ MUTANTS = [
         "        if wake:\n",
     ),
     Mutant(
-        "a thread resigns before it has said when to wake up",
+        "a thread that resigns does not wake the batcher thread for an earlier moment",
         "resign_until_later",
         QUEUE,
         "        if self.is_wanted(wanted) or moment < self._alarm:\n",
         "        if self.is_wanted(wanted):\n",
     ),
     Mutant(
-        "the batcher thread forgets a notification after its check",
+        "the batcher thread drops a wake-up that comes after its check",
         "resign_and_submit",
         QUEUE,
         "            self._alarm = moment = NEVER if due else self._moment  # if it is due, the leader will wake this thread\n",
@@ -112,14 +113,14 @@ MUTANTS = [
         "        taken = not self.is_leader()\n        self._lead.acquire(False)\n",
     ),
     Mutant(
-        "the queue takes more jobs than it has room for",
+        "the queue takes more jobs than max_pending",
         "room_for_one",
         QUEUE,
         "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
         "        if len(waiting) <= self._limit + 1:\n",
     ),
     Mutant(
-        "a full queue refuses one job too many",
+        "a queue with space for one job refuses both of two",
         "room_for_one",
         QUEUE,
         "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
@@ -134,7 +135,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a caller looks for room before it says that it waits",
+        "a caller checks for space before it registers as a waiter",
         "wait_for_room",
         QUEUE,
         "            self.not_full[waiter] = None\n            self.note_news()\n            self._wait_in_line(item, waiter, deadline)\n",
@@ -143,14 +144,14 @@ MUTANTS = [
         "            self._wait_in_line(item, waiter, deadline)\n",
     ),
     Mutant(
-        "a shutdown does not wake the callers that wait for room",
+        "a shutdown does not wake the callers that wait for space",
         "wait_for_room_and_close",
         QUEUE,
         "        finally:\n            self.not_full.notify_all()\n            self.note_news()\n",
         "        finally:\n            self.note_news()\n",
     ),
     Mutant(
-        "a cancelled job makes no room",
+        "a cancelled job leaves no space",
         "wait_for_room_of_a_cancelled_job",
         DISPATCHER,
         "        self.queue.not_full.notify(len(cancelled))\n",
@@ -172,7 +173,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a job is in neither of two places while it is dispatched",
+        "a job is in neither the queue nor the ledger for a moment",
         "flush_and_dispatch",
         LEDGER,
         "            self._books.append(group)  # before the next step, so that each job is always in one of the two places\n"
@@ -208,7 +209,7 @@ MUTANTS = [
         "        if future._stage is not None:\n",
     ),
     Mutant(
-        "a caller looks for the outcome before it says that it waits",
+        "a caller checks for the outcome before it registers as a waiter",
         "result_and_settle",
         FUTURE,
         "            attachments[waiter] = None\n            if self._stage is None and not waiter.wait(timeout) and self._stage is None:\n",
@@ -216,14 +217,14 @@ MUTANTS = [
         "            if not waiter.wait(timeout) and self._stage is None:\n",
     ),
     Mutant(
-        "a settled future wakes one of several callers",
+        "a settled future wakes only one of several waiters",
         "result_and_settle",
         LEDGER,
         "        for waiter in waiters:\n            waiter.wake()\n",
         "        for waiter in waiters[:1]:\n            waiter.wake()\n",
     ),
     Mutant(
-        "a callback is added without a second look for the outcome",
+        "a callback is added without a second check for the outcome",
         "done_callback",
         FUTURE,
         "            if self.done():  # F2\n                self._run_each(callbacks)\n",
@@ -237,7 +238,7 @@ MUTANTS = [
         "            self._run_callback(partial(callbacks.__getitem__, 0))\n            del callbacks[:1]\n",
     ),
     Mutant(
-        "a caller that held a future does not notify its watchers",
+        "the release of a future's condition does not notify its watchers",
         "watch_and_settle",
         FUTURE,
         "                future._try_to_notify_watchers(self)\n\n    # In one step",
@@ -266,7 +267,7 @@ MUTANTS = [
         "        vars(self).pop('_unclaimed', None)\n        try:\n            started",
     ),
     Mutant(
-        "two threads end a batcher",
+        "two threads shut down a batcher without threads",
         "two_shutdowns_before_the_start",
         ENGINE,
         "        try:\n            del self._unclaimed\n        except AttributeError:  # another thread ends it, or starts the threads, which then end it\n"
@@ -274,14 +275,14 @@ MUTANTS = [
         "        vars(self).pop('_unclaimed', None)\n",
     ),
     Mutant(
-        "a shutdown callback is added without a second look at the end",
+        "a shutdown callback is added without a second check for the end",
         "shutdown_callback",
         ENGINE,
         "        if self.stage is _ENDED and call in self._callbacks:\n            self._run_callbacks()\n",
         "",
     ),
     Mutant(
-        "the end wakes one of several callers of shutdown()",
+        "the end wakes only one of several callers of shutdown()",
         "two_shutdowns",
         ENGINE,
         "                call()\n        self.queue.ended.notify_all()\n",
@@ -295,7 +296,7 @@ MUTANTS = [
         "            self.queue.resign(float('inf'), float('inf'))\n        else:\n            self._resign()\n",
     ),
     Mutant(
-        "a worker leaves the end of its batch to a leader that does not know",
+        "a worker posts its finished batch without a notification",
         "two_workers",
         QUEUE,
         "            self._calls.append(call)\n        finally:\n            self.note_news()\n",
@@ -337,7 +338,7 @@ MUTANTS = [
         "        self._empty(lane)\n",
     ),
     Mutant(
-        "the end of a batch frees no worker",
+        "a finished batch does not free its worker",
         "seeds",
         DISPATCHER,
         "        self._collector.finished(time)\n",
@@ -365,7 +366,7 @@ MUTANTS = [
         "            batch_run.fail(self._named(error, batch_run))\n\n",
     ),
     Mutant(
-        "a listener that exits ends the thread that calls it",
+        "a listener that raises SystemExit ends the thread that calls it",
         "seeds",
         "listeners.py",
         "            method(event)\n        except BaseException:\n",

@@ -1,12 +1,13 @@
 """Runs a small model of a batcher again and again, each time with another schedule.
 
-A *schedule* says which thread goes on, wherever one could be replaced by another. The threads of a model are real, but
-only one runs at a time: ``interleave-test`` replaces the locks and threads of the standard library by its own, and asks
-a strategy which thread goes on. It knows which threads could, so it notices when none can: a deadlock, or a lost
-wake-up.
+A *schedule* says which thread runs next, at each point where a thread can be preempted. The threads of a model are
+real, but only one runs at a time: ``interleave-test`` replaces the locks and threads of the standard library with its
+own, and asks a strategy which thread runs next. It tracks which threads are runnable, so it detects deadlocks and lost
+wake-ups.
 
-A thread can be replaced before each instruction of this package that may read or change what other threads see. Without
-the GIL, Python may switch threads at all of these points, and with the GIL at some of them.
+A thread can be preempted before each instruction of this package that may read or change what other threads see.
+Without the GIL, Python may switch threads at all of these points, and with the GIL at some of them. Where the package
+has other code for a build without the GIL, the models run that code.
 """
 
 import contextlib
@@ -42,8 +43,7 @@ FOCUS: dict[Model, frozenset[str]] = {}
 def focus(functions: str) -> Callable[[Model], Model]:
     """Return a decorator for a model that is about these functions, separated by spaces.
 
-    The search begins with schedules that replace a thread only in these functions, because it may be able to try all of
-    those.
+    Half of the schedules preempt threads only in these functions, so that many of these schedules can be tried.
     """
 
     def decorate(model: Model) -> Model:
@@ -57,10 +57,10 @@ _PACKAGE = Path(microbatch.__file__).parent
 _SHARED = [
     _PACKAGE / name for name in ("_engine", "futures", "_basics/waiting.py", "_forming/callers.py", "batcher.py")
 ]
-"""The code in which threads can be replaced. In the rest of the package, one thread at a time uses an object."""
+"""The code in which threads can be preempted. In the rest of the package, one thread at a time uses an object."""
 
-_MOST_CHOICES = 20_000
-"""If there are more choices in a run, a thread spins."""
+_MAX_CHOICES = 20_000
+"""A run with more choices counts as spinning."""
 
 _CHANGES = ("STORE_ATTR", "DELETE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _OTHER = ("CALL", "BINARY_SUBSCR", "BINARY_SLICE", "BINARY_OP", "CONTAINS_OP", "GET_ITER", "FOR_ITER", "LIST_EXTEND")
@@ -89,7 +89,7 @@ _lines: dict[int, dict[int, str]] = {}  # for each code object by its identity, 
 
 
 def _lines_of(code: types.CodeType) -> dict[int, str]:
-    """Return the place of each instruction before which a thread can be replaced: the function and the source line."""
+    """Return the place of each instruction before which a thread can be preempted: the function and the source line."""
     numbers = {offset: line for start, end, line in code.co_lines() for offset in range(start, end, 2)}
     found = _lines[id(code)] = {
         step.offset: f"{code.co_name}: "
@@ -106,7 +106,7 @@ _READY = _scheduler.Status.READY
 
 
 def _watch(tool: int, event: Any) -> None:
-    """Let Python call back before each instruction of the shared code."""
+    """Set an event of `sys.monitoring` for all of the shared code. 0 removes it."""
     for function in gc.get_objects():
         if isinstance(function, types.FunctionType) and _is_shared(function.__code__.co_filename):
             for code in _codes(function.__code__):
@@ -272,16 +272,16 @@ def _replaced() -> Iterator[None]:
 
 
 class Switch(NamedTuple):
-    """A point at which another thread goes on than by the default rule.
+    """A point where a schedule departs from the default rule.
 
-    By that rule, the thread that runs goes on as long as it can. Then the oldest of the others does, but one that a
-    switch has stopped waits until no other thread can go on.
+    By that rule, the running thread continues as long as it can. Then the oldest runnable thread runs. Threads that a
+    switch has preempted come last.
 
     Attributes:
-        stopped: The number of the thread that stops, in order of their start. -1 if it could not go on anyway.
-        line: The function and the source line at which it stops.
-        visit: How many choices there were before for that thread in that line, plus one.
-        thread: The number of the thread that goes on.
+        stopped: The number of the thread that is preempted, in order of their start. -1 if it could not continue.
+        line: The function and the source line at which it is preempted.
+        visit: How often that thread had a choice at that line, counting this one.
+        thread: The number of the thread that runs next.
     """
 
     stopped: int
@@ -305,7 +305,7 @@ class Strategy(interleave_test.Strategy):
     """Chooses by the default rule.
 
     Attributes:
-        focus: The functions in which a thread can be replaced. None if it can be replaced anywhere.
+        focus: The functions in which a thread can be preempted. None if it can be preempted anywhere.
         choices: All choices of the last run.
     """
 
@@ -320,12 +320,12 @@ class Strategy(interleave_test.Strategy):
         self._stopped: list[int] = []  # the threads that a switch has stopped
 
     def pick(self, runnable: Any, current: Any, index: int) -> Any:
-        """Return the thread that goes on when the one that ran can't."""
+        """Return the thread that runs next when the one that ran can't continue."""
         return self.choose(runnable, None, "")
 
     def choose(self, runnable: Any, current: Any, line: str) -> Any:
-        """Return the thread that goes on. *current* is about to run *line*."""
-        if len(self.choices) > _MOST_CHOICES:
+        """Return the thread that runs next. *current* is about to run *line*."""
+        if len(self.choices) > _MAX_CHOICES:
             raise AssertionError("a thread spins")
         threads = [thread.tid for thread in runnable]
         running = -1 if current is None else current.tid
@@ -369,15 +369,15 @@ class Replay(Strategy):
 
 
 class Bounded(Replay):
-    """Searches all schedules with at most *most* switches, those with the fewest first.
+    """Searches all schedules with at most *max_switches* switches, those with the fewest first.
 
     Most faults need two or three of them: M. Emmi, S. Qadeer and Z. Rakamarić, Delay-Bounded Scheduling, POPL 2011.
     Schedules with the same number are tried in random order, because there may be more than there is time for.
     """
 
-    def __init__(self, most: int, focus: frozenset[str] | None = None) -> None:
+    def __init__(self, max_switches: int, focus: frozenset[str] | None = None) -> None:
         super().__init__((), focus)
-        self._left: list[list[Plan]] = [[()], *([] for _ in range(most))]
+        self._left: list[list[Plan]] = [[()], *([] for _ in range(max_switches))]
         self._followed: Plan = ()
 
     def more(self) -> bool:
@@ -417,7 +417,7 @@ class Pct(Strategy):
     From S. Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010. Each
     thread gets a random priority, and the one with the highest priority runs. At ``depth - 1`` random choices, the
     thread that runs gets the lowest priority. So a fault that needs *depth* steps in a certain order is found with a
-    known probability.
+    known probability. Here it is only approximate, because the number of choices in a run is estimated.
     """
 
     def __init__(self, depth: int = 3) -> None:
@@ -462,15 +462,15 @@ class Searched(NamedTuple):
     Attributes:
         schedules: How many schedules were tried.
         seconds: How long that took.
-        complete: All schedules with so many switches were tried. -1 if not even the one without any.
-        in_focus: The same for schedules with switches only in the functions that the model is about.
+        complete_anywhere: The largest number of switches up to which all schedules were tried. -1 if none.
+        complete_in_focus: The same for schedules that preempt threads only in the focus of the model.
         found: A schedule in which the model fails.
     """
 
     schedules: int
     seconds: float
-    complete: int
-    in_focus: int
+    complete_anywhere: int
+    complete_in_focus: int
     found: Found | None
 
 
@@ -497,7 +497,10 @@ def run(model: Model, strategy: Strategy, schedules: int = 1, seed: int = 0) -> 
 
 
 def search(model: Model, schedules: int, seed: int = 0) -> Searched:
-    """Look for a schedule in which *model* fails: half of them in its focus, and a quarter with each other strategy."""
+    """Search for a schedule in which *model* fails.
+
+    A quarter is random, then half preempts threads only in the focus of the model, then a quarter does so anywhere.
+    """
     in_focus, anywhere = Bounded(3, FOCUS[model]), Bounded(2)
     done, seconds, found = 0, 0.0, None
     for strategy, share in ((Pct(), 1 / 4), (in_focus, 2 / 3), (anywhere, 1)):

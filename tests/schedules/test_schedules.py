@@ -1,4 +1,4 @@
-"""All schedules of small models: see ``search.py``.
+"""Tries many schedules of each model: see ``search.py``.
 
 ``SCHEDULES`` is the number of schedules of each model (500). ``python -m tests.schedules`` tries more.
 """
@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("interleave_test", reason="interleave-test needs Python 3.12 or later")
 
-from tests.schedules.__main__ import report, search_apart
+from tests.schedules.__main__ import report, search_in_subprocess
 from tests.schedules.models import MODELS
 from tests.schedules.search import Replay, Switch, run
 
@@ -22,13 +22,13 @@ SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_schedule_makes_a_model_fail(model: str) -> None:
-    result = search_apart(model, SCHEDULES)
+    result = search_in_subprocess(model, SCHEDULES)
     assert not result["found"], report(result["found"])
     assert result["schedules"] == SCHEDULES
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("found/*.json")), ids=lambda path: str(path.stem))
-def test_a_schedule_that_made_a_model_fail_does_so_no_more(path: Path) -> None:
+def test_a_schedule_that_once_made_a_model_fail_passes(path: Path) -> None:
     found = json.loads(path.read_text())
     result = run(MODELS[found["model"]], Replay(tuple(Switch(*switch) for switch in found["switches"])))
     assert result.ok, result.failure.traceback
