@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microbatch import Batcher, Size
+from microbatch import Batcher, BatcherClosed, Size
 from microbatch._engine.engine import Stage
 from microbatch._engine.ledger import Ledger
 from microbatch.testing import ManualClock
@@ -84,9 +84,9 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["slow", "slow_0"])
-@pytest.mark.parametrize("then", ["another job", "a shutdown"])
+@pytest.mark.parametrize("restarts", [True, False], ids=["another job", "a shutdown"])
 def test_a_job_of_a_failed_start_has_an_outcome_in_the_end_even_if_there_was_no_memory_to_fail_it(
-    then: str, name: str, monkeypatch: pytest.MonkeyPatch
+    restarts: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors, failed = [MemoryError(), MemoryError()], threading.Event()
     fail = Ledger.fail
@@ -104,10 +104,10 @@ def test_a_job_of_a_failed_start_has_an_outcome_in_the_end_even_if_there_was_no_
         FailingStart(name, patch).go_on.set()
         future = batcher.submit("job")
         assert failed.wait(10)
-    if then == "another job":
+    if restarts:
         assert "next" == batcher.submit("next").result(timeout=10).value
     assert batcher.shutdown(timeout=10)
-    assert RuntimeError is type(future.exception(timeout=0))
+    assert (RuntimeError if restarts else BatcherClosed) is type(future.exception(timeout=0))
     assert 1 == batcher.stats().failed
 
 

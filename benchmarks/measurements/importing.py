@@ -1,5 +1,6 @@
 """Import: the CPU time of a new interpreter that imports a contender and ends."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ MODULES = {"microbatch": "microbatch", POOL: "concurrent.futures.thread"}
 def run(contender: type[Contender], *, times: int) -> dict[str, float]:
     """See the module."""
     command = [sys.executable, "-c", f"import {MODULES[contender.name]}"]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(command, check=True)  # compiles the module, if that has not been done yet
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(times):

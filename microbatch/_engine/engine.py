@@ -156,8 +156,7 @@ class Engine:
             return
         this_thread.is_own = True  # before the first call (L3): a handler that interrupts this must not wait for it
         try:
-            error = BatcherClosed("the batcher was shut down before its threads were started")
-            self._abandon(list(self.queue.waiting), error)
+            self.abandon(BatcherClosed("the batcher was shut down before its threads were started"))
             self._end()
         except BaseException:  # from a signal handler
             self._unclaimed = True
@@ -320,7 +319,6 @@ class Engine:
     def _end(self) -> None:
         """End the threads that run batches, and call the shutdown callbacks. Can be called again after an exception."""
         self._runner.close()
-        self._fail_forgotten()
         self._run_callbacks()
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since
