@@ -1,4 +1,4 @@
-"""Whole batchers in virtual time, where everything that users inject may raise, return nonsense, be late or exit.
+"""Whole batchers in virtual time, where everything that users inject may fail.
 
 A seed determines everything: the batcher, its policy, what the users do, and what goes wrong. After the first job, all
 of it happens in the batcher thread. Where that thread would sleep, the clock lets the users act.

@@ -59,7 +59,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "the leader clears the flag for news after it has taken them",
+        "the leader clears the flag for news after it has taken the news",
         "wait_for_room_of_a_cancelled_job",
         QUEUE,
         "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
@@ -120,14 +120,14 @@ MUTANTS = [
         "        if len(waiting) <= self._limit + 1:\n",
     ),
     Mutant(
-        "a queue with space for one job refuses both of two",
+        "a queue with space for one job refuses both of two jobs",
         "room_for_one",
         QUEUE,
         "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
         "        if len(waiting) <= self._limit:\n",
     ),
     Mutant(
-        "a caller that enters does not pass its second wake-up on",
+        "a caller that gets space keeps a second wake-up that was for another one",
         "enter_and_pass_room_on",
         QUEUE,
         "            if len(self.waiting) < self._limit:  # this thread may have been woken again, in place of another one\n"
@@ -151,7 +151,7 @@ MUTANTS = [
         "        finally:\n            self.note_news()\n",
     ),
     Mutant(
-        "a cancelled job leaves no space",
+        "a cancelled job does not free its space in the queue",
         "wait_for_room_of_a_cancelled_job",
         DISPATCHER,
         "        self.queue.not_full.notify(len(cancelled))\n",
@@ -282,7 +282,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "the end wakes only one of several callers of shutdown()",
+        "the end of the batcher wakes only one of several callers of shutdown()",
         "two_shutdowns",
         ENGINE,
         "                call()\n        self.queue.ended.notify_all()\n",
