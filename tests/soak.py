@@ -133,8 +133,11 @@ class Downstream:
         """Start the process, and wait until it accepts connections."""
         self.path.unlink(missing_ok=True)
         self._process = subprocess.Popen([sys.executable, "-m", "tests.soak", "--serve", str(self.path)], cwd=ROOT)
-        while not self.path.exists():
-            time.sleep(0.01)
+        while True:
+            try:
+                return connect(self.path).close()
+            except OSError:
+                time.sleep(0.01)
 
     def set_mode(self, mode: str) -> None:
         """Let it fail in this way from now on."""
@@ -463,7 +466,7 @@ class Soak:
         assert os.waitpid(child, 0)[1] == 0, "a child process has failed"
 
     def _settle(self) -> None:
-        """Wait until no job and no connection is left, and check the ledgers."""
+        """Wait until no job and no connection is left, and check the counts."""
         for batcher in self.batchers:
             assert batcher.inner.flush(timeout=60)
         end = time.monotonic() + 60
@@ -486,11 +489,23 @@ def measure(minutes: float, jobs: int, callers: int, mode: str) -> Sample:
     return Sample(minutes, jobs, callers, mode, megabytes, len(gc.get_objects()), threads, descriptors)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let nobody print or keep the log of expected failures inside the ``with`` block. Pytest would keep it."""
+    logger = logging.getLogger("microbatch")
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(nowhere := logging.NullHandler())
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(nowhere)
+
+
 def soak(seconds: float, max_round: float = 5.0) -> Iterator[Sample]:
     """Yield a sample after each round."""
     dice = random.Random()
-    logging.getLogger("microbatch").addHandler(logging.NullHandler())  # so that expected failures are not printed
-    with tempfile.TemporaryDirectory() as folder, Soak(Path(folder)) as running:
+    with quiet(), tempfile.TemporaryDirectory() as folder, Soak(Path(folder)) as running:
         started = time.monotonic()
         while (spent := time.monotonic() - started) < seconds:
             callers, mode = dice.choice(CALLERS), dice.choice(MODES)

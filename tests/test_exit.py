@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
+
+from microbatch import Batcher
 
 pytestmark = pytest.mark.slow
 
@@ -236,6 +239,21 @@ def test_an_executor_imported_after_the_first_job_runs_its_jobs_at_exit() -> Non
         second.submit(job).add_done_callback(lambda future: print(future.result().value))
     """
     assert (0, "0\n1\n2\n", "") == run(script)
+
+
+def test_many_batchers_need_one_exit_hook() -> None:
+    def hooks() -> int:
+        return len(threading._threading_atexits)  # type: ignore[attr-defined]
+
+    def use_another_batcher() -> None:
+        with Batcher[int, int](list) as batcher:
+            batcher.submit(1).result(timeout=10)
+
+    use_another_batcher()
+    before = hooks()
+    for _ in range(5):
+        use_another_batcher()
+    assert before == hooks()
 
 
 def test_lost_jobs_are_reported_once_at_exit_however_many_kinds_of_executors_there_are() -> None:

@@ -39,6 +39,7 @@ class Member(Protocol):
 
 _engines: "weakref.WeakKeyDictionary[Member, None]" = weakref.WeakKeyDictionary()
 _exiting = False
+_exit_hook: object = None  # what `threading` calls at exit to call `_at_exit`
 
 
 def enlist(engine: Member) -> None:
@@ -52,13 +53,15 @@ def enlist(engine: Member) -> None:
     Raises:
         BatcherClosed: The interpreter is exiting.
     """
+    global _exit_hook
     check_for_fork()
     hooks = threading._threading_atexits  # type: ignore[attr-defined]
-    if not hooks or getattr(hooks[-1], "func", None) is not _at_exit:
+    if hooks[-1:] != [_exit_hook]:
         try:
             threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
         except RuntimeError:
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
+        _exit_hook = hooks[-1]
     _engines[engine] = None  # before the check: `_drain_all` sets the flag first, and then looks here
     if _exiting:
         raise BatcherClosed("the interpreter is exiting, so no batcher can start")
