@@ -63,6 +63,15 @@ class TimeLimit(Exception):
     pass
 
 
+@pytest.fixture(autouse=True)
+def the_tracer_keeps_the_gil() -> Iterator[None]:
+    """Let other threads run only where a thread waits, because a tracer would let them run inside atomic steps (L3)."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1.0)
+    yield
+    sys.setswitchinterval(before)
+
+
 class Late(Signal):
     """Raises `TimeLimit` at the *place*-th point where Python can be interrupted, in the threads of this name."""
 
