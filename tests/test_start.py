@@ -2,6 +2,7 @@
 
 import _thread
 import concurrent.futures
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -109,6 +110,32 @@ def test_a_job_of_a_failed_start_has_an_outcome_in_the_end_even_if_there_was_no_
     assert batcher.shutdown(timeout=10)
     assert (RuntimeError if restarts else BatcherClosed) is type(future.exception(timeout=0))
     assert 1 == batcher.stats().failed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["slow", "slow_0"])
+def test_a_job_that_an_interrupted_failed_start_has_left_waiting_is_processed_and_counted_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, failed = [MemoryError()], threading.Event()
+
+    def fail_once(*arguments: Any) -> Any:
+        if errors:
+            failed.set()
+            raise errors.pop()
+        return itertools.repeat(*arguments)
+
+    batcher = Batcher[str, str](list, name="slow")
+    with monkeypatch.context() as patch:
+        patch.setattr("microbatch._engine.ledger.repeat", fail_once)  # called in the middle of `Ledger.claim`
+        FailingStart(name, patch).go_on.set()
+        first = batcher.submit("first")
+        assert failed.wait(10)
+        assert "second" == batcher.submit("second").result(timeout=10).value
+    assert "first" == first.result(timeout=10).value
+    assert batcher.shutdown(timeout=10)
+    assert (2, 2) == (batcher.stats().accepted, batcher.stats().succeeded)
 
 
 def test_a_caller_gets_the_room_of_a_job_that_was_cancelled_before_a_start_failed(

@@ -191,8 +191,7 @@ class Engine:
         """Fail all jobs that are not settled, even running ones, and return their number."""
         return self._abandon(list(self.queue.waiting), error, and_running=True)
 
-    def _abandon(self, waiting: Group, error: BaseException, and_running: bool = False) -> int:
-        group = waiting.copy()
+    def _abandon(self, group: Group, error: BaseException, and_running: bool = False) -> int:
         try:
             self.queue.may_expire = True  # because `claim` may meet jobs of this group again
             self.ledger.claim(group)

@@ -153,12 +153,12 @@ class _Turn:
 class _Scheduler(_scheduler.Scheduler):
     """Asks the strategy only where it matters."""
 
-    watches = False  # whether Python calls `_on_instruction`
+    watches = False  # whether Python calls `_before_instruction`
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "record_steps": False})
         self._cv: Any = _Turn(self)
-        self._next: Any = None  # the thread that goes on now
+        self._next: Any = None  # the thread that runs next
 
     def _events_on(self) -> None:
         if not _Scheduler.watches:
