@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -65,6 +66,41 @@ def test_a_shutdown_without_waiting_is_completed_by_the_thread_that_failed_to_st
         failing.go_on.set()
         submit.join(10)
     assert called.wait(10)
+    assert batcher.shutdown(timeout=10)
+
+
+class NoMemory(MemoryError):
+    """The error of a wait. A finalizer says when it is gone."""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="a thread starts in another way")
+def test_a_start_whose_wait_fails_is_no_failed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_run = threading.Event()
+    set_ident, wait = threading.Thread._set_ident, threading.Event.wait  # type: ignore[attr-defined]
+
+    def no_memory() -> NoMemory:
+        error = NoMemory()
+        weakref.finalize(error, may_run.set)
+        return error
+
+    def fail_to_wait(event: threading.Event, timeout: float | None = None) -> bool:
+        starting = list(threading._limbo)  # type: ignore[attr-defined]
+        if any(event is thread._started and thread.name == "slow" for thread in starting):
+            raise no_memory()
+        return wait(event, timeout)
+
+    def run_later(thread: threading.Thread) -> None:
+        if thread.name == "slow":
+            wait(may_run, 10)
+        set_ident(thread)
+
+    batcher = Batcher[str, str](list, name="slow")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", fail_to_wait)
+        patch.setattr(threading.Thread, "_set_ident", run_later)
+        future = batcher.submit("job")
+        assert wait(may_run, 10)
+    assert future.result(timeout=10).value == "job"
     assert batcher.shutdown(timeout=10)
 
 

@@ -367,7 +367,8 @@ def _try_to_start(thread: threading.Thread) -> BaseException | None:
     try:
         thread.start()
     except BaseException as error:
-        if thread.ident is None:
+        # `start` also fails if there is no memory for the wait until the thread runs. It is in `_limbo` until then.
+        if thread not in threading._limbo and thread.ident is None:  # type: ignore[attr-defined]
             return error
     return None
 
