@@ -7,7 +7,10 @@ import pytest
 from microbatch import BatchingPolicy, policies
 from microbatch.policies.text import parse_policy
 
-NAMES = "Adaptive, AllWaiting, FixedWindow, Interval, Natural, Rate, Session, Size, Weight"
+NAMES = (
+    "Adaptive, AllWaiting, FixedWindow, InTime, Interval, Natural, OldestFirst, Padded, PerKey, Rate, Session, Size, "
+    "Weight"
+)
 
 
 @pytest.mark.parametrize(

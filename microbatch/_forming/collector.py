@@ -9,7 +9,7 @@ worker. The line is first come, first served, so a busy key can't starve the oth
 """
 
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import count, islice, repeat
 from typing import Any, Generic, NamedTuple
@@ -108,6 +108,9 @@ class Collector(Generic[AnyEntry]):
         self._doubts = 0  # how often all answers were put in doubt: a lane with a lower `asked` is in doubt
         self._learned = 0  # the last known `BatchingPolicy._learned`
         self._learns = learns(policy) and self._gates is not None
+        self._oldest_first = policy.hints.oldest_first
+        self._watches_keys = policy.hints.watches_keys
+        self._running: Counter[Hashable] = Counter()  # how many batches of each key run now, if the policy watches that
         self._doubts_flow = policy.hints.watches_flow and self._gates != 0
         self._doubts_callers = policy.hints.recalls > 0
         self._doubts_any = self._learns or self._doubts_flow or self._doubts_callers
@@ -141,10 +144,15 @@ class Collector(Generic[AnyEntry]):
         self._broken: deque[Batch] = deque()
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
-    def successor(self, in_flight: int) -> "Collector[AnyEntry]":
-        """Return an empty collector with the history of this one, which an exception has interrupted."""
+    def successor(self, running: Sequence[Hashable]) -> "Collector[AnyEntry]":
+        """Return an empty collector with the history of this one, which an exception has interrupted.
+
+        *running* has the key of each batch that runs now.
+        """
         collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
-        collector.in_flight = collector._flow["in_flight"] = in_flight
+        collector.in_flight = collector._flow["in_flight"] = len(running)
+        if self._watches_keys:
+            collector._running.update(map(safe, running))
         collector._sent.extend(self._sent)
         collector._service_times.extend(self._service_times)
         collector._flow["service_time"] = self._flow["service_time"]
@@ -183,6 +191,8 @@ class Collector(Generic[AnyEntry]):
         lane = self._lanes.get(place)
         if lane is None:
             lane = self._lanes[place] = Lane(key, place)
+            if self._watches_keys:
+                lane.running = self._running[place]
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
                 self._put_up_gate()
         lane.uniform = lane.uniform and uniform
@@ -236,16 +246,20 @@ class Collector(Generic[AnyEntry]):
         if activity.heard != before.heard:
             self._note_change(self._doubts_callers)
 
-    def started(self, now: float) -> None:
-        """Record that a batch was dispatched."""
+    def started(self, now: float, key: Hashable = None) -> None:
+        """Record that a batch of a key was dispatched."""
         self._flow["in_flight"] = self.in_flight = self.in_flight + 1
         self._sent.append(now)
+        if self._watches_keys:
+            self._count_running(safe(key), 1)
         if not self._steady:
             self._note_change(self._doubts_flow)
 
-    def finished(self, service_time: float | None = None) -> None:
-        """Record that a batch is over, so a worker is free. *service_time* is in seconds, or None if unknown."""
+    def finished(self, service_time: float | None = None, key: Hashable = None) -> None:
+        """Record that a batch of a key is over, so a worker is free. *service_time* is in seconds, or None if unknown."""
         self._flow["in_flight"] = self.in_flight = self.in_flight - 1
+        if self._watches_keys:
+            self._count_running(safe(key), -1)
         if self._steady:
             return
         if service_time is not None:
@@ -253,6 +267,16 @@ class Collector(Generic[AnyEntry]):
             # The median, so that a single very slow batch has no effect.
             self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
         self._note_change(self._doubts_flow)
+
+    def _count_running(self, place: Hashable, change: int) -> None:
+        """Count a batch that starts or ends, and ask the policy about the open batch of its key again."""
+        self._running[place] += change
+        lane = self._lanes.get(place)
+        if lane is not None:
+            lane.running = self._running[place]
+            self._change(lane)
+        if not self._running[place]:
+            del self._running[place]
 
     def _note_change(self, doubtful: bool) -> None:
         """Record that the gate may have opened or shut, and, if *doubtful*, that all answers are in doubt (rule 2)."""
@@ -418,6 +442,8 @@ class Collector(Generic[AnyEntry]):
         due, forced = lane.due, lane.forced
         try:
             window = self._new_window(lane)  # the other windows belong to the leader, which may be using them
+            if self._watches_keys and self.policy._holds(window):
+                return "held back until a running batch of its key is over"
             if self._has_gate:
                 due, forced = self._answer(lane, window, now)
             by = forced or str(self.policy.reason(window))
@@ -495,8 +521,21 @@ class Collector(Generic[AnyEntry]):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
             lane.backlog = []
-        lane.weight += len(joining) if lane.uniform else sum([entry.weight for entry in joining])
+        if lane.uniform:
+            lane.weight += len(joining)
+            lane.heaviest = 1.0
+        else:
+            self._add_up(lane, joining)
         self.batched += len(joining)
+
+    def _add_up(self, lane: Lane[AnyEntry], joining: list[AnyEntry]) -> None:
+        """Update what is known of all jobs of the open batch together."""
+        for entry in joining:
+            lane.weight += entry.weight
+            if entry.weight > lane.heaviest:
+                lane.heaviest = entry.weight
+            if entry._expires < lane.expires:
+                lane.expires = entry._expires
 
     def _forget_dead(self, lane: Lane[AnyEntry]) -> None:
         """Remove jobs that are not waiting any more from the open batch, and from the backlog once it is cheap."""
@@ -506,7 +545,8 @@ class Collector(Generic[AnyEntry]):
             lane.open = [entry for entry in lane.open if entry._is_waiting]
             self.batched += len(lane.open)
             # Added up again, because subtracting would accumulate rounding errors.
-            lane.weight = sum([entry.weight for entry in lane.open], 0.0)
+            lane.weight, lane.heaviest, lane.expires = 0.0, 0.0, NEVER
+            self._add_up(lane, lane.open)
         if lane.dead:
             if lane.dead > len(lane.backlog) // 2:
                 lane.backlog = [entry for entry in lane.backlog if entry._is_waiting]
@@ -524,7 +564,10 @@ class Collector(Generic[AnyEntry]):
         if not lane.unflushed and lane.open[0]._epoch > self._flushed:
             self._note_unflushed(lane)
         due, free = lane.due, lane.free
-        if self._has_gate:
+        if self._watches_keys and self.policy._holds(self._window(lane)):
+            lane.due = lane.free = NEVER
+            lane.forced, lane.wanted = None, 1
+        elif self._has_gate:
             lane.due, lane.free = self._bounds(lane, now)
             lane.forced = None
         else:
@@ -554,7 +597,7 @@ class Collector(Generic[AnyEntry]):
             lane.ready = lane.gated = False
             return
         if not lane.turn:
-            lane.turn = next(self._turns)
+            lane.turn = lane.open[0].submitted if self._oldest_first else next(self._turns)
         if lane.due > now:
             lane.ready = False
             if not lane.gated:
@@ -620,6 +663,7 @@ class Collector(Generic[AnyEntry]):
         if lane.backlog:
             successor: Lane[AnyEntry] = Lane(lane.key, lane.place)
             successor.backlog, successor.dead, successor.uniform = lane.backlog, lane.dead, lane.uniform
+            successor.running = lane.running
             self._lanes[lane.place] = successor  # at the end, because the dict is ordered by age
             self._change(successor)
         lane.open, lane.backlog = [], []  # the old lane may still be in `_changed`, and is then reviewed once more
@@ -650,7 +694,10 @@ def _show(window: Window[Any], lane: Lane[Any], joining: Any = None) -> Window[A
     shown, entries = vars(window), lane.open or [joining]
     shown["count"] = len(lane.open)
     shown["weight"] = lane.weight
+    shown["heaviest"] = lane.heaviest
+    shown["expires"] = lane.expires
     shown["opened"] = entries[0].submitted
     shown["newest"] = entries[-1].submitted
     shown["full"] = lane.full
+    shown["key_in_flight"] = lane.running
     return window

@@ -156,8 +156,8 @@ class Lane(Generic[AnyEntry]):
     """
 
     __slots__ = tuple(
-        "key place open weight backlog thinned dead uniform full pressed unflushed changed"
-        " due free forced wanted asked turn ready gated gone".split()
+        "key place open weight heaviest expires backlog thinned dead uniform full pressed unflushed changed"
+        " running due free forced wanted asked turn ready gated gone".split()
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
@@ -165,6 +165,8 @@ class Lane(Generic[AnyEntry]):
         self.place = place  # the key in the dict of lanes: see `safe`
         self.open: list[AnyEntry] = []  # the jobs of the open batch, in order
         self.weight = 0.0  # of the open batch
+        self.heaviest = 0.0  # the weight of its heaviest job
+        self.expires = NEVER  # when the first of its jobs expires
         self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # the other jobs; a deque after `long_backlog`
         self.thinned = False  # some jobs of the open batch may not be waiting any more
         self.dead = 0  # at most this many jobs of the backlog are not waiting any more
@@ -173,13 +175,14 @@ class Lane(Generic[AnyEntry]):
         self.pressed = False  # flushed to make the queue shorter, because a caller waits while it is full
         self.unflushed = False  # the lane is in `Collector._unflushed`
         self.changed = False  # the policy must be asked again
+        self.running = 0  # how many batches of the key run now, if the policy watches that
         self.due = NEVER  # when the batch is due by the policy's last answer; if there is a gate, with the gate shut
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
         self.forced: str | None = None  # the trigger, if it is not the policy's reason
         # The number of jobs that must join before the policy is asked again, as long as the batch is not due.
         self.wanted: float = 1
         self.asked = 0  # the value of `Collector._doubts` when the policy answered last
-        self.turn = 0  # the place in both lines, assigned when the lane first joins one of them
+        self.turn: float = 0  # the place in both lines, assigned when the lane first joins one of them
         self.ready = False  # the lane is in the line for a worker
         self.gated = False  # the lane is in the line at the gate
         self.gone = False  # the batch was taken, or has lost all its jobs

@@ -40,9 +40,10 @@ _COLUMNS: dict[str, Callable[[SimulationReport], str]] = {
     "p50 ms": lambda report: f"{report.p50 * 1e3:,.2f}",
     "p95 ms": lambda report: f"{report.p95 * 1e3:,.2f}",
     "p99 ms": lambda report: f"{report.p99 * 1e3:,.2f}",
-    "batch": lambda report: f"{report.jobs / report.batches:,.1f}",
+    "batch": lambda report: f"{report.jobs / max(1, report.batches):,.1f}",
     "calls": lambda report: f"{report.batches:,}",
     "busy": lambda report: f"{report.utilisation:.0%}",
+    "in time": lambda report: f"{report.in_time / (report.jobs + report.expired):.1%}",
     "triggers": lambda report: ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items())),
 }
 
@@ -70,8 +71,10 @@ def _point(report: SimulationReport) -> Point:
 def table(policies: Sequence[BatchingPolicy[Any]], arrivals: Arrivals, simulated: Simulated) -> Iterator[str]:
     """Simulate each policy, and yield the lines of a table with a row for each."""
     reports = {repr(policy): simulated(policy, arrivals) for policy in policies}
-    rows = [["policy", *_COLUMNS]]
-    rows += [[name, *(show(report) for show in _COLUMNS.values())] for name, report in reports.items()]
+    some_late = any(report.expired or report.in_time < report.jobs for report in reports.values())
+    columns = {name: show for name, show in _COLUMNS.items() if some_late or name != "in time"}
+    rows = [["policy", *columns]]
+    rows += [[name, *(show(report) for show in columns.values())] for name, report in reports.items()]
     first, *numbers, _ = (max(map(len, column)) for column in zip(*rows))
     for name, *cells, triggers in rows:
         yield "  ".join([name.ljust(first), *map(str.rjust, cells, numbers), triggers]).rstrip()

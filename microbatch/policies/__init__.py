@@ -19,9 +19,10 @@ True
 from microbatch._basics.clock import NEVER, NOW
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
-from microbatch.policies.limits import Size, Weight
+from microbatch.policies.keys import OldestFirst, PerKey
+from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
-from microbatch.policies.timing import FixedWindow, Interval, Rate, Session
+from microbatch.policies.timing import FixedWindow, InTime, Interval, Rate, Session
 
 __all__ = [
     "Adaptive",
@@ -32,10 +33,14 @@ __all__ = [
     "DEFAULT_POLICY",
     "FixedWindow",
     "Hints",
+    "InTime",
     "Interval",
     "NEVER",
     "NOW",
     "Natural",
+    "OldestFirst",
+    "Padded",
+    "PerKey",
     "Rate",
     "Session",
     "Size",

@@ -68,6 +68,10 @@ class Hints:
             not 0, this costs a little time for each job.
         history: The maximum number of moments in `Window.sent`.
         needs: How many jobs a batch must hold before it can be due at all.
+        watches_keys: Whether the policy looks at `Window.key_in_flight`. If it does, the batcher asks it again about the
+            open batch of a key after each start and each end of a batch of that key.
+        oldest_first: Whether, of several batches that are due, the one with the oldest job is dispatched first. If not,
+            the keys take turns.
     """
 
     watches_flow: bool = True
@@ -75,6 +79,8 @@ class Hints:
     recalls: float = 0.0
     history: int = 1_000
     needs: int = 0
+    watches_keys: bool = False
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,10 @@ class Window(Generic[Job_co]):
         sent: The moments of the latest dispatches for all keys, the oldest first.
         full: Whether a waiting job did not fit, so no more jobs can join.
         callers: What is known of the callers. Only for a policy whose `hints` ask for it.
+        heaviest: The weight of the heaviest job in the batch, or 0 if the batch is empty.
+        expires: The moment at which the first of the jobs expires, or `NEVER` if none of them ever does.
+        key_in_flight: The number of batches with this key that are running now. Only for a policy whose `hints` ask for
+            it.
     """
 
     count: int = 0
@@ -114,6 +124,9 @@ class Window(Generic[Job_co]):
     sent: Sequence[float] = ()
     full: bool = False
     callers: CallerActivity = CallerActivity()
+    heaviest: float = 0.0
+    expires: float = NEVER
+    key_in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +211,14 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the moment before which not even `Batcher.flush` dispatches the batch."""
         return NOW
 
+    def _holds(self, window: Window[Job_contra]) -> bool:
+        """Return whether the batch must not be dispatched now, not even by `Batcher.shutdown` or because it is full.
+
+        The batcher calls this only if `Hints.watches_keys` is set, and only the start or the end of a batch of the same
+        key may change the answer.
+        """
+        return False
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Drop promises and shortcuts that hold only for a method that *cls* overrides."""
         super().__init_subclass__(**options)
@@ -249,7 +270,7 @@ def check_policy(name: str, value: Any, hint: str = "") -> None:
     if not isinstance(hints, Hints):
         raise TypeError(f"the hints of a policy must be Hints, got {shown(hints)}")
     check_count("the needs of a policy", hints.needs, 0)
-    for name in ("watches_flow", "watches_callers"):
+    for name in ("watches_flow", "watches_callers", "watches_keys", "oldest_first"):
         check_flag(f"the {name} of a policy", getattr(hints, name))
     check_number("the recalls of a policy", hints.recalls)
     check_count("the history of a policy", hints.history)
@@ -301,6 +322,8 @@ class _Pair(BatchingPolicy[Job]):
             recalls=max(first.recalls, second.recalls),
             history=max(first.history, second.history),
             needs=int(self._choose(first.needs, second.needs)),
+            watches_keys=first.watches_keys or second.watches_keys,
+            oldest_first=first.oldest_first or second.oldest_first,
         )
 
     def due(self, window: Window[Job]) -> float:
@@ -341,6 +364,10 @@ class Either(_Pair[Job]):
 
     _choose = staticmethod(_least)
 
+    def _holds(self, window: Window[Job]) -> bool:
+        """See `BatchingPolicy._holds`."""
+        return self.first._holds(window) and self.second._holds(window)
+
     def reason(self, window: Window[Job]) -> str:
         """Return the reason of the policy that is due first, or of the left one if both are due at the same moment."""
         left = self.first.due(window) <= self.second.due(window)
@@ -359,6 +386,10 @@ class Both(_Pair[Job]):
     """
 
     _choose = staticmethod(_most)
+
+    def _holds(self, window: Window[Job]) -> bool:
+        """See `BatchingPolicy._holds`."""
+        return self.first._holds(window) or self.second._holds(window)
 
     def reason(self, window: Window[Job]) -> str:
         """Return both reasons, joined with ``&``."""

@@ -4,7 +4,7 @@ from microbatch._basics.arguments import check_count, check_positive
 from microbatch._basics.clock import NEVER, NOW
 from microbatch.policies.base import BuiltInPolicy, Hints, Window
 
-__all__ = ["Size", "Weight"]
+__all__ = ["Padded", "Size", "Weight"]
 
 
 class Size(BuiltInPolicy):
@@ -70,3 +70,33 @@ class Weight(BuiltInPolicy):
     def fits(self, window: Window[object], weight: float) -> bool:
         """See `BatchingPolicy.fits`."""
         return window.weight + weight <= self.limit
+
+
+class Padded(BuiltInPolicy):
+    """Limits the padded size of a batch: the number of its jobs times the weight of its heaviest job.
+
+    It is for models that pad each input to the length of the longest one in its batch. Pass a *weigh* function that
+    returns the length of an input. The policy dispatches a batch when no job as heavy as its heaviest one fits any
+    more, or when a waiting job does not fit. A job that alone weighs more than *limit* is rejected with `JobTooLarge`.
+
+    Alone, it has no time limit: add ``| Interval(seconds)`` or ``| Natural()``, as for `Size`.
+
+    >>> [Padded(512).fits(Window(count=3, heaviest=128.0), weight=weight) for weight in (16.0, 128.0, 129.0)]
+    [True, True, False]
+    >>> [Padded(512).due(Window(count=count, heaviest=128.0)) for count in (3, 4)]
+    [inf, -inf]
+    """
+
+    _gates = 0
+    hints: Hints = Hints(watches_flow=False)
+
+    def __init__(self, limit: float) -> None:
+        self.limit: float = check_positive("limit", limit)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.full or (window.count + 1) * window.heaviest > self.limit else NEVER
+
+    def fits(self, window: Window[object], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        return (window.count + 1) * max(window.heaviest, weight) <= self.limit

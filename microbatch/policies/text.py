@@ -10,15 +10,30 @@ from typing import Any
 from microbatch._basics.arguments import shown
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy
-from microbatch.policies.limits import Size, Weight
+from microbatch.policies.keys import OldestFirst, PerKey
+from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import AllWaiting, Natural
-from microbatch.policies.timing import FixedWindow, Interval, Rate, Session
+from microbatch.policies.timing import FixedWindow, InTime, Interval, Rate, Session
 
 __all__ = ["parse_policy"]
 
 _POLICIES: dict[str, type[BatchingPolicy[Any]]] = {
     policy.__name__: policy
-    for policy in (Adaptive, AllWaiting, FixedWindow, Interval, Natural, Rate, Session, Size, Weight)
+    for policy in (
+        Adaptive,
+        AllWaiting,
+        FixedWindow,
+        InTime,
+        Interval,
+        Natural,
+        OldestFirst,
+        Padded,
+        PerKey,
+        Rate,
+        Session,
+        Size,
+        Weight,
+    )
 }
 
 

@@ -1,10 +1,15 @@
-"""Policies that decide by the time: when jobs came, or when batches were dispatched."""
+"""Policies that decide by the time: when jobs came, when they expire, or when batches were dispatched."""
+
+from collections import deque
 
 from microbatch._basics.arguments import check_count, check_number, check_positive
-from microbatch._basics.clock import NOW
-from microbatch.policies.base import BuiltInPolicy, Hints, Window
+from microbatch._basics.clock import NEVER, NOW
+from microbatch.policies.base import BatchReport, BuiltInPolicy, Hints, Window
 
-__all__ = ["FixedWindow", "Interval", "Rate", "Session"]
+__all__ = ["FixedWindow", "InTime", "Interval", "Rate", "Session"]
+
+_WAKE_UP = 0.005
+"""How many seconds late the batcher thread may wake up if other threads keep the CPU busy."""
 
 
 class Interval(BuiltInPolicy):
@@ -101,3 +106,50 @@ class Rate(BuiltInPolicy):
     def _earliest(self, window: Window[object]) -> float:
         """See `BatchingPolicy._earliest`."""
         return NOW if len(window.sent) < self.n else window.sent[-self.n] + self.per
+
+
+class InTime(BuiltInPolicy):
+    """Dispatches a batch early enough for the first of its jobs that expires (its deadline) to be done by then.
+
+    The batch is due when the time until that moment is as long as a batch takes, plus *slack*. How long a batch takes
+    is learned: it is the longest service time of the last ten batches. If the batch is larger than all of them, it takes
+    longer in proportion. The result is at least 5 ms, because a thread may wake up late. Before the first batch is done,
+    a batch with a job that expires is due immediately.
+
+    A job expires if it was submitted with *expires_in*. Combine the policy with ``|``, because it never dispatches a
+    batch without such jobs:
+
+    >>> from microbatch import BatchInfo
+    >>> policy = Interval(60) | InTime(slack=0.1)
+    >>> policy.observe(BatchReport(BatchInfo(1, 1, 1.0, None, ""), service_time=0.4, failed=0))
+    >>> [policy.due(Window(count=1, opened=10.0, expires=expires)) for expires in (12.0, 80.0, NEVER)]
+    [11.5, 70.0, 70.0]
+
+    Args:
+        slack: How many seconds earlier a batch is dispatched, in case it takes longer than those before it, or no
+            worker is free.
+    """
+
+    _gates = 0
+    hints: Hints = Hints(watches_flow=False)
+
+    def __init__(self, slack: float = 0.0) -> None:
+        self.slack: float = check_number("slack", slack)
+        self._time = NEVER  # how long a batch of at most `_size` jobs takes
+        self._size = 1
+        self._last: deque[tuple[int, float]] = deque(maxlen=10)  # the size and the service time of each batch
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        if window.expires == NEVER:
+            return NEVER
+        return window.expires - self._time * max(1.0, window.count / self._size) - self.slack
+
+    def observe(self, report: BatchReport) -> None:
+        """Learn from the size and the service time of a batch."""
+        before = self._time, self._size
+        if 0 <= report.service_time < NEVER:
+            self._last.append((report.batch.size, report.service_time))
+            sizes, times = zip(*self._last)
+            self._size, self._time = max(sizes), max(_WAKE_UP, *times)
+        self._learned += (self._time, self._size) != before

@@ -132,8 +132,8 @@ def _points(jobs: Sequence[tuple[float, float]]) -> list[Point]:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the lowest of the sorted values that is not exceeded by a *share* of them."""
-    return ordered[math.ceil(share * len(ordered)) - 1]
+    """Return the lowest of the sorted values that is not exceeded by a *share* of them, or NaN if there are none."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else math.nan
 
 
 def _draw_latency(axes: Any, points: Sequence[Point]) -> None:

@@ -31,6 +31,8 @@ class Arrival(NamedTuple):
     """When the job is submitted, in seconds. It must not be before the moment of the previous arrival."""
     key: Hashable = None
     weight: float = 1.0
+    expires_in: float = NEVER
+    """How many seconds after its submission the job expires if it still waits for a worker."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,13 @@ def lognormal(least: float, median: float, most: float) -> Callable[[random.Rand
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """The results of a simulation. All times are in seconds.
+    """The results of a simulation. All times are in seconds. If all jobs expired, the mean and the percentiles are NaN.
 
     The latency of a job is the time from its submission to its result. It is the sum of its queue time and its service
     time.
 
     Attributes:
-        jobs: The number of jobs.
+        jobs: The number of jobs that were processed.
         batches: The number of batches, that is, of calls of the processor.
         batch_sizes: The number of jobs in each batch, in the order of dispatch.
         mean: The mean latency.
@@ -147,6 +149,8 @@ class SimulationReport:
         triggers: The number of batches for each ``BatchInfo.trigger``.
         runs: The run of each batch, in the order of dispatch.
         latencies: The latency of each job, in the order in which the jobs finished.
+        expired: The number of jobs that expired.
+        in_time: The number of jobs that were done before the moment at which they would have expired.
     """
 
     jobs: int
@@ -162,6 +166,8 @@ class SimulationReport:
     triggers: Mapping[str, int]
     runs: tuple[Run, ...] = field(repr=False)
     latencies: tuple[float, ...] = field(repr=False)
+    expired: int
+    in_time: int
 
     def plot(self, path: "str | os.PathLike[str]") -> None:
         """Draw the latency over the load, and a timeline of the batches in the middle of the simulation.
@@ -185,6 +191,7 @@ def simulate(
     weights: Callable[[random.Random], float] | None = None,
     key: Callable[[float], Hashable] | None = None,
     weigh: Callable[[float], float] | None = None,
+    expires_in: float | None = None,
     max_workers: int = 1,
     seed: int = 0,
 ) -> SimulationReport:
@@ -207,6 +214,8 @@ def simulate(
             `lognormal`. None for the weights of the arrivals, which are 1 if they are not given.
         key: A function that returns the key of a job. None for the keys of the arrivals.
         weigh: A function that returns how much a job weighs for the policy. None for the weight itself.
+        expires_in: How many seconds after its submission a job expires if it still waits for a worker. None for the
+            value of the arrivals, which is never if it is not given.
         max_workers: The number of batches that may run at the same time.
         seed: The seed of the `random.Random`. Weights have another one, so they don't change when jobs are submitted.
 
@@ -222,8 +231,8 @@ def simulate(
     for name, function in (("weights", weights), ("key", key), ("weigh", weigh)):
         if function is not None:
             check_callable(name, function)
-    given = weights is not None or key is not None or weigh is not None
-    describe = _Describer(weights, key, weigh, seed) if given else None
+    given = weights is not None or key is not None or weigh is not None or expires_in is not None
+    describe = _Describer(weights, key, weigh, expires_in, seed) if given else None
     simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), time_of, describe)
     simulation.run(_source(arrivals, random.Random(seed), policy))
     return simulation.report()
@@ -236,6 +245,7 @@ class _Job:
     submitted: float
     key: Hashable = None
     weight: float = 1.0
+    expires_in: float = NEVER
     caller: Caller | None = None
     job: float = field(default=1.0, init=False)  # its weight without `weigh`
     _expires: float = field(default=NEVER, init=False)
@@ -262,6 +272,8 @@ class _OpenLoop:
         if arrival is not None:
             job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
             job.job = check_number("the weight of a job", job.weight, below=NEVER)
+            if check_number("the expires_in of a job", job.expires_in) < NEVER:
+                job._expires = job.submitted + job.expires_in
             if not last <= check_answer("an arrival", job.submitted) < NEVER:
                 raise ValueError(f"arrivals must be in order and at least 0, got {job.submitted!r} after {last!r}")
             self._next = job
@@ -345,18 +357,20 @@ def _source(arrivals: Arrivals, chance: random.Random, policy: BatchingPolicy[An
 
 
 class _Describer:
-    """Gives jobs their weights and keys, in the order of their submission."""
+    """Gives jobs their weights, keys and deadlines, in the order of their submission."""
 
     def __init__(
         self,
         weights: Callable[[random.Random], float] | None,
         key: Callable[[float], Hashable] | None,
         weigh: Callable[[float], float] | None,
+        expires_in: float | None,
         seed: int,
     ) -> None:
         self._weights = weights
         self._key = key
         self._weigh = weigh
+        self._expires_in = None if expires_in is None else check_number("expires_in", expires_in)
         self._chance = random.Random(f"the weights of {seed}")
 
     def __call__(self, job: _Job) -> None:
@@ -366,6 +380,8 @@ class _Describer:
             job.key = self._key(job.job)
         if self._weigh is not None:
             job.weight = check_number("the result of weigh", self._weigh(job.job), below=NEVER)
+        if self._expires_in is not None:
+            job._expires = job.submitted + self._expires_in
 
 
 def _timer(
@@ -407,6 +423,7 @@ class _Simulation:
         self._first = NEVER  # when the first job was submitted
         self._queue_times: list[float] = []
         self._latencies: list[float] = []
+        self._expired = self._in_time = 0
 
     def run(self, source: _Source) -> None:
         """Simulate until every job is done."""
@@ -436,13 +453,23 @@ class _Simulation:
                 self._describe(job)
         collector.add(jobs, source.uniform and self._describe is None)
         for report in reports:
-            collector.finished(report.service_time)
+            collector.finished(report.service_time, report.batch.key)
             self._policy.observe(report)
+        self._drop_expired(source, now)
         while (batch := collector.take(now)) is not None:
             if batch.error is not None:
                 raise batch.error
             self._start(batch, now)
-            collector.started(now)
+            collector.started(now, batch.key)
+
+    def _drop_expired(self, source: _Source, now: float) -> None:
+        expired = self._collector.expire(now)
+        for job in expired:
+            job._is_waiting = False
+        self._collector.drop(expired)
+        self._expired += len(expired)
+        if expired:
+            source.done(expired, now, 0.0)
 
     def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
@@ -450,35 +477,44 @@ class _Simulation:
         self._runs.append(Run(now, now + time, size, batch.trigger))
         self._first = min(self._first, batch.entries[0].submitted)
         self._queue_times += [now - job.submitted for job in batch.entries]
+        for job in batch.entries:
+            job._is_waiting = False
         info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
         heapq.heappush(self._running, (now + time, info.id, info, batch.entries))
 
     def _settle(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: list[_Job]) -> BatchReport:
         time = now - self._runs[number - 1].started
         self._latencies += [now - job.submitted for job in jobs]
+        self._in_time += [now <= job._expires for job in jobs].count(True)
         source.done(jobs, now, time)
         return BatchReport(info, time, 0)
 
     def report(self) -> SimulationReport:
         """Return the report on all jobs."""
         runs = self._runs
-        if not runs:
+        if not runs and not self._expired:
             raise ValueError("arrivals must have at least one job")
         ordered, count = sorted(self._latencies), len(self._latencies)
+
+        def mean(times: Iterable[float]) -> float:
+            return math.fsum(times) / count if count else math.nan
+
         busy = math.fsum(run.ended - run.started for run in runs)
-        duration = max(run.ended for run in runs) - self._first
+        duration = max(run.ended for run in runs) - self._first if runs else 0.0
         return SimulationReport(
             jobs=count,
             batches=len(runs),
             batch_sizes=tuple(run.size for run in runs),
-            mean=math.fsum(ordered) / count,
+            mean=mean(ordered),
             p50=percentile(ordered, 0.5),
             p95=percentile(ordered, 0.95),
             p99=percentile(ordered, 0.99),
-            queue_time=math.fsum(self._queue_times) / count,
-            service_time=math.fsum((run.ended - run.started) * run.size for run in runs) / count,
+            queue_time=mean(self._queue_times),
+            service_time=mean((run.ended - run.started) * run.size for run in runs),
             utilisation=busy / duration / self._collector.workers if duration else 0.0,
             triggers=dict(Counter(run.trigger for run in runs)),
             runs=tuple(runs),
             latencies=tuple(self._latencies),
+            expired=self._expired,
+            in_time=self._in_time,
         )
