@@ -183,7 +183,7 @@ class Batcher(Generic[Job, Value]):
         check_name("name", name)
         self._settings = settings = Settings(
             processor,
-            policy,
+            policy._own(),
             max_pending=max_pending,
             max_workers=check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER),
             executor=executor,

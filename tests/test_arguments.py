@@ -183,6 +183,7 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Adaptive.least", NO_INTEGER + BELOW_1, [1, 1000]),
     ("Adaptive.most", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Adaptive.warm_up", NO_INTEGER + BELOW_0, [0, HUGE]),
+    ("BestSize.most", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Unprintable()), [{}, os.environ]),
     ("parse_policy.text", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["Size(3)"]),
     ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["", "x"]),

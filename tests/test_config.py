@@ -35,7 +35,7 @@ def make_and_raise() -> BatchingPolicy[object]:
             {"STRATEGY": "Size-Or-Interval ", "BATCH_CAPACITY": "1", "BATCH_TIME_WINDOW": "1"},
             "Size(1) | Interval(0.001)",
         ),
-        ({"STRATEGY": "natural"}, "Size(100) | Natural()"),
+        ({"STRATEGY": "natural"}, "BestSize(100) | Natural()"),
         ({"STRATEGY": "natural", "BATCH_CAPACITY": "9"}, "Size(9) | Natural()"),
         ({"STRATEGY": "fixed-window", "BATCH_TIME_WINDOW": "1500"}, "FixedWindow(1.5)"),
         (

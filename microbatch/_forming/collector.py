@@ -425,8 +425,8 @@ class Collector(Generic[AnyEntry]):
         Any thread may call this at any time, without a lock. If a job moves in the meantime, the text may show it in
         its old or its new place. This changes nothing in the collector, but calls methods of the policy.
         """
-        lanes = list(self._lanes.values())
-        return [self._described(lane, now) for lane in lanes if lane.open]
+        lanes, note = list(self._lanes.values()), self.policy._note()
+        return [self._described(lane, now) for lane in lanes if lane.open] + [note] * bool(note)
 
     def describe_batch(self, key: Hashable, now: float) -> str:
         """Describe the open batch of one key like `describe`. Return an empty string if there is none."""

@@ -19,6 +19,7 @@ True
 from microbatch._basics.clock import NEVER, NOW
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
+from microbatch.policies.best_size import BestSize
 from microbatch.policies.keys import OldestFirst, PerKey
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
@@ -29,6 +30,7 @@ __all__ = [
     "AllWaiting",
     "BatchReport",
     "BatchingPolicy",
+    "BestSize",
     "CallerActivity",
     "DEFAULT_POLICY",
     "FixedWindow",

@@ -211,6 +211,14 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         """Return the moment before which not even `Batcher.flush` dispatches the batch."""
         return NOW
 
+    def _own(self) -> "BatchingPolicy[Job_contra]":
+        """Return the policy itself, or a copy for one batcher if it learns, because each batcher learns for itself."""
+        return self
+
+    def _note(self) -> str:
+        """Return what the policy has learned, for `Batcher.explain`, or an empty string."""
+        return ""
+
     def _holds(self, window: Window[Job_contra]) -> bool:
         """Return whether the batch must not be dispatched now, not even by `Batcher.shutdown` or because it is full.
 
@@ -334,6 +342,15 @@ class _Pair(BatchingPolicy[Job]):
         """See `BatchingPolicy._earliest`."""
         return self._choose(self.first._earliest(window), self.second._earliest(window))
 
+    def _own(self) -> BatchingPolicy[Job]:
+        """See `BatchingPolicy._own`."""
+        first, second = self.first._own(), self.second._own()
+        return self if first is self.first and second is self.second else type(self)(first, second)
+
+    def _note(self) -> str:
+        """See `BatchingPolicy._note`."""
+        return "; ".join(filter(None, [self.first._note(), self.second._note()]))
+
     @property
     def _learned(self) -> int:  # type: ignore[override]
         return self.first._learned + self.second._learned
@@ -430,6 +447,12 @@ class BuiltInPolicy(BatchingPolicy[object]):
     """
 
     _gates: int
+
+    def _own(self) -> "BatchingPolicy[object]":
+        """See `BatchingPolicy._own`."""
+        from copy import deepcopy  # here, because it takes long to import
+
+        return deepcopy(self) if "_gates" in vars(type(self)) and learns(self) else self
 
     def __repr__(self) -> str:
         """Return code that creates a policy like this one, without anything that it has learned.

@@ -4,7 +4,7 @@ import sys
 
 from microbatch._basics.arguments import check_positive
 from microbatch.policies.base import BatchingPolicy, BuiltInPolicy, Hints, Window
-from microbatch.policies.limits import Size
+from microbatch.policies.best_size import BestSize
 
 __all__ = ["AllWaiting", "DEFAULT_POLICY", "Natural"]
 
@@ -87,9 +87,10 @@ class AllWaiting(BuiltInPolicy):
         return window.callers.heard + self.recent
 
 
-DEFAULT_POLICY: BatchingPolicy[object] = Size(100) | Natural()
+DEFAULT_POLICY: BatchingPolicy[object] = BestSize(100) | Natural()
 """Dispatches a batch of at most 100 jobs as soon as a worker is free (natural batching).
 
-A single job does not wait for others, and batches grow with the load. `Natural` describes two cases in which a batch
-with fewer than 100 jobs waits a moment longer.
+A single job does not wait for others, and batches grow with the load. If larger batches turn out to take more time per
+job, `BestSize` keeps them smaller. `Natural` describes two cases in which a batch that is not full waits a moment
+longer.
 """

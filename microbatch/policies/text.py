@@ -10,6 +10,7 @@ from typing import Any
 from microbatch._basics.arguments import shown
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy
+from microbatch.policies.best_size import BestSize
 from microbatch.policies.keys import OldestFirst, PerKey
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import AllWaiting, Natural
@@ -22,6 +23,7 @@ _POLICIES: dict[str, type[BatchingPolicy[Any]]] = {
     for policy in (
         Adaptive,
         AllWaiting,
+        BestSize,
         FixedWindow,
         InTime,
         Interval,

@@ -1,0 +1,262 @@
+"""A policy that learns up to which size larger batches take less time per job."""
+
+import logging
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from microbatch._basics.arguments import check_count
+from microbatch._basics.clock import NEVER, NOW
+from microbatch._basics.log import report as log
+from microbatch.policies.base import BatchReport, BuiltInPolicy, Window
+
+__all__ = ["BestSize"]
+
+_MEMORY = 64
+"""Of the batches of about one size, about this many count. Older ones count less and less."""
+
+_GAIN, _LEAST_GAIN = 0.03, 0.005
+"""By which share the time per job must fall when the size doubles. The second value holds under constant pressure."""
+
+_PRESSURE = 64
+"""The pressure is constant if each of this many batches left a job behind that did not fit."""
+
+_PROBE_SMALLER, _PROBE_LARGER, _RARELY = 8, 16, 400
+"""After how many full batches the next smaller and the next larger size are tried. See rule 4."""
+
+_OWN_TIME = 0.0001
+"""About how many seconds a batch takes in the batcher itself."""
+
+_OUTLIER = 8
+"""A batch that takes this many times as long per job as others of its size counts as if it took only that long."""
+
+_FEW = 4
+"""With fewer batches of a size, it is unknown how much their times vary."""
+
+_LARGEST = 100_000
+"""Above this size there are no more steps, except the limit of the policy."""
+
+_ENOUGH, _SAMPLE = 16, 8
+"""After this many batches of a size, only one in eight counts, except full batches. This saves time."""
+
+
+class BestSize(BuiltInPolicy):
+    """Dispatches a batch when it holds the most jobs that it can hold, a number that the policy learns.
+
+    Usually, a larger batch takes less time per job. But if the processor pads its inputs, holds a lock, or runs out of
+    memory, a larger batch may take more time per job. Then larger batches would be processed more slowly, so more jobs
+    would wait, and batches would become even larger. This policy measures the time per job, and stops at the size from
+    which on it does not fall any more:
+
+    >>> from microbatch import BatchInfo
+    >>> policy = BestSize(most=100)
+    >>> for size in (1, 2, 3, 4, 6, 8, 12):
+    ...     time = 0.01 + 0.001 * size ** 2
+    ...     policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), time, failed=0))
+    >>> [policy.fits(Window(count=count), weight=1.0) for count in (1, 2, 3)]
+    [True, True, False]
+
+    These are the rules:
+
+    1. Sizes are compared in steps: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on. The time per job is the mean of the last
+       batches of a step. If jobs have weights, it is corrected by linear regression to the mean weight of all jobs.
+    2. As long as larger batches have always taken less time per job, a batch may hold *most* jobs.
+    3. Otherwise, it may hold as many as the smallest step that no larger one beats. To beat a step, a larger one must
+       take at least 3 % less time per job each time that the size doubles, and by more than the standard errors of both.
+       If 64 batches in a row left jobs behind that did not fit, 0.5 % is enough. If the largest known step beats all
+       others, the next two steps may be tried.
+    4. To keep learning, the policy tries a smaller step after 8 full batches, and the next larger one after 16. The
+       smaller one is halfway to the next step that it knows. If it is a new one, batches that are not full count too.
+       A step that is certainly worse is tried only after 400 full batches.
+
+    It ignores batches with a failed job, because these may have ended early. Alone, it waits for a full batch, however
+    long that takes. Combine it with `Natural` or `Interval`.
+
+    Args:
+        most: The highest number of jobs that a batch may hold.
+    """
+
+    _gates = 0
+
+    def __init__(self, most: int = 100) -> None:
+        self.most: int = check_count("most", most)
+        self._bounds = list(_steps(self.most))
+        self._classes = [_Step(bound) for bound in self._bounds]
+        self._place = len(self._bounds) - 1  # the step that batches may fill now, unless another one is tried
+        self._trial: int | None = None  # the step that is tried
+        self._size = self.most  # how many jobs the open batch may hold
+        self._grows = True  # larger batches have always taken less time per job
+        self._weights = _Mean()
+        self._skipped = 0
+        self._refused = False  # a job did not fit since the last report
+        self._pressure = 0  # how many batches in a row left jobs behind
+        self._smaller, self._larger = _Trial(_PROBE_SMALLER), _Trial(_PROBE_LARGER)
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        return NOW if window.count >= self._size else NEVER
+
+    def fits(self, window: Window[object], weight: float) -> bool:
+        """See `BatchingPolicy.fits`."""
+        if window.count < self._size:
+            return True
+        self._refused = True
+        return False
+
+    def _room(self, window: Window[object]) -> float:
+        """See `BatchingPolicy._room`."""
+        return self._size - window.count
+
+    def observe(self, report: BatchReport) -> None:
+        """Learn from the size, the weight and the service time of a batch."""
+        size, before = report.batch.size, self._size
+        place = bisect_left(self._bounds, min(size, self.most))
+        if size < before:
+            self._refused = False  # jobs were left behind by another batch, if at all
+            if self._classes[place].batches > _ENOUGH:
+                self._skipped += 1
+                if self._skipped % _SAMPLE:
+                    return
+        weight, time = report.batch.weight, report.service_time + _OWN_TIME
+        if report.failed or not 0 <= time < NEVER:
+            return
+        self._pressure = self._pressure + 1 if self._refused else 0
+        self._refused = False
+        self._weights.add(size, weight)
+        typical = min([step.time_per_job(self._weights.mean) for step in self._known()], default=NEVER)
+        self._classes[place].add(size, weight, time, typical)
+        chosen = self._chosen()
+        if chosen != self._place:
+            self._place, self._trial = chosen, None
+            self._smaller, self._larger = _Trial(_PROBE_SMALLER), _Trial(_PROBE_LARGER)
+        if place == self._trial:  # not before, because the open batch may have been larger already
+            self._trial = None
+        elif self._trial is None:
+            full = size >= min(before, self._bounds[chosen])
+            self._trial = self._next_trial(chosen if full else place, full)
+        self._size = self._bounds[chosen if self._trial is None else self._trial]
+        self._learned += self._size != before
+
+    def _known(self) -> "Iterator[_Step]":
+        return (step for step in self._classes if step.batches)
+
+    def _chosen(self) -> int:
+        """Return the step that batches may fill, by rules 2 and 3."""
+        last = len(self._classes) - 1
+        gain = -math.log2(1 - (_LEAST_GAIN if self._pressure >= _PRESSURE else _GAIN))
+        best, largest, to_beat = 0, 0, NEVER
+        for place in range(last, -1, -1):
+            step = self._classes[place]
+            if step.batches:
+                largest = largest or place
+                scale, time = 2 ** (step.doublings * gain), step.time_per_job(self._weights.mean)
+                if to_beat >= (time - step.error) * scale:
+                    best = place
+                to_beat = min(to_beat, (time + step.error) * scale)
+        if best < largest and self._grows:
+            self._grows = False
+            log("%r: %s", self, self._described(best), level=logging.INFO)
+        if best < largest:
+            return best
+        return last if self._grows else min(last, best + 2)
+
+    def _described(self, place: int) -> str:
+        return f"batches hold at most {self._bounds[place]:,} jobs now, because larger ones took no less time per job"
+
+    def _note(self) -> str:
+        """See `BatchingPolicy._note`."""
+        return "" if self._grows or self._place == len(self._bounds) - 1 else self._described(self._place)
+
+    def _next_trial(self, place: int, full: bool) -> int | None:
+        """Return the step to try after a batch of a step, by rule 4, or None."""
+        below = max([number for number in range(place) if self._classes[number].batches], default=-1)
+        if full and place < len(self._classes) - 1 and self._larger.is_due(self._is_worse(place + 1, place)):
+            return place + 1
+        smaller = max(0, place + below) // 2
+        is_new = not self._classes[smaller].batches
+        if place and (full or is_new) and (self._smaller.is_due(self._is_worse(smaller, place)) or below < 0):
+            return smaller
+        return None
+
+    def _is_worse(self, place: int, than: int) -> bool:
+        """Return whether batches of a step certainly take more time per job than those of another step."""
+        other, used, mean = self._classes[place], self._classes[than], self._weights.mean
+        if min(other.batches, used.batches) < _FEW:
+            return False
+        return other.time_per_job(mean) - 2 * math.hypot(other.error, used.error) > used.time_per_job(mean)
+
+
+class _Trial:
+    """Counts the batches until another size is tried."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._count = 0
+
+    def is_due(self, hopeless: bool) -> bool:
+        """Count a batch, and return whether to try the size now. If that is hopeless, it is tried rarely."""
+        self._count += 1
+        due = self._count >= (_RARELY if hopeless else self._patience)
+        if due:
+            self._count = 0
+        return due
+
+
+def _steps(most: int) -> Iterator[int]:
+    size = 1
+    while size < min(most, _LARGEST):
+        yield size
+        if size > 1 and 3 * size // 2 < most:
+            yield 3 * size // 2
+        size *= 2
+    yield most
+
+
+class _Mean:
+    """The mean weight of a job. Older jobs count less and less."""
+
+    mean = 1.0
+
+    def __init__(self) -> None:
+        self._size = self._weight = 0.0
+
+    def add(self, size: int, weight: float) -> None:
+        self._size, self._weight = self._size * 0.9975 + size, self._weight * 0.9975 + weight
+        self.mean = self._weight / self._size
+
+
+class _Step:
+    """What is known of the batches of about the same size.
+
+    Attributes:
+        doublings: The binary logarithm of the largest of these sizes.
+        batches: The number of these batches so far.
+        error: The standard error of the time per job, or 0 if there were too few batches.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.doublings = math.log2(bound)
+        self.batches = 0
+        self.error = 0.0
+        self._sums = [0.0] * 7
+        self._time = self._weight = self._slope = 0.0
+
+    def time_per_job(self, weight: float) -> float:
+        """Return the time per job in seconds, if a job weighs *weight* on average."""
+        return max(self._time + self._slope * (weight - self._weight), self._time / 5)
+
+    def add(self, size: int, weight: float, time: float, typical: float) -> None:
+        """Record a batch. *typical* is the time per job in batches of any size."""
+        most = _OUTLIER * (self._time if self.batches else typical)
+        time = min(time, most * size)
+        # Weighted by the size: the sums of 1, of weight, time and their products per job, and of the batches.
+        terms = size, weight, time, weight * weight / size, weight * time / size, time * time / size, 1
+        self._sums = [old * (1 - 1 / _MEMORY) + new for old, new in zip(self._sums, terms)]
+        jobs, weights, times, squares, products, time_squares, batches = self._sums
+        self.batches += 1
+        self._time, self._weight = times / jobs, weights / jobs
+        spread, common = squares - weights * self._weight, products - weights * self._time
+        self._slope = max(0.0, common / spread) if spread > 1e-9 * squares else 0.0
+        if self.batches >= _FEW:
+            unexplained = time_squares - times * self._time - self._slope * common
+            self.error = math.sqrt(max(0.0, unexplained / jobs) / batches)
