@@ -50,7 +50,7 @@ SERVERS = {
         "--timeout-keep-alive=120",
     ],
 }
-WAYS = ("unbatched", "default", "buckets", "by_length", "processes")
+WAYS = ("unbatched", "default", "size", "buckets", "by_length", "processes")
 CLIENTS = 32
 CONNECTIONS = 96
 """The maximum number of requests at a time in an open loop. Later ones start late, but their time counts from when they

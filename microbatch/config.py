@@ -7,7 +7,7 @@ Session(0.25)
 >>> policy_from_env({"MICROBATCH_STRATEGY": "Weight(1000) | Interval(0.5)"})
 Weight(1000) | Interval(0.5)
 >>> policy_from_env({})
-Size(100) | Natural()
+BestSize(100) | Natural()
 """
 
 import os
@@ -34,7 +34,7 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
                             that returns your own policy. The default depends on which of the next two variables are
                             set: ``size``, ``interval`` or ``size-or-interval``.
     ``BATCH_CAPACITY``      the maximum number of jobs in a batch, for all names except ``interval``. ``natural`` has a
-                            default of 100, and ``adaptive`` one of 1,000.
+                            default of 100, as `BestSize`, and ``adaptive`` one of 1,000.
     ``BATCH_TIME_WINDOW``   for ``fixed-window``, the time from one batch to the next; for ``session``, the time after
                             the newest job; for ``interval``, ``size-or-interval``, ``weight`` and ``adaptive``, the
                             longest time that a batch waits for more jobs

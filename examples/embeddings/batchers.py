@@ -41,9 +41,15 @@ def in_processes() -> Batcher[Tokens, Embedding]:
 
 
 def by_default() -> Batcher[Tokens, Embedding]:
-    """Use the default policy: don't do this with a model that pads. A single long text makes its whole batch slow."""
+    """Use the default policy, which learns that larger batches don't pay with a model that pads."""
     load()
-    return Batcher(embed, max_workers=CORES)
+    return Batcher(embed, max_workers=CORES, weigh=len)
+
+
+def by_size() -> Batcher[Tokens, Embedding]:
+    """Limit only the number of texts: don't do this with a model that pads. A long text makes its whole batch slow."""
+    load()
+    return Batcher(embed, Size(100) | Natural(), max_workers=CORES)
 
 
 BATCHERS: dict[str, Callable[[], Batcher[Tokens, Embedding]]] = {
@@ -51,4 +57,5 @@ BATCHERS: dict[str, Callable[[], Batcher[Tokens, Embedding]]] = {
     "by_length": by_length,
     "processes": in_processes,
     "default": by_default,
+    "size": by_size,
 }
