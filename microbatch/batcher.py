@@ -96,8 +96,8 @@ class Batcher(Generic[Job, Value]):
         max_pending: The maximum number of jobs that wait for a worker. While that many jobs wait, `submit` blocks. This
             puts back-pressure on the callers. 0 means no limit.
         max_workers: The maximum number of batches that run at the same time. With 1, batches run one after another, in
-            the order in which they are dispatched. Without an *executor*, each worker is a thread, and the maximum is
-            10,000.
+            the order in which they are dispatched. Without an *executor*, each worker is a thread, and *max_workers*
+            can be at most 10,000.
         executor: Runs the processor instead of the batcher's own thread pool. The batcher never shuts it down.
         listeners: Objects that receive events from the batcher: see `microbatch.listeners`.
         name: The name of the batcher in events, logs and the names of its threads.
@@ -381,8 +381,8 @@ class Batcher(Generic[Job, Value]):
         """Call *callback* once, without arguments, when the batcher has been shut down and its last job is settled.
 
         If that has happened already, the callback is called immediately. Callbacks run in the order in which they were
-        added, in the batcher thread. If no job was ever submitted, they run in the thread that shuts down. An exception
-        in a callback is logged.
+        added, in the batcher thread. If no job was ever submitted, they run in the thread that calls `shutdown`. An
+        exception in a callback is logged.
         """
         check_callable("callback", callback)
         self._engine.add_shutdown_callback(callback)

@@ -44,7 +44,7 @@ def policy_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "MICR
     ``RATE_TIME_WINDOW``    the time for ``RATE_BATCHES``
     ======================  ==========================================================================================
 
-    `microbatch.policies.text.parse_policy` describes policies as text. Their times are in seconds. A name has
+    For policies as text, see `microbatch.policies.text.parse_policy`. Their times are in seconds. A name has
     precedence: ``Natural`` is the name ``natural``, which is limited to 100 jobs, and ``Natural()`` is the policy. With
     a policy as text or a factory, only the two variables of the rate are read.
 

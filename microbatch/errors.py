@@ -107,9 +107,9 @@ class JobExpired(MicrobatchError, TimeoutError):
 class ForkedError(MicrobatchError, RuntimeError):
     """The process was forked, and the job or the executor belongs to the parent process.
 
-    In a forked child, the futures of jobs that were pending at the fork fail with this exception, because the parent
-    processes these jobs. The child also gets it from `Batcher.submit` if the batcher has an *executor*, because that
-    works only in the parent.
+    In a forked child, the futures of jobs that were pending at the fork fail with this exception, because these jobs
+    are processed in the parent. The child also gets it from `Batcher.submit` if the batcher has an *executor*, because
+    that works only in the parent.
     """
 
 

@@ -114,7 +114,7 @@ class BatchListener:
         """
 
     def batch_finished(self, event: BatchFinished) -> None:
-        """Receive the event of a batch whose jobs are all settled, in the thread that ran it, before its next batch.
+        """Receive the event of a batch whose jobs are all settled, in the thread that ran it, before it runs another.
 
         With your own *executor*, this happens in the thread in which the executor reports the result.
         """

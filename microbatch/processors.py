@@ -15,8 +15,8 @@ jobs, and exceptions in place of results. If an iterable ends early, all jobs of
 because it is not known which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
 `KeyboardInterrupt`, pass through.
 
-A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, so does it call
-*processor*. `within` can pass a database connection in this way.
+A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, *processor*
+gets that argument too. `within` can pass a database connection in this way.
 
 A wrapped processor can be pickled, for an executor with processes, if everything that you passed to the wrapper can be
 pickled.
@@ -123,9 +123,9 @@ def retrying(
 def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -> Processor:
     """Return a processor that calls *processor* again with only the jobs that failed, as long as `tenacity` allows.
 
-    A job may be processed more than once: if the downstream has processed it but could not confirm that, it processes
-    it again. So make the downstream idempotent. The pauses block the thread that runs the batch, so `Batcher.shutdown`
-    waits for them too.
+    A job may be processed more than once: if the downstream has processed a job but could not confirm that, the retry
+    makes it process the job again. So make the downstream idempotent. The pauses block the thread that runs the batch,
+    so `Batcher.shutdown` waits for them too.
 
     >>> from tenacity import retry_if_exception_type, stop_after_attempt, wait_none
     >>> calls = []
@@ -144,8 +144,8 @@ def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -
         wait: How long to wait before each further attempt, such as ``tenacity.wait_random_exponential(max=10)``.
         retry: Which exceptions to retry, such as ``tenacity.retry_if_exception_type(ConnectionError)``. The default is
             all except `ResultCountError`, because a processor that returns the wrong number of results would do so
-            again. The strategy is called for each failed job. Its argument always has the state of a first attempt. If
-            it raises an exception, the failed jobs fail with that.
+            again. *retry* is called for each failed job. The argument of that call always has the state of a first
+            attempt. If *retry* raises an exception, the failed jobs fail with that.
 
     Raises:
         ImportError: ``tenacity`` is not installed. The extra ``retry`` installs it.
@@ -227,8 +227,9 @@ def bisecting(
 ) -> Processor:
     """Return a processor that finds the bad jobs of a batch that fails, so that only these jobs fail.
 
-    If a call raises, it calls *processor* again with each half of the jobs that got the exception, and splits these
-    halves again, until each bad job is alone. A single bad job among *n* takes about 2 log2 *n* more calls.
+    If a call of *processor* raises, the returned processor calls it again with each half of the jobs that got the
+    exception, and splits these halves again, until each bad job is alone. A single bad job among *n* takes about 2 log2
+    *n* more calls.
 
     A job may be processed more than once if a call processes some of its jobs before it raises. So use this with calls
     that process either all of their jobs or none, as in a transaction, or with an idempotent downstream.
@@ -239,7 +240,7 @@ def bisecting(
             default, these are all classes. Then, in a batch of more than 16 jobs, it gives up after seven calls if the
             whole batch, both halves and their halves all fail with the same class, because the downstream is probably
             the cause.
-        unless: The classes of exceptions for which never to split, because no single job causes them. The default
+        unless: The classes of exceptions for which a batch is never split, because no single job causes them. The default
             covers a downstream that can't be reached, and a wrong number of results. If your client library has
             exceptions of its own for such errors, pass them too.
         max_calls: The maximum number of calls for one batch. After that, jobs that are not separated yet all fail with
@@ -324,8 +325,8 @@ def deduplicating(
     >>> calls
     [['b', 'a']]
 
-    If equal jobs are not the same, as in an upsert, say what becomes of them. *keep* chooses one of them, and *merge*
-    combines two into one. To add up counts of the same word:
+    If jobs with equal keys differ in other ways, as in an upsert, say what becomes of them. *keep* chooses one of them,
+    and *merge* combines two into one. To add up counts of the same word:
 
     >>> def count(pairs):
     ...     print(pairs)
@@ -338,13 +339,14 @@ def deduplicating(
     get into different calls, and `bisecting` and `by_length` may process the newest one first.
 
     Args:
-        processor: The processor to wrap. It gets one job for all equal ones. All of them share its result object.
+        processor: The processor to wrap. It gets one job in place of all equal ones, and all of these share the result
+            object of that job.
         key: Returns a hashable value for a job. Jobs with equal values are equal. By default, the jobs themselves are
             compared, and must be hashable.
         keep: Which of several equal jobs *processor* gets: the ``"first"``, or the ``"last"`` that was submitted. For
             writes that replace each other, use ``"last"``: otherwise the newest value is lost.
         merge: Takes two equal jobs, the older one first, and returns a new job that stands for both. It must not change
-            them. Then *keep* has no effect.
+            them. With *merge*, *keep* has no effect.
     """
     check_callable("processor", processor)
     for name, function in (("key", key), ("merge", merge)):
@@ -637,7 +639,8 @@ def within(processor: Processor, context: _Context[Any], *, pass_value: bool = F
     If the processor returns an iterable, all results are read before the context ends.
 
     If the processor raises an exception, even after its last result, it passes through the context, and all jobs of the
-    batch fail with it. So do jobs that have a result already, because the context may have rolled back their work.
+    batch fail with it. This includes jobs that have a result already, because the context may have rolled back their
+    work.
 
     >>> import contextlib
     >>> @contextlib.contextmanager

@@ -83,7 +83,7 @@ class ManualClock:
                 self._sleepers.remove(sleeper)
 
     def wait_for_sleeper(self, moment: float, timeout: float = 10.0) -> None:
-        """Block until a thread waits for exactly *moment*, such as a batcher for the end of an interval.
+        """Block until a thread waits for exactly *moment*, as a batcher does for the end of an interval.
 
         Args:
             moment: A moment on this clock.

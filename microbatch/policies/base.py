@@ -43,7 +43,7 @@ class CallerActivity(NamedTuple):
     """The moment by which the last of these callers is expected."""
 
     heard: float = NOW
-    """The latest moment at which a caller submitted a job or got a result, except callers that wait for a result now.
+    """The latest moment at which a caller submitted a job or got a result. Callers that are waiting do not count.
 
     It is `NOW` if there are no other callers, or if the policy does not set `Hints.recalls`.
     """
@@ -58,10 +58,10 @@ class Hints:
             at `Window.in_flight`, `Window.sent` or `Window.service_time`, or if `observe` learns.
 
             If they may, the batcher asks the policy again after each start and each end of a batch, when a worker is
-            free. It asks about the batch whose turn it is, then about the one with the oldest answer. If neither is
-            due, it asks about others until one is. It asks about at most 64 open batches at once, and about the rest
-            later, some every millisecond. So a batch that has become due may wait a little. If the answers can't
-            change, set this to False: the batcher then does not ask again.
+            free. It asks about the batch that it would dispatch next, then about the one with the oldest answer. If
+            neither is due, it asks about others until one is. It asks about at most 64 open batches at once, and about
+            the rest later, some every millisecond. So a batch that has become due may wait a little. If the answers
+            can't change, set this to False: the batcher then does not ask again.
         watches_callers: Whether `due` looks at `CallerActivity.returning`. This costs a little time for each job that a
             caller waits for.
         recalls: How many seconds the batcher remembers the activity of a caller, for `CallerActivity.heard`. If it is
@@ -168,8 +168,8 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def hints(self) -> Hints:
         """What the policy promises and needs. Define it in a subclass, as a property or as an attribute of the class.
 
-        If you subclass another policy, override its `due` or `observe`, and don't define `hints`, your class inherits
-        what that policy needs to know, but none of its promises.
+        If your class overrides the `due` or `observe` of another policy and does not define `hints`, it inherits what
+        that policy needs to know, but none of its promises.
         """
         return _SAFE
 

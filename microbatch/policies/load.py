@@ -14,9 +14,9 @@ class Natural(BuiltInPolicy):
 
     While all workers are busy, jobs gather. So batches grow with the load, and with the service time of the processor.
 
-    First, with several workers, it spaces the dispatches, so that idle workers don't each take a batch of one job. Two
-    dispatches are at least the service time divided by the number of workers apart. If all workers are idle, it does
-    not wait, because the next batch may take much less time than the last ones did:
+    First, with several workers, it spaces the dispatches, so that idle workers don't each take a batch of one job. The
+    time between two dispatches is at least the service time divided by the number of workers. If all workers are idle,
+    it does not wait, because the next batch may take much less time than the last ones did:
 
     >>> [Natural().due(Window(opened=10.0, sent=[9.75], in_flight=1, service_time=2.0, workers=n)) for n in (1, 4, 8)]
     [10.0, 10.25, 10.0]
@@ -57,12 +57,12 @@ class AllWaiting(BuiltInPolicy):
     """Dispatches a batch as soon as every caller that was active in the last *recent* seconds waits for a result.
 
     A caller is active when it submits a job or gets a result. While it waits in `JobFuture.result`, it can't add a job.
-    So a single script that calls ``submit().result()`` never waits for other jobs. Callers in a loop share a batch,
-    which is dispatched when the last of them has submitted its job.
+    So a single script that calls ``submit().result()`` never waits for other jobs. Several callers that each submit and
+    wait in a loop share a batch, which is dispatched when the last of them has submitted its job.
 
     A caller that submits jobs without waiting keeps the batch open until it has been inactive for *recent* seconds. Add
-    ``| Interval(seconds)`` to bound that. The same holds for callers that wait with ``concurrent.futures.wait``,
-    ``as_completed``, a callback or asyncio, because the batcher does not notice that they wait.
+    ``| Interval(seconds)`` to bound that. Callers that wait with ``concurrent.futures.wait``, ``as_completed``, a
+    callback or asyncio keep it open too, because the batcher does not notice that they wait.
 
     >>> from microbatch import CallerActivity, Interval
     >>> policy = AllWaiting(recent=0.1) | Interval(0.005)
