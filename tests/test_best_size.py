@@ -1,4 +1,4 @@
-"""`BestSize`, and with it the default policy, finds out whether larger batches pay, and batches that do not pay stay small."""
+"""`BestSize`, and with it the default policy, finds out whether larger batches pay, and if not, keeps them small."""
 
 import logging
 import math

@@ -39,8 +39,8 @@ class OldestFirst(BuiltInPolicy):
     """Dispatches the batch with the oldest job first, if several batches are due and no worker is free.
 
     Without it, the keys take turns. That is fair if each key is a tenant: a busy tenant can't delay the others. If keys
-    are groups of similar jobs instead, such as texts of similar length, some of the groups have few jobs and others have
-    many. Jobs of the large groups would then wait for much longer. Combine it with ``&``, because alone it is always due.
+    are groups of similar jobs instead, such as texts of similar length, jobs of a large group would wait for much
+    longer than those of a small one. Combine the policy with ``&``, because alone it is always due.
 
     >>> OldestFirst().due(Window(count=1)) == NOW
     True
