@@ -75,7 +75,7 @@ def take_all(collector: Collector[Job], now: float, pressed: bool = False) -> li
     taken = []
     while (batch := collector.take(now, pressed)) is not None:
         assert batch.error is None
-        collector.started(now, batch.key)
+        collector.started(now, batch.runs)
         taken.append("".join(entry.job for entry in batch.entries) + ":" + batch.trigger)
     return taken
 

@@ -76,11 +76,27 @@ def test_a_full_batch_is_due_and_its_trigger_is_bestsize() -> None:
     assert "bestsize" == policy.reason(Window(count=3))
 
 
-def test_a_batch_with_failed_jobs_teaches_nothing() -> None:
+def test_a_batch_whose_jobs_all_failed_teaches_nothing() -> None:
     policy = BestSize(100)
     policy.observe(report(1, 0.01))
-    policy.observe(report(50, 9.0, failed=1))
+    policy.observe(report(50, 9.0, failed=50))
     assert 100 == room(policy)
+
+
+def test_a_trial_ends_even_if_its_batch_fails() -> None:
+    policy = BestSize(100)
+    policy.observe(report(100, 0.01))
+    tried = int(room(policy))
+    assert tried < 100
+    policy.observe(report(tried, 0.01, failed=tried))
+    assert 100 == room(policy)
+
+
+def test_it_learns_from_batches_in_which_some_jobs_failed() -> None:
+    policy = BestSize(100)
+    for size in (1, 2, 3, 4, 6, 8, 12):
+        policy.observe(report(size, 0.01 + 0.001 * size**2, failed=size // 2))
+    assert 3 == room(policy)
 
 
 @pytest.mark.parametrize("time", [NEVER, math.nan, -1.0])

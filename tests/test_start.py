@@ -110,8 +110,10 @@ def test_after_a_thread_failed_to_start_the_next_job_starts_all_threads(
 ) -> None:
     with Batcher[str, str](list, max_workers=2, name="slow") as batcher:
         with monkeypatch.context() as patch:
-            FailingStart(name, patch).go_on.set()
-            assert "can't start new thread" == refusal(batcher)
+            failing = FailingStart(name, patch)
+            future = batcher.submit("job")
+            failing.go_on.set()  # not before, because `submit` would start the threads again if it saw the failure
+            assert "can't start new thread" == str(future.exception(timeout=10))
         for thread in threads_of(batcher):
             thread.join(timeout=10)
         assert "job" == batcher.submit("job").result(timeout=10).value
@@ -138,8 +140,9 @@ def test_a_job_of_a_failed_start_has_an_outcome_in_the_end_even_if_there_was_no_
     batcher = Batcher[str, str](list, name="slow")
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "fail", fail_later)
-        FailingStart(name, patch).go_on.set()
+        failing = FailingStart(name, patch)
         future = batcher.submit("job")
+        failing.go_on.set()
         assert failed.wait(10)
     if restarts:
         assert "next" == batcher.submit("next").result(timeout=10).value
@@ -165,8 +168,9 @@ def test_a_job_that_an_interrupted_failed_start_has_left_waiting_is_processed_an
     batcher = Batcher[str, str](list, name="slow")
     with monkeypatch.context() as patch:
         patch.setattr("microbatch._engine.ledger.repeat", fail_once)  # called in the middle of `Ledger.claim`
-        FailingStart(name, patch).go_on.set()
+        failing = FailingStart(name, patch)
         first = batcher.submit("first")
+        failing.go_on.set()
         assert failed.wait(10)
         assert "second" == batcher.submit("second").result(timeout=10).value
     assert "first" == first.result(timeout=10).value

@@ -6,6 +6,7 @@ from typing import Any
 
 from microbatch._basics.returned import exhaust, in_order, numbered, results_of
 from microbatch._engine.ledger import Ledger
+from microbatch._forming.lanes import Runs
 from microbatch.errors import ResultCountError
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture, are_errors
@@ -24,7 +25,10 @@ class BatchRun:
         sent: Whether the batch was passed to a worker thread or to the user's executor.
         started: The moment at which the processor was called.
         failed: The number of jobs that have failed so far.
+        runs: See `Collector.started`.
     """
+
+    runs: Runs | None = None
 
     def __init__(self, ledger: Ledger, futures: list[JobFuture[Any]], info: BatchInfo) -> None:
         self.info = info

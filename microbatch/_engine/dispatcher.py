@@ -113,7 +113,7 @@ class Dispatcher:
         waiting = self.ledger.recover()
         self.ledger.fail([future for future in self.ledger.running() if future not in in_flight], error)
         self.ledger.recover()
-        self._collector = self._collector.successor([batch_run.info.key for batch_run in list(self.running)])
+        self._collector = self._collector.successor([batch_run.runs for batch_run in list(self.running)])
         self._collector.add(waiting)
         self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
         self.queue.resign(NOW, 1)
@@ -124,7 +124,7 @@ class Dispatcher:
         if group is None:
             return  # recorded already: after an exception from outside, this may be called twice
         self.ledger.close_group(group)
-        self._collector.finished(time, batch_run.info.key)
+        self._collector.finished(time, batch_run.runs)
         try:
             if time is not None and self._learns:
                 self._collector.policy.observe(BatchReport(batch_run.info, time, batch_run.failed))
@@ -197,6 +197,7 @@ class Dispatcher:
             weight = sum([future.weight for future in futures])
         number = self.ledger.number_batch(batch.trigger)
         batch_run = BatchRun(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
+        batch_run.runs = batch.runs
         self.running[batch_run] = futures
-        self._collector.started(now, batch.key)
+        self._collector.started(now, batch.runs)
         run(batch_run)

@@ -9,14 +9,14 @@ worker. The line is first come, first served, so a busy key can't starve the oth
 """
 
 import sys
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import count, islice, repeat
 from typing import Any, Generic, NamedTuple
 
 from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
-from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, safe
+from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, Runs, safe
 from microbatch.errors import JobTooLarge
 from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learns, limit_for
 
@@ -53,6 +53,7 @@ class Batch(NamedTuple):
     entries: list[Any]
     weight: float = 0.0
     error: BaseException | None = None
+    runs: Runs | None = None  # see `Collector.started`
 
 
 def _jobs(count: int) -> str:
@@ -110,7 +111,7 @@ class Collector(Generic[AnyEntry]):
         self._learns = learns(policy) and self._gates is not None
         self._oldest_first = policy.hints.oldest_first
         self._watches_keys = policy.hints.watches_keys
-        self._running: Counter[Hashable] = Counter()  # how many batches of each key run now, if the policy watches that
+        self._runs: dict[Hashable, Runs] = {}  # by key, if the policy watches the keys
         self._doubts_flow = policy.hints.watches_flow and self._gates != 0
         self._doubts_callers = policy.hints.recalls > 0
         self._doubts_any = self._learns or self._doubts_flow or self._doubts_callers
@@ -144,15 +145,16 @@ class Collector(Generic[AnyEntry]):
         self._broken: deque[Batch] = deque()
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
-    def successor(self, running: Sequence[Hashable]) -> "Collector[AnyEntry]":
+    def successor(self, running: Sequence[Runs | None]) -> "Collector[AnyEntry]":
         """Return an empty collector with the history of this one, which an exception has interrupted.
 
-        *running* has the key of each batch that runs now.
+        *running* has the `Batch.runs` of each batch that runs now.
         """
         collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
         collector.in_flight = collector._flow["in_flight"] = len(running)
-        if self._watches_keys:
-            collector._running.update(map(safe, running))
+        for runs in filter(None, running):
+            runs.count, runs.lane = running.count(runs), None
+            collector._runs[runs.place] = runs
         collector._sent.extend(self._sent)
         collector._service_times.extend(self._service_times)
         collector._flow["service_time"] = self._flow["service_time"]
@@ -192,7 +194,7 @@ class Collector(Generic[AnyEntry]):
         if lane is None:
             lane = self._lanes[place] = Lane(key, place)
             if self._watches_keys:
-                lane.running = self._running[place]
+                self._let_run(lane, self._runs.setdefault(place, Runs(place)))
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
                 self._put_up_gate()
         lane.uniform = lane.uniform and uniform
@@ -246,20 +248,24 @@ class Collector(Generic[AnyEntry]):
         if activity.heard != before.heard:
             self._note_change(self._doubts_callers)
 
-    def started(self, now: float, key: Hashable = None) -> None:
-        """Record that a batch of a key was dispatched."""
+    def started(self, now: float, runs: Runs | None = None) -> None:
+        """Record that a batch was dispatched. *runs* is its `Batch.runs`."""
         self._flow["in_flight"] = self.in_flight = self.in_flight + 1
         self._sent.append(now)
-        if self._watches_keys:
-            self._count_running(safe(key), 1)
+        if runs is not None:
+            self._runs[runs.place] = runs
+            self._count(runs, 1)
         if not self._steady:
             self._note_change(self._doubts_flow)
 
-    def finished(self, service_time: float | None = None, key: Hashable = None) -> None:
-        """Record that a batch of a key is over, so a worker is free. *service_time* is in seconds, or None if unknown."""
+    def finished(self, service_time: float | None = None, runs: Runs | None = None) -> None:
+        """Record that a batch is over, so a worker is free.
+
+        *service_time* is in seconds, or None if unknown. *runs* is the `Batch.runs` of the batch.
+        """
         self._flow["in_flight"] = self.in_flight = self.in_flight - 1
-        if self._watches_keys:
-            self._count_running(safe(key), -1)
+        if runs is not None:
+            self._count(runs, -1)
         if self._steady:
             return
         if service_time is not None:
@@ -268,15 +274,16 @@ class Collector(Generic[AnyEntry]):
             self._flow["service_time"] = sorted(self._service_times)[len(self._service_times) // 2]
         self._note_change(self._doubts_flow)
 
-    def _count_running(self, place: Hashable, change: int) -> None:
+    def _let_run(self, lane: Lane[AnyEntry], runs: Runs) -> None:
+        lane.runs, runs.lane = runs, lane
+
+    def _count(self, runs: Runs, change: int) -> None:
         """Count a batch that starts or ends, and ask the policy about the open batch of its key again."""
-        self._running[place] += change
-        lane = self._lanes.get(place)
-        if lane is not None:
-            lane.running = self._running[place]
-            self._change(lane)
-        if not self._running[place]:
-            del self._running[place]
+        runs.count += change
+        if runs.lane is not None:
+            self._change(runs.lane)
+        elif not runs.count:
+            self._runs.pop(runs.place, None)
 
     def _note_change(self, doubtful: bool) -> None:
         """Record that the gate may have opened or shut, and, if *doubtful*, that all answers are in doubt (rule 2)."""
@@ -380,11 +387,14 @@ class Collector(Generic[AnyEntry]):
             self._break(lane, error)
 
     def _oldest(self) -> Lane[AnyEntry] | None:
-        """Return the lane whose batch was opened first."""
+        """Return the lane whose batch was opened first, of those that may be dispatched now."""
         while self._lanes:
             while self._aged:
                 if not self._aged[0].gone:
-                    return self._aged[0]
+                    oldest = self._aged[0]
+                    if not self._is_held(oldest):
+                        return oldest
+                    return next((lane for lane in self._lanes.values() if not self._is_held(lane)), None)
                 self._aged.popleft()
             # Each lane is copied to `_aged` only once, so this takes constant time per lane. The dict is copied too,
             # because an iteration over a dict that has lost many entries passes over all of their empty slots.
@@ -564,7 +574,7 @@ class Collector(Generic[AnyEntry]):
         if not lane.unflushed and lane.open[0]._epoch > self._flushed:
             self._note_unflushed(lane)
         due, free = lane.due, lane.free
-        if self._watches_keys and self.policy._holds(self._window(lane)):
+        if self._is_held(lane):
             lane.due = lane.free = NEVER
             lane.forced, lane.wanted = None, 1
         elif self._has_gate:
@@ -582,6 +592,10 @@ class Collector(Generic[AnyEntry]):
                 self._timers.push(lane.due, lane)
             if free != lane.free != lane.due and not lane.gated:
                 self._timers.push(lane.free, lane)
+
+    def _is_held(self, lane: Lane[AnyEntry]) -> bool:
+        """Return whether the batch must wait for the end of a running batch of its key, whatever else happens."""
+        return self._watches_keys and self.policy._holds(self._window(lane))
 
     def _enough(self, window: Window[Any]) -> float:
         """Return how many jobs must join before a built-in policy can find the batch due earlier than it does now.
@@ -616,7 +630,7 @@ class Collector(Generic[AnyEntry]):
     def _answer(self, lane: Lane[AnyEntry], window: Window[Any], now: float) -> tuple[float, str | None]:
         """Return when the open batch is due, and the trigger if it is not the policy's reason."""
         due = check_answer("the due() of a policy", self.policy.due(window))
-        if due == NEVER and lane.full:
+        if due == NEVER and lane.full and not window.key_in_flight:
             due = NOW  # no job can join any more, so nothing else would ever make the batch due
         if due > now and self._closing:
             return NOW, "shutdown"
@@ -638,7 +652,7 @@ class Collector(Generic[AnyEntry]):
         if due <= now:
             return due, due
         free = policy.due(_show(open, lane))
-        if free == NEVER and lane.full:
+        if free == NEVER and lane.full and not open.key_in_flight:
             return NOW, NOW
         if self._is_flushed(lane):
             due, free = min(due, policy._earliest(shut)), min(free, policy._earliest(open))
@@ -653,7 +667,7 @@ class Collector(Generic[AnyEntry]):
             trigger = lane.forced or str.__str__(str(self.policy.reason(window)))
         except BaseException as error:
             return Batch(lane.key, "", self._empty(lane), error=error)
-        return Batch(lane.key, trigger, self._empty(lane), lane.weight)
+        return Batch(lane.key, trigger, self._empty(lane), lane.weight, runs=lane.runs)
 
     def _empty(self, lane: Lane[AnyEntry]) -> list[AnyEntry]:
         """Take out and return the jobs of the open batch. If there is a backlog, it gets a new lane."""
@@ -663,7 +677,8 @@ class Collector(Generic[AnyEntry]):
         if lane.backlog:
             successor: Lane[AnyEntry] = Lane(lane.key, lane.place)
             successor.backlog, successor.dead, successor.uniform = lane.backlog, lane.dead, lane.uniform
-            successor.running = lane.running
+            if lane.runs is not None:
+                self._let_run(successor, lane.runs)
             self._lanes[lane.place] = successor  # at the end, because the dict is ordered by age
             self._change(successor)
         lane.open, lane.backlog = [], []  # the old lane may still be in `_changed`, and is then reviewed once more
@@ -671,6 +686,10 @@ class Collector(Generic[AnyEntry]):
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:
         del self._lanes[lane.place]
+        if lane.runs is not None:
+            lane.runs.lane = None
+            if not lane.runs.count:
+                self._runs.pop(lane.place, None)
         if self._doubts_any:
             self._asked.pop(lane, None)
         lane.ready = lane.gated = False
@@ -699,5 +718,5 @@ def _show(window: Window[Any], lane: Lane[Any], joining: Any = None) -> Window[A
     shown["opened"] = entries[0].submitted
     shown["newest"] = entries[-1].submitted
     shown["full"] = lane.full
-    shown["key_in_flight"] = lane.running
+    shown["key_in_flight"] = 0 if lane.runs is None else lane.runs.count
     return window

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER
 
-__all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "safe"]
+__all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "Runs", "safe"]
 
 
 class Entry(Protocol):
@@ -149,6 +149,21 @@ def safe(key: Hashable) -> Hashable:
     return key if type(key) in _PLAIN else _Key(key)
 
 
+class Runs:
+    """The batches of one key that run now.
+
+    The collector finds it by the key only when it creates a lane. Later it goes with the lane and with the batches,
+    because the key is an object of the user, which may change, or raise when it is compared.
+    """
+
+    __slots__ = ("place", "count", "lane")
+
+    def __init__(self, place: Hashable) -> None:
+        self.place = place
+        self.count = 0
+        self.lane: Lane[Any] | None = None  # the lane of the key, if there is one
+
+
 class Lane(Generic[AnyEntry]):
     """The jobs of one key: its open batch, and the backlog of jobs that do not fit into that.
 
@@ -157,7 +172,7 @@ class Lane(Generic[AnyEntry]):
 
     __slots__ = tuple(
         "key place open weight heaviest expires backlog thinned dead uniform full pressed unflushed changed"
-        " running due free forced wanted asked turn ready gated gone".split()
+        " runs due free forced wanted asked turn ready gated gone".split()
     )
 
     def __init__(self, key: Hashable, place: Hashable) -> None:
@@ -175,7 +190,7 @@ class Lane(Generic[AnyEntry]):
         self.pressed = False  # flushed to make the queue shorter, because a caller waits while it is full
         self.unflushed = False  # the lane is in `Collector._unflushed`
         self.changed = False  # the policy must be asked again
-        self.running = 0  # how many batches of the key run now, if the policy watches that
+        self.runs: Runs | None = None  # if the policy watches the keys
         self.due = NEVER  # when the batch is due by the policy's last answer; if there is a gate, with the gate shut
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`
         self.forced: str | None = None  # the trigger, if it is not the policy's reason

@@ -230,7 +230,11 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     def __init_subclass__(cls, **options: Any) -> None:
         """Drop promises and shortcuts that hold only for a method that *cls* overrides."""
         super().__init_subclass__(**options)
-        depth = {name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room")}
+        depth = {
+            name: _depth(cls, name) for name in ("due", "fits", "observe", "hints", "_earliest", "_room", "_holds")
+        }
+        if depth["due"] < depth["_holds"]:
+            cls._holds = BatchingPolicy._holds  # type: ignore[method-assign]
         if depth["fits"] < depth["_room"]:
             cls._room = _no_room  # type: ignore[method-assign]
         if min(depth["due"], depth["observe"], depth["_earliest"]) < depth["hints"]:

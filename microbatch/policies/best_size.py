@@ -33,6 +33,9 @@ _OUTLIER = 8
 _FEW = 4
 """With fewer batches of a size, it is unknown how much their times vary."""
 
+_HEAVY = 1e100
+"""If a batch weighs more, its weight is ignored, because floating-point numbers could overflow."""
+
 _LARGEST = 100_000
 """Above this size there are no more steps, except the limit of the policy."""
 
@@ -65,14 +68,14 @@ class BestSize(BuiltInPolicy):
        batches of a step. If jobs have weights, it is corrected by linear regression to the mean weight of all jobs.
     2. As long as larger batches have always taken less time per job, a batch may hold *most* jobs.
     3. Otherwise, it may hold as many as the smallest step that no larger one beats. To beat a step, a larger one must
-       take at least 3 % less time per job each time that the size doubles, and by more than the standard errors of both.
-       If 64 batches in a row left jobs behind that did not fit, 0.5 % is enough. If the largest known step beats all
-       others, the next two steps may be tried.
+       take at least 3 % less time per job each time that the size doubles, and by more than the standard errors of
+       both. If 64 batches in a row left jobs behind that did not fit, 0.5 % is enough, whatever the errors are. If the
+       largest known step beats all others, the next two steps may be tried.
     4. To keep learning, the policy tries a smaller step after 8 full batches, and the next larger one after 16. The
-       smaller one is halfway to the next step that it knows. If it is a new one, batches that are not full count too.
-       A step that is certainly worse is tried only after 400 full batches.
+       smaller one is halfway to the next step that it knows. If it knows none, it is tried after the first batch. If
+       it is a new one, batches that are not full count too. A step that is certainly worse is tried only after 400.
 
-    It ignores batches with a failed job, because these may have ended early. Alone, it waits for a full batch, however
+    It ignores batches in which all jobs failed, because these may have ended early. Alone, it waits for a full batch, however
     long that takes. Combine it with `Natural` or `Interval`.
 
     Args:
@@ -119,8 +122,13 @@ class BestSize(BuiltInPolicy):
             if self._skipped % _SAMPLE:
                 return
         weight, time = report.batch.weight, report.service_time + _OWN_TIME
-        if report.failed or not 0 <= time < NEVER:
+        was_trial = place == self._trial
+        if was_trial:  # not before, because the open batch may have been larger already
+            self._trial = None
+        if report.failed >= size or not 0 <= time < NEVER:
+            self._allow(self._place if self._trial is None else self._trial)
             return
+        weight = weight if weight < _HEAVY else size
         self._pressure = self._pressure + 1 if self._refused else 0
         self._refused = False
         self._weights.add(size, weight)
@@ -130,13 +138,14 @@ class BestSize(BuiltInPolicy):
         if chosen != self._place:
             self._place, self._trial = chosen, None
             self._smaller, self._larger = _Trial(_PROBE_SMALLER), _Trial(_PROBE_LARGER)
-        if place == self._trial:  # not before, because the open batch may have been larger already
-            self._trial = None
-        elif self._trial is None:
+        if self._trial is None and not was_trial:
             full = size >= min(before, self._bounds[chosen])
             self._trial = self._next_trial(chosen if full else place, full)
-        self._size = self._bounds[chosen if self._trial is None else self._trial]
-        self._learned += self._size != before
+        self._allow(chosen if self._trial is None else self._trial)
+
+    def _allow(self, place: int) -> None:
+        self._learned += self._size != self._bounds[place]
+        self._size = self._bounds[place]
 
     def _known(self) -> "Iterator[_Step]":
         return (step for step in self._classes if step.batches)
@@ -144,16 +153,17 @@ class BestSize(BuiltInPolicy):
     def _chosen(self) -> int:
         """Return the step that batches may fill, by rules 2 and 3."""
         last = len(self._classes) - 1
-        gain = -math.log2(1 - (_LEAST_GAIN if self._pressure >= _PRESSURE else _GAIN))
+        pressed = self._pressure >= _PRESSURE
+        gain, errors = -math.log2(1 - (_LEAST_GAIN if pressed else _GAIN)), 0.0 if pressed else 1.0
         best, largest, to_beat = 0, 0, NEVER
         for place in range(last, -1, -1):
             step = self._classes[place]
             if step.batches:
                 largest = largest or place
                 scale, time = 2 ** (step.doublings * gain), step.time_per_job(self._weights.mean)
-                if to_beat >= (time - step.error) * scale:
+                if to_beat >= (time - errors * step.error) * scale:
                     best = place
-                to_beat = min(to_beat, (time + step.error) * scale)
+                to_beat = min(to_beat, (time + errors * step.error) * scale)
         if best < largest and self._grows:
             self._grows = False
             log("%r: %s", self, self._described(best), level=logging.INFO)

@@ -116,7 +116,8 @@ class InTime(BuiltInPolicy):
     longer in proportion. The result is at least 5 ms, because a thread may wake up late. Before the first batch is done,
     a batch with a job that expires is due immediately.
 
-    A job expires if it was submitted with *expires_in*. Combine the policy with ``|``, because it never dispatches a
+    A job expires if it was submitted with *expires_in*. The policy looks only at the open batch, so a job that does not
+    fit into it has to wait until that batch is dispatched. Combine the policy with ``|``, because it never dispatches a
     batch without such jobs:
 
     >>> from microbatch import BatchInfo
@@ -131,7 +132,6 @@ class InTime(BuiltInPolicy):
     """
 
     _gates = 0
-    hints: Hints = Hints(watches_flow=False)
 
     def __init__(self, slack: float = 0.0) -> None:
         self.slack: float = check_number("slack", slack)

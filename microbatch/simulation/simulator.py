@@ -177,7 +177,10 @@ class SimulationReport:
 
         Raises:
             ImportError: matplotlib is not installed. The extra ``plot`` installs it.
+            ValueError: All jobs expired.
         """
+        if not self.runs:
+            raise ValueError("all jobs expired, so there is nothing to draw")
         ends = [run.ended for run in sorted(self.runs, key=lambda run: run.ended) for _ in range(run.size)]
         draw_run(path, [(end - latency, latency) for end, latency in zip(ends, self.latencies)], self.runs)
 
@@ -272,10 +275,10 @@ class _OpenLoop:
         if arrival is not None:
             job = _Job(*arrival) if isinstance(arrival, tuple) else _Job(arrival)
             job.job = check_number("the weight of a job", job.weight, below=NEVER)
-            if check_number("the expires_in of a job", job.expires_in) < NEVER:
-                job._expires = job.submitted + job.expires_in
             if not last <= check_answer("an arrival", job.submitted) < NEVER:
                 raise ValueError(f"arrivals must be in order and at least 0, got {job.submitted!r} after {last!r}")
+            if check_number("the expires_in of a job", job.expires_in) < NEVER:
+                job._expires = job.submitted + job.expires_in
             self._next = job
 
     def next_moment(self) -> float:
@@ -294,6 +297,9 @@ class _OpenLoop:
 
     def done(self, jobs: list[_Job], now: float, service_time: float) -> None:
         """Record that the callers of *jobs* have their results. Does nothing here, because no caller waits."""
+
+    def expired(self, jobs: list[_Job], now: float) -> None:
+        """Record that the callers of *jobs* have got an error."""
 
     def activity(self) -> CallerActivity:
         """Return what is known of the callers."""
@@ -330,6 +336,9 @@ class _ClosedLoop:
         done = [job.caller for job in jobs if job.caller is not None]
         self._watched.record_results(done, now, service_time)
         self._schedule(done, now)
+
+    def expired(self, jobs: list[_Job], now: float) -> None:
+        self._schedule([job.caller for job in jobs if job.caller is not None], now)
 
     def _schedule(self, group: list[Caller], now: float) -> None:
         """Let these callers submit their next jobs, as long as there are jobs left."""
@@ -370,7 +379,7 @@ class _Describer:
         self._weights = weights
         self._key = key
         self._weigh = weigh
-        self._expires_in = None if expires_in is None else check_number("expires_in", expires_in)
+        self.expires_in = None if expires_in is None else check_number("expires_in", expires_in)
         self._chance = random.Random(f"the weights of {seed}")
 
     def __call__(self, job: _Job) -> None:
@@ -380,8 +389,8 @@ class _Describer:
             job.key = self._key(job.job)
         if self._weigh is not None:
             job.weight = check_number("the result of weigh", self._weigh(job.job), below=NEVER)
-        if self._expires_in is not None:
-            job._expires = job.submitted + self._expires_in
+        if self.expires_in is not None:
+            job._expires = job.submitted + self.expires_in
 
 
 def _timer(
@@ -418,7 +427,8 @@ class _Simulation:
         self._collector: Collector[_Job] = Collector(policy, max_workers, 0.0)
         self._time_of = time_of
         self._describe = describe
-        self._running: list[tuple[float, int, BatchInfo, list[_Job]]] = []
+        self._may_expire = describe is not None and describe.expires_in is not None
+        self._running: list[tuple[float, int, BatchInfo, Batch]] = []
         self._runs: list[Run] = []
         self._first = NEVER  # when the first job was submitted
         self._queue_times: list[float] = []
@@ -430,7 +440,8 @@ class _Simulation:
         now = 0.0
         while True:
             moment = self._running[0][0] if self._running else NEVER
-            if self._collector.has_worker:
+            # Without deadlines, nothing happens between two ends of batches if no worker is free.
+            if self._collector.has_worker or self._may_expire:
                 moment = min(moment, source.next_moment(), self._collector.next_moment())
             if moment == NEVER:
                 if not self._collector:
@@ -443,24 +454,25 @@ class _Simulation:
             self._step(source, now)
 
     def _step(self, source: _Source, now: float) -> None:
-        collector, jobs, reports = self._collector, source.take_until(now), list[BatchReport]()
+        collector, jobs, reports = self._collector, source.take_until(now), list[tuple[BatchReport, Batch]]()
         while self._running and self._running[0][0] <= now:
-            reports.append(self._settle(source, *heapq.heappop(self._running)))
+            moment, _, info, batch = heapq.heappop(self._running)
+            reports.append((self._settle(source, moment, info, batch.entries), batch))
         # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
         collector.note_callers(source.activity())
         if self._describe is not None:
             for job in jobs:
                 self._describe(job)
         collector.add(jobs, source.uniform and self._describe is None)
-        for report in reports:
-            collector.finished(report.service_time, report.batch.key)
+        for report, batch in reports:
+            collector.finished(report.service_time, batch.runs)
             self._policy.observe(report)
         self._drop_expired(source, now)
-        while (batch := collector.take(now)) is not None:
-            if batch.error is not None:
-                raise batch.error
-            self._start(batch, now)
-            collector.started(now, batch.key)
+        while (taken := collector.take(now)) is not None:
+            if taken.error is not None:
+                raise taken.error
+            self._start(taken, now)
+            collector.started(now, taken.runs)
 
     def _drop_expired(self, source: _Source, now: float) -> None:
         expired = self._collector.expire(now)
@@ -468,8 +480,7 @@ class _Simulation:
             job._is_waiting = False
         self._collector.drop(expired)
         self._expired += len(expired)
-        if expired:
-            source.done(expired, now, 0.0)
+        source.expired(expired, now)
 
     def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
@@ -480,10 +491,10 @@ class _Simulation:
         for job in batch.entries:
             job._is_waiting = False
         info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
-        heapq.heappush(self._running, (now + time, info.id, info, batch.entries))
+        heapq.heappush(self._running, (now + time, info.id, info, batch))
 
-    def _settle(self, source: _Source, now: float, number: int, info: BatchInfo, jobs: list[_Job]) -> BatchReport:
-        time = now - self._runs[number - 1].started
+    def _settle(self, source: _Source, now: float, info: BatchInfo, jobs: list[_Job]) -> BatchReport:
+        time = now - self._runs[info.id - 1].started
         self._latencies += [now - job.submitted for job in jobs]
         self._in_time += [now <= job._expires for job in jobs].count(True)
         source.done(jobs, now, time)

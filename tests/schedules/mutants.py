@@ -341,7 +341,7 @@ MUTANTS = [
         "a finished batch does not free its worker",
         "seeds",
         DISPATCHER,
-        "        self._collector.finished(time, batch_run.info.key)\n",
+        "        self._collector.finished(time, batch_run.runs)\n",
         "",
     ),
     Mutant(
