@@ -180,7 +180,7 @@ def test_a_batcher_that_gets_no_thread_fails_its_jobs_and_starts_later() -> None
 def test_a_batcher_needs_no_file_descriptor() -> None:
     run("""
     import os, resource
-    from microbatch import Batcher, Size
+    from microbatch import DEFAULT_POLICY, Batcher, Size
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     try:
         os.pipe()
@@ -188,7 +188,8 @@ def test_a_batcher_needs_no_file_descriptor() -> None:
         pass
     else:
         raise AssertionError("there is a file descriptor")
-    with Batcher(list, Size(1)) as batcher:
-        assert batcher.submit(1).result(timeout=10).value == 1
+    for policy in (Size(1), DEFAULT_POLICY):
+        with Batcher(list, policy) as batcher:
+            assert batcher.submit(1).result(timeout=10).value == 1
     print("the end")
     """)

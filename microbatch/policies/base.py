@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from microbatch._basics.arguments import check_count, check_flag, check_number, shown
@@ -454,8 +455,6 @@ class BuiltInPolicy(BatchingPolicy[object]):
 
     def _own(self) -> "BatchingPolicy[object]":
         """See `BatchingPolicy._own`."""
-        from copy import deepcopy  # here, because it takes long to import
-
         return deepcopy(self) if "_gates" in vars(type(self)) and learns(self) else self
 
     def __repr__(self) -> str:
