@@ -184,7 +184,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     load("--trace", type=_argument(_trace), metavar="FILE", help="a load that microbatch.traces.TraceRecorder recorded")
     add("--weights", type=_argument(parse_weights), metavar="N,N,N", help=weights)
     add("--buckets", type=_argument(parse_buckets), metavar="N,N,...", help=buckets)
-    expiry = "a job expires if it still waits for a worker after this time: 50ms (the table then says how many are done in time)"
+    expiry = "a job expires if it still waits for a worker after this time: 50ms; the table shows how many are in time"
     add("--expires-in", type=_argument(parse_seconds), metavar="SECONDS", help=expiry)
     add("--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)")
     _add_workers(parser)

@@ -75,8 +75,8 @@ class BestSize(BuiltInPolicy):
        smaller one is halfway to the next step that it knows. If it knows none, it is tried after the first batch. If
        it is a new one, batches that are not full count too. A step that is certainly worse is tried only after 400.
 
-    It ignores batches in which all jobs failed, because these may have ended early. Alone, it waits for a full batch, however
-    long that takes. Combine it with `Natural` or `Interval`.
+    It ignores batches in which all jobs failed, because these may have ended early. Alone, it waits for a full batch,
+    however long that takes. Combine it with `Natural` or `Interval`.
 
     Args:
         most: The highest number of jobs that a batch may hold.
@@ -87,7 +87,7 @@ class BestSize(BuiltInPolicy):
     def __init__(self, most: int = 100) -> None:
         self.most: int = check_count("most", most)
         self._bounds = list(_steps(self.most))
-        self._classes = [_Step(bound) for bound in self._bounds]
+        self._steps = [_Step(bound) for bound in self._bounds]
         self._place = len(self._bounds) - 1  # the step that batches may fill now, unless another one is tried
         self._trial: int | None = None  # the step that is tried
         self._size = self.most  # how many jobs the open batch may hold
@@ -117,7 +117,7 @@ class BestSize(BuiltInPolicy):
         """Learn from the size, the weight and the service time of a batch."""
         size, before = report.batch.size, self._size
         place = bisect_left(self._bounds, min(size, self.most))
-        if report.service_time < _FAST and self._classes[place].batches > _ENOUGH and place != self._trial:
+        if report.service_time < _FAST and self._steps[place].batches > _ENOUGH and place != self._trial:
             self._skipped += 1
             if self._skipped % _SAMPLE:
                 return
@@ -132,8 +132,8 @@ class BestSize(BuiltInPolicy):
         self._pressure = self._pressure + 1 if self._refused else 0
         self._refused = False
         self._weights.add(size, weight)
-        typical = min([step.time_per_job(self._weights.mean) for step in self._known()], default=NEVER)
-        self._classes[place].add(size, weight, time, typical)
+        known = [step.time_per_job(self._weights.mean) for step in self._steps if step.batches]
+        self._steps[place].add(size, weight, time, min(known, default=NEVER))
         chosen = self._chosen()
         if chosen != self._place:
             self._place, self._trial = chosen, None
@@ -147,17 +147,14 @@ class BestSize(BuiltInPolicy):
         self._learned += self._size != self._bounds[place]
         self._size = self._bounds[place]
 
-    def _known(self) -> "Iterator[_Step]":
-        return (step for step in self._classes if step.batches)
-
     def _chosen(self) -> int:
         """Return the step that batches may fill, by rules 2 and 3."""
-        last = len(self._classes) - 1
+        last = len(self._steps) - 1
         pressed = self._pressure >= _PRESSURE
         gain, errors = -math.log2(1 - (_LEAST_GAIN if pressed else _GAIN)), 0.0 if pressed else 1.0
         best, largest, to_beat = 0, 0, NEVER
         for place in range(last, -1, -1):
-            step = self._classes[place]
+            step = self._steps[place]
             if step.batches:
                 largest = largest or place
                 scale, time = 2 ** (step.doublings * gain), step.time_per_job(self._weights.mean)
@@ -180,18 +177,18 @@ class BestSize(BuiltInPolicy):
 
     def _next_trial(self, place: int, full: bool) -> int | None:
         """Return the step to try after a batch of a step, by rule 4, or None."""
-        below = max([number for number in range(place) if self._classes[number].batches], default=-1)
-        if full and place < len(self._classes) - 1 and self._larger.is_due(self._is_worse(place + 1, place)):
+        below = max([number for number in range(place) if self._steps[number].batches], default=-1)
+        if full and place < len(self._steps) - 1 and self._larger.is_due(self._is_worse(place + 1, place)):
             return place + 1
         smaller = max(0, place + below) // 2
-        is_new = not self._classes[smaller].batches
+        is_new = not self._steps[smaller].batches
         if place and (full or is_new) and (self._smaller.is_due(self._is_worse(smaller, place)) or below < 0):
             return smaller
         return None
 
     def _is_worse(self, place: int, than: int) -> bool:
         """Return whether batches of a step certainly take more time per job than those of another step."""
-        other, used, mean = self._classes[place], self._classes[than], self._weights.mean
+        other, used, mean = self._steps[place], self._steps[than], self._weights.mean
         if min(other.batches, used.batches) < _FEW:
             return False
         return other.time_per_job(mean) - 2 * math.hypot(other.error, used.error) > used.time_per_job(mean)
@@ -232,6 +229,7 @@ class _Mean:
         self._size = self._weight = 0.0
 
     def add(self, size: int, weight: float) -> None:
+        """Record a batch."""
         self._size, self._weight = self._size * 0.9975 + size, self._weight * 0.9975 + weight
         self.mean = self._weight / self._size
 
