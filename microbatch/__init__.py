@@ -10,6 +10,7 @@ from microbatch.errors import (
     BacklogFull,
     BatcherClosed,
     ForkedError,
+    JobDropped,
     JobExpired,
     JobTooLarge,
     MicrobatchError,
@@ -17,7 +18,7 @@ from microbatch.errors import (
     ResultCountError,
 )
 from microbatch.futures.job_future import JobFuture
-from microbatch.listeners import BatcherShutDown, BatchFinished, BatchListener, BatchStarted, JobAccepted
+from microbatch.listeners import BatcherShutDown, BatchFinished, BatchListener, BatchStarted, JobAccepted, JobsDropped
 from microbatch.policies import (
     DEFAULT_POLICY,
     NEVER,
@@ -71,11 +72,13 @@ __all__ = [
     "InTime",
     "Interval",
     "JobAccepted",
+    "JobDropped",
     "JobExpired",
     "JobFuture",
     "JobResult",
     "JobState",
     "JobTooLarge",
+    "JobsDropped",
     "MicrobatchError",
     "NEVER",
     "NOW",

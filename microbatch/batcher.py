@@ -60,6 +60,9 @@ class UnnamedOptions(TypedDict, total=False):
     key: Callable[[Any], Hashable] | None
     weigh: Callable[[Any], float] | None
     max_pending: int
+    max_pending_weight: float
+    max_pending_per_key: int
+    drop_oldest: bool
     max_workers: int
     executor: Executor | None
     listeners: Iterable[BatchListener]
@@ -95,6 +98,12 @@ class Batcher(Generic[Job, Value]):
             weights. Without it, each job weighs 1.
         max_pending: The maximum number of jobs that wait for a worker. While that many jobs wait, `submit` blocks. This
             puts back-pressure on the callers. 0 means no limit.
+        max_pending_weight: The maximum total weight of the jobs that wait for a worker, which limits the memory that
+            they take up. It needs a *weigh* function. While a job does not fit, `submit` blocks. 0 means no limit.
+        max_pending_per_key: The maximum number of jobs of the same key that wait for a worker. It needs a *key*
+            function. While that many wait, only a `submit` of that key blocks. 0 means no limit.
+        drop_oldest: If True, `submit` never blocks. While a limit on the waiting jobs is exceeded, the oldest of these
+            jobs fail with `JobDropped`. Use it for data that loses its value quickly, such as telemetry.
         max_workers: The maximum number of batches that run at the same time. With 1, batches run one after another, in
             the order in which they are dispatched. Without an *executor*, each worker is a thread, and *max_workers*
             can be at most 10,000.
@@ -107,7 +116,8 @@ class Batcher(Generic[Job, Value]):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range, or the policy waits for more jobs than *max_pending* allows.
+        ValueError: An argument is out of range, a limit needs a function that is missing, or the policy waits for more
+            jobs than *max_pending* or *max_pending_per_key* allows.
     """
 
     # For a processor whose results come out of order.
@@ -128,6 +138,9 @@ class Batcher(Generic[Job, Value]):
         key: Callable[[Job], Hashable] | None = None,
         weigh: Callable[[Job], float] | None = None,
         max_pending: int = 10_000,
+        max_pending_weight: float = 0,
+        max_pending_per_key: int = 0,
+        drop_oldest: bool = False,
         max_workers: int = 1,
         executor: Executor | None = None,
         listeners: Iterable[BatchListener] = (),
@@ -162,6 +175,9 @@ class Batcher(Generic[Job, Value]):
         key: Callable[[Any], Hashable] | None = None,
         weigh: Callable[[Any], float] | None = None,
         max_pending: int = 10_000,
+        max_pending_weight: float = 0,
+        max_pending_per_key: int = 0,
+        drop_oldest: bool = False,
         max_workers: int = 1,
         executor: Executor | None = None,
         listeners: Iterable[BatchListener] = (),
@@ -171,7 +187,8 @@ class Batcher(Generic[Job, Value]):
     ) -> None:
         check_callable("processor", processor)
         max_pending = check_count("max_pending", max_pending, 0)
-        _check_policy(policy, max_pending)
+        max_pending_per_key = check_count("max_pending_per_key", max_pending_per_key, 0)
+        _check_policy(policy, max_pending=max_pending, max_pending_per_key=max_pending_per_key)
         for argument, value, check in (
             ("key", key, check_callable),
             ("weigh", weigh, check_callable),
@@ -181,10 +198,19 @@ class Batcher(Generic[Job, Value]):
             if value is not None:
                 check(argument, value)
         check_name("name", name)
+        check_flag("drop_oldest", drop_oldest)
+        max_pending_weight = check_number("max_pending_weight", max_pending_weight)
+        if max_pending_per_key and key is None:
+            raise ValueError("max_pending_per_key needs a key function")
+        if max_pending_weight and weigh is None:
+            raise ValueError("max_pending_weight needs a weigh function")
         self._settings = settings = Settings(
             processor,
             policy._own(),
             max_pending=max_pending,
+            max_pending_weight=max_pending_weight,
+            max_pending_per_key=max_pending_per_key,
+            drop_oldest=drop_oldest,
             max_workers=check_count("max_workers", max_workers, most=MOST_THREADS if executor is None else NEVER),
             executor=executor,
             listeners=ListenerSet(listeners),
@@ -228,7 +254,8 @@ class Batcher(Generic[Job, Value]):
     def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
         """Queue a job, and return the future of its `JobResult`.
 
-        Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker. In the batcher's own
+        Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker or another limit on the
+        waiting jobs is reached. With *drop_oldest*, it never blocks. In the batcher's own
         threads, for example in the processor or in a done-callback, blocking could cause a deadlock. There, it raises
         `BacklogFull` immediately if the queue is full.
 
@@ -243,7 +270,8 @@ class Batcher(Generic[Job, Value]):
         Raises:
             BacklogFull: The queue was still full after *timeout* seconds.
             BatcherClosed: The batcher is shut down.
-            JobTooLarge: The batcher has a *weigh* function, and the job is too heavy for any batch of the policy.
+            JobTooLarge: The batcher has a *weigh* function, and the job is too heavy for any batch of the policy, or
+                for *max_pending_weight*.
             ForkedError: This process is a forked child, and the *executor* belongs to its parent.
             Exception: Whatever *key* or *weigh* raises.
         """
@@ -392,6 +420,25 @@ class Batcher(Generic[Job, Value]):
         """The name of the batcher. The names of its threads begin with it."""
         return self._settings.name
 
+    @property
+    def policy(self) -> BatchingPolicy[Any]:
+        """The policy. You may assign another one at any time, in any thread.
+
+        The batcher takes the new policy over between two decisions, soon after the assignment. From then on, it decides
+        about all jobs that wait, including those in open batches. Batches that were dispatched before don't change. A
+        waiting job that fits into no batch of the new policy fails with `JobTooLarge`. An assignment never blocks, and
+        raises the same exceptions as the constructor.
+
+        A policy that learns is copied when you assign it, and the copy starts with what the original has learned.
+        """
+        return self._engine.policy
+
+    @policy.setter
+    def policy(self, policy: BatchingPolicy[Any]) -> None:
+        settings = self._settings
+        _check_policy(policy, max_pending=settings.max_pending, max_pending_per_key=settings.max_pending_per_key)
+        self._engine.replace_policy(policy._own())
+
     def __enter__(self) -> "Self":
         return self
 
@@ -402,7 +449,7 @@ class Batcher(Generic[Job, Value]):
         self.shutdown()
 
     def __repr__(self) -> str:
-        return f"<Batcher {self.name!r} with {self._settings.policy!r}>"
+        return f"<Batcher {self.name!r} with {self.policy!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Batcher can't be copied or pickled, because it has threads")
@@ -434,11 +481,12 @@ class Batcher(Generic[Job, Value]):
         """
         if parents.finalizer is not None:
             parents.finalizer.detach()
+        settings = self._settings._replace(policy=parents.policy)
         if parents.queue.closed:  # listeners receive the event of its shutdown in the parent, and not here again
-            engine = Engine(self._settings._replace(listeners=ListenerSet(())), forked=True)
+            engine = Engine(settings._replace(listeners=ListenerSet(())), forked=True)
             engine.close()
         else:
-            engine = Engine(self._settings, forked=True)
+            engine = Engine(settings, forked=True)
         # In one step, because another thread may do the same.
         successor: Engine = vars(parents).setdefault("successor", engine)
         return successor
@@ -492,7 +540,7 @@ class Batcher(Generic[Job, Value]):
 
     def _weight(self, weight: float) -> float:
         weight = check_number("the weight of a job", weight, below=NEVER)
-        policy = self._settings.policy
+        policy = self.policy
         if not policy.fits(self._empty, weight):
             raise JobTooLarge(weight, limit_for(policy, self._empty, weight))
         return weight
@@ -566,9 +614,10 @@ def _iterator(jobs: Any) -> Iterator[Any]:
         raise TypeError(f"jobs must be iterable, got {shown(jobs)}") from None
 
 
-def _check_policy(policy: Any, max_pending: int) -> None:
+def _check_policy(policy: Any, **limits: int) -> None:
     check_policy("policy", policy)
-    if 0 < max_pending < policy.hints.needs:
-        raise ValueError(
-            f"policy must be able to dispatch a batch of at most max_pending={max_pending} jobs, got {shown(policy)}"
-        )
+    for name, limit in limits.items():
+        if 0 < limit < policy.hints.needs:
+            raise ValueError(
+                f"policy must be able to dispatch a batch of at most {name}={limit} jobs, got {shown(policy)}"
+            )

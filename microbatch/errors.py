@@ -8,6 +8,7 @@
         JobTooLarge    (ValueError)        the job does not fit into any batch
         BatcherClosed  (RuntimeError)      the batcher is shut down
       JobExpired       (TimeoutError)      the job was not dispatched in time
+      JobDropped                         the job had to make room for newer ones
       ForkedError      (RuntimeError)      the job or executor belongs to the parent process
       ResultCountError (ValueError)        the processor returned too many or too few results
 
@@ -18,11 +19,14 @@ The standard exception in parentheses is a base class too, so an ``except`` clau
 # pickled.
 
 import queue
+import reprlib
+from collections.abc import Hashable
 
 __all__ = [
     "BacklogFull",
     "BatcherClosed",
     "ForkedError",
+    "JobDropped",
     "JobExpired",
     "JobTooLarge",
     "MicrobatchError",
@@ -47,38 +51,56 @@ class BacklogFull(Rejected, queue.Full):
     """The queue was full, and was still full when the *timeout* of `Batcher.submit` ran out.
 
     Attributes:
-        max_pending: The maximum number of waiting jobs, which was reached.
+        limit: The limit that was reached.
+        bound: The name of that limit: ``"max_pending"``, ``"max_pending_weight"`` or ``"max_pending_per_key"``.
+        key: The key of the job, if *bound* is ``"max_pending_per_key"``, otherwise None.
     """
 
-    def __init__(self, max_pending: int) -> None:
-        super().__init__(max_pending)
-        self.max_pending = max_pending
+    def __init__(self, limit: float, bound: str = "max_pending", key: Hashable = None) -> None:
+        super().__init__(limit, bound, key)
+        self.limit = limit
+        self.bound = bound
+        self.key = key
+
+    @property
+    def max_pending(self) -> float:
+        """The same as `limit`."""
+        return self.limit
 
     def __str__(self) -> str:
-        return f"the queue is full: max_pending is {self.max_pending}"
+        return f"the queue is full{_bound(self)}"
+
+
+def _bound(error: "BacklogFull | JobDropped") -> str:
+    key = f" for key {reprlib.repr(error.key)}" if error.bound == "max_pending_per_key" else ""
+    return f"{key}: {error.bound} is {_plain(error.limit)}"
+
+
+def _plain(number: float | None) -> str:
+    """Return the text of a number. It is not rounded, because a weight just above a limit would then look equal to it."""
+    return str(number).removesuffix(".0")
 
 
 class JobTooLarge(Rejected, ValueError):
-    """The job alone exceeds a hard limit of the policy, so it does not fit into any batch.
+    """The job alone exceeds a hard limit of the policy, so it does not fit into any batch, or *max_pending_weight*.
 
     If the batcher has a *weigh* function, `Batcher.submit` raises it. Otherwise, the future of the job fails with it.
 
     Attributes:
         weight: The weight of the job.
         limit: The lowest of the limits that the job exceeds, or None if the policy states no limit.
+        place: What the job does not fit into: ``"any batch"`` or ``"the queue"``.
     """
 
-    def __init__(self, weight: float, limit: float | None = None) -> None:
-        super().__init__(weight, limit)
+    def __init__(self, weight: float, limit: float | None = None, place: str = "any batch") -> None:
+        super().__init__(weight, limit, place)
         self.weight = weight
         self.limit = limit
+        self.place = place
 
     def __str__(self) -> str:
-        # Not rounded, because a weight just above the limit would then look equal to it.
-        weight, limit = (str(number).removesuffix(".0") for number in (self.weight, self.limit))
-        return f"a job of weight {weight} does not fit into any batch" + (
-            "" if self.limit is None else f": the limit is {limit}"
-        )
+        limit = "" if self.limit is None else f": the limit is {_plain(self.limit)}"
+        return f"a job of weight {_plain(self.weight)} does not fit into {self.place}{limit}"
 
 
 class BatcherClosed(Rejected, RuntimeError):
@@ -102,6 +124,25 @@ class JobExpired(MicrobatchError, TimeoutError):
 
     def __str__(self) -> str:
         return f"the job was not dispatched within {self.expires_in:g} s"
+
+
+class JobDropped(MicrobatchError):
+    """The job had to make room for newer ones, because the batcher has *drop_oldest*. It is never processed.
+
+    Attributes:
+        limit: The limit that was exceeded.
+        bound: The name of that limit: see `BacklogFull`.
+        key: See `BacklogFull`.
+    """
+
+    def __init__(self, limit: float, bound: str = "max_pending", key: Hashable = None) -> None:
+        super().__init__(limit, bound, key)
+        self.limit = limit
+        self.bound = bound
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"the job was dropped to make room for newer ones{_bound(self)}"
 
 
 class ForkedError(MicrobatchError, RuntimeError):

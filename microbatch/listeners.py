@@ -18,7 +18,16 @@ from microbatch._basics.log import report
 from microbatch.futures.job_future import JobFuture
 from microbatch.results import BatcherStats, BatchInfo
 
-__all__ = ["ListenerSet", "BatchFinished", "BatchListener", "BatchStarted", "BatcherShutDown", "JobAccepted", "notify"]
+__all__ = [
+    "ListenerSet",
+    "BatchFinished",
+    "BatchListener",
+    "BatchStarted",
+    "BatcherShutDown",
+    "JobAccepted",
+    "JobsDropped",
+    "notify",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,19 @@ class BatchFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsDropped:
+    """The event of jobs that had to make room for newer ones.
+
+    Attributes:
+        batcher: The name of the batcher.
+        futures: The futures of the jobs, the oldest first.
+    """
+
+    batcher: str
+    futures: tuple[JobFuture[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BatcherShutDown:
     """The event of a batcher that was shut down and has settled its last job.
 
@@ -119,12 +141,15 @@ class BatchListener:
         With your own *executor*, this happens in the thread in which the executor reports the result.
         """
 
+    def jobs_dropped(self, event: JobsDropped) -> None:
+        """Receive the event of jobs that were dropped, in a thread of the batcher, after their callbacks have run."""
+
     def shutdown(self, event: BatcherShutDown) -> None:
         """Receive the event of the shutdown, after the last job is settled and before the shutdown callbacks run."""
 
 
 _Methods = list[Callable[[Any], object]]
-_METHODS = ("job_accepted", "batch_started", "batch_finished", "shutdown")
+_METHODS = ("job_accepted", "batch_started", "batch_finished", "jobs_dropped", "shutdown")
 
 
 class ListenerSet:
@@ -146,6 +171,7 @@ class ListenerSet:
         self.job_accepted: _Methods = _methods_for("job_accepted", listeners)
         self.batch_started: _Methods = _methods_for("batch_started", listeners)
         self.batch_finished: _Methods = _methods_for("batch_finished", listeners)
+        self.jobs_dropped: _Methods = _methods_for("jobs_dropped", listeners)
         self.shutdown: _Methods = _methods_for("shutdown", listeners)
 
 

@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 class JobState(Enum):
     """The state of a job.
 
-    A job waits for a worker in the first two states. It ends in one of the last four.
+    A job waits for a worker in the first two states. It ends in one of the last five.
     """
 
     QUEUED = "queued"
@@ -43,12 +43,14 @@ class JobState(Enum):
     """The job was cancelled before its batch was dispatched."""
     EXPIRED = "expired"
     """The job was not dispatched within its *expires_in* seconds."""
+    DROPPED = "dropped"
+    """The job had to make room for newer ones before its batch was dispatched."""
 
     __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]  # faster than Enum's own, which is written in Python
 
 
 WAITING = (JobState.BATCHED, JobState.QUEUED)  # the more frequent state first, because ``in`` stops at a match
-OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
+OVER = frozenset([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DROPPED])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class BatchInfo:
 class BatcherStats:
     """The counts of a batcher, all taken at the same moment.
 
-    So *accepted* is always the sum of the seven states, *queued* to *expired*.
+    So *accepted* is always the sum of the eight states, *queued* to *dropped*.
 
     Attributes:
         accepted: The number of jobs that `Batcher.submit` accepted.
@@ -85,6 +87,7 @@ class BatcherStats:
         failed: The number of jobs that failed, alone or with their batch.
         cancelled: The number of jobs that were cancelled before they were dispatched.
         expired: The number of jobs that were not dispatched within their *expires_in* seconds.
+        dropped: The number of jobs that had to make room for newer ones.
         batches: The number of batches that were dispatched.
         triggers: The number of batches for each `BatchInfo.trigger`.
         oldest: How many seconds the oldest waiting job has waited, or 0 if no job waits.
@@ -98,6 +101,7 @@ class BatcherStats:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
+    dropped: int = 0
     batches: int = 0
     triggers: Mapping[str, int] = field(default_factory=dict)
     oldest: float = 0.0

@@ -169,10 +169,10 @@ def test_without_the_setting_there_are_no_batchers() -> None:
             "MICROBATCH['rows']['PROCESSOR']: Natural doesn't look like a module path",
         ),
         ({"rows": {"PROCESSOR": double, "LISTENERS": [HERE + "double"]}}, "MICROBATCH['rows']['LISTENERS'] must be"),
-        ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no setting 'MAX_WORKER', only EXEC"),
+        ({"rows": {"PROCESSOR": double, "MAX_WORKER": 2}}, "MICROBATCH['rows'] has no setting 'MAX_WORKER', only DROP"),
         ({"rows": {"PROCESSOR": ".f.g"}}, "MICROBATCH['rows']['PROCESSOR']: "),
         ({1: {"PROCESSOR": double}}, "MICROBATCH[1] must be MICROBATCH['1']: the name of a batcher must be a string"),
-        ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no setting 'NAME', only EXECUTOR, "),
+        ({"rows": {"PROCESSOR": double, "NAME": "x"}}, "MICROBATCH['rows'] has no setting 'NAME', only DROP_OLDEST, "),
     ],
 )
 def test_a_bad_setting_is_reported_by_its_name_by_the_system_check(setting: Any, complaint: str) -> None:

@@ -88,7 +88,11 @@ def test_every_public_class_and_function_has_a_docstring(name: str, value: Any) 
     "error, message",
     [
         (errors.BacklogFull(3), "the queue is full: max_pending is 3"),
+        (errors.BacklogFull(3.5, "max_pending_weight"), "the queue is full: max_pending_weight is 3.5"),
+        (errors.BacklogFull(3, "max_pending_per_key", "a"), "the queue is full for key 'a': max_pending_per_key is 3"),
+        (errors.JobDropped(3), "the job was dropped to make room for newer ones: max_pending is 3"),
         (errors.JobTooLarge(5.0, 4.0), "a job of weight 5 does not fit into any batch: the limit is 4"),
+        (errors.JobTooLarge(5.0, 4.0, "the queue"), "a job of weight 5 does not fit into the queue: the limit is 4"),
         (errors.JobTooLarge(5.0), "a job of weight 5 does not fit into any batch"),
         (errors.JobExpired(0.5), "the job was not dispatched within 0.5 s"),
         (errors.ResultCountError(3, 2), "the processor must return one result per job: expected 3, got 2"),
@@ -118,6 +122,6 @@ def test_an_error_is_a_subclass_of_the_matching_standard_error(error: type, also
 
 
 def test_the_states_of_a_job_have_these_values() -> None:
-    assert ["queued", "batched", "running", "succeeded", "failed", "cancelled", "expired"] == [
+    assert ["queued", "batched", "running", "succeeded", "failed", "cancelled", "expired", "dropped"] == [
         state.value for state in microbatch.JobState
     ]

@@ -359,7 +359,7 @@ def test_a_caller_that_is_notified_twice_before_it_leaves_the_line_wakes_the_nex
         return jobs
 
     def submit_slowly() -> JobFuture[str]:
-        sys.settrace(pause_after("_enters", entered, go_on))
+        sys.settrace(pause_after("enter", entered, go_on))
         try:
             return batcher.submit("first", timeout=60)
         finally:

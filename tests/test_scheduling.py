@@ -245,7 +245,7 @@ def test_an_interrupted_leader_remembers_which_keys_have_a_running_batch() -> No
     batch = c.take(0.0)
     assert batch is not None
     c.started(0.0, batch.runs)
-    successor = c.successor([batch.runs])
+    successor = c.successor(c.policy, [batch.runs])
     successor.add([Job("b", key="x"), Job("c", key="y")])
     assert ["c:size & perkey"] == take_all(successor, 0)
     successor.finished(1.0, batch.runs)

@@ -27,6 +27,11 @@ class Clock(Protocol):
         """
 
 
+def let_others_run() -> None:
+    """Let another thread run, if one is ready."""
+    time.sleep(0)
+
+
 def _true_time_module() -> ModuleType:
     # Tools that freeze time, such as freezegun, replace `time.monotonic` in every module that refers to it. If
     # microbatch is imported while time is frozen, it would get the replacement too. A worker thread would then wait in

@@ -20,7 +20,9 @@ class Waiter(threading.Condition):
     sleep ends immediately. You need not acquire this condition, and acquiring it does nothing.
     """
 
-    caller: Any = None  # data about the thread that waits; the user of this class sets it
+    # Data about the thread that waits, and about the job that it wants to add. The user of this class sets them.
+    caller: Any = None
+    job: Any = None
 
     def __init__(self) -> None:
         # `Condition.__init__` is not called, because it creates objects that a waiter does not need.

@@ -17,10 +17,12 @@ from microbatch._engine.ledger import Group, Ledger
 from microbatch._engine.queue import NOTHING, Drained
 from microbatch._engine.settings import Settings
 from microbatch._forming.collector import Batch, Collector
+from microbatch._forming.lanes import Runs, safe
 from microbatch.errors import JobExpired
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture
-from microbatch.policies.base import BatchReport, learns
+from microbatch.listeners import JobsDropped, notify
+from microbatch.policies.base import BatchingPolicy, BatchReport, learns
 from microbatch.results import BatchInfo, JobState
 
 __all__ = ["Dispatcher"]
@@ -52,6 +54,7 @@ class Dispatcher:
         self._collector: Collector[JobFuture[Any]] = Collector(settings.policy, settings.max_workers, now)
         self._learns = learns(settings.policy)
         self._uniform = settings.uniform
+        self._drop_listeners = settings.listeners.jobs_dropped
         self._name = settings.name
 
     # -- called by any thread --
@@ -113,10 +116,31 @@ class Dispatcher:
         waiting = self.ledger.recover()
         self.ledger.fail([future for future in self.ledger.running() if future not in in_flight], error)
         self.ledger.recover()
-        self._collector = self._collector.successor([batch_run.runs for batch_run in list(self.running)])
-        self._collector.add(waiting)
-        self._collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
+        self._replace_collector(self._collector.policy, waiting)
         self.queue.resign(NOW, 1)
+
+    def replace_policy(self, policy: BatchingPolicy[Any]) -> None:
+        """Form batches by *policy* from now on, also those that are open."""
+        self.queue.watch_callers(policy.hints)
+        if policy.hints.watches_keys:
+            self._count_runs()
+        self._replace_collector(policy, self._collector.entries())
+        self._learns = learns(policy)
+
+    def _count_runs(self) -> None:
+        """Record which key each running batch has, in case the policy so far did not watch the keys."""
+        by_place: dict[Any, Runs] = {}
+        for batch_run in list(self.running):
+            if batch_run.runs is None:
+                place = safe(batch_run.info.key)
+                batch_run.runs = by_place.setdefault(place, Runs(place))
+
+    def _replace_collector(self, policy: BatchingPolicy[Any], waiting: Group) -> None:
+        collector = self._collector.successor(policy, [batch_run.runs for batch_run in list(self.running)])
+        collector.note_callers(self.queue.callers.activity())
+        collector.add(waiting)
+        collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
+        self._collector = collector
 
     def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
         """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
@@ -151,9 +175,12 @@ class Dispatcher:
             collector.add(news.jobs, self._uniform and not self.queue.may_expire)
             if news.cancelled:
                 self._drop_cancelled(news.cancelled)
+            if news.dropped:
+                self._announce_dropped(news.dropped)
             collector.flush(news.flushed, closing=news.closed)
         for call in chain(news.calls, calls):
             call()
+        collector = self._collector  # a call may have replaced it
         # Repeated if more has become due in the meantime. Otherwise, another thread would have to be woken for it.
         while self._dispatch(self._clock.now(), run) and collector.has_worker:
             if collector.next_moment() > self._clock.now():
@@ -165,6 +192,8 @@ class Dispatcher:
         if expired := self._collector.expire(now):
             self._expire(expired)
         any_taken = False
+        for key in self.queue.crowded_keys():
+            self._collector.press(key)
         while (batch := self._collector.take(now, self.queue.blocks_callers())) is not None:
             self._send(batch, now, run)
             any_taken = True
@@ -172,10 +201,18 @@ class Dispatcher:
 
     def _drop_cancelled(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
+        self.queue.leave_bounds(cancelled)
         self.queue.not_full.notify(len(cancelled))
         for future in cancelled:
             future._announce()
         self.queue.cancelled.drop(len(cancelled))
+
+    def _announce_dropped(self, dropped: list[JobFuture[Any]]) -> None:
+        self._collector.drop(dropped)
+        self.ledger.announce_again(dropped)
+        if self._drop_listeners:
+            notify(self._drop_listeners, JobsDropped(self._name, tuple(dropped)))
+        self.queue.dropped.drop(len(dropped))
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
         self.ledger.claim(expired)

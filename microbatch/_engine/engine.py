@@ -23,6 +23,7 @@ from microbatch._engine.runner import ExecutorRunner, PoolRunner, Runner
 from microbatch._engine.settings import Settings
 from microbatch.errors import BatcherClosed, ForkedError
 from microbatch.listeners import BatcherShutDown, notify
+from microbatch.policies.base import BatchingPolicy
 
 __all__ = ["Stage", "Engine"]
 
@@ -64,6 +65,7 @@ class Engine:
 
     def __init__(self, settings: Settings, forked: bool = False) -> None:
         self.same_process = process_flag()
+        self.policy = settings.policy
         self.queue = JobQueue(settings)
         self.ledger = Ledger(self.queue)
         self._dispatcher = Dispatcher(self.ledger, settings)
@@ -197,7 +199,7 @@ class Engine:
             self.ledger.claim(group)
             failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
             self.queue.post(partial(self._dispatcher.forget, group))
-            for future in self.queue.cancelled.peek():  # there may be no leader to do this
+            for future in self.queue.cancelled.peek() + self.queue.dropped.peek():  # there may be no leader to do this
                 future._announce()
             return failed
         except BaseException:  # from a signal handler
@@ -230,6 +232,12 @@ class Engine:
         self._callbacks.append(call)
         if self.stage is _ENDED and call in self._callbacks:
             self._run_callbacks()
+
+    def replace_policy(self, policy: BatchingPolicy[Any]) -> None:
+        """Make the next leader form batches by *policy*, or by a later one."""
+        self.policy = policy
+        self.queue.watch_callers(policy.hints)  # now, because the next caller may come before the leader
+        self.queue.post(lambda: self._dispatcher.replace_policy(self.policy))
 
     def explain(self) -> list[str]:
         """See `Collector.describe`."""

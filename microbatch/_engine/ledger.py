@@ -42,8 +42,8 @@ class Ledger:
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
         self.batched = 0
-        # First the totals, then the groups that have jobs without an outcome. Each job that is in a group and not
-        # cancelled counts by its own stage. So a job moves from one count to another in one step, when its group is
+        # First the totals, then the groups that have jobs without an outcome. Each job that is in a group, and neither
+        # cancelled nor dropped, counts by its own stage. So a job moves from one count to another in one step, when its group is
         # added, when its stage is written, and when the totals replace its group.
         self._books: list[Any] = [_Totals()]
         self._batches = 0
@@ -75,6 +75,7 @@ class Ledger:
             raise
         if lost.count(None) < len(group):
             group[:] = [future for future, was in zip(group, lost) if was is None]
+        self.queue.leave_bounds(group)
         if self.queue.not_full:
             self.queue.not_full.notify(len(group))
 
@@ -163,6 +164,7 @@ class Ledger:
         for group in self._books[1:]:
             group[:] = self.not_waiting(group)
             self.close_group(group)
+        self.queue.forget_gone()
         return self._accepted()
 
     def _accepted(self) -> Group:
@@ -207,17 +209,17 @@ class Ledger:
     def stats(self) -> BatcherStats:
         """Return all counts at one moment."""
         queue = self.queue
-        books, accepted, cancelled = self._consistent_counts()
+        books, accepted, cancelled, dropped = self._consistent_counts()
         stages = Counter(map(_stage_of, chain.from_iterable(map(list.copy, books[1:]))))
         totals: _Totals = books[0]
         running, succeeded = stages[None], totals.succeeded + stages[_SUCCEEDED]
         failed, expired = totals.failed + stages[_FAILED], totals.expired + stages[_EXPIRED]
-        waiting = max(0, accepted - cancelled - running - succeeded - failed - expired)
-        gone = [queue.is_batched(future) for future in queue.cancelled.peek()].count(True)
+        waiting = max(0, accepted - cancelled - dropped - running - succeeded - failed - expired)
+        gone = [queue.is_batched(future) for future in queue.cancelled.peek() + queue.dropped.peek()].count(True)
         batched = min(waiting, max(0, self.batched - gone))
         oldest = [future.submitted for future in list(queue.waiting)[:1]] if waiting else [NEVER]
         return BatcherStats(
-            accepted=waiting + running + succeeded + failed + expired + cancelled,
+            accepted=waiting + running + succeeded + failed + expired + cancelled + dropped,
             queued=waiting - batched,
             batched=batched,
             running=running,
@@ -225,20 +227,19 @@ class Ledger:
             failed=failed,
             cancelled=cancelled,
             expired=expired,
+            dropped=dropped,
             batches=self._batches,
             triggers=self._triggers.copy(),
             oldest=max(0.0, queue.clock.now() - min(oldest, default=NEVER)),
         )
 
-    def _consistent_counts(self) -> tuple[list[Any], int, int]:
-        """Return the books, and the numbers of accepted and of cancelled jobs, all from one moment."""
+    def _consistent_counts(self) -> tuple[list[Any], int, int, int]:
+        """Return the books, and the numbers of accepted, of cancelled and of dropped jobs, all from one moment."""
         queue = self.queue
+        inboxes = (queue.withdrawn, queue.cancelled, queue.dropped)
         while True:
-            books, cancelled, withdrawn = self._books[:], queue.cancelled.total(), queue.withdrawn.total()
-            accepted = queue.accepted.total() - withdrawn
-            if (
-                withdrawn == queue.withdrawn.total()
-                and cancelled == queue.cancelled.total()
-                and list(map(id, books)) == list(map(id, self._books))
-            ):
-                return books, accepted, cancelled
+            books, counts = self._books[:], [inbox.total() for inbox in inboxes]
+            accepted = queue.accepted.total()
+            if counts == [inbox.total() for inbox in inboxes] and list(map(id, books)) == list(map(id, self._books)):
+                withdrawn, cancelled, dropped = counts
+                return books, accepted - withdrawn, cancelled, dropped

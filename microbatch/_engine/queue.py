@@ -3,35 +3,39 @@
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.waiting import Inbox, Waiter, Waiters
+from microbatch._engine.bounds import Bound, Bounds, CountBound
 from microbatch._engine.settings import Settings
 from microbatch._forming.callers import Caller, Callers
-from microbatch.errors import BacklogFull, BatcherClosed
-from microbatch.futures.job_future import JobFuture
-from microbatch.policies.base import CallerActivity
+from microbatch.errors import BacklogFull, BatcherClosed, JobDropped, JobTooLarge
+from microbatch.futures.job_future import REFUSED, JobFuture
+from microbatch.policies.base import CallerActivity, Hints
 from microbatch.results import JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
 _CANCELLED = JobState.CANCELLED  # a global, because looking up a member of an enum takes longer
+_PER_KEY = "max_pending_per_key"
 
 
 class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: list[JobFuture[Any]]
-    cancelled: list[JobFuture[Any]]  # the leader takes them out itself, when it has dropped them
+    # The leader takes these out itself, when it has removed them from the open batches.
+    cancelled: list[JobFuture[Any]]
+    dropped: list[JobFuture[Any]]
     calls: list[Callable[[], None]]  # see `JobQueue.post`
     flushed: int
     closed: bool
     callers: CallerActivity
 
 
-NOTHING = Drained([], [], [], -1, False, CallerActivity())
+NOTHING = Drained([], [], [], [], -1, False, CallerActivity())
 """What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
@@ -45,7 +49,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     Its methods wait for no lock. The rules that make this possible are in ``__init__.py``. It wakes these threads:
 
     - `not_empty` wakes the batcher thread, for everything that `Drained` holds.
-    - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed.
+    - `not_full` wakes callers in `put`: a job stopped waiting, or the queue was closed. Each `Bound` has a line of its
+      own for the callers that wait because of it.
     - `ended` wakes callers in `shutdown`: the threads have ended.
 
     Attributes:
@@ -54,6 +59,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         accepted: The jobs that were accepted and that the leader has not taken out yet.
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
+        dropped: The jobs that had to make room for newer ones.
         has_news: Whether there is something for the leader other than jobs.
         this_thread: Says whether the calling thread is one of the batcher's own, which must not wait for the batcher.
     """
@@ -64,17 +70,24 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.waiting: dict[JobFuture[Any], None] = {}
         self.withdrawn = Inbox[JobFuture[Any]]()
         self.cancelled = Inbox[JobFuture[Any]]()
+        self.dropped = Inbox[JobFuture[Any]]()
+        self._bounds = Bounds(settings.max_pending_weight, settings.max_pending_per_key)
+        self._bounded = bool(self._bounds)
         self._calls = Inbox[Callable[[], None]]()
         self.not_empty: Waiter = Waiter()
         self.not_full: Waiters = Waiters()  # type: ignore[assignment]
         self.ended = Waiters()
-        hints = settings.policy.hints
-        # If jobs have keys, nobody knows which batch the next job of a caller will join, so no batch can wait for it.
-        self.callers = Callers(hints.watches_callers and not settings.keyed, hints.recalls)
+        self._keyed = settings.keyed
         self.clock = settings.clock
         self._now = self.clock.now
-        self._away, self._recalls = self.callers.away, hints.recalls > 0
+        self.callers = Callers(False)
+        self._away, self._recalls = self.callers.away, False
+        self.watch_callers(settings.policy.hints)
+        self._drops = settings.drop_oldest
         self._limit = self.maxsize or sys.maxsize
+        self._waits_at = sys.maxsize if self._drops else self._limit  # with this many waiting jobs, callers wait
+        self._count_bound = CountBound(self._limit, self.waiting, self.not_full)
+        self._entering: dict[Waiter, Bound | CountBound] = {}  # the callers that wait in a line, and for what
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
@@ -96,6 +109,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _qsize(self) -> int:
         return len(self.waiting)
 
+    def watch_callers(self, hints: Hints) -> None:
+        """Observe the callers as far as a policy with these hints needs it."""
+        # If jobs have keys, nobody knows which batch the next job of a caller will join, so no batch can wait for it.
+        callers = Callers(hints.watches_callers and not self._keyed, hints.recalls)
+        if not self.callers.watches_like(callers):
+            self.callers = callers
+            self._away, self._recalls = callers.away, hints.recalls > 0
+
     # -- called by any thread --
 
     def put(
@@ -112,15 +133,18 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         Raises:
             BacklogFull: The queue is full, or was still full after *timeout* seconds.
             BatcherClosed: The queue is closed, or was closed during the wait.
+            JobTooLarge: The job is too heavy for the queue.
         """
         if self.closed:
             raise BatcherClosed("the batcher is shut down")
         waiting = self.waiting
         item.submitted = now = self._now()
         try:
+            waited = self._bounded and self._enter_bounds(item, block, timeout)
             waiting[item] = None  # takes up room
-            if len(waiting) > self._limit and not self._has_room(item):
-                self._wait_for_room(item, block and not self.this_thread.is_own, timeout)
+            if len(waiting) > self._waits_at and not self._count_bound.keep(item):
+                waited = self._wait_for_room(self._count_bound, item, block, timeout)
+            if waited:
                 item.submitted = now = self._now()
             if expires_in is not None:
                 item.expires_in, item._expires = expires_in, now + expires_in
@@ -128,6 +152,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if self._recalls or self._away and threading.get_ident() in self._away:
                 self.callers.record_submission(threading.get_ident(), now)
         except BaseException:
+            item._epoch = REFUSED
             waiting.pop(item, None)  # L4
             self._make_room_for_another(item)
             raise
@@ -150,52 +175,83 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.not_empty.wake()
             elif expires_in is not None:
                 self.note_news()
+        if self._drops:
+            self._drop_oldest(item)
 
-    def _has_room(self, item: JobFuture[Any]) -> bool:
-        """Return whether a job that is in `waiting` may stay there. If it may not, remove it.
+    def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
+        """Make a job enter its bounds, and return whether the caller has waited for that."""
+        waited = False
+        for bound in self._bounds.of(item):
+            item._bounds = (*item._bounds, bound)
+            if bound.amount(item) > bound.limit:
+                raise JobTooLarge(item.weight, bound.limit, "the queue")
+            if self._drops:
+                bound.add(item)
+            elif not bound.enter(item):
+                bound.forget_gone(self.waiting)
+                waited = self._wait_for_room(bound, item, block, timeout)
+        return waited
 
-        Of the jobs that several threads have added, the first ones stay.
-        """
-        waiting = self.waiting
-        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:
-            return True
-        return waiting.pop(item, self) is self  # it is gone, so another thread has decided about it
-
-    def _wait_for_room(self, item: JobFuture[Any], block: bool, timeout: float | None) -> None:
-        if not block or timeout == 0:
-            raise BacklogFull(self.maxsize)
-        deadline = NEVER if timeout is None else self.clock.now() + timeout
+    def _wait_for_room(
+        self, bound: Bound | CountBound, item: JobFuture[Any], block: bool, timeout: float | None
+    ) -> bool:
+        if not block or timeout == 0 or self.this_thread.is_own:
+            raise bound.error()
+        deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
+        waiter.job = item
         try:
-            self.not_full[waiter] = None
+            bound.line[waiter] = None
+            self._entering[waiter] = bound
             self.note_news()
-            self._wait_in_line(item, waiter, deadline)
+            self._wait_in_line(bound, item, waiter, deadline)
         finally:
-            self.not_full.pop(waiter, None)
-            if len(self.waiting) < self._limit:  # this thread may have been woken again, in place of another one
-                self.not_full.notify()
+            bound.line.pop(waiter, None)
+            self._entering.pop(waiter, None)
+            if bound.has_room():  # this thread may have been woken again, in place of another one
+                bound.line.notify()
+        return True
 
-    def _wait_in_line(self, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
-        while not self._enters(item):
+    def _wait_in_line(self, bound: Bound | CountBound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
+        while self.closed or not bound.enter(item, waiter):
             if self.closed:
                 raise BatcherClosed("the batcher is shut down")
             if self.clock.now() >= deadline:
-                raise BacklogFull(self.maxsize)
+                raise bound.error()
             self.clock.wait_until(waiter, deadline)
-
-    def _enters(self, item: JobFuture[Any]) -> bool:
-        """Add a job to `waiting` if there is room, and return whether there is."""
-        while len(self.waiting) < self._limit and not self.closed:
-            self.waiting[item] = None
-            if self._has_room(item):
-                return True
-        return False
 
     def _make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""
         item._stage = item._stage or _CANCELLED
         item._announce()
+        self.leave_bounds([item])
         self.not_full.notify()
+
+    def leave_bounds(self, items: Iterable[JobFuture[Any]]) -> None:
+        """Return the room of jobs that do not wait any more."""
+        if self._bounded:
+            for item in items:
+                for bound in item._bounds:
+                    bound.leave(item)
+
+    def forget_gone(self) -> None:
+        """Return the room of jobs that do not wait any more, in case an exception kept a thread from doing so."""
+        if self._bounded:
+            self._bounds.forget_gone(self.waiting)
+
+    def _drop_oldest(self, item: JobFuture[Any]) -> None:
+        """Drop the oldest jobs until the queue is within its limits, after *item* was accepted."""
+        for bound in (*item._bounds, self._count_bound):
+            self._drop_beyond(bound)
+        if len(self.dropped):
+            self.note_news()
+
+    def _drop_beyond(self, bound: Bound | CountBound) -> None:
+        # Checked again, because another thread may have dropped a job before `oldest` looked.
+        while bound.is_exceeded() and (oldest := bound.oldest()) is not None and bound.is_exceeded():
+            full = bound.error()
+            oldest._drop(JobDropped(full.limit, full.bound, full.key))
+            self.leave_bounds([oldest])
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""
@@ -241,20 +297,36 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             self.closed = True
         finally:
-            self.not_full.notify_all()
+            self._wake_entering()
             self.note_news()
 
     def drained(self) -> bool:
         """Return whether the queue is closed, and nothing will ever come out of it again."""
-        return self.closed and not (len(self.accepted) or len(self.cancelled) or len(self._calls))
+        return self.closed and not (len(self.accepted) or len(self.cancelled) or len(self.dropped) or len(self._calls))
 
     def blocks_callers(self) -> bool:
         """Return whether a caller waits because the queue is full, so that a batch must be dispatched early."""
-        return bool(self.not_full) and len(self.waiting) >= self._limit
+        return bool(self._entering) and any(
+            [bound.name != _PER_KEY and bound.blocks_callers() for bound in self._crowded()]
+        )
+
+    def crowded_keys(self) -> list[Hashable]:
+        """Return the keys for which callers wait, because too many of their jobs wait already."""
+        if not self._entering:
+            return []
+        return [bound.key for bound in self._crowded() if bound.name == _PER_KEY and bound.blocks_callers()]
+
+    def _crowded(self) -> Iterable[Bound | CountBound]:
+        return dict.fromkeys(self._entering.copy().values())
+
+    def _wake_entering(self) -> None:
+        for waiter in self._entering.copy():
+            waiter.wake()
 
     def wake_all(self) -> None:
         """Wake all waiters, in case the thread that should have woken them was interrupted."""
-        for waiting in (self.not_empty, self.not_full, self.ended):
+        self._wake_entering()
+        for waiting in (self.not_empty, self.ended):
             waiting.notify_all()
 
     def clear(self) -> None:
@@ -265,6 +337,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def forget(self) -> list[Callable[[], None]]:
         """Drop all accepted jobs, once there will be no leader any more. Return the calls that no leader has run."""
         self.cancelled.take()
+        self.dropped.take()
         return self.drain().calls
 
     # -- called by a thread that leads, or wants to --
@@ -322,5 +395,6 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.has_news = False  # first, so that whatever comes in from here on is found the next time
         epoch, closed = self.epoch, self.closed
         self.withdrawn.take()
-        cancelled, calls, callers = self.cancelled.peek(), self._calls.take(), self.callers.activity()
-        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)
+        cancelled, dropped = self.cancelled.peek(), self.dropped.peek()
+        calls, callers = self._calls.take(), self.callers.activity()
+        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)

@@ -17,6 +17,9 @@ class Settings(NamedTuple):
     processor: Callable[[list[Any]], Any]
     policy: BatchingPolicy[Any]
     max_pending: int
+    max_pending_weight: float
+    max_pending_per_key: int
+    drop_oldest: bool
     max_workers: int
     executor: Executor | None
     listeners: ListenerSet

@@ -62,6 +62,10 @@ class Callers:
         self._not_waiting: dict[int, float] = {}
         self._local = _Local()
 
+    def watches_like(self, other: "Callers") -> bool:
+        """Return whether this object records the same as *other*."""
+        return (self._expects, self.recalls) == (other._expects, other.recalls)
+
     def record_wait(self) -> Caller:
         """Record that the calling thread waits for a result, and return its `Caller`."""
         caller = self._local.caller

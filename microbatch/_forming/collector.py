@@ -11,7 +11,8 @@ worker. The line is first come, first served, so a busy key can't starve the oth
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import count, islice, repeat
+from itertools import chain, count, islice, repeat
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple
 
 from microbatch._basics.arguments import check_answer, shown
@@ -145,12 +146,12 @@ class Collector(Generic[AnyEntry]):
         self._broken: deque[Batch] = deque()
         self._expiries: Alarms[AnyEntry] = Alarms(lambda entry, _: entry._is_waiting)
 
-    def successor(self, running: Sequence[Runs | None]) -> "Collector[AnyEntry]":
-        """Return an empty collector with the history of this one, which an exception has interrupted.
+    def successor(self, policy: BatchingPolicy[Any], running: Sequence[Runs | None]) -> "Collector[AnyEntry]":
+        """Return an empty collector with the history of this one, for a new policy or after an exception.
 
         *running* has the `Batch.runs` of each batch that runs now.
         """
-        collector: Collector[AnyEntry] = Collector(self.policy, self.workers, self._flow["started"])
+        collector: Collector[AnyEntry] = Collector(policy, self.workers, self._flow["started"])
         collector.in_flight = collector._flow["in_flight"] = len(running)
         for runs in filter(None, running):
             runs.count, runs.lane = running.count(runs), None
@@ -159,6 +160,11 @@ class Collector(Generic[AnyEntry]):
         collector._service_times.extend(self._service_times)
         collector._flow["service_time"] = self._flow["service_time"]
         return collector
+
+    def entries(self) -> list[AnyEntry]:
+        """Return all jobs, in the order of their submission."""
+        lanes = self._lanes.values()
+        return sorted([*chain(*(chain(lane.open, lane.backlog) for lane in lanes))], key=attrgetter("submitted"))
 
     def __bool__(self) -> bool:
         """Return whether the collector holds any job."""
@@ -316,10 +322,19 @@ class Collector(Generic[AnyEntry]):
         if first is not None:
             return self._send(first, now)
         if pressed and (oldest := self._oldest()) is not None and not oldest.pressed:
-            oldest.pressed = True
-            self._change(oldest)
+            self._press(oldest)
             return self.take(now)
         return None
+
+    def press(self, key: Hashable) -> None:
+        """Flush the open batch of one key, because a caller waits until there is room for another job of that key."""
+        lane = self._lanes.get(safe(key))
+        if lane is not None and not lane.pressed:
+            self._press(lane)
+
+    def _press(self, lane: Lane[AnyEntry]) -> None:
+        lane.pressed = True
+        self._change(lane)
 
     def _run_timers(self, now: float) -> None:
         """Put the lanes whose timers have run out into the lines."""

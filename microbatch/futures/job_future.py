@@ -44,20 +44,30 @@ from microbatch.results import BatchInfo, JobResult, JobState, Service, make_res
 if TYPE_CHECKING:
     import contextvars
 
-__all__ = ["NOT_ACCEPTED", "Attachments", "FutureOwner", "JobFuture", "KeepAlive", "are_errors", "settle_all"]
+__all__ = [
+    "NOT_ACCEPTED",
+    "REFUSED",
+    "Attachments",
+    "FutureOwner",
+    "JobFuture",
+    "KeepAlive",
+    "are_errors",
+    "settle_all",
+]
 
 Value = TypeVar("Value")
 
 # Globals, because looking up a member of an enum takes much longer.
 _QUEUED, _BATCHED, _RUNNING = JobState.QUEUED, JobState.BATCHED, JobState.RUNNING
-_SUCCEEDED, _FAILED, _CANCELLED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED
+_SUCCEEDED, _FAILED = JobState.SUCCEEDED, JobState.FAILED
+_CANCELLED, _DROPPED = JobState.CANCELLED, JobState.DROPPED
 _AllCompletedWaiter: Any = _base._AllCompletedWaiter
 _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._AsCompletedWaiter)
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-NOT_ACCEPTED = sys.maxsize
-"""The epoch of a job that is not accepted yet."""
+NOT_ACCEPTED, REFUSED = sys.maxsize, -1
+"""The epochs of a job that is not accepted yet, and of one that never will be."""
 
 
 class FutureOwner(Protocol):
@@ -65,6 +75,7 @@ class FutureOwner(Protocol):
 
     waiting: "dict[JobFuture[Any], None]"
     cancelled: "Inbox[JobFuture[Any]]"
+    dropped: "Inbox[JobFuture[Any]]"
     has_news: bool
     call_leader: Callable[[], None]
     this_thread: Any
@@ -194,6 +205,7 @@ class JobFuture(Future[JobResult[Value]]):
     _caller_error: tuple[BaseException, Any] | None = None
     _context: "contextvars.Context | None" = None
     _attachments: Attachments | None = None
+    _bounds: Sequence[Any] = ()  # the limits of the queue that the job has entered
 
     def __init__(self, job: Any, owner: FutureOwner) -> None:
         self._job = job
@@ -220,7 +232,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     @property
     def state(self) -> JobState:
-        """The state of the job now. Until it is one of the last four, it may change at any time."""
+        """The state of the job now. Until it is one of the last five, it may change at any time."""
         if self._is_waiting:
             return _BATCHED if self._owner.is_batched(self) else _QUEUED
         return self._stage or _RUNNING
@@ -446,6 +458,20 @@ class JobFuture(Future[JobResult[Value]]):
     def _run_each(self, callbacks: Any) -> None:
         while callbacks:
             self._run_callback(partial(callbacks.pop, 0))
+
+    def _drop(self, error: BaseException) -> bool:
+        """Fail the job if it waits for a worker, and return whether it did. The leader tells those who wait for it."""
+        owner, caller_error = self._owner, (error, None)
+        try:
+            del owner.waiting[self]
+        except KeyError:  # another thread has decided what happens to the job
+            return False
+        # No interruption is possible until the end of `append` (L3).
+        del self._unsettled
+        self._caller_error = caller_error
+        self._stage = _DROPPED
+        owner.dropped.append(self)
+        return True
 
     def _fail_after_fork(self, error: BaseException) -> None:
         """Fail with *error* in a forked child, unless there is an outcome. Only the parent runs the callbacks."""

@@ -74,6 +74,7 @@ class LoggingListener(BatchListener):
         """Log the final counts of the batcher."""
         stats = asdict(event.stats)
         outcomes = "%(succeeded)d succeeded, %(failed)d failed, %(cancelled)d cancelled, %(expired)d expired"
+        outcomes += ", %(dropped)d dropped" if event.stats.dropped else ""
         line = f"%(batcher)s is shut down: %(accepted)d jobs accepted, {outcomes}, in %(batches)d batches"
         extra = {"batcher": event.batcher, "stats": stats}
         self._logger.info(line, {"batcher": event.batcher, **stats}, extra=extra)

@@ -41,7 +41,8 @@ class PrometheusListener(BatchListener, Collector):
 
     ======================================  =========  =================================================================
     ``microbatch_jobs_accepted_total``      counter    jobs accepted
-    ``microbatch_jobs_total``               counter    by ``outcome``: succeeded, failed, cancelled, expired
+    ``microbatch_jobs_total``               counter    by ``outcome``: succeeded, failed, cancelled, expired,
+                                                       dropped
     ``microbatch_jobs_waiting``             gauge      jobs that have not been dispatched
     ``microbatch_jobs_running``             gauge      jobs that a worker is processing
     ``microbatch_oldest_job_seconds``       gauge      how long the oldest waiting job has waited, for readiness probes
@@ -134,7 +135,7 @@ def _read(stats: dict[str, BatcherStats]) -> Iterable[Any]:
     batches = CounterMetricFamily("microbatch_batches", "Batches that were dispatched, by trigger.", labels=by_trigger)
     for batcher, found in stats.items():
         accepted.add_metric([batcher], found.accepted)
-        for outcome in ("succeeded", "failed", "cancelled", "expired"):
+        for outcome in ("succeeded", "failed", "cancelled", "expired", "dropped"):
             outcomes.add_metric([batcher, outcome], getattr(found, outcome))
         waiting.add_metric([batcher], found.queued + found.batched)
         running.add_metric([batcher], found.running)

@@ -39,7 +39,7 @@ class Bar(_Tqdm):
 class TqdmListener(BatchListener):
     """A listener that advances a progress bar by one for each job that succeeds or fails.
 
-    Jobs that were cancelled or that expired are counted at the shutdown. Use a new listener for each batcher. It only
+    Jobs that were cancelled or dropped, or that expired, are counted at the shutdown. Use a new listener for each batcher. It only
     works in the process that created it, not in a forked child.
 
     Args:
@@ -67,7 +67,7 @@ class TqdmListener(BatchListener):
 
     def shutdown(self, event: BatcherShutDown) -> None:
         """Advance the bar by the jobs that were in no batch. Close the bar if this listener created it."""
-        self._update(event.stats.cancelled + event.stats.expired)
+        self._update(event.stats.cancelled + event.stats.expired + event.stats.dropped)
         if self._own and self._process == os.getpid():
             self._bar.close()
 

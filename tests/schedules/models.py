@@ -20,7 +20,7 @@ from tests.schedules.search import FOCUS, ScheduleClock, focus
 
 spawn: Any = interleave_test.spawn
 
-_FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+_FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DROPPED)
 
 
 class _Log(logging.Handler):
@@ -159,7 +159,7 @@ def cancel_and_take() -> None:
     setting.end()
 
 
-@focus("put _has_room claim")
+@focus("put keep claim")
 def room_for_one() -> None:
     """Two callers submit a job while there is space for one. Exactly one is accepted."""
     setting = Setting(max_pending=2, workers=1)
@@ -185,7 +185,7 @@ def _full_queue(size: int = 1) -> Setting:
     return setting
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify note_news blocks_callers resign wait_for_lead")
+@focus("put _wait_for_room _wait_in_line enter keep claim notify note_news blocks_callers resign wait_for_lead")
 def wait_for_room() -> None:
     """A caller begins to wait just as the queue gets space. It sees the space, or is woken."""
     setting = _full_queue()
@@ -196,7 +196,7 @@ def wait_for_room() -> None:
     setting.end()
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room cancel _drop_cancelled notify note_news drain")
+@focus("put _wait_for_room _wait_in_line enter keep cancel _drop_cancelled notify note_news drain")
 def wait_for_room_of_a_cancelled_job() -> None:
     """A caller begins to wait just as a job is cancelled. It sees the space, or is woken."""
     setting = _full_queue()
@@ -207,7 +207,7 @@ def wait_for_room_of_a_cancelled_job() -> None:
     setting.end()
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room close notify_all")
+@focus("put _wait_for_room _wait_in_line enter keep close notify_all")
 def wait_for_room_and_close() -> None:
     """Two callers wait for space when the batcher is shut down. Both stop waiting, and their jobs are refused."""
     setting = _full_queue()
@@ -219,7 +219,7 @@ def wait_for_room_and_close() -> None:
     setting.end()
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
+@focus("put _wait_for_room _wait_in_line enter keep claim notify wake")
 def enter_and_pass_room_on() -> None:
     """The queue gets space for a second caller just as the first one enters. The second one is woken."""
     setting = _full_queue(size=2)
@@ -231,7 +231,7 @@ def enter_and_pass_room_on() -> None:
     setting.end()
 
 
-@focus("put _wait_for_room _wait_in_line _enters _has_room claim notify wake")
+@focus("put _wait_for_room _wait_in_line enter keep claim notify wake")
 def leave_and_pass_room_on() -> None:
     """The timeout of a caller runs out just as the queue gets space. Another caller gets the space then."""
     setting = _full_queue()
@@ -243,6 +243,99 @@ def leave_and_pass_room_on() -> None:
         tasks[1].join()
     setting.unblock()
     tasks[1].join()
+    setting.end()
+
+
+def _full_key(**limits: Any) -> Setting:
+    """Return a batcher whose worker is blocked, and that has room for one more job of each key. Odd numbers are a key."""
+    setting = Setting(key=lambda job: job != "first" and job % 2, workers=1, **limits)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    return setting
+
+
+@focus("put _enter_bounds _enter enter _try_to_enter claim leave _try_to_leave")
+def room_of_a_key() -> None:
+    """Two callers submit a job of a key while there is space for one. Exactly one is accepted. Another key has space."""
+    setting = _full_key(max_pending_per_key=1)
+    task = spawn(setting.submit, 3, timeout=0)
+    setting.submit(5, timeout=0)
+    setting.submit(4, timeout=0)
+    task.join()
+    assert len(setting.accepted) == 4
+    setting.unblock()
+    setting.end()
+
+
+@focus(
+    "put _enter_bounds _wait_for_room _wait_in_line enter _try_to_enter claim leave _try_to_leave notify crowded_keys"
+)
+def wait_for_room_of_a_key() -> None:
+    """Two callers wait for space of a key, which gets space for one after the other. Both jobs are processed."""
+    setting = _full_key(max_pending_per_key=1)
+    setting.submit(3)
+    tasks = [spawn(setting.submit, 5), spawn(setting.submit, 7)]
+    setting.unblock()
+    for task in tasks:
+        task.join()
+    setting.end()
+
+
+@focus("put _enter_bounds _wait_for_room _wait_in_line enter _try_to_enter claim leave _try_to_leave notify has_room")
+def wait_for_room_of_a_weight() -> None:
+    """The timeout of a caller with a heavy job runs out while a caller with a light one waits behind it."""
+    setting = Setting(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=4, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(3)
+    tasks = [spawn(setting.submit, 4, timeout=1), spawn(setting.submit, 2)]
+    setting.sleep(1)
+    setting.unblock()
+    for task in tasks:
+        task.join()
+    setting.end()
+
+
+@focus("put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded _announce_dropped drain claim")
+def drop_oldest() -> None:
+    """Three callers submit a job to a queue with space for one. The jobs but one are dropped."""
+    setting = Setting(max_pending=1, drop_oldest=True, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    tasks = [spawn(setting.submit, 2), spawn(setting.submit, 3)]
+    setting.submit(4)
+    for task in tasks:
+        task.join()
+    assert setting.batcher.stats().dropped == 2
+    setting.unblock()
+    setting.end()
+
+
+@focus("put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded _announce_dropped drain claim")
+def drop_and_dispatch() -> None:
+    """A job is dropped just as its batch is dispatched. It is processed, or it is dropped."""
+    setting = Setting(max_pending=1, drop_oldest=True, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    task = spawn(setting.unblock)
+    setting.submit(3)
+    task.join()
+    setting.end()
+
+
+@focus("replace_policy _replace_collector post drain put claim _advance resign watch_callers")
+def change_policy() -> None:
+    """The policy changes just as jobs are submitted and dispatched. No job is lost or processed twice."""
+    setting = Setting(Size(3), workers=1)
+    task = spawn(setattr, setting.batcher, "policy", Size(2))
+    setting.submit(1, 2)
+    setting.wait_for_batches(2)
+    task.join()
     setting.end()
 
 

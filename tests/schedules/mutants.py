@@ -25,7 +25,7 @@ class Mutant(NamedTuple):
     new: str
 
 
-QUEUE, ENGINE, LEDGER = "_engine/queue.py", "_engine/engine.py", "_engine/ledger.py"
+QUEUE, ENGINE, LEDGER, BOUNDS = "_engine/queue.py", "_engine/engine.py", "_engine/ledger.py", "_engine/bounds.py"
 DISPATCHER, FUTURE, WAITING = "_engine/dispatcher.py", "futures/job_future.py", "_basics/waiting.py"
 COLLECTOR, BATCH, RUNNER = "_forming/collector.py", "_engine/batch_run.py", "_engine/runner.py"
 
@@ -62,9 +62,9 @@ MUTANTS = [
         "the leader clears the flag for news after it has taken the news",
         "wait_for_room_of_a_cancelled_job",
         QUEUE,
-        "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
+        "        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)",
         "        self.has_news = False\n"
-        "        return Drained(self.accepted.take(), cancelled, calls, epoch - 1, closed, callers)",
+        "        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)",
     ),
     Mutant(
         "a thread resigns without a check for new jobs",
@@ -115,39 +115,81 @@ MUTANTS = [
     Mutant(
         "the queue takes more jobs than max_pending",
         "room_for_one",
-        QUEUE,
-        "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
+        BOUNDS,
+        "        if len(waiting) <= self._limit or job in list(waiting)[: self._limit]:\n",
         "        if len(waiting) <= self._limit + 1:\n",
     ),
     Mutant(
         "a queue with space for one job refuses both of two jobs",
         "room_for_one",
-        QUEUE,
-        "        if len(waiting) <= self._limit or item in list(waiting)[: self._limit]:\n",
+        BOUNDS,
+        "        if len(waiting) <= self._limit or job in list(waiting)[: self._limit]:\n",
         "        if len(waiting) <= self._limit:\n",
+    ),
+    Mutant(
+        "a job that is dispatched does not free its space for its key",
+        "wait_for_room_of_a_key",
+        LEDGER,
+        "        self.queue.leave_bounds(group)\n",
+        "",
+    ),
+    Mutant(
+        "two threads change a bound at the same time",
+        "room_of_a_key",
+        BOUNDS,
+        "        try:\n            del self._free\n        except AttributeError:\n            return None\n",
+        "",
+    ),
+    Mutant(
+        "a job that leaves a bound does not wake the caller that waits for it",
+        "wait_for_room_of_a_key",
+        BOUNDS,
+        "        if self.line:\n            self.line.notify()\n",
+        "",
+    ),
+    Mutant(
+        "a new policy forgets the jobs in open batches",
+        "change_policy",
+        DISPATCHER,
+        "        self._replace_collector(policy, self._collector.entries())\n",
+        "        self._replace_collector(policy, [])\n",
+    ),
+    Mutant(
+        "two threads each drop a job where one would be enough",
+        "drop_oldest",
+        QUEUE,
+        " is not None and bound.is_exceeded():\n",
+        " is not None:\n",
+    ),
+    Mutant(
+        "a job that was dropped is dispatched",
+        "drop_and_dispatch",
+        FUTURE,
+        "            del owner.waiting[self]\n        except KeyError:",
+        "            owner.waiting[self]\n        except KeyError:",
     ),
     Mutant(
         "a caller that gets space keeps a second wake-up that was for another one",
         "enter_and_pass_room_on",
         QUEUE,
-        "            if len(self.waiting) < self._limit:  # this thread may have been woken again, in place of another one\n"
-        "                self.not_full.notify()\n",
+        "            if bound.has_room():  # this thread may have been woken again, in place of another one\n"
+        "                bound.line.notify()\n",
         "",
     ),
     Mutant(
         "a caller checks for space before it registers as a waiter",
         "wait_for_room",
         QUEUE,
-        "            self.not_full[waiter] = None\n            self.note_news()\n            self._wait_in_line(item, waiter, deadline)\n",
-        "            if self._enters(item):\n                return\n            self.not_full[waiter] = None\n"
-        "            self.note_news()\n            self.clock.wait_until(waiter, deadline)\n"
-        "            self._wait_in_line(item, waiter, deadline)\n",
+        "            bound.line[waiter] = None\n            self._entering[waiter] = bound\n            self.note_news()\n",
+        "            if bound.enter(item, waiter):\n                return True\n            bound.line[waiter] = None\n"
+        "            self._entering[waiter] = bound\n            self.note_news()\n"
+        "            self.clock.wait_until(waiter, deadline)\n",
     ),
     Mutant(
         "a shutdown does not wake the callers that wait for space",
         "wait_for_room_and_close",
         QUEUE,
-        "        finally:\n            self.not_full.notify_all()\n            self.note_news()\n",
+        "        finally:\n            self._wake_entering()\n            self.note_news()\n",
         "        finally:\n            self.note_news()\n",
     ),
     Mutant(
@@ -191,8 +233,8 @@ MUTANTS = [
         "stats() takes the counts at different moments",
         "stats_at_one_moment",
         LEDGER,
-        "                and list(map(id, books)) == list(map(id, self._books))\n",
-        "",
+        " and list(map(id, books)) == list(map(id, self._books)):\n",
+        ":\n",
     ),
     Mutant(
         "the state is written before the outcome",

@@ -184,9 +184,16 @@ class _Scheduler(_scheduler.Scheduler):
                     self._handoff(me, None, None, "step")
 
     def yield_point(self, kind: str = "step") -> None:
-        """Do nothing, because there is a choice before the next instruction anyway."""
-        if self._abort and self.me() is not None:
+        """Do nothing, because there is a choice before the next instruction anyway. A `sleep` lets another thread run."""
+        me = self.me()
+        if self._abort and me is not None:
             raise _scheduler._Abort
+        if kind == "sleep" and me is not None:
+            others = [each for each in self._recs if each is not me and each.status is _READY]
+            if others:
+                with self._cv:
+                    self._next = others[0]
+                    self._handoff(me, None, None, "step")
 
     def _pick_next(self, current: Any, kind: str) -> Any:
         # All threads whose timeouts run out at the same moment can go on.
