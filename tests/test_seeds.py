@@ -56,10 +56,15 @@ POLICIES = [
     "Size(4) | FixedWindow(5)",
     "Size(4) | AllWaiting()",
     "Size(4) | Adaptive(2)",
+    "Size(4) | Natural() & PerKey()",
+    "(Size(4) | Interval(3)) & PerKey(2) & OldestFirst()",
+    "Size(4) | InTime(0.5) | Interval(5)",
+    "BestSize(4) | Natural()",
     "Weight(4) | Interval(2)",
+    "Padded(4) | Interval(2)",
 ]
 KINDS = ["good"] * 12 + ["error", "raise", "exit", "interrupt", "short", "nonsense", "stream", "broken stream", "late"]
-ACTIONS = ["submit"] * 12 + ["cancel", "cancel", "callback", "flush", "stats", "explain", "ask", "close"]
+ACTIONS = ["submit"] * 12 + ["cancel", "cancel", "callback", "flush", "stats", "explain", "ask", "close", "policy"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,9 @@ class Scenario:
     workers: int
     faults: dict[str, float]  # the probability that each of these fails; "key" stands for weigh too
     actions: tuple[Action, ...] = ()
+    max_weight: float = 0.0
+    max_per_key: int = 0
+    drop_oldest: bool = False
 
 
 def scenario(seed: int) -> Scenario:
@@ -110,16 +118,20 @@ def scenario(seed: int) -> Scenario:
                 dice.choice([None, None, None, 0.0, 1.0, 4.0]),
             )
         )
+    keyed, weighed = dice.random() < 0.3, dice.random() < 0.3
     return Scenario(
         seed,
         dice.choice(POLICIES),
-        keyed=dice.random() < 0.3,
-        weighed=dice.random() < 0.3,
+        keyed=keyed,
+        weighed=weighed,
         max_pending=dice.choice([0, 4, 5, 100]),
         delayed=delayed,
         workers=dice.choice([1, 2, 3]) if delayed else 1,
         faults=faults,
         actions=tuple(actions),
+        max_weight=dice.choice([0, 6]) if weighed else 0,
+        max_per_key=dice.choice([0, 4]) if keyed else 0,
+        drop_oldest=dice.random() < 0.3,
     )
 
 
@@ -226,14 +238,13 @@ class World:
         self.acting = True  # the users act, or the batcher has not started
         self.batcher: Batcher[Any, Any] = Batcher(
             self.process,
-            (
-                Unreliable(self, parse_policy(scenario.policy))
-                if scenario.faults["policy"]
-                else parse_policy(scenario.policy)
-            ),
+            self.policy(scenario.policy),
             key=self.key if scenario.keyed else None,
             weigh=self.weigh if scenario.weighed else None,
             max_pending=scenario.max_pending,
+            max_pending_weight=scenario.max_weight,
+            max_pending_per_key=scenario.max_per_key,
+            drop_oldest=scenario.drop_oldest,
             max_workers=scenario.workers,
             executor=UnreliableExecutor(self),
             listeners=[Listener(self)] if scenario.faults["listener"] else [],
@@ -241,6 +252,10 @@ class World:
         )
         for action in scenario.actions:
             self.add(action.moment, partial(self.act, action))
+
+    def policy(self, text: str) -> BatchingPolicy[Any]:
+        policy = parse_policy(text)
+        return Unreliable(self, policy) if self.scenario.faults["policy"] else policy
 
     def add(self, moment: float, call: Callable[[], object]) -> None:
         """Make *call* happen at a moment."""
@@ -291,6 +306,9 @@ class World:
             self.submit(action)
         elif action.what == "flush":
             self.batcher.flush(wait=False)
+        elif action.what == "policy" and "Size" in self.scenario.policy:
+            limited = [text for text in POLICIES if "Size" in text]
+            self.batcher.policy = self.policy(limited[action.number % len(limited)])
         elif action.what == "explain":
             with contextlib.suppress(KeyboardInterrupt):  # from the policy
                 self.batcher.explain()
@@ -370,6 +388,11 @@ class World:
         stats = self.batcher.stats()
         counts = {state: getattr(stats, state.value) for state in JobState}
         assert min(counts.values()) >= 0 and sum(counts.values()) == stats.accepted == len(self.futures), stats
+        waiting = [future for future in self.futures if future.state in (JobState.QUEUED, JobState.BATCHED)]
+        limits, keys = self.scenario, Counter(future.key for future in waiting)
+        assert len(waiting) <= (limits.max_pending or math.inf)
+        assert sum(future.weight for future in waiting) <= (limits.max_weight or math.inf)
+        assert max(keys.values(), default=0) <= (limits.max_per_key or math.inf)
 
     def run(self) -> None:
         """Run the scenario to its end, and check what must hold then."""
