@@ -60,7 +60,7 @@ class CountBound:
         return len(self._waiting) > self._limit
 
     def oldest(self) -> AnyJob | None:
-        """Return the job that entered first of those that were accepted, or None."""
+        """Return the job that entered first, or None."""
         return _oldest(self._waiting)
 
     def blocks_callers(self) -> bool:
@@ -168,7 +168,7 @@ class Bound:
         return self.used > self.limit
 
     def oldest(self) -> AnyJob | None:
-        """Return the job that entered first of those that were accepted, or None."""
+        """Return the job that entered first, or None."""
         return _oldest(self.jobs)
 
     def blocks_callers(self) -> bool:
@@ -195,12 +195,9 @@ def _oldest(jobs: dict[AnyJob, Any]) -> AnyJob | None:
 def _try_to_find_oldest(jobs: dict[AnyJob, Any]) -> object:
     """Return *jobs* itself if another thread changes it now. It is not copied, because that would take too long (L6)."""
     try:
-        for job in jobs:
-            if job._epoch != NOT_ACCEPTED:
-                return job
+        return next(iter(jobs), None)
     except RuntimeError:
         return jobs
-    return None
 
 
 class Bounds:

@@ -18,7 +18,8 @@ from microbatch.results import JobState
 
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
-_CANCELLED = JobState.CANCELLED  # a global, because looking up a member of an enum takes longer
+# Globals, because looking up a member of an enum takes longer.
+_CANCELLED, _DROPPED = JobState.CANCELLED, JobState.DROPPED
 _PER_KEY = "max_pending_per_key"
 
 
@@ -154,6 +155,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         except BaseException:
             item._epoch = REFUSED
             waiting.pop(item, None)  # L4
+            if item._stage is _DROPPED:  # by another thread, which has counted it
+                self.accepted.append(item)
             self._make_room_for_another(item)
             raise
         try:
@@ -182,12 +185,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Make a job enter its bounds, and return whether the caller has waited for that."""
         waited = False
         for bound in self._bounds.of(item):
-            item._bounds = (*item._bounds, bound)
             if bound.amount(item) > bound.limit:
                 raise JobTooLarge(item.weight, bound.limit, "the queue")
             if self._drops:
-                bound.add(item)
-            elif not bound.enter(item):
+                continue  # it enters later, and makes others leave
+            item._bounds = (*item._bounds, bound)
+            if not bound.enter(item):
                 bound.forget_gone(self.waiting)
                 waited = self._wait_for_room(bound, item, block, timeout)
         return waited
@@ -241,13 +244,20 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _drop_oldest(self, item: JobFuture[Any]) -> None:
         """Drop the oldest jobs until the queue is within its limits, after *item* was accepted."""
-        for bound in (*item._bounds, self._count_bound):
-            self._drop_beyond(bound)
+        item._bounds = self._bounds.of(item) if self._bounded else ()
+        for bound in item._bounds:
+            bound.add(item)
+        if item not in self.waiting:  # it may have left before it entered
+            self.leave_bounds([item])
+        bounds: list[Bound | CountBound] = [*item._bounds, self._count_bound]
+        for each in bounds:
+            self._drop_beyond(each)
         if len(self.dropped):
             self.note_news()
 
     def _drop_beyond(self, bound: Bound | CountBound) -> None:
-        # Checked again, because another thread may have dropped a job before `oldest` looked.
+        # Checked again, because another thread may have dropped a job before `oldest` looked. Only the oldest job is
+        # dropped, so that of two threads that do this at the same time only one succeeds.
         while bound.is_exceeded() and (oldest := bound.oldest()) is not None and bound.is_exceeded():
             full = bound.error()
             oldest._drop(JobDropped(full.limit, full.bound, full.key))
@@ -397,4 +407,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.withdrawn.take()
         cancelled, dropped = self.cancelled.peek(), self.dropped.peek()
         calls, callers = self._calls.take(), self.callers.activity()
-        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)
+        accepted = self.accepted.take()
+        if self._drops:
+            accepted = _without_dropped(accepted)
+        return Drained(accepted, cancelled, dropped, calls, epoch - 1, closed, callers)
+
+
+def _without_dropped(jobs: list[JobFuture[Any]]) -> list[JobFuture[Any]]:
+    """Leave out jobs that were dropped before they were accepted. The leader may have removed them from the batches."""
+    return [job for job in jobs if job._stage is not _DROPPED]

@@ -62,9 +62,9 @@ MUTANTS = [
         "the leader clears the flag for news after it has taken the news",
         "wait_for_room_of_a_cancelled_job",
         QUEUE,
-        "        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)",
+        "        return Drained(accepted, cancelled, dropped, calls, epoch - 1, closed, callers)",
         "        self.has_news = False\n"
-        "        return Drained(self.accepted.take(), cancelled, dropped, calls, epoch - 1, closed, callers)",
+        "        return Drained(accepted, cancelled, dropped, calls, epoch - 1, closed, callers)",
     ),
     Mutant(
         "a thread resigns without a check for new jobs",

@@ -159,6 +159,7 @@ class _Scheduler(_scheduler.Scheduler):
         super().__init__(*arguments, **{**options, "record_steps": False})
         self._cv: Any = _Turn(self)
         self._next: Any = None  # the thread that runs next
+        self._turns = Counter[Any]()  # how often each thread ran because another one slept
 
     def _events_on(self) -> None:
         if not _Scheduler.watches:
@@ -191,8 +192,10 @@ class _Scheduler(_scheduler.Scheduler):
         if kind == "sleep" and me is not None:
             others = [each for each in self._recs if each is not me and each.status is _READY]
             if others:
+                chosen = min(others, key=self._turns.__getitem__)  # each in turn, because some of them may sleep too
+                self._turns[chosen] += 1
                 with self._cv:
-                    self._next = others[0]
+                    self._next = chosen
                     self._handoff(me, None, None, "step")
 
     def _pick_next(self, current: Any, kind: str) -> Any:
