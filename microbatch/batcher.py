@@ -101,7 +101,7 @@ class Batcher(Generic[Job, Value]):
         max_pending_weight: The maximum total weight of the jobs that wait for a worker, which limits the memory that
             they take up. It needs a *weigh* function. While a job does not fit, `submit` blocks. 0 means no limit.
         max_pending_per_key: The maximum number of jobs of the same key that wait for a worker. It needs a *key*
-            function. While that many wait, only a `submit` of that key blocks. 0 means no limit.
+            function. While that many wait, `submit` blocks only for jobs of that key. 0 means no limit.
         drop_oldest: If True, `submit` never blocks. While a limit on the waiting jobs is exceeded, the oldest of these
             jobs fail with `JobDropped`. Use it for data that loses its value quickly, such as telemetry.
         max_workers: The maximum number of batches that run at the same time. With 1, batches run one after another, in
@@ -255,9 +255,9 @@ class Batcher(Generic[Job, Value]):
         """Queue a job, and return the future of its `JobResult`.
 
         Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker or another limit on the
-        waiting jobs is reached. With *drop_oldest*, it never blocks. In the batcher's own
-        threads, for example in the processor or in a done-callback, blocking could cause a deadlock. There, it raises
-        `BacklogFull` immediately if the queue is full.
+        waiting jobs is reached. With *drop_oldest*, it never blocks. In the batcher's own threads, for example in the
+        processor or in a done-callback, blocking could cause a deadlock. There, it raises `BacklogFull` immediately if
+        the queue is full.
 
         If this method raises one of the exceptions below, there is no future, and the job is never processed.
 
@@ -329,8 +329,7 @@ class Batcher(Generic[Job, Value]):
     def flush(self, wait: bool = True, *, timeout: float | None = None) -> bool:
         """Make all jobs that were accepted before this call due now.
 
-        A due batch is still dispatched only when a worker is free. A policy that limits the rate of batches, such as
-        `Rate`, can delay it too.
+        A due batch is still dispatched only when a worker is free. The policies `Rate` and `PerKey` can delay it too.
 
         Args:
             wait: Whether to block until these jobs are settled. Later jobs are not waited for.
@@ -424,10 +423,10 @@ class Batcher(Generic[Job, Value]):
     def policy(self) -> BatchingPolicy[Any]:
         """The policy. You may assign another one at any time, in any thread.
 
-        The batcher takes the new policy over between two decisions, soon after the assignment. From then on, it decides
-        about all jobs that wait, including those in open batches. Batches that were dispatched before don't change. A
-        waiting job that fits into no batch of the new policy fails with `JobTooLarge`. An assignment never blocks, and
-        raises the same exceptions as the constructor.
+        The batcher switches to the new policy soon after the assignment, between two decisions. From then on, the new
+        policy decides about all waiting jobs, including those in open batches. Batches that were dispatched before
+        don't change. A waiting job that fits into no batch of the new policy fails with `JobTooLarge`. An assignment
+        never blocks, and raises the same exceptions as the constructor.
 
         A policy that learns is copied when you assign it, and the copy starts with what the original has learned.
         """
@@ -470,7 +469,7 @@ class Batcher(Generic[Job, Value]):
                 made.atexit = False  # the engine has an exit hook of its own
                 if vars(engine).setdefault("finalizer", made) is not made:
                     made.detach()  # another thread has made one since the check
-                if engine.queue.closed:  # by a thread that did not find one
+                if engine.queue.closed:  # by a thread that found no finalizer to detach
                     engine.finalizer.detach()  # type: ignore[unreachable]
 
     def _successor_in_child(self, parents: Engine) -> Engine:

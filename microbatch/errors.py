@@ -64,7 +64,7 @@ class BacklogFull(Rejected, queue.Full):
 
     @property
     def max_pending(self) -> float:
-        """The same as `limit`."""
+        """The same as *limit*."""
         return self.limit
 
     def __str__(self) -> str:
@@ -77,12 +77,12 @@ def _bound(error: "BacklogFull | JobDropped") -> str:
 
 
 def _plain(number: float | None) -> str:
-    """Return the text of a number. It is not rounded, because a weight just above a limit would then look equal to it."""
+    """Return a number as text. It is not rounded: otherwise, a weight just above a limit would look equal to it."""
     return str(number).removesuffix(".0")
 
 
 class JobTooLarge(Rejected, ValueError):
-    """The job alone exceeds a hard limit of the policy, so it does not fit into any batch, or *max_pending_weight*.
+    """The job does not fit into any batch of the policy, or is heavier than *max_pending_weight*.
 
     If the batcher has a *weigh* function, `Batcher.submit` raises it. Otherwise, the future of the job fails with it.
 

@@ -10,10 +10,10 @@
 A wrapped processor returns one outcome per job, in order: its value, or the exception that it failed with. If all jobs
 of the batch fail with the same exception, it raises that exception.
 
-The processor that you pass in may return and raise the same as one of a `Batcher`: an iterable of results, None for all
-jobs, and exceptions in place of results. If an iterable ends early, all jobs of that call fail with `ResultCountError`,
-because it is not known which jobs the missing results belong to. Exceptions that do not derive from `Exception`, such as
-`KeyboardInterrupt`, pass through.
+The processor that you pass in may return and raise what the processor of a `Batcher` may: an iterable of results, None
+for all jobs, and exceptions in place of results. If an iterable ends early, all jobs of that call fail with
+`ResultCountError`, because it is not known which jobs the missing results belong to. Exceptions that do not derive from
+`Exception`, such as `KeyboardInterrupt`, pass through.
 
 A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, *processor*
 gets that argument too. `within` can pass a database connection in this way.
@@ -144,8 +144,8 @@ def retrying(processor: Processor, *, stop: Any, wait: Any, retry: Any = None) -
         wait: How long to wait before each further attempt, such as ``tenacity.wait_random_exponential(max=10)``.
         retry: Which exceptions to retry, such as ``tenacity.retry_if_exception_type(ConnectionError)``. The default is
             all except `ResultCountError`, because a processor that returns the wrong number of results would do so
-            again. *retry* is called for each failed job. The argument of that call always has the state of a first
-            attempt. If *retry* raises an exception, the failed jobs fail with that.
+            again. *retry* is called for each failed job, and its argument always describes a first attempt. If *retry*
+            raises an exception, the failed jobs fail with that exception.
 
     Raises:
         ImportError: ``tenacity`` is not installed. The extra ``retry`` installs it.
@@ -237,11 +237,11 @@ def bisecting(
     Args:
         processor: The processor to wrap.
         on: The classes of exceptions for which single jobs can be to blame, such as ``psycopg.IntegrityError``. By
-            default, these are all classes. Then, in a batch of more than 16 jobs, it gives up after seven calls if the
-            whole batch, both halves and their halves all fail with the same class, because the downstream is probably
-            the cause.
-        unless: The classes of exceptions for which a batch is never split, because no single job causes them. The default
-            covers a downstream that can't be reached, and a wrong number of results. If your client library has
+            default, these are all classes. In that case, the returned processor gives up on a batch of more than 16
+            jobs after seven calls if the whole batch, both halves and their halves all fail with the same class,
+            because the downstream is probably the cause.
+        unless: The classes of exceptions for which a batch is never split, because no single job causes them. The
+            default covers a downstream that can't be reached, and a wrong number of results. If your client library has
             exceptions of its own for such errors, pass them too.
         max_calls: The maximum number of calls for one batch. After that, jobs that are not separated yet all fail with
             the exception that they share.
@@ -382,7 +382,7 @@ def _deduplicated(
 
 
 class _Missing:
-    """In place of a default. A class, because a process that unpickles it gets the same object."""
+    """Stands for a default that was not passed. A class, because a process that unpickles it gets the same object."""
 
 
 _MISSING: Any = _Missing
@@ -469,12 +469,12 @@ def by_key(
     [[(3, 'grace'), (3, 'hopper')], [], [(1, 'ada')]]
 
     Args:
-        fetch: Takes a list of distinct keys, and returns a mapping from keys to values; or the rows that it found, in
-            any order, if you pass *row_key*. Keys may be missing in either.
+        fetch: Takes a list of distinct keys. Returns a mapping from keys to values or, if you pass *row_key*, the rows
+            that it found, in any order. Keys may be missing in either.
         key: Returns the key of a job, which must be hashable. By default, the job itself is the key.
         row_key: Returns the key of a row.
-        many: Whether each job gets the list of all rows with its key, which may be empty. Otherwise there must be one
-            row for a key, and if there are more, the jobs with that key fail with `ValueError`.
+        many: Whether each job gets the list of all rows with its key, which may be empty. Otherwise, there must be at
+            most one row for each key. If there are more, the jobs with that key fail with `ValueError`.
         default: The value for a missing key, which all jobs share. By default, a job whose key is missing fails with
             `KeyError`.
 
@@ -527,7 +527,7 @@ def _grouped(rows: Any, row_key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
             groups.setdefault(row_key(row), []).append(row)
     finally:
         if isinstance(rows, Generator):
-            rows.close()  # if row_key has raised: it may hold a connection, and the traceback refers to it
+            rows.close()  # if row_key has raised: the generator may hold a connection, and the traceback keeps it alive
     return groups
 
 
@@ -549,10 +549,11 @@ def by_length(
 
     It is for models that pad all inputs of a call to the longest one, so that a short input costs as much as a long one
     beside it. It sorts the jobs by length, and calls *processor* with as many at a time as fit into *budget*: their
-    number times the length of the longest. Each part is settled when it is done, the shortest inputs first.
+    number times the length of the longest is at most *budget*. Each part is settled when it is done, the shortest
+    inputs first.
 
-    The calls happen while the batcher reads the results, as with a generator. So if you pass an executor of threads to
-    the batcher, the processor must read them itself: ``lambda texts: list(process(texts))``.
+    The calls happen while the batcher reads the results, as with a generator. So if you pass an executor that uses
+    threads to the batcher, your processor must read the results itself: ``lambda texts: list(process(texts))``.
 
     >>> calls = []
     >>> def embed(texts):
@@ -638,9 +639,9 @@ def within(processor: Processor, context: _Context[Any], *, pass_value: bool = F
 
     If the processor returns an iterable, all results are read before the context ends.
 
-    If the processor raises an exception, even after its last result, it passes through the context, and all jobs of the
-    batch fail with it. This includes jobs that have a result already, because the context may have rolled back their
-    work.
+    If the processor raises an exception, even after its last result, the exception passes through the context, and all
+    jobs of the batch fail with it. This includes jobs that have a result already, because the context may have rolled
+    back their work.
 
     >>> import contextlib
     >>> @contextlib.contextmanager

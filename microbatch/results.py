@@ -76,7 +76,7 @@ class BatchInfo:
 class BatcherStats:
     """The counts of a batcher, all taken at the same moment.
 
-    So *accepted* is always the sum of the eight states, *queued* to *dropped*.
+    So *accepted* is always the sum of the counts of the eight states, *queued* to *dropped*.
 
     Attributes:
         accepted: The number of jobs that `Batcher.submit` accepted.

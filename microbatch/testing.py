@@ -72,8 +72,8 @@ class ManualClock:
         with self._changed:
             if moment <= self._now:
                 return
-            # From here on, advance() finds this thread. It can't notify it too early: this thread holds the condition
-            # until it sleeps, and a condition of a batcher remembers the notification.
+            # From here on, advance() finds this thread. A notification can't come too early: this thread holds the
+            # condition until it sleeps, and a condition of a batcher remembers the notification.
             self._sleepers.append(sleeper)
             self._changed.notify_all()
         try:

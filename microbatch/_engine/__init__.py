@@ -1,4 +1,4 @@
-"""Moving jobs from the callers to the processor and back, without a lock that anybody waits for.
+"""Moving jobs from the callers to the processor and back, without a lock that a thread could wait for.
 
 User code can interrupt any thread between almost any two statements. A *signal handler* runs in the main thread, and
 may raise an exception, as it does for Ctrl-C. A *finalizer* (``__del__``, or a callback of a weak reference) runs in
@@ -9,12 +9,12 @@ when the call is over.
 So a thread that waits for a lock may wait for user code, and that may wait for a lock that the thread itself holds. The
 rules below prevent this. They hold in this package, in ``futures`` and in `Callers`. Comments refer to them by number.
 
-L1. Nobody waits for a lock that another thread may hold while user code runs. The only exception is `check_for_fork`,
-    in a forked child. Threads share data only through steps that are atomic: one call of a method of a built-in list or
-    dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice, or the deletion of
-    one. Each is a single call in C that runs no user code, because the keys and values are compared by identity. The
-    GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703). Each use of that lock is
-    a memory barrier, which L8 needs.
+L1. No thread waits for a lock that another thread may hold while user code runs. The only exception is
+    `check_for_fork`, in a forked child. Threads share data only through steps that are atomic: one call of a method of
+    a built-in list or dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice,
+    or the deletion of one. Each is a single call in C that runs no user code, because the keys and values are compared
+    by identity. The GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703). Each
+    use of that lock is a memory barrier, which L8 needs.
 L2. Only one thread wins a race: the one that removes something. It removes a job from `JobQueue.waiting` to cancel it,
     to let it expire or to dispatch it, `JobFuture._unsettled` to settle it, and `Engine._unclaimed` to start or end the
     threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes

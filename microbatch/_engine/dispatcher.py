@@ -120,7 +120,7 @@ class Dispatcher:
         self.queue.resign(NOW, 1)
 
     def replace_policy(self, policy: BatchingPolicy[Any]) -> None:
-        """Form batches by *policy* from now on, also those that are open."""
+        """Form batches by *policy* from now on, including the open ones."""
         self.queue.watch_callers(policy.hints)
         if policy.hints.watches_keys:
             self._count_runs()
@@ -128,7 +128,7 @@ class Dispatcher:
         self._learns = learns(policy)
 
     def _count_runs(self) -> None:
-        """Record which key each running batch has, in case the policy so far did not watch the keys."""
+        """Record which key each running batch has, in case the previous policy did not watch the keys."""
         by_place: dict[Any, Runs] = {}
         for batch_run in list(self.running):
             if batch_run.runs is None:

@@ -207,7 +207,7 @@ class Engine:
             raise
 
     def exit_deadline(self) -> float:
-        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
+        """Return until when the interpreter waits for this engine if it begins to exit now. Never raises."""
         try:
             return self._clock.now() + self._exit_timeout
         except Exception:  # from a user's clock; the batcher thread fails too, so it ends soon
@@ -317,7 +317,7 @@ class Engine:
 
     def _give_up_start(self, error: BaseException) -> None:
         """Fail the jobs that were accepted before a failed start, unless another thread has started the threads."""
-        waiting = list(self.queue.waiting)  # before the check, so that no job is among them that the other start is for
+        waiting = list(self.queue.waiting)  # before the check, so that it has no job of another thread's start
         if not self.is_claimed:
             self._abandon(waiting, error)
         self.queue.wake_all()

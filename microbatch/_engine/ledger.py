@@ -43,8 +43,8 @@ class Ledger:
         self.queue = queue
         self.batched = 0
         # First the totals, then the groups that have jobs without an outcome. Each job that is in a group, and neither
-        # cancelled nor dropped, counts by its own stage. So a job moves from one count to another in one step, when its group is
-        # added, when its stage is written, and when the totals replace its group.
+        # cancelled nor dropped, counts by its own stage. So a job moves from one count to another in one step: when its
+        # group is added, when its stage is written, and when the totals replace its group.
         self._books: list[Any] = [_Totals()]
         self._batches = 0
         self._triggers: dict[str, int] = {}
@@ -155,7 +155,7 @@ class Ledger:
         self.queue.wake_all()
 
     def fail(self, futures: Group, error: BaseException) -> int:
-        """Fail the jobs that have no outcome yet, and return their number. Several get a copy of *error* each."""
+        """Fail the jobs that have no outcome yet, and return their number. If there are several, each gets a copy."""
         return self.settle(futures, [error] * len(futures), Failures(repr(self.queue.name), self.queue))
 
     def recover(self) -> Group:

@@ -17,7 +17,7 @@ class Member(Protocol):
     """The part of an `Engine` that this module uses."""
 
     def exit_deadline(self) -> float:
-        """Return the moment until which an interpreter exit that begins now waits. Never raises."""
+        """Return until when the interpreter waits for this engine if it begins to exit now. Never raises."""
 
     def close(self) -> None:
         """Accept no more jobs, and make all accepted jobs due. Does not wait."""

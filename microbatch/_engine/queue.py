@@ -27,7 +27,7 @@ class Drained(NamedTuple):
     """What the leader takes out of the queue: everything that came in since a thread last led."""
 
     jobs: list[JobFuture[Any]]
-    # The leader takes these out itself, when it has removed them from the open batches.
+    # The leader takes these two out itself, when it has removed their jobs from the open batches.
     cancelled: list[JobFuture[Any]]
     dropped: list[JobFuture[Any]]
     calls: list[Callable[[], None]]  # see `JobQueue.post`
@@ -45,7 +45,7 @@ class _Local(threading.local):
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
-    """A `queue.Queue` that is emptied all at once, can be closed, and bounds the jobs that no worker has taken yet.
+    """A `queue.Queue` that is emptied all at once, can be closed, and limits the jobs that wait for a worker.
 
     Its methods wait for no lock. The rules that make this possible are in ``__init__.py``. It wakes these threads:
 
@@ -97,7 +97,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.this_thread = _Local()
         self.has_news = False
         self.call_leader = self.not_empty.ring
-        self._lead = threading.RLock()  # held by the thread that leads; nobody waits for it
+        self._lead = threading.RLock()  # held by the thread that leads; no thread waits for it
         self._is_led = False  # whether a thread leads; if so, it looks for news when it resigns
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
@@ -112,7 +112,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def watch_callers(self, hints: Hints) -> None:
         """Observe the callers as far as a policy with these hints needs it."""
-        # If jobs have keys, nobody knows which batch the next job of a caller will join, so no batch can wait for it.
+        # If jobs have keys, it is unknown which batch the next job of a caller will join, so no batch can wait for it.
         callers = Callers(hints.watches_callers and not self._keyed, hints.recalls)
         if not self.callers.watches_like(callers):
             self.callers = callers
@@ -142,7 +142,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item.submitted = now = self._now()
         try:
             waited = self._bounded and self._enter_bounds(item, block, timeout)
-            waiting[item] = None  # takes up room
+            waiting[item] = None  # takes up space
             if len(waiting) > self._waits_at and not self._count_bound.keep(item):
                 waited = self._wait_for_room(self._count_bound, item, block, timeout)
             if waited:
@@ -231,14 +231,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.not_full.notify()
 
     def leave_bounds(self, items: Iterable[JobFuture[Any]]) -> None:
-        """Return the room of jobs that do not wait any more."""
+        """Free the space of jobs that do not wait any more."""
         if self._bounded:
             for item in items:
                 for bound in item._bounds:
                     bound.leave(item)
 
     def forget_gone(self) -> None:
-        """Return the room of jobs that do not wait any more, in case an exception kept a thread from doing so."""
+        """Free the space of jobs that do not wait any more, in case an exception kept a thread from doing so."""
         if self._bounded:
             self._bounds.forget_gone(self.waiting)
 
@@ -321,7 +321,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         )
 
     def crowded_keys(self) -> list[Hashable]:
-        """Return the keys for which callers wait, because too many of their jobs wait already."""
+        """Return the keys for which callers wait, because too many jobs of these keys wait already."""
         if not self._entering:
             return []
         return [bound.key for bound in self._crowded() if bound.name == _PER_KEY and bound.blocks_callers()]

@@ -51,7 +51,7 @@ class Runner(ABC):
 
     @abstractmethod
     def _run_again(self, batch_run: BatchRun) -> None:
-        """Do the same again for a batch, because an exception may have prevented it the first time."""
+        """Do what `run` does once more, because an exception may have prevented it the first time."""
 
     @abstractmethod
     def _call_in_leader(self, call: Callable[[], None]) -> None:

@@ -48,7 +48,7 @@ class Callers:
 
     Attributes:
         away: The callers that got a result and have not submitted a job since, by thread, in order of their results.
-        return_by: The moment by which the last of those among them is expected that met their last deadline.
+        return_by: The latest of their deadlines. Those of them that met their last deadline are expected by then.
         recalls: The value of `Hints.recalls`, in seconds.
     """
 
@@ -77,7 +77,7 @@ class Callers:
         return caller
 
     def begin_to_wait(self, ident: int) -> bool:
-        """Record, for `Hints.recalls`, that a thread waits for a result. Return whether all of them wait since then."""
+        """Record (for `Hints.recalls`) that a thread waits now. Return whether it was the last one that did not."""
         return self._not_waiting.pop(ident, None) is not None and not self._not_waiting
 
     def _record_activity(self, ident: int, now: float) -> None:

@@ -77,10 +77,10 @@ class Collector(Generic[AnyEntry]):
     Two rules keep the cost of a batch independent of their number:
 
     1. One gate. If a built-in policy holds batches back because of other batches, it holds back the batches of all keys
-       until the same moment. The text calls this the gate: it is shut until that moment, and then open. When a lane
-       changes, the policy is asked twice: when is its batch due with the gate open, and when with the gate shut?
-       Between these two moments, the lane waits in the line at the gate. After a start or an end, the policy is asked
-       only about the first lane in that line, and the answer holds for all of them.
+       until the same moment. This is called the gate: it is shut until that moment, and then open. When a lane changes,
+       the policy is asked twice: when is its batch due with the gate open, and when with the gate shut? Between these
+       two moments, the lane waits in the line at the gate. After a start or an end, the policy is asked only about the
+       first lane in that line, and the answer holds for all of them.
     2. Doubt. A user's policy may give any answer after a start or an end, so older answers are then in doubt, unless
        the policy promises otherwise (`Hints.watches_flow`). When a worker is free, the policy is asked again: first
        about the lane with the oldest answer, so that busy keys can't starve it, and then about the first lane in the

@@ -152,8 +152,8 @@ def safe(key: Hashable) -> Hashable:
 class Runs:
     """The batches of one key that run now.
 
-    The collector finds it by the key only when it creates a lane. Later it goes with the lane and with the batches,
-    because the key is an object of the user, which may change, or raise when it is compared.
+    The collector finds it by the key only when it creates a lane. Later, the lane and the batches refer to it, because
+    the key is an object of the user, which may change, or raise when it is compared.
     """
 
     __slots__ = ("place", "count", "lane")

@@ -83,7 +83,7 @@ class Failures:
         self._what = what
         self._queue = queue
         self._process = os.getpid()
-        # How many jobs failed with an exception, or with one that it caused, by the `id` of the exception.
+        # By the `id` of an exception: how many jobs failed with it, or with an exception that it caused.
         self._jobs: dict[int, int] = {}
         self._unasked = {}
         _all_failures[id(self)] = self

@@ -334,7 +334,7 @@ class JobFuture(Future[JobResult[Value]]):
         return self._get_exception()
 
     def add_done_callback(self, fn: Callable[["JobFuture[Value]"], object]) -> None:
-        """Call *fn* with this future when it is done, or immediately if it is done already. Exceptions of *fn* are logged."""
+        """Call *fn* with this future when it is done, immediately if it already is. Exceptions of *fn* are logged."""
         if self._stage is None:
             attachments = self._attach()
             callbacks = vars(attachments).setdefault("callbacks", [])
@@ -460,7 +460,7 @@ class JobFuture(Future[JobResult[Value]]):
             self._run_callback(partial(callbacks.pop, 0))
 
     def _drop(self, error: BaseException) -> bool:
-        """Fail the job if it waits for a worker, and return whether it did. The leader tells those who wait for it."""
+        """Fail the job if it waits for a worker, and return whether it did. The leader notifies the waiters."""
         owner, caller_error = self._owner, (error, None)
         try:
             del owner.waiting[self]
