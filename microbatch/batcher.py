@@ -436,7 +436,7 @@ class Batcher(Generic[Job, Value]):
     def policy(self, policy: BatchingPolicy[Any]) -> None:
         settings = self._settings
         _check_policy(policy, max_pending=settings.max_pending, max_pending_per_key=settings.max_pending_per_key)
-        self._engine.replace_policy(policy._own())
+        self._engine.policy = policy._own()
 
     def __enter__(self) -> "Self":
         return self

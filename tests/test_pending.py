@@ -3,7 +3,9 @@
 import gc
 import itertools
 import logging
+import os
 import random
+import signal
 import threading
 import weakref
 from concurrent.futures import Future
@@ -28,7 +30,7 @@ from microbatch import (
     Size,
 )
 from microbatch.testing import ManualClock, RecordingProcessor
-from tests.threads import in_thread
+from tests.threads import FailingStart, in_thread
 
 
 def tenant(job: str) -> str:
@@ -273,6 +275,71 @@ def test_the_limits_hold_while_many_threads_submit_cancel_and_wait() -> None:
         assert {JobState.SUCCEEDED} == {future.state for future in futures}
 
 
+def test_a_job_without_weight_enters_a_queue_that_is_full_to_the_limit(
+    processor: RecordingProcessor[Any], clock: ManualClock
+) -> None:
+    with blocked(processor, Size(9), "x", weigh=len, max_pending_weight=4, clock=clock) as batcher:
+        batcher.submit("aaaa")
+        first = in_thread(lambda: batcher.submit("bbbb", timeout=5))
+        clock.wait_for_sleeper(5)
+        second = in_thread(lambda: batcher.submit("", timeout=6))
+        clock.wait_for_sleeper(6)
+        processor.release()
+        assert ["bbbb", ""] == [outcome.result(10).job for outcome in (first, second)]
+
+
+def test_a_heavy_job_behind_a_light_one_makes_a_batch_due_when_the_light_one_has_entered(
+    processor: RecordingProcessor[Any], clock: ManualClock
+) -> None:
+    processor.release()
+    with Batcher(processor, Size(9), key=tenant, weigh=lambda job: int(job[1]), max_pending_weight=5, clock=clock) as b:
+        futures = [b.submit(job) for job in ("a4", "b1")]
+        light = in_thread(lambda: b.submit("c3", timeout=5))
+        heavy = in_thread(lambda: b.submit("d5", timeout=6))
+        outcomes = [outcome.result(10) for outcome in (light, heavy)]
+        b.flush()
+        assert ["a4", "b1", "c3", "d5"] == [future.result(10).value for future in futures + outcomes]
+
+
+def test_a_job_that_is_too_heavy_is_refused_at_once_even_if_its_key_is_full(processor: RecordingProcessor[Any]) -> None:
+    options: dict[str, Any] = {"key": tenant, "weigh": len, "max_pending_per_key": 1, "max_pending_weight": 3}
+    with blocked(processor, first="x", **options) as batcher:
+        batcher.submit("a")
+        with pytest.raises(JobTooLarge):
+            batcher.submit("abcd")
+        processor.release()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals")
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_pending": 1},
+        {"max_pending_per_key": 1, "key": type},
+        {"max_pending_weight": 1, "weigh": len},
+    ],
+    ids=lambda limits: str(next(iter(limits))),
+)
+def test_a_signal_handler_that_submits_while_its_thread_waits_for_space_enters_too(
+    limits: dict[str, Any], processor: RecordingProcessor[Any]
+) -> None:
+    futures: list[JobFuture[Any]] = []
+
+    def handler(*arguments: object) -> None:
+        threading.Timer(0.05, processor.release).start()
+        futures.append(batcher.submit("b", timeout=10))
+
+    with blocked(processor, first="x", **limits) as batcher:
+        batcher.submit("a")
+        before = signal.signal(signal.SIGUSR1, handler)
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+        try:
+            futures.append(batcher.submit("c", timeout=10))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert ["b", "c"] == [future.result(10).value for future in futures]
+
+
 # -- what is dropped --
 
 
@@ -355,13 +422,50 @@ def test_submitting_never_blocks_even_in_the_processor() -> None:
     assert [JobState.DROPPED] * 97 + [JobState.SUCCEEDED] * 2 == [future.state for future in futures]
 
 
-def test_a_job_that_was_dropped_leaves_its_batch(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
-    processor.release()
-    with Batcher(processor, Size(3) | Interval(9), max_pending=3, drop_oldest=True, clock=clock, key=tenant) as batcher:
+def test_a_job_that_was_dropped_leaves_its_batch(processor: RecordingProcessor[Any]) -> None:
+    policy = Size(3) | Interval(9)
+    with blocked(processor, policy, first="x", max_pending=3, drop_oldest=True, key=tenant) as batcher:
         futures = [batcher.submit(job) for job in ("a1", "b1", "a2", "b2")]
         assert isinstance(futures[0].exception(10), JobDropped)
         assert (1, 3) == (batcher.stats().dropped, batcher.stats().queued + batcher.stats().batched)
-    assert [["a2"], ["b1", "b2"]] == sorted(processor.batches)
+        processor.release()
+    assert [["a2"], ["b1", "b2"]] == sorted(processor.batches[1:])
+
+
+def test_a_batch_is_dispatched_early_before_its_jobs_would_be_dropped(
+    processor: RecordingProcessor[Any], dropped: Dropped
+) -> None:
+    processor.release()
+    options: dict[str, Any] = {"max_pending": 8, "drop_oldest": True, "listeners": [dropped]}
+    with Batcher(processor, Size(8), key=tenant, **options) as batcher:
+        for job in ("a1", "b1", "b2", "b3", "b4", "b5", "b6", "a2"):  # the queue is full, and no batch is
+            batcher.submit(job)
+        assert [["a1", "a2"]] == processor.wait_for_batches(1)
+    assert [] == dropped.jobs
+
+
+def test_the_newest_job_is_never_dropped_alone(processor: RecordingProcessor[Any]) -> None:
+    options: dict[str, Any] = {"max_pending_weight": 0.7, "drop_oldest": True}
+    with blocked(processor, first=0.1, weigh=float, **options) as batcher:
+        old, new = batcher.submit(0.4), batcher.submit(0.7)  # 0.4 + 0.7 - 0.4 is more than 0.7
+        assert [True, False] == [old.done(), new.done()]
+        processor.release()
+
+
+def test_jobs_that_were_dropped_before_a_start_that_fails_run_their_callbacks(
+    monkeypatch: pytest.MonkeyPatch, dropped: Dropped
+) -> None:
+    called: list[Any] = []
+    failing = FailingStart("drops", monkeypatch)
+    batcher = Batcher[int, int](list, max_pending=1, drop_oldest=True, listeners=[dropped], name="drops")
+    futures = [batcher.submit(number) for number in range(3)]
+    for future in futures:
+        future.add_done_callback(lambda done: called.append(done.job))
+    failing.go_on.set()
+    assert isinstance(futures[2].exception(10), RuntimeError)
+    batcher.shutdown()
+    assert [0, 1, 2] == sorted(called)
+    assert [0, 1] == dropped.jobs
 
 
 def test_a_held_key_does_not_keep_its_jobs_from_being_dropped(processor: RecordingProcessor[Any]) -> None:

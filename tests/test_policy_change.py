@@ -31,6 +31,24 @@ from microbatch.testing import ManualClock, RecordingProcessor
 from tests.threads import in_thread
 
 
+class Limited(BatchingPolicy[Any]):
+    """A limit that a batch shows in its trigger."""
+
+    hints = Hints(watches_flow=False)
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def due(self, window: Window[Any]) -> float:
+        return window.opened
+
+    def fits(self, window: Window[Any], weight: float) -> bool:
+        return window.count < self.limit
+
+    def reason(self, window: Window[Any]) -> str:
+        return f"limit {self.limit}"
+
+
 def test_open_batches_follow_the_new_policy(processor: RecordingProcessor[Any], clock: ManualClock) -> None:
     processor.release()
     with Batcher(processor, Interval(60), clock=clock) as batcher:
@@ -119,6 +137,54 @@ def test_batches_of_a_key_that_run_already_count_for_the_new_policy(processor: R
         processor.release()
 
 
+def test_a_key_stays_in_order_while_the_policy_changes_back_and_forth(processor: RecordingProcessor[Any]) -> None:
+    ordered = Size(1) & PerKey()
+    with Batcher(processor, ordered, key=lambda job: job[0], max_workers=3) as batcher:
+        batcher.submit("a1")
+        processor.wait_for_batches(1)
+        batcher.policy = Size(1)
+        batcher.submit("a2")
+        processor.wait_for_batches(2)
+        batcher.policy = ordered
+        batcher.submit("a3")
+        batcher.submit("b1")
+        assert [["a1"], ["a2"], ["b1"]] == processor.wait_for_batches(3)
+        processor.release()
+
+
+def test_cancelled_jobs_do_not_come_back(processor: RecordingProcessor[Any]) -> None:
+    with Batcher(processor, Size(10)) as batcher:
+        futures = [batcher.submit(number) for number in range(30)]  # 10 run, 10 are in a batch, and 10 wait behind it
+        processor.wait_for_batches(1)
+        for future in futures[20:29]:
+            future.cancel()
+        batcher.policy = Size(12)
+        futures += [batcher.submit("last")]
+        processor.release()
+        assert [*range(10, 20), 29, "last"] == processor.wait_for_batches(2)[1]
+
+
+def test_a_policy_whose_hints_raise_later_is_not_adopted(
+    processor: RecordingProcessor[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Limited):
+        asked = 0
+
+        @property
+        def hints(self) -> Hints:  # type: ignore[override]
+            self.asked += 1
+            if self.asked > 5:
+                raise LookupError("hints")
+            return Hints()
+
+    processor.release()
+    with Batcher(processor, Size(1), name="rows") as batcher:
+        batcher.policy = Failing(3)
+        assert 1 == batcher.submit(1).result(10).value
+        assert "Size(1)" == repr(batcher.policy)
+    assert "rows keeps its policy, because the new one raised" in caplog.text
+
+
 def test_a_policy_that_needs_to_know_the_callers_learns_of_them(clock: ManualClock) -> None:
     with Batcher[int, int](list, Size(1), clock=clock) as batcher:
         batcher.submit(1).result(10)
@@ -159,24 +225,6 @@ def test_a_forked_child_has_the_new_policy() -> None:
         os._exit(0 if batcher.submit(2).result(10).value == 2 else 1)
     assert 0 == os.waitpid(child, 0)[1]
     batcher.shutdown()
-
-
-class Limited(BatchingPolicy[Any]):
-    """A limit that a batch shows in its trigger."""
-
-    hints = Hints(watches_flow=False)
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def due(self, window: Window[Any]) -> float:
-        return window.opened
-
-    def fits(self, window: Window[Any], weight: float) -> bool:
-        return window.count < self.limit
-
-    def reason(self, window: Window[Any]) -> str:
-        return f"limit {self.limit}"
 
 
 def test_no_batch_exceeds_the_limit_in_force_while_the_policy_changes_all_the_time() -> None:

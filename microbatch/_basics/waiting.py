@@ -20,9 +20,13 @@ class Waiter(threading.Condition):
     sleep ends immediately. You need not acquire this condition, and acquiring it does nothing.
     """
 
-    # Data about the thread that waits, and about the job that it wants to add. The user of this class sets them.
+    # Data about the thread that waits, its ident, and the job that it wants to add. The user of this class sets them.
     caller: Any = None
+    thread = 0
     job: Any = None
+    nested: "Waiter | None" = (
+        None  # that of a signal handler or finalizer, which has interrupted the wait and waits too
+    )
 
     def __init__(self) -> None:
         # `Condition.__init__` is not called, because it creates objects that a waiter does not need.
@@ -91,6 +95,8 @@ class Waiters(dict[Waiter, None]):
             if n < 1:
                 return
             n -= waiter.wake()
+            if waiter.nested is not None:
+                waiter.nested.wake()
 
     def notify_all(self) -> None:
         """Notify all waiters."""

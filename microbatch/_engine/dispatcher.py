@@ -52,6 +52,7 @@ class Dispatcher:
         self._clock = settings.clock
         now = check_answer("the now() of a clock", self._clock.now())
         self._collector: Collector[JobFuture[Any]] = Collector(settings.policy, settings.max_workers, now)
+        self.policy = settings.policy  # any thread may assign another one; the leader then adopts it
         self._learns = learns(settings.policy)
         self._uniform = settings.uniform
         self._drop_listeners = settings.listeners.jobs_dropped
@@ -119,21 +120,24 @@ class Dispatcher:
         self._replace_collector(self._collector.policy, waiting)
         self.queue.resign(NOW, 1)
 
-    def replace_policy(self, policy: BatchingPolicy[Any]) -> None:
-        """Form batches by *policy* from now on, including the open ones."""
-        self.queue.watch_callers(policy.hints)
-        if policy.hints.watches_keys:
-            self._count_runs()
-        self._replace_collector(policy, self._collector.entries())
-        self._learns = learns(policy)
+    def _adopt_policy(self, policy: BatchingPolicy[Any]) -> None:
+        """Form batches by *policy* from now on, also those that are open."""
+        try:
+            self.queue.watch_callers(policy.hints)
+            if policy.hints.watches_keys:
+                self._count_runs()
+            self._replace_collector(policy, self._collector.entries())
+            self._learns = learns(policy)
+        except Exception:  # from the hints of the policy
+            self.policy = self._collector.policy
+            report("%s keeps its policy, because the new one raised", self._name)
 
     def _count_runs(self) -> None:
         """Record which key each running batch has, in case the previous policy did not watch the keys."""
         by_place: dict[Any, Runs] = {}
         for batch_run in list(self.running):
-            if batch_run.runs is None:
-                place = safe(batch_run.info.key)
-                batch_run.runs = by_place.setdefault(place, Runs(place))
+            place = safe(batch_run.info.key)
+            batch_run.runs = by_place.setdefault(place, Runs(place))
 
     def _replace_collector(self, policy: BatchingPolicy[Any], waiting: Group) -> None:
         collector = self._collector.successor(policy, [batch_run.runs for batch_run in list(self.running)])
@@ -160,6 +164,14 @@ class Dispatcher:
         self._collector.drop(group)
         self.ledger.close_group(group)
 
+    def announce_dropped(self, dropped: list[JobFuture[Any]]) -> None:
+        """Notify everybody who has to know that jobs were dropped. Only the leader calls this."""
+        self._collector.drop(dropped)
+        self.ledger.announce_again(dropped)
+        if self._drop_listeners:
+            notify(self._drop_listeners, JobsDropped(self._name, tuple(dropped)))
+        self.queue.dropped.drop(len(dropped))
+
     # -- the steps of these methods --
 
     def _resign(self) -> None:
@@ -176,11 +188,13 @@ class Dispatcher:
             if news.cancelled:
                 self._drop_cancelled(news.cancelled)
             if news.dropped:
-                self._announce_dropped(news.dropped)
+                self.announce_dropped(news.dropped)
             collector.flush(news.flushed, closing=news.closed)
         for call in chain(news.calls, calls):
             call()
-        collector = self._collector  # a call may have replaced it
+        if self.policy is not collector.policy:
+            self._adopt_policy(self.policy)
+            collector = self._collector
         # Repeated if more has become due in the meantime. Otherwise, another thread would have to be woken for it.
         while self._dispatch(self._clock.now(), run) and collector.has_worker:
             if collector.next_moment() > self._clock.now():
@@ -206,13 +220,6 @@ class Dispatcher:
         for future in cancelled:
             future._announce()
         self.queue.cancelled.drop(len(cancelled))
-
-    def _announce_dropped(self, dropped: list[JobFuture[Any]]) -> None:
-        self._collector.drop(dropped)
-        self.ledger.announce_again(dropped)
-        if self._drop_listeners:
-            notify(self._drop_listeners, JobsDropped(self._name, tuple(dropped)))
-        self.queue.dropped.drop(len(dropped))
 
     def _expire(self, expired: list[JobFuture[Any]]) -> None:
         self.ledger.claim(expired)

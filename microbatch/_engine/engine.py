@@ -65,7 +65,6 @@ class Engine:
 
     def __init__(self, settings: Settings, forked: bool = False) -> None:
         self.same_process = process_flag()
-        self.policy = settings.policy
         self.queue = JobQueue(settings)
         self.ledger = Ledger(self.queue)
         self._dispatcher = Dispatcher(self.ledger, settings)
@@ -199,8 +198,9 @@ class Engine:
             self.ledger.claim(group)
             failed = self.ledger.fail(self.ledger.running() if and_running else group, error)
             self.queue.post(partial(self._dispatcher.forget, group))
-            for future in self.queue.cancelled.peek() + self.queue.dropped.peek():  # there may be no leader to do this
+            for future in self.queue.cancelled.peek():  # there may be no leader to do this
                 future._announce()
+            self.ledger.announce_again(self.queue.dropped.peek())
             return failed
         except BaseException:  # from a signal handler
             self.ledger.fail(self.ledger.running() if and_running else self.ledger.not_waiting(group), error)
@@ -233,11 +233,17 @@ class Engine:
         if self.stage is _ENDED and call in self._callbacks:
             self._run_callbacks()
 
-    def replace_policy(self, policy: BatchingPolicy[Any]) -> None:
-        """Make the next leader form batches by *policy*, or by a later one."""
-        self.policy = policy
-        self.queue.watch_callers(policy.hints)  # now, because the next caller may come before the leader
-        self.queue.post(lambda: self._dispatcher.replace_policy(self.policy))
+    @property
+    def policy(self) -> BatchingPolicy[Any]:
+        """The policy. If it is replaced, the next leader adopts the new one."""
+        return self._dispatcher.policy
+
+    @policy.setter
+    def policy(self, policy: BatchingPolicy[Any]) -> None:
+        hints = policy.hints  # first, because it may raise
+        self._dispatcher.policy = policy
+        self.queue.watch_callers(hints)  # now, because the next caller may come before the leader
+        self.queue.note_news()
 
     def explain(self) -> list[str]:
         """See `Collector.describe`."""
@@ -330,6 +336,7 @@ class Engine:
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since
         if self.queue.is_leader() or self.queue.take_lead():
+            self._dispatcher.announce_dropped(self.queue.dropped.peek())
             for call in self.queue.forget():
                 call()
         self.queue.ended.notify_all()

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.waiting import Inbox, Waiter, Waiters
-from microbatch._engine.bounds import Bound, Bounds, CountBound
+from microbatch._engine.bounds import Bound, Bounds, KeyBound
 from microbatch._engine.settings import Settings
 from microbatch._forming.callers import Caller, Callers
-from microbatch.errors import BacklogFull, BatcherClosed, JobDropped, JobTooLarge
-from microbatch.futures.job_future import REFUSED, JobFuture
+from microbatch.errors import BatcherClosed, JobDropped
+from microbatch.futures.job_future import JobFuture
 from microbatch.policies.base import CallerActivity, Hints
 from microbatch.results import JobState
 
@@ -20,7 +20,6 @@ __all__ = ["JobQueue", "NOTHING", "Drained"]
 
 # Globals, because looking up a member of an enum takes longer.
 _CANCELLED, _DROPPED = JobState.CANCELLED, JobState.DROPPED
-_PER_KEY = "max_pending_per_key"
 
 
 class Drained(NamedTuple):
@@ -87,8 +86,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._drops = settings.drop_oldest
         self._limit = self.maxsize or sys.maxsize
         self._waits_at = sys.maxsize if self._drops else self._limit  # with this many waiting jobs, callers wait
-        self._count_bound = CountBound(self._limit, self.waiting, self.not_full)
-        self._entering: dict[Waiter, Bound | CountBound] = {}  # the callers that wait in a line, and for what
+        self._count_bound = Bound(self._limit, self.waiting, self.not_full)
+        # The bounds that may have a caller in their line, or that make jobs drop. The leader looks at them.
+        self._crowded: dict[Bound, None] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
@@ -153,11 +153,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if self._recalls or self._away and threading.get_ident() in self._away:
                 self.callers.record_submission(threading.get_ident(), now)
         except BaseException:
-            item._epoch = REFUSED
             waiting.pop(item, None)  # L4
             if item._stage is _DROPPED:  # by another thread, which has counted it
                 self.accepted.append(item)
-            self._make_room_for_another(item)
+            try:
+                self._make_room_for_another(item)
+            except BaseException:  # from a signal handler
+                self._make_room_for_another(item)
+                raise
             raise
         try:
             item._epoch = self.epoch
@@ -183,40 +186,37 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         """Make a job enter its bounds, and return whether the caller has waited for that."""
-        waited = False
-        for bound in self._bounds.of(item):
-            if bound.amount(item) > bound.limit:
-                raise JobTooLarge(item.weight, bound.limit, "the queue")
-            if self._drops:
-                continue  # it enters later, and makes others leave
-            item._bounds = (*item._bounds, bound)
-            if not bound.enter(item):
-                bound.forget_gone(self.waiting)
-                waited = self._wait_for_room(bound, item, block, timeout)
+        bounds, waited = self._bounds.of(item), False
+        if not self._drops:  # if it does, the job enters later, beyond the limits if need be
+            item._bounds = bounds
+            for bound in bounds:
+                if not bound.enter(item):
+                    waited = self._wait_for_room(bound, item, block, timeout)
         return waited
 
-    def _wait_for_room(
-        self, bound: Bound | CountBound, item: JobFuture[Any], block: bool, timeout: float | None
-    ) -> bool:
+    def _wait_for_room(self, bound: Bound, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         if not block or timeout == 0 or self.this_thread.is_own:
             raise bound.error()
         deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
-        waiter.job = item
+        waiter.job, waiter.thread = item, threading.get_ident()
+        for outer in list(bound.line):
+            if outer.thread == waiter.thread:
+                outer.nested = waiter
         try:
             bound.line[waiter] = None
-            self._entering[waiter] = bound
+            self._crowded[bound] = None
             self.note_news()
             self._wait_in_line(bound, item, waiter, deadline)
         finally:
             bound.line.pop(waiter, None)
-            self._entering.pop(waiter, None)
-            if bound.has_room():  # this thread may have been woken again, in place of another one
-                bound.line.notify()
+            bound.pass_on()  # this thread may have been woken again, in place of another one
+            if bound.in_order and bound.line:
+                self.note_news()  # the job that is first now may need more space
         return True
 
-    def _wait_in_line(self, bound: Bound | CountBound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
-        while self.closed or not bound.enter(item, waiter):
+    def _wait_in_line(self, bound: Bound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
+        while self.closed or not bound.enter(item):
             if self.closed:
                 raise BatcherClosed("the batcher is shut down")
             if self.clock.now() >= deadline:
@@ -236,6 +236,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             for item in items:
                 for bound in item._bounds:
                     bound.leave(item)
+                item._bounds = ()
 
     def forget_gone(self) -> None:
         """Free the space of jobs that do not wait any more, in case an exception kept a thread from doing so."""
@@ -244,23 +245,28 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def _drop_oldest(self, item: JobFuture[Any]) -> None:
         """Drop the oldest jobs until the queue is within its limits, after *item* was accepted."""
-        item._bounds = self._bounds.of(item) if self._bounded else ()
-        for bound in item._bounds:
-            bound.add(item)
-        if item not in self.waiting:  # it may have left before it entered
-            self.leave_bounds([item])
-        bounds: list[Bound | CountBound] = [*item._bounds, self._count_bound]
-        for each in bounds:
-            self._drop_beyond(each)
-        if len(self.dropped):
-            self.note_news()
+        try:
+            bounds = self._bounds.of(item) if self._bounded else []
+            item._bounds = bounds
+            for bound in bounds:
+                bound.add(item)
+            if item not in self.waiting:  # it may have left before it entered
+                self.leave_bounds([item])
+            for bound in [*bounds, self._count_bound]:
+                self._drop_beyond(bound)
+                if bound.is_full(item):
+                    self._crowded[bound] = None
+        finally:
+            if len(self.dropped) or self._crowded:
+                self.note_news()
 
-    def _drop_beyond(self, bound: Bound | CountBound) -> None:
-        # Checked again, because another thread may have dropped a job before `oldest` looked. Only the oldest job is
-        # dropped, so that of two threads that do this at the same time only one succeeds.
+    def _drop_beyond(self, bound: Bound) -> None:
+        # Checked again after `oldest`. Otherwise, two threads could find the queue too long by one job, and the second
+        # one could drop the job that is the oldest after the first one has dropped another.
         while bound.is_exceeded() and (oldest := bound.oldest()) is not None and bound.is_exceeded():
             full = bound.error()
             oldest._drop(JobDropped(full.limit, full.bound, full.key))
+            oldest._wake_waiters()
             self.leave_bounds([oldest])
 
     def current_caller(self) -> Caller | None:
@@ -307,7 +313,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             self.closed = True
         finally:
-            self._wake_entering()
+            self._wake_lines()
             self.note_news()
 
     def drained(self) -> bool:
@@ -315,33 +321,44 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return self.closed and not (len(self.accepted) or len(self.cancelled) or len(self.dropped) or len(self._calls))
 
     def blocks_callers(self) -> bool:
-        """Return whether a caller waits because the queue is full, so that a batch must be dispatched early."""
-        return bool(self._entering) and any(
-            [bound.name != _PER_KEY and bound.blocks_callers() for bound in self._crowded()]
-        )
+        """Return whether a caller waits because the queue is full, so that a batch must be dispatched early.
+
+        If jobs are dropped instead, return whether that is about to happen.
+        """
+        if not self._crowded:
+            return False
+        return any([not isinstance(bound, KeyBound) and self._presses(bound) for bound in self._crowded.copy()])
 
     def crowded_keys(self) -> list[Hashable]:
-        """Return the keys for which callers wait, because too many jobs of these keys wait already."""
-        if not self._entering:
+        """Return the keys for which the same is true because of their own limit."""
+        if not self._crowded:
             return []
-        return [bound.key for bound in self._crowded() if bound.name == _PER_KEY and bound.blocks_callers()]
+        return [bound.key for bound in self._crowded.copy() if isinstance(bound, KeyBound) and self._presses(bound)]
 
-    def _crowded(self) -> Iterable[Bound | CountBound]:
-        return dict.fromkeys(self._entering.copy().values())
+    def _presses(self, bound: Bound) -> bool:
+        if self._drops:
+            self._crowded.pop(bound, None)
+            return True
+        if not bound.line:
+            self._crowded.pop(bound, None)
+            if bound.line:  # since the pop (L8)
+                self._crowded[bound] = None
+        return bound.blocks_callers()
 
-    def _wake_entering(self) -> None:
-        for waiter in self._entering.copy():
-            waiter.wake()
+    def _wake_lines(self) -> None:
+        for bound in self._crowded.copy():
+            bound.line.notify_all()
 
     def wake_all(self) -> None:
         """Wake all waiters, in case the thread that should have woken them was interrupted."""
-        self._wake_entering()
+        self._wake_lines()
         for waiting in (self.not_empty, self.ended):
             waiting.notify_all()
 
     def clear(self) -> None:
         """Forget all jobs, in a forked child."""
         self.waiting.clear()
+        self._bounds.clear()
         self.forget()
 
     def forget(self) -> list[Callable[[], None]]:

@@ -9,7 +9,7 @@ worker. The line is first come, first served, so a busy key can't starve the oth
 """
 
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain, count, islice, repeat
 from operator import attrgetter
@@ -153,8 +153,8 @@ class Collector(Generic[AnyEntry]):
         """
         collector: Collector[AnyEntry] = Collector(policy, self.workers, self._flow["started"])
         collector.in_flight = collector._flow["in_flight"] = len(running)
-        for runs in filter(None, running):
-            runs.count, runs.lane = running.count(runs), None
+        for runs, number in Counter(filter(None, running)).items():
+            runs.count, runs.lane = number, None
             collector._runs[runs.place] = runs
         collector._sent.extend(self._sent)
         collector._service_times.extend(self._service_times)
@@ -162,9 +162,9 @@ class Collector(Generic[AnyEntry]):
         return collector
 
     def entries(self) -> list[AnyEntry]:
-        """Return all jobs, in the order of their submission."""
-        lanes = self._lanes.values()
-        return sorted([*chain(*(chain(lane.open, lane.backlog) for lane in lanes))], key=attrgetter("submitted"))
+        """Return all jobs that wait, in the order of their acceptance."""
+        entries = chain(*(chain(lane.open, lane.backlog) for lane in self._lanes.values()))
+        return sorted([entry for entry in entries if entry._is_waiting], key=attrgetter("_epoch", "submitted"))
 
     def __bool__(self) -> bool:
         """Return whether the collector holds any job."""

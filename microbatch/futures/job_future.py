@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_ACCEPTED",
-    "REFUSED",
     "Attachments",
     "FutureOwner",
     "JobFuture",
@@ -66,8 +65,8 @@ _STANDARD_WAITERS = (_AllCompletedWaiter, _base._FirstCompletedWaiter, _base._As
 _HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-NOT_ACCEPTED, REFUSED = sys.maxsize, -1
-"""The epochs of a job that is not accepted yet, and of one that never will be."""
+NOT_ACCEPTED = sys.maxsize
+"""The epoch of a job that is not accepted yet."""
 
 
 class FutureOwner(Protocol):

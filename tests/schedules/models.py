@@ -255,7 +255,7 @@ def _full_key(**limits: Any) -> Setting:
     return setting
 
 
-@focus("put _enter_bounds _enter enter _try_to_enter claim leave _try_to_leave")
+@focus("put _enter_bounds enter keep is_full claim leave")
 def room_of_a_key() -> None:
     """Two callers submit a job of a key while there is space for one. Exactly one is accepted. Another key has space."""
     setting = _full_key(max_pending_per_key=1)
@@ -282,7 +282,24 @@ def wait_for_room_of_a_key() -> None:
     setting.end()
 
 
-@focus("put _enter_bounds _wait_for_room _wait_in_line enter _try_to_enter claim leave _try_to_leave notify has_room")
+@focus("put _enter_bounds _enter enter _try_to_enter claim leave _try_to_leave")
+def room_of_a_weight() -> None:
+    """Two callers submit a job while there is space for one of the weights. Exactly one is accepted, and later another."""
+    setting = Setting(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=6, workers=1)
+    setting.block()
+    setting.submit(1)
+    setting.wait_for_batches(2)
+    setting.submit(2)
+    task = spawn(setting.submit, 3, timeout=0)
+    setting.submit(4, timeout=0)
+    task.join()
+    assert len(setting.accepted) == 4
+    setting.unblock()
+    setting.submit(6)
+    setting.end()
+
+
+@focus("put _enter_bounds _wait_for_room _wait_in_line enter _try_to_enter claim leave _try_to_leave notify pass_on")
 def wait_for_room_of_a_weight() -> None:
     """The timeout of a caller with a heavy job runs out while a caller with a light one waits behind it."""
     setting = Setting(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=4, workers=1)
@@ -298,7 +315,9 @@ def wait_for_room_of_a_weight() -> None:
     setting.end()
 
 
-@focus("put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded _announce_dropped drain claim")
+@focus(
+    "put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded is_full announce_dropped drain claim"
+)
 def drop_oldest() -> None:
     """Three callers submit a job to a queue with space for one. The jobs but one are dropped."""
     setting = Setting(max_pending=1, drop_oldest=True, workers=1)
@@ -314,7 +333,9 @@ def drop_oldest() -> None:
     setting.end()
 
 
-@focus("put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded _announce_dropped drain claim")
+@focus(
+    "put _drop_oldest _drop_beyond _drop oldest _try_to_find_oldest is_exceeded is_full announce_dropped drain claim"
+)
 def drop_and_dispatch() -> None:
     """A job is dropped just as its batch is dispatched. It is processed, or it is dropped."""
     setting = Setting(max_pending=1, drop_oldest=True, workers=1)
@@ -328,7 +349,7 @@ def drop_and_dispatch() -> None:
     setting.end()
 
 
-@focus("replace_policy _replace_collector post drain put claim _advance resign watch_callers")
+@focus("policy _adopt_policy _replace_collector drain put claim _advance resign watch_callers")
 def change_policy() -> None:
     """The policy changes just as jobs are submitted and dispatched. No job is lost or processed twice."""
     setting = Setting(Size(3), workers=1)

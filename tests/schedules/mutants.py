@@ -116,15 +116,15 @@ MUTANTS = [
         "the queue takes more jobs than max_pending",
         "room_for_one",
         BOUNDS,
-        "        if len(waiting) <= self._limit or job in list(waiting)[: self._limit]:\n",
-        "        if len(waiting) <= self._limit + 1:\n",
+        "        if len(jobs) <= self.limit or job in list(jobs)[: int(self.limit)]:\n",
+        "        if len(jobs) <= self.limit + 1:\n",
     ),
     Mutant(
         "a queue with space for one job refuses both of two jobs",
         "room_for_one",
         BOUNDS,
-        "        if len(waiting) <= self._limit or job in list(waiting)[: self._limit]:\n",
-        "        if len(waiting) <= self._limit:\n",
+        "        if len(jobs) <= self.limit or job in list(jobs)[: int(self.limit)]:\n",
+        "        if len(jobs) <= self.limit:\n",
     ),
     Mutant(
         "a job that is dispatched does not free its space for its key",
@@ -134,8 +134,8 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "two threads change a bound at the same time",
-        "room_of_a_key",
+        "two threads change the weight of the waiting jobs at the same time",
+        "room_of_a_weight",
         BOUNDS,
         "        try:\n            del self._free\n        except AttributeError:\n            return None\n",
         "",
@@ -144,15 +144,15 @@ MUTANTS = [
         "a job that leaves a bound does not wake the caller that waits for it",
         "wait_for_room_of_a_key",
         BOUNDS,
-        "        if self.line:\n            self.line.notify()\n",
-        "",
+        "        self.jobs.pop(job, None)\n        if self.line:\n            self.line.notify()\n",
+        "        self.jobs.pop(job, None)\n",
     ),
     Mutant(
         "a new policy forgets the jobs in open batches",
         "change_policy",
         DISPATCHER,
-        "        self._replace_collector(policy, self._collector.entries())\n",
-        "        self._replace_collector(policy, [])\n",
+        "            self._replace_collector(policy, self._collector.entries())\n",
+        "            self._replace_collector(policy, [])\n",
     ),
     Mutant(
         "two threads each drop a job where one would be enough",
@@ -172,24 +172,23 @@ MUTANTS = [
         "a caller that gets space keeps a second wake-up that was for another one",
         "enter_and_pass_room_on",
         QUEUE,
-        "            if bound.has_room():  # this thread may have been woken again, in place of another one\n"
-        "                bound.line.notify()\n",
+        "            bound.pass_on()  # this thread may have been woken again, in place of another one\n",
         "",
     ),
     Mutant(
         "a caller checks for space before it registers as a waiter",
         "wait_for_room",
         QUEUE,
-        "            bound.line[waiter] = None\n            self._entering[waiter] = bound\n            self.note_news()\n",
-        "            if bound.enter(item, waiter):\n                return True\n            bound.line[waiter] = None\n"
-        "            self._entering[waiter] = bound\n            self.note_news()\n"
+        "            bound.line[waiter] = None\n            self._crowded[bound] = None\n            self.note_news()\n",
+        "            if bound.enter(item):\n                return True\n            bound.line[waiter] = None\n"
+        "            self._crowded[bound] = None\n            self.note_news()\n"
         "            self.clock.wait_until(waiter, deadline)\n",
     ),
     Mutant(
         "a shutdown does not wake the callers that wait for space",
         "wait_for_room_and_close",
         QUEUE,
-        "        finally:\n            self._wake_entering()\n            self.note_news()\n",
+        "        finally:\n            self._wake_lines()\n            self.note_news()\n",
         "        finally:\n            self.note_news()\n",
     ),
     Mutant(
