@@ -8,7 +8,7 @@ from microbatch import BatchingPolicy, policies
 from microbatch.policies.text import parse_policy
 
 NAMES = (
-    "Adaptive, AllWaiting, BestSize, FixedWindow, InTime, Interval, Natural, OldestFirst, Padded, PerKey, Rate, Session, Size, "
+    "Adaptive, AllWaiting, BestSize, Congestion, FixedWindow, InTime, Interval, Natural, OldestFirst, Padded, PerKey, Rate, Session, Size, "
     "Weight"
 )
 

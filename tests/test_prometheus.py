@@ -100,6 +100,7 @@ def test_a_scrape_counts_jobs_by_outcome_and_batches_by_trigger(endpoint: Endpoi
         "microbatch_jobs_total{batcher=rows,outcome=failed}": 1.0,
         "microbatch_jobs_total{batcher=rows,outcome=cancelled}": 1.0,
         "microbatch_jobs_total{batcher=rows,outcome=expired}": 1.0,
+        "microbatch_jobs_total{batcher=rows,outcome=dropped}": 0.0,
         "microbatch_batches_total{batcher=rows,trigger=size}": 1.0,
         "microbatch_batches_total{batcher=rows,trigger=flush}": 1.0,
     } == {name: value for name, value in found.items() if "_total{" in name}

@@ -827,7 +827,9 @@ def test_a_policy_observes_how_many_jobs_failed_and_how_long_the_batch_took(
     with Batcher(slow, Observing(3), clock=clock) as batcher:
         for job in "abc":
             batcher.submit(job)
-    assert [BatchReport(BatchInfo(1, 3, 3.0, None, "observing"), 4.0, 2)] == reports
+    (report,) = reports
+    expected = BatchInfo(1, 3, 3.0, None, "observing"), 4.0, 2, 10.0, "KeyError(1)"
+    assert expected == (report.batch, report.service_time, report.failed, report.started, repr(report.error))
 
 
 def test_a_result_has_the_queue_time_and_the_service_time_of_its_job(clock: ManualClock) -> None:

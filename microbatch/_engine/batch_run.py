@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 from microbatch._basics.returned import exhaust, in_order, numbered, results_of
@@ -25,10 +26,14 @@ class BatchRun:
         sent: Whether the batch was passed to a worker thread or to the user's executor.
         started: The moment at which the processor was called.
         failed: The number of jobs that have failed so far.
+        error: The exception of the first job that failed, or None. `forget` drops it.
+        in_flight: The number of batches that ran when this one was dispatched, itself included.
         runs: See `Collector.started`.
     """
 
     runs: Runs | None = None
+    error: BaseException | None = None
+    in_flight = 1
 
     def __init__(self, ledger: Ledger, futures: list[JobFuture[Any]], info: BatchInfo) -> None:
         self.info = info
@@ -82,16 +87,17 @@ class BatchRun:
 
     def fail(self, error: BaseException) -> None:
         """Fail every job that is not settled yet. Never raises."""
+        self._note_error(error)
         self.failed += self._ledger.settle(self.futures, [error] * len(self.futures), self._all_failures())
 
     def forget(self) -> list[JobFuture[Any]]:
-        """Drop the references to the futures, jobs and failures. Return the futures, or none on a second call.
+        """Drop the references to the futures, jobs and exceptions. Return the futures, or none on a second call.
 
         Otherwise there could be a reference cycle: a future refers to its exception, the traceback of the exception to
         a frame that refers to this object, and this object to the future.
         """
         futures, self.futures, self.jobs = self.futures, [], []
-        self._failures = None
+        self._failures = self.error = None
         return futures
 
     def _settle_one_by_one(self, values: Iterator[Any]) -> None:
@@ -106,9 +112,16 @@ class BatchRun:
         exhaust(values, len(self.futures), f"batch {self.info.id}")
 
     def _settle(self, futures: list[JobFuture[Any]], values: list[Any]) -> None:
-        failures = self._all_failures() if True in are_errors(values) else None
+        failures = None
+        if True in are_errors(values):
+            failures = self._all_failures()
+            self._note_error(next(compress(values, are_errors(values))))
         service = Service(self.info, self.started, self.service_time)
         self.failed += self._ledger.settle(futures, values, failures, service)
+
+    def _note_error(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
 
     def _all_failures(self) -> Failures:
         if self._failures is None:

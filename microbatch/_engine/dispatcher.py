@@ -146,8 +146,11 @@ class Dispatcher:
         collector.flush(self.queue.epoch - 1, closing=self.queue.closed)
         self._collector = collector
 
-    def finish(self, batch_run: BatchRun, time: float | None = None) -> None:
-        """Record that a batch is over, so a worker is free. *time* is the service time in seconds, if it is known."""
+    def finish(self, batch_run: BatchRun, time: float | None = None, error: BaseException | None = None) -> None:
+        """Record that a batch is over, so a worker is free.
+
+        *time* is the service time in seconds, if it is known. *error* is `BatchRun.error`.
+        """
         group = self.running.pop(batch_run, None)
         if group is None:
             return  # recorded already: after an exception from outside, this may be called twice
@@ -155,7 +158,9 @@ class Dispatcher:
         self._collector.finished(time, batch_run.runs)
         try:
             if time is not None and self._learns:
-                self._collector.policy.observe(BatchReport(batch_run.info, time, batch_run.failed))
+                started, in_flight = batch_run.started, batch_run.in_flight
+                observed = BatchReport(batch_run.info, time, batch_run.failed, error, started, in_flight)
+                self._collector.policy.observe(observed)
         except BaseException:
             report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
@@ -244,4 +249,5 @@ class Dispatcher:
         batch_run.runs = batch.runs
         self.running[batch_run] = futures
         self._collector.started(now, batch.runs)
+        batch_run.in_flight = self._collector.in_flight
         run(batch_run)

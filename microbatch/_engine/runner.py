@@ -112,6 +112,7 @@ class Runner(ABC):
         batch_run.start()
 
     def _report(self, batch_run: BatchRun) -> None:
+        error = batch_run.error
         futures = batch_run.forget()
         if not futures:
             return  # reported already: an executor may call back twice
@@ -125,7 +126,7 @@ class Runner(ABC):
                 notify(self._listeners.batch_finished, event)
         except BaseException:  # from a user's clock; the worker is free all the same
             report("batch %d of %s can't be reported to the policy", batch_run.info.id, self._name)
-        self._call_in_leader(partial(self._dispatcher.finish, batch_run, time))
+        self._call_in_leader(partial(self._dispatcher.finish, batch_run, time, error))
 
 
 class PoolRunner(Runner):

@@ -94,14 +94,15 @@ class Collector(Generic[AnyEntry]):
 
     Attributes:
         policy: The policy.
-        workers: The maximum number of batches that run at the same time.
+        workers: The number of workers.
+        limit: How many batches may run at the same time now: *workers*, or fewer if the policy says so.
         in_flight: The number of batches that run now.
         batched: The number of jobs in open batches.
     """
 
     def __init__(self, policy: BatchingPolicy[Any], workers: int, started: float) -> None:
         self.policy = policy
-        self.workers = workers
+        self.workers = self.limit = workers
         self.in_flight = 0
         self.batched = 0
         self._gates = count_gates(policy)
@@ -130,6 +131,9 @@ class Collector(Generic[AnyEntry]):
         )
         self._open = Window[Any](workers=workers, started=started)
         self._flow = vars(self._real)  # the attributes of windows that do not depend on the batch
+        self._is_limited = policy._most_running() < NEVER
+        if self._is_limited:
+            self._update_limit()
         self._flushed = -1
         self._closing = False
         self._lanes: dict[Hashable, Lane[AnyEntry]] = {}  # in the order in which their batches were opened
@@ -172,8 +176,8 @@ class Collector(Generic[AnyEntry]):
 
     @property
     def has_worker(self) -> bool:
-        """Whether a worker is free."""
-        return self.in_flight < self.workers
+        """Whether one more batch may run."""
+        return self.in_flight < self.limit
 
     def add(self, entries: Sequence[AnyEntry], uniform: bool = False) -> None:
         """Add jobs to their lanes.
@@ -301,19 +305,21 @@ class Collector(Generic[AnyEntry]):
             self._doubts += doubtful
 
     def take(self, now: float, pressed: bool = False) -> Batch | None:
-        """Return the next batch that is due, or None if there is none or no worker is free.
+        """Return the next batch that is due, or None if there is none or no more batches may run.
 
         Call `started` when the batch has been dispatched.
 
         *pressed* says that a caller waits because the queue is full. If no batch is due then, the oldest batch is
         flushed, because its policy would wait in vain: no more jobs can be accepted.
         """
+        if self._is_limited:
+            self._update_limit()
         if self._changed:
             self._run_timers(now)  # first, because their moments were before the changes
             self._review(now)
         if self._broken:
             return self._broken.popleft()
-        if self.in_flight >= self.workers:
+        if self.in_flight >= self.limit:
             return None
         self._run_timers(now)
         first = self._next(now)
@@ -325,6 +331,15 @@ class Collector(Generic[AnyEntry]):
             self._press(oldest)
             return self.take(now)
         return None
+
+    def _update_limit(self) -> None:
+        """Ask the policy how many batches may run. Its answer changes only when a batch has ended."""
+        limit = int(max(1, min(self.workers, self.policy._most_running())))
+        if limit != self.limit:
+            self.limit = limit
+            for window in (self._real, self._shut, self._open):
+                vars(window)["workers"] = limit
+            self._doubts += self._doubts_any  # an answer may depend on `Window.workers`
 
     def press(self, key: Hashable) -> None:
         """Flush the open batch of one key, because a caller waits until there is room for another job of that key."""
@@ -427,14 +442,14 @@ class Collector(Generic[AnyEntry]):
             self._unflushed.clear()
             self._lanes.clear()  # an empty dict may still have the memory of its former entries; this frees it
         moment = self._expiries.next_moment()
-        if self.in_flight >= self.workers:
+        if self.in_flight >= self.limit:
             return moment
         gate = self._shut_until if self._has_gate and self._gated.first() is not None else NEVER
         return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
     def wanted(self) -> float:
         """Return how many jobs must arrive to make it worth calling `take` again, if nothing else happens."""
-        if self.in_flight >= self.workers:
+        if self.in_flight >= self.limit:
             return NEVER
         lane = self._lanes.get(None) if len(self._lanes) == 1 else None
         return 1 if lane is None else lane.wanted
@@ -479,7 +494,14 @@ class Collector(Generic[AnyEntry]):
             return f"not due until more jobs come, however long that takes: {way_out}"
         if due > now:
             return f"due in {due - now:.3f} s by {by}"
-        return f"due by {by}, and waits for {'its turn' if self.has_worker else 'a free worker'}"
+        return f"due by {by}, and waits {self._obstacle()}"
+
+    def _obstacle(self) -> str:
+        if self.has_worker:
+            return "for its turn"
+        if self.in_flight >= self.workers:
+            return "for a free worker"
+        return f"until fewer than {self.limit:,} batches run" if self.limit > 1 else "until no other batch runs"
 
     def _change(self, lane: Lane[AnyEntry]) -> None:
         if not lane.changed:

@@ -20,6 +20,7 @@ from microbatch._basics.clock import NEVER, NOW
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
 from microbatch.policies.best_size import BestSize
+from microbatch.policies.congestion import Congestion
 from microbatch.policies.keys import OldestFirst, PerKey
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
@@ -32,6 +33,7 @@ __all__ = [
     "BatchingPolicy",
     "BestSize",
     "CallerActivity",
+    "Congestion",
     "DEFAULT_POLICY",
     "FixedWindow",
     "Hints",

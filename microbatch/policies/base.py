@@ -99,7 +99,7 @@ class Window(Generic[Job_co]):
         jobs: The jobs themselves. Don't change this sequence.
         key: The common key of the jobs, or None without a *key* function.
         in_flight: The number of batches that are running now.
-        workers: The number of batches that may run at the same time.
+        workers: The number of batches that may run at the same time. A policy may keep it below the number of workers.
         started: The moment at which the batcher started.
         service_time: How many seconds the processor takes for a batch: the median of the last batches, or 0 before the
             first one.
@@ -138,11 +138,17 @@ class BatchReport:
         batch: The batch.
         service_time: Seconds from the call of the processor to its last result.
         failed: The number of jobs that failed.
+        error: The exception of the first job that failed, or None if none did. Often all of them have the same one.
+        started: The moment at which the processor was called.
+        in_flight: The number of batches that ran when this one was dispatched, itself included.
     """
 
     batch: BatchInfo
     service_time: float
     failed: int
+    error: BaseException | None = None
+    started: float = 0.0
+    in_flight: int = 1
 
 
 class BatchingPolicy(ABC, Generic[Job_contra]):
@@ -227,6 +233,10 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
         key may change the answer.
         """
         return False
+
+    def _most_running(self) -> float:
+        """Return how many batches may run at once, on every path. Only `observe` may change the answer."""
+        return NEVER
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Drop promises and shortcuts that hold only for a method that *cls* overrides."""
@@ -368,6 +378,10 @@ class _Pair(BatchingPolicy[Job]):
         """See `BatchingPolicy._room`."""
         return _least(self.first._room(window), self.second._room(window))
 
+    def _most_running(self) -> float:
+        """See `BatchingPolicy._most_running`."""
+        return min(self.first._most_running(), self.second._most_running())
+
     def observe(self, report: BatchReport) -> None:
         """Pass the report to both policies: to the second one even if the first one raises."""
         try:
@@ -468,11 +482,17 @@ class BuiltInPolicy(BatchingPolicy[object]):
         kind = next(base for base in cls.__mro__ if "_gates" in vars(base))  # the class of this package
         if any(getattr(cls, maker) is not getattr(kind, maker) for maker in ("__init__", "__new__")):
             return object.__repr__(self)
-        values = {name: _exact(getattr(self, name)) for name in signature(kind).parameters}
+        given = {name: getattr(self, name) for name in signature(kind).parameters}
+        values = {name: _exact(value) for name, value in given.items() if value is not None}
         arguments = [f"{name}={value}" if place else value for place, (name, value) in enumerate(values.items())]
         return f"{cls.__name__}({', '.join(arguments)})"
 
 
-def _exact(number: float) -> str:
-    """Return the shortest literal that Python reads as *number*: ``60``, ``0.005``, or ``1e999`` for infinity."""
+def _exact(number: Any) -> str:
+    """Return the shortest literal that Python reads as *number*: ``60``, ``0.005``, or ``1e999`` for infinity.
+
+    For a function, return its name.
+    """
+    if callable(number):
+        return str(getattr(number, "__name__", shown(number)))
     return "1e999" if number == math.inf else repr(abs(number)).removesuffix(".0")  # abs() for minus zero

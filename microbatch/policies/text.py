@@ -11,6 +11,7 @@ from microbatch._basics.arguments import shown
 from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy
 from microbatch.policies.best_size import BestSize
+from microbatch.policies.congestion import Congestion
 from microbatch.policies.keys import OldestFirst, PerKey
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import AllWaiting, Natural
@@ -24,6 +25,7 @@ _POLICIES: dict[str, type[BatchingPolicy[Any]]] = {
         Adaptive,
         AllWaiting,
         BestSize,
+        Congestion,
         FixedWindow,
         InTime,
         Interval,

@@ -15,6 +15,7 @@ from microbatch.simulation.simulator import (
     Arrival,
     Run,
     SimulatedBatch,
+    SimulatedFailure,
     SimulationReport,
     callers,
     lognormal,
@@ -22,4 +23,14 @@ from microbatch.simulation.simulator import (
     simulate,
 )
 
-__all__ = ["Arrival", "Run", "SimulatedBatch", "SimulationReport", "callers", "lognormal", "poisson", "simulate"]
+__all__ = [
+    "Arrival",
+    "Run",
+    "SimulatedBatch",
+    "SimulatedFailure",
+    "SimulationReport",
+    "callers",
+    "lognormal",
+    "poisson",
+    "simulate",
+]

@@ -18,7 +18,17 @@ from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity
 from microbatch.results import BatchInfo
 from microbatch.simulation.plots import draw_run, percentile
 
-__all__ = ["Arrival", "Run", "SimulatedBatch", "SimulationReport", "callers", "lognormal", "poisson", "simulate"]
+__all__ = [
+    "Arrival",
+    "Run",
+    "SimulatedBatch",
+    "SimulatedFailure",
+    "SimulationReport",
+    "callers",
+    "lognormal",
+    "poisson",
+    "simulate",
+]
 
 _NORMAL_99 = 2.3263
 """The 99th percentile of the normal distribution with the mean 0 and the standard deviation 1."""
@@ -43,16 +53,30 @@ class SimulatedBatch:
         count: The number of jobs.
         weight: The sum of the weights of the jobs.
         heaviest: The weight of the heaviest job.
+        in_flight: The number of batches that run when this one starts, itself included.
     """
 
     count: int
     weight: float
     heaviest: float
+    in_flight: int = 1
 
     @property
     def padded(self) -> float:
         """The weight of the batch if each job is padded to the weight of the heaviest one."""
         return self.count * self.heaviest
+
+
+class SimulatedFailure(NamedTuple):
+    """What a cost function returns for a batch that fails, for example because the downstream refuses it."""
+
+    seconds: float
+    """How many seconds it takes until the batch fails."""
+    error: BaseException
+    """The exception that all jobs of the batch fail with. A policy that learns sees it in `BatchReport.error`."""
+
+
+Cost = Callable[[SimulatedBatch], float | SimulatedFailure]
 
 
 class Run(NamedTuple):
@@ -151,6 +175,7 @@ class SimulationReport:
         latencies: The latency of each job, in the order in which the jobs finished.
         expired: The number of jobs that expired.
         in_time: The number of jobs that were done before the moment at which they would have expired.
+        failed: The number of jobs that were processed but failed, with a `SimulatedFailure`.
     """
 
     jobs: int
@@ -168,6 +193,7 @@ class SimulationReport:
     latencies: tuple[float, ...] = field(repr=False)
     expired: int
     in_time: int
+    failed: int = 0
 
     def plot(self, path: "str | os.PathLike[str]") -> None:
         """Draw the latency over the load, and a timeline of the batches in the middle of the simulation.
@@ -190,7 +216,7 @@ def simulate(
     arrivals: Arrivals,
     service_time: Callable[[int], float] | None = None,
     *,
-    cost: Callable[[SimulatedBatch], float] | None = None,
+    cost: Cost | None = None,
     weights: Callable[[random.Random], float] | None = None,
     key: Callable[[float], Hashable] | None = None,
     weigh: Callable[[float], float] | None = None,
@@ -212,7 +238,7 @@ def simulate(
             `random.Random` and returns these, such as the result of `poisson`; or `callers`.
         service_time: A function that takes the size of a batch and returns how many seconds the processor takes for it.
         cost: Instead of *service_time*: a function that takes a `SimulatedBatch` and returns how many seconds the
-            processor takes for it.
+            processor takes for it, or a `SimulatedFailure`.
         weights: A function that takes a `random.Random` and returns the weight of the next job, such as the result of
             `lognormal`. None for the weights of the arrivals, which are 1 if they are not given.
         key: A function that returns the key of a job. None for the keys of the arrivals.
@@ -230,13 +256,13 @@ def simulate(
         Exception: Whatever exception the policy or a function raises.
     """
     check_policy("policy", policy)
-    time_of = _timer(service_time, cost)
+    outcome_of = _timer(service_time, cost)
     for name, function in (("weights", weights), ("key", key), ("weigh", weigh)):
         if function is not None:
             check_callable(name, function)
     given = weights is not None or key is not None or weigh is not None or expires_in is not None
     describe = _Describer(weights, key, weigh, expires_in, seed) if given else None
-    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), time_of, describe)
+    simulation = _Simulation(copy.deepcopy(policy), check_count("max_workers", max_workers), outcome_of, describe)
     simulation.run(_source(arrivals, random.Random(seed), policy))
     return simulation.report()
 
@@ -393,24 +419,37 @@ class _Describer:
             job._expires = job.submitted + self.expires_in
 
 
-def _timer(
-    service_time: Callable[[int], float] | None, cost: Callable[[SimulatedBatch], float] | None
-) -> Callable[[list[_Job]], float]:
-    """Return a function that returns how many seconds the processor takes for the jobs of a batch."""
+_Outcome = tuple[float, BaseException | None]
+"""How many seconds a batch takes, and the exception that its jobs fail with."""
+
+
+def _timer(service_time: Callable[[int], float] | None, cost: Cost | None) -> Callable[[list[_Job], int], _Outcome]:
+    """Return a function that returns the outcome for the jobs of a batch, given how many batches run."""
     if cost is None:
         check_callable("service_time", service_time)
         by_size: Any = service_time
-        return lambda jobs: check_number("the service_time of a batch", by_size(len(jobs)), below=NEVER)
+        return lambda jobs, _: (check_number("the service_time of a batch", by_size(len(jobs)), below=NEVER), None)
     check_callable("cost", cost)
     if service_time is not None:
         raise TypeError("either service_time or cost must be given, got both")
 
-    def time_of(jobs: list[_Job]) -> float:
+    def outcome_of(jobs: list[_Job], in_flight: int) -> _Outcome:
         weights = [job.job for job in jobs]
-        batch = SimulatedBatch(len(jobs), math.fsum(weights), max(weights))
-        return check_number("the cost of a batch", cost(batch), below=NEVER)
+        answer = cost(SimulatedBatch(len(jobs), math.fsum(weights), max(weights), in_flight))
+        time, error = answer if isinstance(answer, SimulatedFailure) else (answer, None)
+        return check_number("the cost of a batch", time, below=NEVER), error
 
-    return time_of
+    return outcome_of
+
+
+class _Started(NamedTuple):
+    """A batch that runs. *error* is the exception that its jobs will fail with."""
+
+    info: BatchInfo
+    batch: Batch
+    moment: float
+    in_flight: int
+    error: BaseException | None
 
 
 class _Simulation:
@@ -420,27 +459,27 @@ class _Simulation:
         self,
         policy: BatchingPolicy[Any],
         max_workers: int,
-        time_of: Callable[[list[_Job]], float],
+        outcome_of: Callable[[list[_Job], int], _Outcome],
         describe: _Describer | None,
     ) -> None:
         self._policy = policy
         self._collector: Collector[_Job] = Collector(policy, max_workers, 0.0)
-        self._time_of = time_of
+        self._outcome_of = outcome_of
         self._describe = describe
         self._may_expire = describe is not None and describe.expires_in is not None
-        self._running: list[tuple[float, int, BatchInfo, Batch]] = []
+        self._running: list[tuple[float, int, _Started]] = []
         self._runs: list[Run] = []
         self._first = NEVER  # when the first job was submitted
         self._queue_times: list[float] = []
         self._latencies: list[float] = []
-        self._expired = self._in_time = 0
+        self._expired = self._in_time = self._failed = 0
 
     def run(self, source: _Source) -> None:
         """Simulate until every job is done."""
         now = 0.0
         while True:
             moment = self._running[0][0] if self._running else NEVER
-            # Without deadlines, nothing happens between two ends of batches if no worker is free.
+            # Without deadlines, nothing happens between two ends of batches if no more batches may run.
             if self._collector.has_worker or self._may_expire:
                 moment = min(moment, source.next_moment(), self._collector.next_moment())
             if moment == NEVER:
@@ -456,8 +495,8 @@ class _Simulation:
     def _step(self, source: _Source, now: float) -> None:
         collector, jobs, reports = self._collector, source.take_until(now), list[tuple[BatchReport, Batch]]()
         while self._running and self._running[0][0] <= now:
-            moment, _, info, batch = heapq.heappop(self._running)
-            reports.append((self._settle(source, moment, info, batch.entries), batch))
+            moment, _, started = heapq.heappop(self._running)
+            reports.append((self._settle(source, moment, started), started.batch))
         # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
         collector.note_callers(source.activity())
         if self._describe is not None:
@@ -484,21 +523,24 @@ class _Simulation:
 
     def _start(self, batch: Batch, now: float) -> None:
         size = len(batch.entries)
-        time = self._time_of(batch.entries)
+        in_flight = self._collector.in_flight + 1
+        time, error = self._outcome_of(batch.entries, in_flight)
         self._runs.append(Run(now, now + time, size, batch.trigger))
         self._first = min(self._first, batch.entries[0].submitted)
         self._queue_times += [now - job.submitted for job in batch.entries]
         for job in batch.entries:
             job._is_waiting = False
         info = BatchInfo(len(self._runs), size, batch.weight, batch.key, batch.trigger)
-        heapq.heappush(self._running, (now + time, info.id, info, batch))
+        heapq.heappush(self._running, (now + time, info.id, _Started(info, batch, now, in_flight, error)))
 
-    def _settle(self, source: _Source, now: float, info: BatchInfo, jobs: list[_Job]) -> BatchReport:
-        time = now - self._runs[info.id - 1].started
+    def _settle(self, source: _Source, now: float, started: "_Started") -> BatchReport:
+        info, jobs, time = started.info, started.batch.entries, now - started.moment
+        failed = 0 if started.error is None else len(jobs)
+        self._failed += failed
         self._latencies += [now - job.submitted for job in jobs]
         self._in_time += [now <= job._expires for job in jobs].count(True)
         source.done(jobs, now, time)
-        return BatchReport(info, time, 0)
+        return BatchReport(info, time, failed, started.error, started.moment, started.in_flight)
 
     def report(self) -> SimulationReport:
         """Return the report on all jobs."""
@@ -528,4 +570,5 @@ class _Simulation:
             latencies=tuple(self._latencies),
             expired=self._expired,
             in_time=self._in_time,
+            failed=self._failed,
         )
