@@ -16,18 +16,21 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from microbatch._basics.arguments import check_answer, check_number, shown
 from microbatch.listeners import BatchFinished, BatchListener
 from microbatch.simulation import Arrival
 
-__all__ = ["Trace", "TraceRecorder", "read_trace"]
+__all__ = ["ServiceTime", "Trace", "TraceRecorder", "read_trace"]
 
 _TOO_LARGE = 1e15
 """Numbers of at least this size are refused as a mistake. Sums of squares of smaller numbers stay finite."""
+
+_OUTLIERS, _FITS = 0.1, 4
+"""The share of the batches that each fit of a line after the first one leaves out, and the number of fits."""
 
 
 class TraceRecorder(BatchListener):
@@ -68,17 +71,39 @@ class TraceRecorder(BatchListener):
 
 
 @dataclass(frozen=True)
+class ServiceTime:
+    """How long a batch takes: a line that was fitted to the recorded batches. Call it with the size of a batch.
+
+    The line is fitted by least squares. Then the tenth of the batches that is farthest from the line is left out, and
+    the line is fitted again. Otherwise, a few very slow batches would decide its slope.
+
+    Attributes:
+        fixed: How many seconds any batch takes.
+        each: How many more seconds it takes for each of its jobs.
+        sizes: The sizes of the recorded batches, in order.
+        ratios: How many times longer than by the line each recorded batch took, in order.
+    """
+
+    fixed: float
+    each: float
+    sizes: tuple[int, ...] = field(repr=False)
+    ratios: tuple[float, ...] = field(repr=False)
+
+    def __call__(self, size: int) -> float:
+        return self.fixed + self.each * size
+
+
+@dataclass(frozen=True)
 class Trace:
     """A recorded load, as the arguments of `microbatch.simulation.simulate`.
 
     Attributes:
         arrivals: When the jobs were submitted, in order. The first one is at 0.
-        service_time: Returns how many seconds a batch of a given size takes. This is a line that was fitted to all
-            batches by least squares.
+        service_time: Returns how many seconds a batch of a given size takes.
     """
 
     arrivals: tuple[Arrival, ...]
-    service_time: Callable[[int], float]
+    service_time: ServiceTime
 
 
 def read_trace(lines: Iterable[str]) -> Trace:
@@ -113,7 +138,7 @@ def read_trace(lines: Iterable[str]) -> Trace:
         raise ValueError("a trace must have at least one job")
     first = min(arrival.moment for arrival in arrivals)
     arrivals.sort(key=lambda arrival: arrival.moment)
-    return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _line(batches))
+    return Trace(tuple(arrival._replace(moment=arrival.moment - first) for arrival in arrivals), _fitted(batches))
 
 
 def _complete_lines(lines: list[str]) -> list[str]:
@@ -131,11 +156,20 @@ def _finite(moment: Any) -> float:
     return number
 
 
-def _line(batches: Sequence[tuple[int, float]]) -> Callable[[int], float]:
+def _fitted(batches: Sequence[tuple[int, float]]) -> ServiceTime:
+    fixed, each = _line(batches)
+    for _ in range(1, _FITS):
+        by_distance = sorted(batches, key=lambda batch: abs(batch[1] - fixed - each * batch[0]))
+        fixed, each = _line(by_distance[: len(batches) - int(_OUTLIERS * len(batches))])
+    ratios = sorted(time / (fixed + each * size) if fixed + each * size else 1.0 for size, time in batches)
+    return ServiceTime(fixed, each, tuple(sorted(size for size, _ in batches)), tuple(ratios))
+
+
+def _line(batches: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Return the time for a batch and the time for each job, by least squares."""
     sizes, times = zip(*batches)
-    fixed, each = statistics.median(times), 0.0  # used if all sizes are equal, or if larger batches took no longer
     if len(set(sizes)) > 1:
         slope, intercept = statistics.linear_regression(sizes, times)
         if slope > 0:
-            fixed, each = max(0.0, intercept), slope if intercept > 0 else sum(times) / sum(sizes)
-    return lambda size: fixed + each * size
+            return max(0.0, intercept), slope if intercept > 0 else sum(times) / sum(sizes)
+    return statistics.median(times), 0.0  # all sizes are equal, or larger batches took no longer

@@ -274,6 +274,7 @@ EXEMPT = {
     "BatcherShutDown.*": "a record",
     "JobAccepted.*": "a record",
     "JobsDropped.*": "a record",
+    "ServiceTime.*": "a record",
     "SimulatedBatch.*": "a record",
     "SimulationReport.*": "a record, and a path for matplotlib, which checks it",
     "Trace.*": "a record",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import advise
 from benchmarks.__main__ import LABELS, main
 from benchmarks.contenders import Contender, Pool, Processor
 from benchmarks.machine import versions
@@ -288,6 +289,18 @@ def test_a_plot_is_reproducible_and_contains_no_date_and_no_path(tmp_path: Path)
     assert drawn[0] != drawn[1]
     assert not plot(SMALL, SMALL.cases, [], LABELS, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_advice_is_compared_with_the_best_policy_in_hindsight(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "advise.rst"
+    advise.main(["--jobs=60", "--loads=2", "--processes=1", f"--output={path}"])
+    text = path.read_text(encoding="utf-8")
+    assert capsys.readouterr().out == text
+    rows = [re.split(r"  +", row) for row in text.splitlines() if row.startswith("steady")]
+    assert ["1", "4"] == [row[1] for row in rows]
+    assert all(float(row[4]) > 0 and float(row[5]) > 0 for row in rows)
 
 
 @pytest.mark.server

@@ -14,15 +14,21 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
 
-SIMULATIONS = [
-    shlex.split(line)
-    for page in PAGES
-    for line in re.findall(r"^ +\$ microbatch simulate (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-]
+def commands(name: str) -> list[list[str]]:
+    return [
+        shlex.split(line)
+        for page in PAGES
+        for line in re.findall(rf"^ +\$ microbatch {name} (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+
+SIMULATIONS = commands("simulate")
+QUESTIONS = commands("advise")
 
 
 def test_the_pages_contain_commands() -> None:
     assert len(SIMULATIONS) > 5
+    assert len(QUESTIONS) > 1
 
 
 @pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
@@ -37,6 +43,22 @@ def test_a_command_from_a_page_runs_and_prints_a_row_for_each_policy(
     assert 0 == main(["simulate", *command, "--jobs", "300"])
     rows = capsys.readouterr().out.splitlines()
     assert (len([word for word in command if "(" in word]) or 3) == len(rows) - 1
+    assert [path for path in command if path.endswith(".svg")] == [
+        f"docs/{path.name}" for path in tmp_path.rglob("*.svg")
+    ]
+
+
+@pytest.mark.parametrize("command", QUESTIONS, ids=" ".join)
+def test_a_question_from_a_page_gets_an_answer(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "trace.jsonl").write_text('{"submitted": [1, 2], "service_time": 1}', encoding="utf-8")
+    if "--plot" in command:
+        needs("matplotlib")
+    assert 0 == main(["advise", *command, "--jobs", "60"])
+    assert 1 == capsys.readouterr().out.count("\n    policy = ")
     assert [path for path in command if path.endswith(".svg")] == [
         f"docs/{path.name}" for path in tmp_path.rglob("*.svg")
     ]

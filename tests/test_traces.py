@@ -77,6 +77,25 @@ def test_the_service_time_of_a_trace_is_a_line_fitted_to_its_batches(batches: An
     assert pytest.approx(expected) == [trace.service_time(size) for size in (2, 10)]
 
 
+def test_a_few_very_slow_batches_do_not_change_the_service_time() -> None:
+    batches = [(1 + number % 9, 0.5 + 0.25 * (1 + number % 9)) for number in range(95)]
+    trace = read_trace([line(*[0.0] * size, service_time=time) for size, time in [*batches, *[(9, 600.0)] * 5]])
+    fit = trace.service_time
+    assert pytest.approx((0.5, 0.25)) == (fit.fixed, fit.each)
+
+
+def test_the_service_time_of_a_trace_says_how_much_the_batches_deviate_from_it() -> None:
+    times = [(1, 1.0), (3, 2.0), (2, 1.5), (2, 3.0), (2, 1.5), (2, 1.5), (1, 1.0), (3, 2.0), (1, 1.0), (3, 1.0)]
+    fit = read_trace([line(*[0.0] * size, service_time=time) for size, time in [*times, *times[:3] * 10]]).service_time
+    assert (0.5, 0.5) == pytest.approx((fit.fixed, fit.each))
+    assert (1, 3, 40) == (fit.sizes[0], fit.sizes[-1], len(fit.sizes))
+    assert pytest.approx([0.5] + [1.0] * 38 + [2.0]) == list(fit.ratios)
+
+
+def test_batches_that_took_no_time_do_not_deviate() -> None:
+    assert (1.0, 1.0) == read_trace([line(1.0, service_time=0.0)] * 2).service_time.ratios
+
+
 def test_simulating_a_trace_with_the_same_policy_gives_the_same_batches(clock: ManualClock) -> None:
     file = io.StringIO()
     policy = Size(4) | Interval(0.5)

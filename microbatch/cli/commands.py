@@ -20,11 +20,12 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._basics.arguments import MOST_THREADS, check_callable
+from microbatch.cli.advise import Question, advise
 from microbatch.cli.parsing import parse_buckets, parse_cost, parse_rate, parse_seconds, parse_weights
 from microbatch.cli.run import in_one_line, process_lines, wrap_processor
 from microbatch.cli.simulate import load_of, plot, table
 from microbatch.policies.text import parse_policy
-from microbatch.simulation import simulate
+from microbatch.simulation import SimulationReport, simulate
 from microbatch.simulation.plots import check_plot
 from microbatch.traces import Trace, read_trace
 
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare"))
     _add_run(commands.add_parser("run", help="process JSON Lines with a function of yours"))
     _add_simulate(commands.add_parser("simulate", help="try policies on a load, in virtual time, and compare"))
+    _add_advise(commands.add_parser("advise", help="find the policy with the fewest calls that is fast enough"))
     return parser
 
 
@@ -168,6 +170,28 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     policy = "a Python expression: 'Size(64) | Interval(0.005)' (default: the default policy and two common ones)"
+    plotted = "draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)"
+    add("policy", nargs="*", metavar="POLICY", help=policy)
+    _add_load(parser, "total number of jobs (default: %(default)s)")
+    add("--plot", metavar="FILE", help=plotted)
+    parser.set_defaults(command=_simulate, parser=parser)
+
+
+def _add_advise(parser: argparse.ArgumentParser) -> None:
+    add, seconds = parser.add_argument, _argument(parse_seconds)
+    p99 = "99 %% of the jobs shall take at most this: 50ms (default: as with the default policy)"
+    most = "maximum jobs in a batch (default: 100, or the size of the largest recorded batch if that is more)"
+    plotted = "draw the calls of all policies over their p99 (needs matplotlib)"
+    _add_load(parser, "total number of jobs; of a longer trace, only some stretches are used (default: %(default)s)")
+    add("--p99", type=seconds, metavar="SECONDS", help=p99)
+    add("--max-size", type=_count, metavar="N", help=most)
+    add("--plot", metavar="FILE", help=plotted)
+    parser.set_defaults(command=_advise, parser=parser)
+
+
+def _add_load(parser: argparse.ArgumentParser, jobs: str) -> None:
+    """Add the options that describe what is simulated. *jobs* is the help for the number of jobs."""
+    add = parser.add_argument
     cost = (
         "the time for a batch, and for each job in it: 5ms+20us (default with --trace: as recorded); or with factors, "
         "'4ms + 0.2ms*padded': count (of jobs), weight, or padded (count times the heaviest weight)"
@@ -175,8 +199,6 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     weights = "random weights of jobs, such as lengths of texts: 5,17,256 for the least, the median and the greatest"
     buckets = "upper bounds of weights: 16,64,256; only jobs of one bucket share a batch, and each weighs as its bound"
     callers = "callers that each wait for a result before they submit the next job"
-    plotted = "draw latency and calls for a hundredth of the load up to all of it (needs matplotlib)"
-    add("policy", nargs="*", metavar="POLICY", help=policy)
     add("--cost", type=_argument(parse_cost), help=cost)
     load = parser.add_mutually_exclusive_group(required=True).add_argument
     load("--rate", type=_argument(parse_rate), metavar="N", help="independent jobs per second: 100/s")
@@ -186,11 +208,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add("--buckets", type=_argument(parse_buckets), metavar="N,N,...", help=buckets)
     expiry = "a job expires if it still waits for a worker after this time: 50ms; the table shows how many are in time"
     add("--expires-in", type=_argument(parse_seconds), metavar="SECONDS", help=expiry)
-    add("--jobs", type=_count, default=20_000, metavar="N", help="total number of jobs (default: %(default)s)")
+    add("--jobs", type=_count, default=20_000, metavar="N", help=jobs)
     _add_workers(parser)
     add("--seed", type=int, default=0, metavar="N", help="the seed of the random numbers (default: %(default)s)")
-    add("--plot", metavar="FILE", help=plotted)
-    parser.set_defaults(command=_simulate, parser=parser)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -244,36 +264,73 @@ def _policy(options: argparse.Namespace) -> BatchingPolicy[object]:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    simulated = _simulated(options)
     trace: Trace | None = options.trace
-    if options.cost is None and trace is None:
-        _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
     load = load_of(options.rate, options.callers, trace.arrivals if trace else (), options.jobs)
     try:
         policies = [parse_policy(text) for text in options.policy] or _COMMON_POLICIES
     except ValueError as error:
         _refuse(options, str(error))
-    if options.plot is not None:
-        _check_plot(options)
-    try:
-        simulated = partial(
-            simulate,
-            service_time=trace.service_time if trace and not options.cost else None,
-            cost=options.cost,
-            weights=options.weights,
-            key=options.buckets,
-            weigh=options.buckets,
-            expires_in=options.expires_in,
-            max_workers=options.workers,
-            seed=options.seed,
-        )
-        print(*table(policies, load(1), simulated), sep="\n", flush=True)
+    time_of = trace.service_time if trace and not options.cost else None
+    simulated = partial(simulated, service_time=time_of, seed=options.seed)
+    with _simulation_errors(options):
+        arrivals = load(1)
+        reports = {repr(policy): simulated(policy, arrivals) for policy in policies}
+        print(*table(reports), sep="\n", flush=True)
         if options.plot is not None:
             plot(options.plot, policies, load, simulated)
+    return 0
+
+
+def _advise(options: argparse.Namespace) -> int:
+    simulated = _simulated(options)
+    question = Question(
+        target=options.p99,
+        most=options.max_size,
+        rate=options.rate,
+        callers=options.callers,
+        trace=options.trace,
+        cost=options.cost,
+        weights=options.weights,
+        bucket=options.buckets,
+        expires=options.expires_in is not None,
+        workers=options.workers,
+        jobs=options.jobs,
+        seed=options.seed,
+        plot=options.plot,
+    )
+    with _simulation_errors(options):
+        for line in advise(question, simulated):
+            print(line, flush=True)
+    return 0
+
+
+def _simulated(options: argparse.Namespace) -> Callable[..., SimulationReport]:
+    """Return `simulate` with the options of `_add_load`, except the load and the seed. Refuse invalid ones."""
+    if options.cost is None and options.trace is None:
+        _refuse(options, "--cost is needed unless there is a --trace: for example, --cost 5ms+20us")
+    if options.plot is not None:
+        _check_plot(options)
+    return partial(
+        simulate,
+        cost=options.cost,
+        weights=options.weights,
+        key=options.buckets,
+        weigh=options.buckets,
+        expires_in=options.expires_in,
+        max_workers=options.workers,
+    )
+
+
+@contextlib.contextmanager
+def _simulation_errors(options: argparse.Namespace) -> Iterator[None]:
+    """Turn the errors of a simulation into messages."""
+    try:
+        yield
     except JobTooLarge as error:
         raise BadUsage(str(error)) from None
     except ValueError as error:
         _refuse(options, str(error))
-    return 0
 
 
 def _check_plot(options: argparse.Namespace) -> None:

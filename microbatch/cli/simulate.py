@@ -1,7 +1,7 @@
 """``python -m microbatch simulate``: compares several policies under the same load."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ from microbatch.simulation import Arrival, SimulationReport, callers, poisson
 from microbatch.simulation.plots import Point, draw_loads
 from microbatch.simulation.simulator import Arrivals
 
-__all__ = ["Load", "Simulated", "load_of", "plot", "table"]
+__all__ = ["TURN", "Load", "Simulated", "load_of", "plot", "table"]
 
 Load = Callable[[float], Arrivals]
 """Returns the arrivals for a share of a load. For example, 0.5 means half as many jobs per second."""
@@ -22,7 +22,7 @@ Simulated = Callable[[BatchingPolicy[Any], Arrivals], SimulationReport]
 _LOADS = 13
 """The number of loads in a plot, from a hundredth of the load up to all of it."""
 
-_TURN = 30e-6
+TURN = 30e-6
 """About how many seconds a Python thread takes from a result to its next job, while other threads wait for it."""
 
 
@@ -31,7 +31,7 @@ def load_of(rate: float | None, count: int | None, trace: Sequence[Arrival], job
     if rate:
         return lambda share: poisson(rate * share, jobs)
     if count:
-        return lambda share: callers(max(1, round(count * share)), jobs, turn=_TURN)
+        return lambda share: callers(max(1, round(count * share)), jobs, turn=TURN)
     return lambda share: [arrival._replace(moment=arrival.moment / share) for arrival in trace]
 
 
@@ -44,7 +44,6 @@ _COLUMNS: dict[str, Callable[[SimulationReport], str]] = {
     "calls": lambda report: f"{report.batches:,}",
     "busy": lambda report: f"{report.utilisation:.0%}",
     "in time": lambda report: f"{report.in_time / (report.jobs + report.expired):.1%}",
-    "triggers": lambda report: ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items())),
 }
 
 
@@ -68,13 +67,23 @@ def _point(report: SimulationReport) -> Point:
     return Point(load, report.p50, report.p99, 1_000 * report.batches / report.jobs)
 
 
-def table(policies: Sequence[BatchingPolicy[Any]], arrivals: Arrivals, simulated: Simulated) -> Iterator[str]:
-    """Simulate each policy, and yield the lines of a table with a row for each."""
-    reports = {repr(policy): simulated(policy, arrivals) for policy in policies}
+def table(reports: Mapping[str, SimulationReport], notes: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the lines of a table with a row for each report.
+
+    Args:
+        reports: The report of each policy, by its name in the table.
+        notes: Texts for the last column, by the name of the policy. None for the triggers of the policies.
+    """
     some_late = any(report.expired or report.in_time < report.jobs for report in reports.values())
     columns = {name: show for name, show in _COLUMNS.items() if some_late or name != "in time"}
-    rows = [["policy", *columns]]
-    rows += [[name, *(show(report) for show in columns.values())] for name, report in reports.items()]
+    rows = [["policy", *columns, "triggers" if notes is None else ""]]
+    for name, report in reports.items():
+        note = _triggers(report) if notes is None else notes.get(name, "")
+        rows.append([name, *(show(report) for show in columns.values()), note])
     first, *numbers, _ = (max(map(len, column)) for column in zip(*rows))
-    for name, *cells, triggers in rows:
-        yield "  ".join([name.ljust(first), *map(str.rjust, cells, numbers), triggers]).rstrip()
+    for name, *cells, note in rows:
+        yield "  ".join([name.ljust(first), *map(str.rjust, cells, numbers), note]).rstrip()
+
+
+def _triggers(report: SimulationReport) -> str:
+    return ", ".join(f"{trigger} {count:,}" for trigger, count in sorted(report.triggers.items()))

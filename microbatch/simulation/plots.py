@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-__all__ = ["Point", "check_plot", "draw_loads", "draw_run", "line_style", "percentile"]
+__all__ = ["Point", "check_plot", "draw_front", "draw_loads", "draw_run", "line_style", "percentile"]
 
 _SLICE = 50
 """The minimum number of jobs in a slice of time. A load and a latency are computed for each slice."""
@@ -90,6 +90,46 @@ def draw_loads(path: Any, curves: Mapping[str, Sequence[Point]]) -> None:
             axes.yaxis.set_major_formatter("{x:,g}")
         parts[-1].set_xlabel("jobs per second")
         figure.legend(*parts[0].get_legend_handles_labels(), loc="outside upper left", frameon=False)
+
+
+def draw_front(
+    path: Any,
+    tried: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    named: Mapping[str, tuple[float, float]],
+    target: float,
+) -> None:
+    """Draw policies by their p99, in seconds, and their calls per 1,000 jobs.
+
+    Args:
+        path: The file to write. Its extension determines the format.
+        tried: The figures of all policies.
+        front: The figures of those that no other one beats, the lowest p99 first. A line connects them.
+        named: The figures of those that get a marker and an entry in the legend of their own.
+        target: The p99 to reach, in seconds. A vertical line shows it.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    def columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+        shown = [point for point in points if math.isfinite(point[0])]
+        return [p99 * 1e3 for p99, _ in shown], [calls for _, calls in shown]
+
+    with _figure(path, (5.5, 4.2 + 0.2 * len(named)), 1) as (figure, axes):
+        axes.axvline(target * 1e3, color="0.6", linestyle="--", linewidth=1, label=f"p99 of {target * 1e3:,.4g} ms")
+        axes.plot(*columns(tried), "o", color="0.75", markersize=5, label=f"one of {len(tried)} policies")
+        axes.plot(
+            *columns(front), drawstyle="steps-post", marker="o", markersize=5, color="C0", label="no policy is better"
+        )
+        for number, (name, point) in enumerate(named.items(), 1):
+            look = {"marker": _MARKERS[number], "markersize": 9, "markeredgecolor": "white", "linestyle": "none"}
+            axes.plot(*columns([point]), color=f"C{number}", label=name, **look)
+        _label(axes, "calls of the processor per 1,000 jobs", "latency in ms: 99 % of the jobs took at most this", "")
+        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            set_scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside upper left", frameon=False)
 
 
 def line_style(number: int, lines: int) -> dict[str, Any]:
