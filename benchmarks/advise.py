@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.policies import COSTS, KINDS, Cell, geometric_mean
+from benchmarks.cells import COSTS, KINDS, LARGER_PAYS, Cell
+from benchmarks.policies import geometric_mean
 from benchmarks.tables import Table, render, rst
 from microbatch import DEFAULT_POLICY, BatchingPolicy, BestSize, FixedWindow, Interval, Natural, Rate, Session, Size
 from microbatch.cli.candidates import Candidate, Needs, choose, families, measured, search
-from microbatch.simulation import simulate
+from microbatch.simulation import SimulatedBatch, simulate
 
 SIZE = 100
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 100)
+ARRIVALS = ("steady", "bursty", "shifting")
 CASES = ((0.3, 4), (0.1, 10))
 """Loads, and targets for the p99 as multiples of the time that a call with one job takes."""
 
@@ -37,6 +39,10 @@ class Load(NamedTuple):
 
     cell: Cell
     target: float
+
+    def service_time(self, size: int) -> float:
+        """Return how many seconds a batch takes."""
+        return COSTS[self.cell.cost].phases[0](SimulatedBatch(size, size, 1.0))
 
 
 class Result(NamedTuple):
@@ -60,13 +66,13 @@ class Result(NamedTuple):
 def loads() -> list[Load]:
     """Return all loads."""
     cells = [
-        (Cell(kind, *cost, workers, load), multiple)
+        (Cell(kind, cost, workers, load), multiple)
         for load, multiple in CASES
-        for kind in KINDS
-        for cost in COSTS.values()
+        for kind in ARRIVALS
+        for cost in LARGER_PAYS
         for workers in (1, 4)
     ]
-    return [Load(cell, multiple * cell.service_time(1)) for cell, multiple in cells]
+    return [Load(cell, multiple * Load(cell, 0.0).service_time(1)) for cell, multiple in cells]
 
 
 def compare(load: Load, jobs: int) -> Result | None:
@@ -76,7 +82,7 @@ def compare(load: Load, jobs: int) -> Result | None:
     first, second = moments[:jobs], [moment - moments[jobs] for moment in moments[jobs:]]
 
     def attempt(policy: BatchingPolicy[Any], half: Sequence[float]) -> Candidate:
-        return measured(policy, simulate(policy, half, cell.service_time, max_workers=cell.workers))
+        return measured(policy, simulate(policy, half, load.service_time, max_workers=cell.workers))
 
     on_first, on_second = partial(attempt, half=first), partial(attempt, half=second)
     searched = list(exhaustive(on_second, target))
@@ -84,7 +90,7 @@ def compare(load: Load, jobs: int) -> Result | None:
     if best is None:
         return None
     default = on_first(DEFAULT_POLICY)
-    tried = [default, *search(on_first, list(families(Needs(target, SIZE, cell.service_time))), target)]
+    tried = [default, *search(on_first, list(families(Needs(target, SIZE, load.service_time))), target)]
     advised = choose(tried, default, target)
     return Result(on_second(advised.policy), best, on_second(DEFAULT_POLICY), len(tried), len(searched))
 
@@ -142,12 +148,11 @@ KINDS_OF_POLICIES: Sequence[Callable[[float], BatchingPolicy[Any]]] = [
 
 def table(results: Sequence[tuple[Load, Result]]) -> Table:
     """Return the table with a row for each load."""
-    costs = {cost: name for name, cost in COSTS.items()}
     rows = []
     for (cell, target), (advised, best, default, *_) in results:
         rows.append(
             [
-                f"{cell.kind}, {costs[cell.fixed, cell.each]}",
+                f"{cell.kind}, {cell.cost}",
                 f"{cell.workers}",
                 f"{cell.load:.0%}",
                 f"{target * 1e3:,.1f}",

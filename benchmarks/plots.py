@@ -5,7 +5,7 @@ All plots are narrow, so their text stays readable on a phone. Legends stand abo
 
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,30 @@ def _lines(
     axes.set_xticks(range(len(cases)), [case.label for case in cases])
     axes.set_ylim(bottom=0)
     axes.set_ylabel(measurement.figures[name].heading)
+
+
+def loads(
+    path: Path,
+    title: str,
+    rates: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    unit: str,
+    logarithmic: bool = False,
+) -> None:
+    """Write a plot of a figure over the load as SVG, with one curve for each label."""
+    with figure(path) as drawn:
+        drawn.set_size_inches(5.5, 3.2 + 0.2 * len(curves))
+        axes = drawn.add_subplot()
+        for number, (label, values) in enumerate(curves.items()):
+            axes.plot(rates, values, label=label, **line_style(number, len(curves)))
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel(unit)
+        axes.locator_params(axis="x", nbins=6)
+        if logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.spines[["top", "right"]].set_visible(False)
+        drawn.legend(loc="outside upper left", frameon=False)

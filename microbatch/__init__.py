@@ -43,6 +43,7 @@ from microbatch.policies import (
     Size,
     Weight,
     Window,
+    length_buckets,
 )
 from microbatch.results import BatcherStats, BatchInfo, JobResult, JobState, ResultAt
 
@@ -97,5 +98,6 @@ __all__ = [
     "Weight",
     "Window",
     "batched",
+    "length_buckets",
     "policy_from_env",
 ]

@@ -175,6 +175,12 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Interval.seconds", NO_NUMBER + NEGATIVE, SECONDS),
     ("Weight.limit", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
     ("Padded.limit", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),
+    ("length_buckets.length", NO_CALLABLE + NOT_PLAIN, [len, float]),
+    (
+        "length_buckets.ratio",
+        NO_NUMBER + NEGATIVE + INFINITE + wrong(ValueError, "above 1", 0, 0.5, 1, 1.0),
+        [1.5, Fraction(3, 2), 1e308],
+    ),
     ("PerKey.n", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("InTime.slack", NO_NUMBER + NEGATIVE, SECONDS),
     ("FixedWindow.seconds", NO_NUMBER + NEGATIVE + INFINITE + ZERO, [0.5, Fraction(1, 2), 1e308]),

@@ -4,25 +4,31 @@ import inspect
 import json
 import math
 import platform
+import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import advise
+from benchmarks import advise, policies, real, scheduling
 from benchmarks.__main__ import LABELS, main
+from benchmarks.cells import COSTS, LARGER_PAYS, Cell, best_size
 from benchmarks.contenders import Contender, Pool, Processor
 from benchmarks.machine import versions
 from benchmarks.measurements import MEASUREMENTS
 from benchmarks.measurements.base import PEERS, Case, Figure, Measurement
 from benchmarks.one import CONTENDERS, measure
-from benchmarks.plots import plot
+from benchmarks.pages import Part, sections, update
+from benchmarks.plots import loads, plot
 from benchmarks.runner import Run, alternate, launch, to_json
 from benchmarks.tables import Table, render, tables
+from microbatch import Size
+from microbatch.simulation import Arrival, SimulatedBatch
 from tests.extras import needs
 
 pytestmark = pytest.mark.slow
@@ -340,6 +346,122 @@ def test_postgresql_gets_no_figures_if_callers_get_the_rows_of_others(
     monkeypatch.setattr(script, "OPERATIONS", [lookup])
     with pytest.raises(SystemExit, match="lookup, batches, 4 workers, 4 connections: wrong results"):
         script.main([postgresql, "--callers=8", "--jobs=400", "--repeats=1"])
+
+
+def test_the_best_size_of_a_cost_is_the_one_with_the_highest_throughput() -> None:
+    best = {cost: best_size(cost)[0] for cost in COSTS}
+    assert all(100 == best[cost] for cost in LARGER_PAYS)
+    assert (6, 32, 1, 4) == (
+        best["2 ms + 0.5 ms·n + 0.05 ms·n²"],
+        best["5 ms + 0.1 ms·n, 50 ms more above 32"],
+        best["10 ms + 0.4 ms·padded"],
+        best["5 ms + 20 µs·n, then 4 ms + 1 ms·n^1.5"],
+    )
+
+
+def test_a_cost_that_drifts_changes_after_each_quarter_of_the_jobs() -> None:
+    time = COSTS["5 ms + 20 µs·n, then 4 ms + 1 ms·n^1.5"].start(jobs=400)
+    batches = [SimulatedBatch(100, 100.0, 1.0)] * 4
+    assert [0.007, 1.004, 0.007, 1.004] == pytest.approx([time(batch) for batch in batches])
+
+
+def test_noise_changes_single_batches_and_not_their_mean() -> None:
+    cell = Cell("flood", "5 ms + 20 µs·n", 1)
+    quiet, noisy = (cell.run(Size(1), 4_000, noise=noise) for noise in (0.0, 0.5))
+    assert max(run.ended - run.started for run in noisy.runs) > 0.01
+    assert max(run.ended for run in noisy.runs) == pytest.approx(max(run.ended for run in quiet.runs), rel=0.05)
+
+
+def brute_force(jobs: Sequence[Arrival], service_time: Callable[[int], float]) -> int:
+    """Return how many jobs one worker can do in time, by trying all batches in all orders. Some jobs may be left out."""
+    deadlines = [job.moment + job.expires_in for job in jobs]
+
+    def most(now: float, left: frozenset[int]) -> int:
+        best = 0
+        for size in range(1, len(left) + 1):
+            for batch in combinations(sorted(left), size):
+                end = max([now, *(jobs[job].moment for job in batch)]) + service_time(size)
+                if all(end <= deadlines[job] for job in batch):
+                    best = max(best, size + most(end, left - set(batch)))
+        return best
+
+    return most(0.0, frozenset(range(len(jobs))))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_schedule_exceeds_the_bound_of_the_jobs_done_in_time(seed: int) -> None:
+    chance = random.Random(seed)
+    moments = sorted(chance.uniform(0, 5) for _ in range(5))
+    jobs = [Arrival(moment, expires_in=chance.uniform(0.5, 4)) for moment in moments]
+    best = brute_force(jobs, lambda size: 0.6 + 0.4 * size)
+    assert best <= scheduling.most_in_time(jobs, lambda size: 0.6 + 0.4 * size, 5) <= 5
+
+
+def test_the_bound_of_the_jobs_done_in_time_counts_only_as_many_jobs_as_there_is_time_for() -> None:
+    jobs = [Arrival(0.0, expires_in=9.5)] * 50
+    assert 10 == scheduling.most_in_time(jobs, lambda size: 1.0 * size, 5)
+    assert 50 == scheduling.most_in_time(jobs, lambda size: 0.1 * size, 5)
+
+
+def test_jobs_out_of_order_are_counted() -> None:
+    recorder = real.Recorder()
+    keys = [0, 0, 0, 0, 1]
+    recorder.calls = [(0, 1, [0]), (2, 3, [4]), (4, 5, [1, 2]), (6, 7, [3])]
+    assert (0, 0, 0) == recorder.out_of_order(keys)
+    recorder.calls = [(0, 3, [0]), (1, 2, [1, 2]), (4, 5, [3])]
+    assert (0, 1, 1) == recorder.out_of_order(keys)
+    recorder.calls = [(0, 1, [2, 3]), (2, 3, [0, 1])]
+    assert (2, 2, 0) == recorder.out_of_order(keys)
+
+
+def test_a_part_of_a_page_is_measured_again_without_the_others(tmp_path: Path) -> None:
+    table = Table("few", ["", "ms"], [["a", "1.0"]], ["a note"])
+    parts = {name: Part(f"Part {name}", f"About {name}.", lambda: [table]) for name in "abc"}
+    page = update(tmp_path / "page.rst", "Page", parts, ["a", "c"])
+    assert ["Part a", "Part c"] == list(sections(page))
+    parts["b"] = parts["b"]._replace(introduction="News.")
+    parts["c"] = parts["c"]._replace(introduction="Not read.")
+    changed = update(tmp_path / "page.rst", "Page", parts, ["b"])
+    assert ["Part a", "Part b", "Part c"] == list(sections(changed))
+    assert sections(page)["Part c"] == sections(changed)["Part c"]
+    assert "News." in changed and "Not read." not in changed
+    assert changed == (tmp_path / "page.rst").read_text(encoding="utf-8")
+    assert changed == update(tmp_path / "page.rst", "Page", parts, [])
+
+
+@pytest.mark.timeout(120)
+def test_the_benchmarks_of_policies_write_two_pages_with_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Fewer cells and shorter runs, with one of each kind.
+    old, new = policies.old_cells(), policies.new_cells()
+    monkeypatch.setattr(policies, "old_cells", lambda: [cell for cell in old if cell.load == 0.3 and cell.workers < 16])
+    monkeypatch.setattr(policies, "groups", lambda: {"all": lambda cell: True})
+    monkeypatch.setattr(policies, "new_cells", lambda: [cell for cell in new if (cell.workers, cell.load) == (1, 0.3)])
+    monkeypatch.setattr(policies, "SEEDS", range(1))
+    monkeypatch.setattr(scheduling, "SECONDS", 0.02)
+    monkeypatch.setattr(scheduling, "DEADLINE_LOADS", (0.1, 1.1))
+    small = ["--jobs=20", "--ordered=2000", "--repeats=1", "--seconds=0.05", "--processes=1"]
+    policies.main([*small, f"--output={tmp_path}"])
+    out = capsys.readouterr().out
+    for name, count in {"policies.rst": 6, "scheduling.rst": 4}.items():
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert page in out
+        assert count == len(sections(page))
+        assert all("**" in text for text in sections(page).values())
+    with pytest.raises(SystemExit):
+        policies.main(["--parts", "nothing"])
+    assert "the parts are best, extremes" in capsys.readouterr().err
+
+
+def test_the_plots_of_the_policies_are_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("matplotlib")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        curves = {"first": [1.0, 2.0, 9.0], "second": [1.0, 1.5, 2.0]}
+        loads(tmp_path / folder / "plot.svg", "latency", [1.0, 2.0, 3.0], curves, "jobs per second", logarithmic=True)
+    one, two = ((tmp_path / folder / "plot.svg").read_text(encoding="utf-8") for folder in ("one", "two"))
+    assert one == two and "jobs per second" in one
 
 
 def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_closed_loop_with_raw_locks(

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from microbatch import (
     NEVER,
@@ -30,6 +32,7 @@ from microbatch import (
     Size,
     Weight,
     Window,
+    length_buckets,
 )
 from microbatch.simulation import Arrival, callers, lognormal, poisson, simulate
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
@@ -177,6 +180,53 @@ def one_at_a_time(c: Any) -> list[str]:
         taken += take_all(c, 10)
         c.finished()
     return taken
+
+
+# -- length_buckets --
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1), st.floats(1.001, 100))
+def test_no_job_is_padded_to_more_than_the_ratio_times_its_length(lengths: list[float], ratio: float) -> None:
+    key, longest, shortest = length_buckets(float, ratio), dict[float, float](), dict[float, float]()
+    for length in lengths:
+        bound = key(length)
+        assert length <= bound
+        longest[bound] = max(longest.get(bound, 0.0), length)
+        shortest[bound] = min(shortest.get(bound, NEVER), length)
+    assert all(longest[bound] <= ratio * shortest[bound] * (1 + 1e-9) for bound in longest)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.001, 100))
+def test_a_bucket_is_as_wide_as_the_ratio_allows(length: float, ratio: float) -> None:
+    key = length_buckets(float, ratio)
+    bound = key(length)
+    assert bound == key(bound) == key(bound / ratio * (1 + 1e-9)) != key(bound * (1 + 1e-9))
+
+
+def test_a_bucket_includes_its_upper_bound_and_a_length_of_0_has_its_own() -> None:
+    key = length_buckets(float)
+    assert [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.0, 8.0] == [*map(key, [0, 0.25, 0.3, 1, 2, 3, 4, 5])]
+    assert [10.0**power for power in range(1, 9)] == [
+        length_buckets(float, 10)(10.0**power) for power in range(1, 9)  # a logarithm alone would be off by one
+    ]
+
+
+@pytest.mark.parametrize("length", [-1.0, NEVER, math.nan, 1e200])
+def test_a_job_whose_length_is_no_length_is_rejected_when_it_is_submitted(length: float) -> None:
+    with Batcher[float, float](list, key=length_buckets(float)) as batcher:
+        with pytest.raises(ValueError, match="^the length of a job must be "):
+            batcher.submit(length)
+    with Batcher[Any, Any](list, key=length_buckets()) as batcher:
+        with pytest.raises(TypeError, match="has no len"):
+            batcher.submit(3)
+
+
+def test_only_texts_of_one_bucket_share_a_batch() -> None:
+    processor = RecordingProcessor[str]()
+    with Batcher(processor, Size(2) | Interval(60), key=length_buckets(), executor=InlineExecutor()) as batcher:
+        for length in (3, 100, 4, 65):
+            batcher.submit("a" * length)
+    assert [[3, 4], [100, 65]] == [[len(text) for text in batch] for batch in processor.batches]
 
 
 # -- PerKey --

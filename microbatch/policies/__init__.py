@@ -21,7 +21,7 @@ from microbatch.policies.adaptive import Adaptive
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
 from microbatch.policies.best_size import BestSize
 from microbatch.policies.congestion import Congestion
-from microbatch.policies.keys import OldestFirst, PerKey
+from microbatch.policies.keys import OldestFirst, PerKey, length_buckets
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
 from microbatch.policies.timing import FixedWindow, InTime, Interval, Rate, Session
@@ -50,4 +50,5 @@ __all__ = [
     "Size",
     "Weight",
     "Window",
+    "length_buckets",
 ]
