@@ -271,3 +271,11 @@ def test_weights_make_up_for_batches_of_uneven_jobs() -> None:
     jobs = [Arrival(number * 0.02, weight=1.0 if number % 2 else 50.0) for number in range(2_000)]
     run = simulate(BestSize(100) | Natural(), jobs, cost=lambda batch: 0.004 + 0.0003 * batch.weight)
     assert run.p50 < 1.3 * simulate(Size(1) | Natural(), jobs, cost=lambda batch: 0.004 + 0.0003 * batch.weight).p50
+
+
+def test_a_batch_that_is_fast_by_chance_does_not_make_batches_smaller() -> None:
+    policy = BestSize(100)
+    for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 100, 100, 100, 100):
+        policy.observe(report(size, database(SimulatedBatch(size, size, 1.0))))
+    policy.observe(report(64, 0.003))  # 5 ms for a call, and yet 64 jobs in 3 ms
+    assert policy.fits(Window(count=99), weight=1.0)

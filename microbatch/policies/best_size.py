@@ -15,6 +15,9 @@ __all__ = ["BestSize"]
 _MEMORY = 64
 """Of the batches of about one size, about this many count. Older ones count less and less."""
 
+_FORGOTTEN = 50
+"""If no batch of a size has ended for this many batches, the size counts only a third, because the cost may drift."""
+
 _GAIN, _LEAST_GAIN = 0.03, 0.005
 """By which share the time per job must fall when the size doubles. The second value holds under constant pressure."""
 
@@ -22,7 +25,7 @@ _PRESSURE = 64
 """The pressure is constant if each of this many batches left a job behind that did not fit."""
 
 _PROBE_SMALLER, _PROBE_LARGER, _RARELY = 8, 16, 400
-"""After how many full batches the next smaller and the next larger size are tried. See rule 4."""
+"""After how many full batches the next smaller and the next larger size are tried. See rule 5."""
 
 _OWN_TIME = 0.0001
 """About how many seconds a batch takes in the batcher itself."""
@@ -64,14 +67,15 @@ class BestSize(BuiltInPolicy):
 
     These are the rules:
 
-    1. Sizes are compared in steps: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on. The time per job is the mean of the last
-       batches of a step. If jobs have weights, it is corrected by linear regression to the mean weight of all jobs.
-    2. As long as larger batches have always taken less time per job, a batch may hold *most* jobs.
-    3. Otherwise, it may hold as many as the smallest step that no larger one beats. To beat a step, a larger one must
-       take at least 3 % less time per job each time that the size doubles, and by more than the standard errors of
-       both. If 64 batches in a row left jobs behind that did not fit, 0.5 % is enough, whatever the errors are. If the
-       largest known step beats all others, the next two steps may be tried.
-    4. To keep learning, the policy tries a smaller step after 8 full batches, and the next larger one after 16. The
+    1. Sizes are compared in steps: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on. The time of a step is the mean of its last
+       batches. If jobs have weights, it is corrected by linear regression to the mean weight of all jobs.
+    2. A larger batch never takes less time than a smaller one. Where the means of the steps say so, chance is to blame,
+       and these steps get their common mean.
+    3. As long as larger batches have always taken less time per job, a batch may hold *most* jobs.
+    4. Otherwise, it may hold as many as the smallest step that no larger one beats. To beat a step, a larger one must
+       take at least 3 % less time per job each time that the size doubles. If 64 batches in a row left jobs behind that
+       did not fit, 0.5 % is enough. If the largest known step beats all others, the next two steps may be tried.
+    5. To keep learning, the policy tries a smaller step after 8 full batches, and the next larger one after 16. The
        smaller one is halfway to the next step that it knows. If it knows none, it is tried after the first batch. If
        it is a new one, batches that are not full count too. A step that is certainly worse is tried only after 400.
 
@@ -94,6 +98,7 @@ class BestSize(BuiltInPolicy):
         self._grows = True  # larger batches have always taken less time per job
         self._weights = _Mean()
         self._skipped = 0
+        self._observed = 0  # the number of batches that counted
         self._refused = False  # a job did not fit since the last report
         self._pressure = 0  # how many batches in a row left jobs behind
         self._smaller, self._larger = _Trial(_PROBE_SMALLER), _Trial(_PROBE_LARGER)
@@ -133,7 +138,8 @@ class BestSize(BuiltInPolicy):
         self._refused = False
         self._weights.add(size, weight)
         known = [step.time_per_job(self._weights.mean) for step in self._steps if step.batches]
-        self._steps[place].add(size, weight, time, min(known, default=NEVER))
+        self._observed += 1
+        self._steps[place].add(size, weight, time, min(known, default=NEVER), self._observed)
         chosen = self._chosen()
         if chosen != self._place:
             self._place, self._trial = chosen, None
@@ -148,25 +154,38 @@ class BestSize(BuiltInPolicy):
         self._size = self._bounds[place]
 
     def _chosen(self) -> int:
-        """Return the step that batches may fill, by rules 2 and 3."""
-        last = len(self._steps) - 1
-        pressed = self._pressure >= _PRESSURE
-        gain, errors = -math.log2(1 - (_LEAST_GAIN if pressed else _GAIN)), 0.0 if pressed else 1.0
-        best, largest, to_beat = 0, 0, NEVER
-        for place in range(last, -1, -1):
-            step = self._steps[place]
-            if step.batches:
-                largest = largest or place
-                scale, time = 2 ** (step.doublings * gain), step.time_per_job(self._weights.mean)
-                if to_beat >= (time - errors * step.error) * scale:
-                    best = place
-                to_beat = min(to_beat, (time + errors * step.error) * scale)
+        """Return the step that batches may fill, by rules 3 and 4."""
+        last, times = len(self._steps) - 1, self._times()
+        gain = -math.log2(1 - (_LEAST_GAIN if self._pressure >= _PRESSURE else _GAIN))
+        best, largest, to_beat = 0, max(times), NEVER
+        for place in sorted(times, reverse=True):
+            time = times[place] * 2 ** (self._steps[place].doublings * gain)
+            if time <= to_beat:
+                best, to_beat = place, time
         if best < largest and self._grows:
             self._grows = False
             log("%r: %s", self, self._described(best), level=logging.INFO)
         if best < largest:
             return best
         return last if self._grows else min(last, best + 2)
+
+    def _times(self) -> dict[int, float]:
+        """Return the time per job of each known step, by rule 2.
+
+        This is isotonic regression, by pooling adjacent violators: M. Ayer et al., An Empirical Distribution Function
+        for Sampling with Incomplete Information, 1955.
+        """
+        pools: list[tuple[float, float, list[int]]] = []  # the time of a batch, how much it counts, and the steps
+        for place, step in enumerate(self._steps):
+            if step.batches:
+                time = step.time_per_job(self._weights.mean) * self._bounds[place]
+                count, places = step.count(self._observed), [place]
+                while pools and pools[-1][0] > time:
+                    other_time, other_count, others = pools.pop()
+                    time = (time * count + other_time * other_count) / (count + other_count)
+                    count, places = count + other_count, others + places
+                pools.append((time, count, places))
+        return {place: time / self._bounds[place] for time, _, places in pools for place in places}
 
     def _described(self, place: int) -> str:
         return f"batches hold at most {self._bounds[place]:,} jobs now, because larger ones took no less time per job"
@@ -176,7 +195,7 @@ class BestSize(BuiltInPolicy):
         return "" if self._grows or self._place == len(self._bounds) - 1 else self._described(self._place)
 
     def _next_trial(self, place: int, full: bool) -> int | None:
-        """Return the step to try after a batch of a step, by rule 4, or None."""
+        """Return the step to try after a batch of a step, by rule 5, or None."""
         below = max([number for number in range(place) if self._steps[number].batches], default=-1)
         if full and place < len(self._steps) - 1 and self._larger.is_due(self._is_worse(place + 1, place)):
             return place + 1
@@ -247,6 +266,7 @@ class _Step:
         self.doublings = math.log2(bound)
         self.batches = 0
         self.error = 0.0
+        self._newest = 0
         self._sums = [0.0] * 7
         self._time = self._weight = self._slope = 0.0
 
@@ -254,8 +274,13 @@ class _Step:
         """Return the time per job in seconds, if a job weighs *weight* on average."""
         return max(self._time + self._slope * (weight - self._weight), self._time / 5)
 
-    def add(self, size: int, weight: float, time: float, typical: float) -> None:
-        """Record a batch. *typical* is the time per job in batches of any size."""
+    def count(self, observed: int) -> float:
+        """Return how much the step counts after so many batches of any size: less if its last batch was long ago."""
+        return min(self.batches, _MEMORY) * (1 - 1 / _FORGOTTEN) ** (observed - self._newest)
+
+    def add(self, size: int, weight: float, time: float, typical: float, number: int) -> None:
+        """Record the batch with this number. *typical* is the time per job in batches of any size."""
+        self._newest = number
         most = _OUTLIER * (self._time if self.batches else typical)
         time = min(time, most * size)
         # Weighted by the size: the sums of 1, of weight, time and their products per job, and of the batches.
