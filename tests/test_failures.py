@@ -22,6 +22,7 @@ from microbatch import (
     Batcher,
     BatcherClosed,
     BatchListener,
+    JobDropped,
     JobExpired,
     JobTooLarge,
     ResultCountError,
@@ -119,6 +120,18 @@ def test_a_job_expires(clock: ManualClock) -> None:
         clock.advance(5)
         assert [JobExpired] == seen(futures[:1])
     assert ([JobExpired, "other"], [["other"]]) == (seen(futures), processor.batches)
+
+
+def test_a_job_is_dropped() -> None:
+    processor = RecordingProcessor[str]()
+    processor.hold()
+    with Batcher(processor, Size(1), max_pending=1, drop_oldest=True) as batcher:
+        futures = [batcher.submit("running")]
+        processor.wait_for_batches(1)
+        futures += [batcher.submit("old"), batcher.submit("new")]
+        assert [JobDropped] == seen(futures[1:2])
+        processor.release()
+    assert (["running", JobDropped, "new"], [["running"], ["new"]]) == (seen(futures), processor.batches)
 
 
 def test_a_job_is_cancelled_in_time() -> None:

@@ -264,9 +264,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         # Checked again after `oldest`. Otherwise, two threads could find the queue too long by one job, and the second
         # one could drop the job that is the oldest after the first one has dropped another.
         while bound.is_exceeded() and (oldest := bound.oldest()) is not None and bound.is_exceeded():
-            full = bound.error()
-            oldest._drop(JobDropped(full.limit, full.bound, full.key))
-            oldest._wake_waiters()
+            if oldest._drop(JobDropped(bound.limit, bound.name, bound.key)):
+                oldest._wake_waiters()
             self.leave_bounds([oldest])
 
     def current_caller(self) -> Caller | None:
