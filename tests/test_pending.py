@@ -444,6 +444,20 @@ def test_a_batch_is_dispatched_early_before_its_jobs_would_be_dropped(
     assert [] == dropped.jobs
 
 
+def test_a_full_queue_makes_a_batch_due_when_a_worker_becomes_free(
+    processor: RecordingProcessor[Any], clock: ManualClock
+) -> None:
+    options: dict[str, Any] = {"max_pending": 2, "drop_oldest": True, "key": tenant, "clock": clock}
+    with blocked(processor, Interval(60), **options) as batcher:
+        futures = [batcher.submit(job) for job in ("a1", "b1")]
+        while batcher.stats().batched < 2:  # the queue is known to be full, and no worker is free
+            pass
+        processor.release()
+        assert "a1" == futures[0].result(10).value
+        clock.wait_for_sleeper(60)
+        assert not futures[1].done()
+
+
 def test_the_newest_job_is_never_dropped_alone(processor: RecordingProcessor[Any]) -> None:
     options: dict[str, Any] = {"max_pending_weight": 0.7, "drop_oldest": True}
     with blocked(processor, first=0.1, weigh=float, **options) as batcher:

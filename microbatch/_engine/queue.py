@@ -87,8 +87,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = self.maxsize or sys.maxsize
         self._waits_at = sys.maxsize if self._drops else self._limit  # with this many waiting jobs, callers wait
         self._count_bound = Bound(self._limit, self.waiting, self.not_full)
-        # The bounds that may have a caller in their line, or that make jobs drop. The leader looks at them.
-        self._crowded: dict[Bound, None] = {}
+        # The bounds that may have a caller in their line, or no space for another job like this one, which would make
+        # jobs drop. The leader looks at them.
+        self._crowded: dict[Bound, JobFuture[Any]] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
@@ -205,7 +206,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 outer.nested = waiter
         try:
             bound.line[waiter] = None
-            self._crowded[bound] = None
+            self._crowded[bound] = item
             self.note_news()
             self._wait_in_line(bound, item, waiter, deadline)
         finally:
@@ -255,7 +256,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             for bound in [*bounds, self._count_bound]:
                 self._drop_beyond(bound)
                 if bound.is_full(item):
-                    self._crowded[bound] = None
+                    self._crowded[bound] = item
         finally:
             if len(self.dropped) or self._crowded:
                 self.note_news()
@@ -335,14 +336,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         return [bound.key for bound in self._crowded.copy() if isinstance(bound, KeyBound) and self._presses(bound)]
 
     def _presses(self, bound: Bound) -> bool:
-        if self._drops:
-            self._crowded.pop(bound, None)
-            return True
-        if not bound.line:
-            self._crowded.pop(bound, None)
-            if bound.line:  # since the pop (L8)
-                self._crowded[bound] = None
-        return bound.blocks_callers()
+        item = self._crowded.get(bound)
+        if item is None or self._is_crowded(bound, item):
+            return item is not None and (self._drops or bound.blocks_callers())
+        self._crowded.pop(bound, None)
+        if self._is_crowded(bound, item):  # since the pop (L8)
+            self._crowded[bound] = item
+        return False
+
+    def _is_crowded(self, bound: Bound, item: JobFuture[Any]) -> bool:
+        return bound.is_full(item) if self._drops else bool(bound.line)
 
     def _wake_lines(self) -> None:
         for bound in self._crowded.copy():

@@ -179,9 +179,9 @@ MUTANTS = [
         "a caller checks for space before it registers as a waiter",
         "wait_for_room",
         QUEUE,
-        "            bound.line[waiter] = None\n            self._crowded[bound] = None\n            self.note_news()\n",
+        "            bound.line[waiter] = None\n            self._crowded[bound] = item\n            self.note_news()\n",
         "            if bound.enter(item):\n                return True\n            bound.line[waiter] = None\n"
-        "            self._crowded[bound] = None\n            self.note_news()\n"
+        "            self._crowded[bound] = item\n            self.note_news()\n"
         "            self.clock.wait_until(waiter, deadline)\n",
     ),
     Mutant(
