@@ -638,3 +638,15 @@ def test_under_a_moderate_load_it_is_nearly_as_good_as_the_best_fixed_number_of_
             learned = simulate(POLICY, load, cost=Api(refuses=refuses), max_workers=32)
             best = simulate(Size(20) | Natural(), load, cost=Api(refuses=refuses), max_workers=8)
             assert learned.p50 <= 1.2 * best.p50
+
+
+def test_a_copy_knows_the_limit_but_no_moments_because_it_may_be_for_another_clock() -> None:
+    policy = Congestion(16, push_back=lambda error: True, retry_after=lambda error: 1e6)
+    with Batcher[int, int](fails, Size(1) & policy, max_workers=16) as batcher:
+        assert batcher.submit(1).exception(10) is not None
+        report = simulate(batcher.policy, poisson(10, 50), lambda size: 0.01, max_workers=16)
+    assert report.p99 < 1
+
+
+def fails(jobs: list[int]) -> list[int]:
+    raise ConnectionError

@@ -271,7 +271,9 @@ def test_lost_jobs_are_reported_once_at_exit_however_many_kinds_of_executors_the
 
 
 def test_sigterm_drains_nothing_unless_the_lines_from_the_docs_turn_it_into_an_exit() -> None:
-    three_lines = re.search(r"three lines make it an ordinary exit:\n\n.*\n\n((?:    .*\n)+)", PAGE)
+    three_lines = re.search(
+        r"three lines in the main thread to turn it into a\nnormal exit:\n\n.*\n\n((?:    .*\n)+)", PAGE
+    )
     assert three_lines is not None
     script = """
     b = Batcher(processor, Size(9))

@@ -340,6 +340,30 @@ def test_a_signal_handler_that_submits_while_its_thread_waits_for_space_enters_t
         assert ["b", "c"] == [future.result(10).value for future in futures]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals")
+def test_a_signal_handler_does_not_wait_for_space_that_its_own_thread_holds(
+    processor: RecordingProcessor[Any],
+) -> None:
+    errors: list[BaseException] = []
+
+    def handler(*arguments: object) -> None:
+        threading.Timer(0.05, processor.release).start()
+        with pytest.raises(BacklogFull) as info:
+            batcher.submit("heavy2")
+        errors.append(info.value)
+
+    with blocked(processor, first="x", weigh=len, max_pending=1, max_pending_weight=10) as batcher:
+        batcher.submit("a")
+        before = signal.signal(signal.SIGUSR1, handler)
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+        try:
+            future = batcher.submit("heavy1", timeout=10)  # there is space for its weight, but not for one more job
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert "heavy1" == future.result(10).value
+    assert ["the queue is full: max_pending_weight is 10"] == [str(error) for error in errors]
+
+
 # -- what is dropped --
 
 

@@ -177,11 +177,14 @@ def test_a_policy_whose_hints_raise_later_is_not_adopted(
                 raise LookupError("hints")
             return Hints()
 
-    processor.release()
-    with Batcher(processor, Size(1), name="rows") as batcher:
+    with Batcher(processor, Size(1) & PerKey(), name="rows", key=lambda job: job[0], max_workers=2) as batcher:
+        first = batcher.submit("a1")
+        processor.wait_for_batches(1)
         batcher.policy = Failing(3)
-        assert 1 == batcher.submit(1).result(10).value
-        assert "Size(1)" == repr(batcher.policy)
+        second = batcher.submit("a2")
+        processor.release()
+        assert ["a1", "a2"] == [future.result(10).value for future in (first, second)]
+        assert "Size(1) & PerKey(1)" == repr(batcher.policy)
     assert "rows keeps its policy, because the new one raised" in caplog.text
 
 

@@ -24,9 +24,7 @@ class Waiter(threading.Condition):
     caller: Any = None
     thread = 0
     job: Any = None
-    nested: "Waiter | None" = (
-        None  # that of a signal handler or finalizer, which has interrupted the wait and waits too
-    )
+    interrupted = False  # whether a signal handler or a finalizer has interrupted the wait, and waits in the same line
 
     def __init__(self) -> None:
         # `Condition.__init__` is not called, because it creates objects that a waiter does not need.
@@ -95,8 +93,13 @@ class Waiters(dict[Waiter, None]):
             if n < 1:
                 return
             n -= waiter.wake()
-            if waiter.nested is not None:
-                waiter.nested.wake()
+            if waiter.interrupted:
+                self._wake_thread(waiter.thread)
+
+    def _wake_thread(self, thread: int) -> None:
+        for waiter in self.copy():
+            if waiter.thread == thread:
+                waiter.wake()
 
     def notify_all(self) -> None:
         """Notify all waiters."""

@@ -78,7 +78,10 @@ class Bound:
 
     def blocks_callers(self) -> bool:
         """Return whether the first caller in the line can't enter."""
-        return any([self.is_full(first.job) for first in list(self.line)[:1]])
+        line = list(self.line)
+        # If a signal handler or a finalizer has interrupted that caller and waits too, it has to enter first.
+        first = [waiter for waiter in line if waiter.thread == line[0].thread]
+        return any([self.is_full(waiter.job) for waiter in first[-1:]])
 
     def pass_on(self) -> None:
         """Let the first caller in the line look again, if there is space for its job."""

@@ -122,25 +122,32 @@ class Dispatcher:
 
     def _adopt_policy(self, policy: BatchingPolicy[Any]) -> None:
         """Form batches by *policy* from now on, also those that are open."""
+        before = self._collector.policy
         try:
             self.queue.watch_callers(policy.hints)
-            if policy.hints.watches_keys:
-                self._count_runs()
-            self._replace_collector(policy, self._collector.entries())
+            runs = self._runs_by_batch() if policy.hints.watches_keys else {}
+            self._replace_collector(policy, self._collector.entries(), runs)
             self._learns = learns(policy)
         except Exception:  # from the hints of the policy
-            self.policy = self._collector.policy
+            self.queue.watch_callers(before.hints)
+            if self.policy is policy:
+                self.policy = before
             report("%s keeps its policy, because the new one raised", self._name)
 
-    def _count_runs(self) -> None:
-        """Record which key each running batch has, in case the previous policy did not watch the keys."""
+    def _runs_by_batch(self) -> dict[BatchRun, Runs]:
+        """Return which batches of the same key run now, in case the previous policy did not watch the keys."""
         by_place: dict[Any, Runs] = {}
-        for batch_run in list(self.running):
-            place = safe(batch_run.info.key)
-            batch_run.runs = by_place.setdefault(place, Runs(place))
+        places = [(batch_run, safe(batch_run.info.key)) for batch_run in list(self.running)]
+        return {batch_run: by_place.setdefault(place, Runs(place)) for batch_run, place in places}
 
-    def _replace_collector(self, policy: BatchingPolicy[Any], waiting: Group) -> None:
-        collector = self._collector.successor(policy, [batch_run.runs for batch_run in list(self.running)])
+    def _replace_collector(
+        self, policy: BatchingPolicy[Any], waiting: Group, runs: dict[BatchRun, Runs] | None = None
+    ) -> None:
+        """Replace the collector. *runs* has the new `BatchRun.runs` of the running batches, if they change."""
+        running = {each: each.runs if runs is None else runs.get(each) for each in list(self.running)}
+        collector = self._collector.successor(policy, list(running.values()))
+        for batch_run, counted in running.items():
+            batch_run.runs = counted
         collector.note_callers(self.queue.callers.activity())
         collector.add(waiting)
         collector.flush(self.queue.epoch - 1, closing=self.queue.closed)

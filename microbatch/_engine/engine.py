@@ -240,9 +240,9 @@ class Engine:
 
     @policy.setter
     def policy(self, policy: BatchingPolicy[Any]) -> None:
-        hints = policy.hints  # first, because it may raise
+        # Before the assignment, because the hints may raise, and because the next caller may come before the leader.
+        self.queue.watch_callers(policy.hints)
         self._dispatcher.policy = policy
-        self.queue.watch_callers(hints)  # now, because the next caller may come before the leader
         self.queue.note_news()
 
     def explain(self) -> list[str]:

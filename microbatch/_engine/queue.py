@@ -41,6 +41,7 @@ NOTHING = Drained([], [], [], [], -1, False, CallerActivity())
 
 class _Local(threading.local):
     is_own = False
+    holds = False  # a `put` of this thread has entered a bound and waits to enter another one
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -145,7 +146,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             waited = self._bounded and self._enter_bounds(item, block, timeout)
             waiting[item] = None  # takes up space
             if len(waiting) > self._waits_at and not self._count_bound.keep(item):
-                waited = self._wait_for_room(self._count_bound, item, block, timeout)
+                waited = self._wait_for_room(self._count_bound, item, block, timeout, self._bounded)
             if waited:
                 item.submitted = now = self._now()
             if expires_in is not None:
@@ -192,24 +193,30 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             item._bounds = bounds
             for bound in bounds:
                 if not bound.enter(item):
-                    waited = self._wait_for_room(bound, item, block, timeout)
+                    waited = self._wait_for_room(bound, item, block, timeout, bound is not bounds[0])
         return waited
 
-    def _wait_for_room(self, bound: Bound, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
-        if not block or timeout == 0 or self.this_thread.is_own:
+    def _wait_for_room(
+        self, bound: Bound, item: JobFuture[Any], block: bool, timeout: float | None, holds: bool
+    ) -> bool:
+        """Wait until a job has entered a bound. *holds* says whether it has entered another one already."""
+        here = self.this_thread
+        # A signal handler or a finalizer can't wait for space that its own thread holds, because that waits for it.
+        if not block or timeout == 0 or here.is_own or here.holds:
             raise bound.error()
         deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
         waiter.job, waiter.thread = item, threading.get_ident()
         for outer in list(bound.line):
-            if outer.thread == waiter.thread:
-                outer.nested = waiter
+            outer.interrupted = outer.interrupted or outer.thread == waiter.thread
         try:
+            here.holds = holds
             bound.line[waiter] = None
             self._crowded[bound] = item
             self.note_news()
             self._wait_in_line(bound, item, waiter, deadline)
         finally:
+            here.holds = False
             bound.line.pop(waiter, None)
             bound.pass_on()  # this thread may have been woken again, in place of another one
             if bound.in_order and bound.line:
@@ -235,8 +242,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Free the space of jobs that do not wait any more."""
         if self._bounded:
             for item in items:
-                for bound in item._bounds:
-                    bound.leave(item)
+                _leave(item._bounds, item)
                 item._bounds = ()
 
     def forget_gone(self) -> None:
@@ -252,7 +258,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             for bound in bounds:
                 bound.add(item)
             if item not in self.waiting:  # it may have left before it entered
-                self.leave_bounds([item])
+                _leave(bounds, item)
             for bound in [*bounds, self._count_bound]:
                 self._drop_beyond(bound)
                 if bound.is_full(item):
@@ -267,7 +273,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         while bound.is_exceeded() and (oldest := bound.oldest()) is not None and bound.is_exceeded():
             if oldest._drop(JobDropped(bound.limit, bound.name, bound.key)):
                 oldest._wake_waiters()
-            self.leave_bounds([oldest])
+            _leave([bound, *oldest._bounds], oldest)
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""
@@ -430,6 +436,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if self._drops:
             accepted = _without_dropped(accepted)
         return Drained(accepted, cancelled, dropped, calls, epoch - 1, closed, callers)
+
+
+def _leave(bounds: Iterable[Bound], item: JobFuture[Any]) -> None:
+    for bound in bounds:
+        bound.leave(item)
 
 
 def _without_dropped(jobs: list[JobFuture[Any]]) -> list[JobFuture[Any]]:

@@ -469,7 +469,18 @@ class BuiltInPolicy(BatchingPolicy[object]):
 
     def _own(self) -> "BatchingPolicy[object]":
         """See `BatchingPolicy._own`."""
-        return deepcopy(self) if "_gates" in vars(type(self)) and learns(self) else self
+        if "_gates" not in vars(type(self)) or not learns(self):
+            return self
+        while (copied := self._try_to_copy()) is None:
+            pass
+        return copied
+
+    def _try_to_copy(self) -> "BatchingPolicy[object] | None":
+        """Return None if a batcher that has this policy is learning just now."""
+        try:
+            return deepcopy(self)
+        except RuntimeError:
+            return None
 
     def __repr__(self) -> str:
         """Return code that creates a policy like this one, without anything that it has learned.

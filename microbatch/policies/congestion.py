@@ -151,6 +151,9 @@ class Congestion(BuiltInPolicy):
         """Copy what was learned, but not the functions, because they may have a state that belongs to the user."""
         twin = copy(self)
         vars(twin).update(deepcopy({name: value for name, value in vars(self).items() if not callable(value)}, memo))
+        twin._times.setdefault(twin._limit, _Times(twin._limit))  # the limit may have changed during the copy
+        # The copy may be for another clock.
+        twin._resume = twin._since = twin._shown_until = NOW
         return twin
 
     def due(self, window: Window[object]) -> float:
@@ -218,7 +221,7 @@ class Congestion(BuiltInPolicy):
             self._since = _end(report)
             if all(4 * times.limit > 3 * limit for times in lower):
                 best = limit * 3 // 4  # otherwise, nothing would lead to much lower limits
-            self._set(best, best)
+            self._set(best, best, self._times)
             return f"C8: batches may be slow while {limit} run ({figures})"
         if limit >= self.most:
             return f"C9: {self.most} is the most"
@@ -244,7 +247,7 @@ class Congestion(BuiltInPolicy):
         for times in self._lower():
             longer, error, _ = _compare(now, [times], 0)
             if longer < -max(_OUTDATED, _CERTAIN * error):
-                del self._times[times.limit]
+                self._times = {limit: each for limit, each in self._times.items() if each is not times}
 
     def _lower(self) -> "list[_Times]":
         """Return what is known of lower limits that are not much lower."""
@@ -262,9 +265,9 @@ class Congestion(BuiltInPolicy):
         self._before = None
         if excess >= 0:
             return ""
-        self._times = {now.limit: now}  # all other times are from before the downstream became slower
         self._ceiling, self._patience = ceiling, patience
-        self._set(before.limit, before.limit)
+        # All other times are from before the downstream became slower.
+        self._set(before.limit, before.limit, {now.limit: now})
         return f"C6: batches were hardly slower while {before.limit} ran ({excess:+.2f} ± {error:.2f})"
 
     # -- changes of the limit --
@@ -274,7 +277,7 @@ class Congestion(BuiltInPolicy):
         if limit >= self._ceiling:  # it was too high once, but is not any more
             self._ceiling, self._patience = NEVER, _PATIENCE
         higher = min(2 * limit if self._doubles else limit + 1, self.most)
-        self._set(higher, limit + 1)
+        self._set(higher, limit + 1, self._times)
 
     def _decrease(self, running: int, report: BatchReport, good: float = NEVER) -> None:
         """Lower the limit because *running* batches were too many, to at most *good*."""
@@ -284,15 +287,16 @@ class Congestion(BuiltInPolicy):
         self._before = None
         self._since = _end(report)
         limit = int(max(1, min(good, running * 3 // 4)))
-        self._times = {number: times for number, times in self._times.items() if number < running and number != limit}
-        self._set(limit, limit)
+        times = {number: times for number, times in self._times.items() if number < running and number != limit}
+        self._set(limit, limit, times)
 
-    def _set(self, limit: int, shown_by: int) -> None:
-        """Change the limit. Batches show what it does if *shown_by* or more ran at once."""
-        self._limit = limit
+    def _set(self, limit: int, shown_by: int, times: "dict[int, _Times]") -> None:
+        """Change the limit and what is known. Batches show what the limit does if *shown_by* or more ran at once."""
+        # A new dict, because another thread may be copying the old one.
+        times = {**times, limit: times.get(limit) or _Times(limit)}
+        self._times, self._limit = times, limit
         self._round = max(limit, _SHORTEST_ROUND)
         self._ended = 0
-        self._times.setdefault(limit, _Times(limit))
         self._shown_by, self._shown_until = shown_by, NOW
 
     def _pause(self, report: BatchReport, error: BaseException) -> None:

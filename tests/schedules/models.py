@@ -349,6 +349,26 @@ def drop_and_dispatch() -> None:
     setting.end()
 
 
+@focus(
+    "put _drop_oldest _drop_beyond _drop add oldest is_exceeded _try_to_enter _try_to_leave leave claim leave_bounds"
+)
+def drop_by_weight_and_dispatch() -> None:
+    """A job is dispatched just as it enters the limit on the weight. It leaves the limit again."""
+    setting = Setting(weigh=lambda job: 1, max_pending_weight=2, drop_oldest=True, workers=1)
+    task = spawn(setting.submit, 1, 2)
+    setting.submit(3)
+    task.join()
+    with interleave_test.no_interleave():
+        setting.batcher.flush()
+    setting.block()
+    setting.submit(4)
+    setting.sleep(1)
+    setting.submit(5, 6)
+    assert setting.batcher.stats().dropped <= 1
+    setting.unblock()
+    setting.end()
+
+
 @focus("policy _adopt_policy _replace_collector drain put claim _advance resign watch_callers")
 def change_policy() -> None:
     """The policy changes just as jobs are submitted and dispatched. No job is lost or processed twice."""

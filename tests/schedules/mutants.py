@@ -151,8 +151,8 @@ MUTANTS = [
         "a new policy forgets the jobs in open batches",
         "change_policy",
         DISPATCHER,
-        "            self._replace_collector(policy, self._collector.entries())\n",
-        "            self._replace_collector(policy, [])\n",
+        "            self._replace_collector(policy, self._collector.entries(), runs)\n",
+        "            self._replace_collector(policy, [], runs)\n",
     ),
     Mutant(
         "two threads each drop a job where one would be enough",
