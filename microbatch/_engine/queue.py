@@ -253,19 +253,21 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _drop_oldest(self, item: JobFuture[Any]) -> None:
         """Drop the oldest jobs until the queue is within its limits, after *item* was accepted."""
         try:
-            bounds = self._bounds.of(item) if self._bounded else []
-            item._bounds = bounds
-            for bound in bounds:
-                bound.add(item)
-            if item not in self.waiting:  # it may have left before it entered
-                _leave(bounds, item)
-            for bound in [*bounds, self._count_bound]:
-                self._drop_beyond(bound)
-                if bound.is_full(item):
-                    self._crowded[bound] = item
+            self._enter_and_drop(item)
         finally:
             if len(self.dropped) or self._crowded:
                 self.note_news()
+
+    def _enter_and_drop(self, item: JobFuture[Any]) -> None:
+        item._bounds = bounds = self._bounds.of(item) if self._bounded else []
+        for bound in bounds:
+            bound.add(item)
+        if item not in self.waiting:  # it may have left before it entered
+            _leave(bounds, item)
+        for bound in [*bounds, self._count_bound]:
+            self._drop_beyond(bound)
+            if bound.is_full(item):
+                self._crowded[bound] = item
 
     def _drop_beyond(self, bound: Bound) -> None:
         # Checked again after `oldest`. Otherwise, two threads could find the queue too long by one job, and the second
