@@ -5,7 +5,7 @@ in proportion to their number. A batch of 20 jobs takes 50 ms, varied at random 
 submitted at once. A job of a refused batch fails, except in the row with ``retrying``, which repeats the call after 100
 ms.
 
-*Found* is the number of the first batch from which on at least 90 of 100 batches in a row start while 7 to 9 run.
+*Found* is the first batch after which at least 90 of 100 batches in a row start while 7 to 9 run.
 *Running* is the mean number of batches that run when a batch starts, in the second half. *Share* is the ratio of the
 jobs/s, without those that failed, to those with 8 workers. ``adaptive-concurrency`` is a library on PyPI that runs
 batches of a given list. It is left out if it is not installed. The last columns are from the simulator, with the same
@@ -110,7 +110,7 @@ class Result(NamedTuple):
 
 
 def found_at(running: Sequence[int], knee: int, first: int = 0) -> int | None:
-    """Return from which batch on, counted from *first*, a limit of about *knee* is used. None if there is none."""
+    """Return the first batch after *first* that starts a run at a limit of about *knee*, or None."""
     near = [abs(number - knee) <= 1 for number in running[first:]]
     return next((place for place in range(len(near) - 99) if sum(near[place : place + 100]) >= 90), None)
 

@@ -134,7 +134,7 @@ class Extremes(NamedTuple):
 
     @classmethod
     def of(cls, reports: dict[str, SimulationReport]) -> "Extremes":
-        """Take the latencies from the reports on all three policies."""
+        """Return the latencies of all three policies."""
         return cls({name: each.mean for name, each in reports.items()}, {n: each.p99 for n, each in reports.items()})
 
     def ratio(self, name: str, p99: bool = False) -> float:

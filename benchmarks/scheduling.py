@@ -241,7 +241,7 @@ POLICIES: dict[str, BatchingPolicy[Any]] = {
     IN_TIME: InTime() | EXPIRY,
     "the default policy": DEFAULT_POLICY,
 }
-BEST, BOUND = "the best interval in hindsight", "what no schedule exceeds"
+BEST, BOUND = "the best interval in hindsight", "an upper bound"
 
 
 class Goodput(NamedTuple):

@@ -121,7 +121,7 @@ class Dispatcher:
         self.queue.resign(NOW, 1)
 
     def _adopt_policy(self, policy: BatchingPolicy[Any]) -> None:
-        """Form batches by *policy* from now on, also those that are open."""
+        """Use *policy* from now on, for open batches too."""
         before = self._collector.policy
         try:
             self.queue.watch_callers(policy.hints)
@@ -179,6 +179,7 @@ class Dispatcher:
     def announce_dropped(self, dropped: list[JobFuture[Any]]) -> None:
         """Notify everybody who has to know that jobs were dropped. Only the leader calls this."""
         self._collector.drop(dropped)
+        self.queue.leave_bounds(dropped)  # in case an exception kept the thread that dropped them from doing so
         self.ledger.announce_again(dropped)
         if self._drop_listeners:
             notify(self._drop_listeners, JobsDropped(self._name, tuple(dropped)))

@@ -246,13 +246,18 @@ def leave_and_pass_room_on() -> None:
     setting.end()
 
 
-def _full_key(**limits: Any) -> Setting:
-    """Return a batcher whose worker is blocked, and that has room for one more job of each key. Odd numbers are a key."""
-    setting = Setting(key=lambda job: job != "first" and job % 2, workers=1, **limits)
+def _blocked(**options: Any) -> Setting:
+    """Return a batcher whose only worker is blocked, and whose queue is empty."""
+    setting = Setting(workers=1, **options)
     setting.block()
     setting.submit(1)
     setting.wait_for_batches(2)
     return setting
+
+
+def _full_key(**limits: Any) -> Setting:
+    """Return a batcher whose worker is blocked, and that has room for one more job of each key. Odd numbers are a key."""
+    return _blocked(key=lambda job: job != "first" and job % 2, **limits)
 
 
 @focus("put _enter_bounds enter keep is_full claim leave")
@@ -285,10 +290,7 @@ def wait_for_room_of_a_key() -> None:
 @focus("put _enter_bounds _enter enter _try_to_enter claim leave _try_to_leave")
 def room_of_a_weight() -> None:
     """Two callers submit a job while there is space for one of the weights. Exactly one is accepted, and later another."""
-    setting = Setting(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=6, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
+    setting = _blocked(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=6)
     setting.submit(2)
     task = spawn(setting.submit, 3, timeout=0)
     setting.submit(4, timeout=0)
@@ -302,10 +304,7 @@ def room_of_a_weight() -> None:
 @focus("put _enter_bounds _wait_for_room _wait_in_line enter _try_to_enter claim leave _try_to_leave notify pass_on")
 def wait_for_room_of_a_weight() -> None:
     """The timeout of a caller with a heavy job runs out while a caller with a light one waits behind it."""
-    setting = Setting(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=4, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
+    setting = _blocked(weigh=lambda job: 1 if job == "first" else job, max_pending_weight=4)
     setting.submit(3)
     tasks = [spawn(setting.submit, 4, timeout=1), spawn(setting.submit, 2)]
     setting.sleep(1)
@@ -320,10 +319,7 @@ def wait_for_room_of_a_weight() -> None:
 )
 def drop_oldest() -> None:
     """Three callers submit a job to a queue with space for one. The jobs but one are dropped."""
-    setting = Setting(max_pending=1, drop_oldest=True, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
+    setting = _blocked(max_pending=1, drop_oldest=True)
     tasks = [spawn(setting.submit, 2), spawn(setting.submit, 3)]
     setting.submit(4)
     for task in tasks:
@@ -338,10 +334,7 @@ def drop_oldest() -> None:
 )
 def drop_and_dispatch() -> None:
     """A job is dropped just as its batch is dispatched. It is processed, or it is dropped."""
-    setting = Setting(max_pending=1, drop_oldest=True, workers=1)
-    setting.block()
-    setting.submit(1)
-    setting.wait_for_batches(2)
+    setting = _blocked(max_pending=1, drop_oldest=True)
     setting.submit(2)
     task = spawn(setting.unblock)
     setting.submit(3)
