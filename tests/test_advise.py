@@ -95,7 +95,7 @@ def test_the_advised_policy_is_judged_on_jobs_that_were_not_used_to_find_it() ->
     assert expected in out
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_without_a_target_the_p99_of_the_default_policy_is_the_target() -> None:
     out = advise(*STEADY)
     p99 = figures(out)[repr(DEFAULT_POLICY)][3]
@@ -103,7 +103,7 @@ def test_without_a_target_the_p99_of_the_default_policy_is_the_target() -> None:
     assert figures(out)[repr(advised(out))][3] <= p99
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_if_no_policy_meets_the_target_the_answer_says_so_and_names_the_fastest() -> None:
     out = advise(*STEADY, "--p99", "4ms")
     fastest = min(row[3] for row in figures(out).values())
@@ -119,7 +119,7 @@ def test_the_default_policy_is_advised_if_no_other_one_saves_calls() -> None:
     assert "This is the default policy." in out
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_the_answer_is_the_same_each_time() -> None:
     options = "--rate", "400/s", "--cost", "5ms+20us", "--jobs", "100", "--p99", "20ms"
     first = advise(*options)
@@ -141,7 +141,7 @@ def test_a_trace_says_how_long_a_batch_takes_and_what_happened_in_each_half(tmp_
     assert "Half of them took within 0 % of that time, and one in 100 at least 1.00 times as long." in out
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_batches_that_are_sometimes_slow_in_a_trace_are_as_slow_in_the_simulation(tmp_path: Path) -> None:
     options = "--p99", "100ms"
     even = advise("--trace", recorded(tmp_path / "even.jsonl", jobs=600), *options)
@@ -166,7 +166,7 @@ def test_a_cost_on_the_command_line_overrides_that_of_the_trace(tmp_path: Path) 
     assert "1.00" == f"{figures(out)[repr(DEFAULT_POLICY)][1]:.2f}"
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_a_warning_says_if_the_second_half_misses_the_target(tmp_path: Path) -> None:
     path = recorded(tmp_path / "trace.jsonl", jobs=400, faster=9.0)
     out = advise("--trace", path, "--cost", "5ms+1ms", "--p99", "60ms")
@@ -175,7 +175,7 @@ def test_a_warning_says_if_the_second_half_misses_the_target(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_a_warning_says_if_jobs_expire_in_the_second_half(tmp_path: Path) -> None:
     path = recorded(tmp_path / "trace.jsonl", jobs=400, faster=9.0)
     out = advise("--trace", path, "--cost", "5ms+1ms", "--p99", "60ms", "--expires-in", "50ms")
@@ -194,7 +194,7 @@ def test_a_warning_says_if_batches_are_much_larger_than_those_in_the_trace(tmp_p
     assert re.search(r"Warning: the largest simulated batch has \d jobs, and the largest recorded one 1 job\.", out)
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_of_a_long_trace_stretches_from_all_of_it_are_simulated(tmp_path: Path) -> None:
     batches = [([number / 10 if number < 500 else 50 + (number - 500) / 1000], 0.0001) for number in range(2_000)]
     path = write_trace(tmp_path / "trace.jsonl", batches)
@@ -204,7 +204,7 @@ def test_of_a_long_trace_stretches_from_all_of_it_are_simulated(tmp_path: Path) 
     assert "On the second half (100 jobs, 1,000 per second)" in out
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_the_largest_recorded_batch_may_be_exceeded_only_on_request(tmp_path: Path) -> None:
     batches = [([float(number)] * 150, 0.005) for number in range(10)]
     path = write_trace(tmp_path / "trace.jsonl", batches)
@@ -212,13 +212,13 @@ def test_the_largest_recorded_batch_may_be_exceeded_only_on_request(tmp_path: Pa
     assert "Size(150)" not in advise("--trace", path, "--p99", "500ms", "--max-size", "140")
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_callers_that_wait_for_their_results_never_wait_forever() -> None:
     out = advise("--callers", "16", "--cost", "5ms+20us", "--jobs", "400", "--p99", "20ms")
     assert figures(out)[repr(advised(out))][4] >= 15  # all callers share each batch
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_jobs_that_expire_count_as_late() -> None:
     out = advise("--rate", "200/s", "--cost", "5ms", "--jobs", "300", "--expires-in", "30ms", "--p99", "80ms")
     report = simulate(advised(out), poisson(200, 150), lambda size: 0.005, expires_in=0.03)
@@ -334,7 +334,7 @@ def test_a_trace_of_one_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "a trace must have at least 2 jobs" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_the_plot_shows_the_target_the_default_and_the_advised_policy(tmp_path: Path) -> None:
     needs("matplotlib")
     paths = [tmp_path / name for name in ("one.svg", "other.svg")]
@@ -351,7 +351,7 @@ def test_the_plot_shows_the_target_the_default_and_the_advised_policy(tmp_path: 
         assert text in drawn
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_weights_decide_if_the_cost_depends_on_them() -> None:
     options = ["--rate", "36/s", "--cost", "4ms + 0.2ms*padded", "--weights", "5,17,256", "--jobs", "300"]
     out = advise(*options, "--p99", "400ms")

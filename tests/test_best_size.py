@@ -142,7 +142,7 @@ def test_extreme_weights_do_no_harm(weight: float) -> None:
 # -- under load --
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_default_does_not_collapse_where_larger_batches_do_not_pay(load: float, workers: int) -> None:
@@ -163,7 +163,7 @@ def test_the_default_is_as_good_as_a_fixed_size_where_larger_batches_pay(rate: f
     assert learned.p99 < 1.05 * fixed.p99
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("cost, best", [(padded, 1), (convex, 6), (cliff, 32), (database, 100)])
 def test_a_flood_is_processed_nearly_as_fast_as_with_the_best_size(cost: Cost, best: int) -> None:
     def time(policy: BatchingPolicy[object], jobs: int) -> float:
@@ -187,7 +187,7 @@ def drifting(*costs: Cost) -> Cost:
     return cost
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_it_recovers_when_larger_batches_begin_to_pay() -> None:
     run = simulate(BestSize(100) | Natural(), [0.0] * 60_000, cost=drifting(convex, database))
     assert 100 in run.batch_sizes[-50:]

@@ -620,7 +620,7 @@ def test_it_uses_all_workers_of_an_api_without_a_limit() -> None:
     assert api.mean_running(400, 800) > 30
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("refuses", [True, False])
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_it_follows_a_limit_that_changes(refuses: bool, noise: float) -> None:
@@ -630,7 +630,7 @@ def test_it_follows_a_limit_that_changes(refuses: bool, noise: float) -> None:
         assert 0.85 * knee <= api.mean_running(first, last) <= (1.0 if refuses else 1.45) * knee
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 def test_under_a_moderate_load_it_is_nearly_as_good_as_the_best_fixed_number_of_workers() -> None:
     for refuses in (True, False):
         for rate in (300, 1_000):
