@@ -37,8 +37,8 @@ class Adaptive(BuiltInPolicy):
     last batch counts. If it took at most *target* seconds, the next one may hold one job more; otherwise, a quarter
     less. This is additive increase, multiplicative decrease, as in Clipper (Crankshaw et al., NSDI 2017).
 
-    To keep learning, the policy makes one batch in ten a quarter larger and one a fifth smaller. It ignores batches
-    with a failed job, because these may have ended early.
+    To keep learning, the policy makes one batch in ten a quarter larger, and another a fifth smaller. It ignores
+    batches with a failed job, because these may have ended early.
 
     Args:
         target: How many seconds a batch may take.

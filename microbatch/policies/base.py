@@ -32,7 +32,7 @@ Job_co = TypeVar("Job_co", covariant=True)
 
 
 class CallerActivity(NamedTuple):
-    """What is known of the callers of a batcher."""
+    """What is known about the callers of a batcher."""
 
     returning: int = 0
     """The number of callers that waited for a result, have just got it, and are likely to submit their next job soon.
@@ -52,7 +52,7 @@ class CallerActivity(NamedTuple):
 
 @dataclass(frozen=True)
 class Hints:
-    """What a policy promises about its answers, and what it needs to know. Both save work. The defaults are safe.
+    """What a policy promises about its answers, and what it needs to know, to save work. The defaults are safe.
 
     Attributes:
         watches_flow: Whether the answers of the policy may change when a batch starts or ends. They may if `due` looks
@@ -105,7 +105,7 @@ class Window(Generic[Job_co]):
             first one.
         sent: The moments of the latest dispatches for all keys, the oldest first.
         full: Whether a waiting job did not fit, so no more jobs can join.
-        callers: What is known of the callers. Only for a policy whose `hints` ask for it.
+        callers: What is known about the callers. Only for a policy whose `hints` ask for it.
         heaviest: The weight of the heaviest job in the batch, or 0 if the batch is empty.
         expires: The moment at which the first of the jobs expires, or `NEVER` if none of them ever does.
         key_in_flight: The number of batches with this key that are running now. Only for a policy whose `hints` ask for

@@ -50,12 +50,11 @@ To count a batch takes 20 to 60 µs, which would slow down a fast processor.
 
 
 class BestSize(BuiltInPolicy):
-    """Dispatches a batch when it holds the most jobs that it can hold, a number that the policy learns.
+    """Dispatches a batch when it holds as many jobs as is most efficient, a number that the policy learns.
 
     Usually, a larger batch takes less time per job. But if the processor pads its inputs, holds a lock, or runs out of
-    memory, a larger batch may take more time per job. Then larger batches would be processed more slowly, so more jobs
-    would wait, and batches would become even larger. This policy measures the time per job, and stops at the size from
-    which on it does not fall any more:
+    memory, a larger batch may take more. Then jobs are processed more slowly, so more of them wait, and batches become
+    even larger. This policy measures the time per job, and stops at the size above which it no longer falls:
 
     >>> from microbatch import BatchInfo
     >>> policy = BestSize(most=100)
@@ -69,15 +68,16 @@ class BestSize(BuiltInPolicy):
 
     1. Sizes are compared in steps: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on. The time of a step is the mean of its last
        batches. If jobs have weights, it is corrected by linear regression to the mean weight of all jobs.
-    2. A larger batch never takes less time than a smaller one. Where the means of the steps say so, chance is to blame,
-       and these steps get their common mean.
+    2. A larger batch is assumed to take at least as long as a smaller one. If the means of some steps say otherwise,
+       that is taken for chance, and these steps get their common mean.
     3. As long as larger batches have always taken less time per job, a batch may hold *most* jobs.
     4. Otherwise, it may hold as many as the smallest step that no larger one beats. To beat a step, a larger one must
-       take at least 3 % less time per job each time that the size doubles. If 64 batches in a row left jobs behind that
+       take at least 3 % less time per job for each doubling of the size. If 64 batches in a row left jobs behind that
        did not fit, 0.5 % is enough. If the largest known step beats all others, the next two steps may be tried.
     5. To keep learning, the policy tries a smaller step after 8 full batches, and the next larger one after 16. The
-       smaller one is halfway to the next step that it knows. If it knows none, it is tried after the first batch. If
-       it is a new one, batches that are not full count too. A step that is certainly worse is tried only after 400.
+       smaller one is halfway to the next smaller step that the policy knows. If it knows none, the smaller one is tried
+       after the first batch. If the smaller one is new, batches that are not full count too. A step that is certainly
+       worse is tried only after 400.
 
     It ignores batches in which all jobs failed, because these may have ended early. Alone, it waits for a full batch,
     however long that takes. Combine it with `Natural` or `Interval`.

@@ -49,7 +49,7 @@ class Congestion(BuiltInPolicy):
     Some APIs refuse calls when too many run at once, or process all of them more slowly. This policy finds out how many
     are too many, by additive increase and multiplicative decrease, as TCP does. The batcher needs as many workers as
     batches may run at once: pass ``max_workers=most``. Combine the policy with ``&``. With ``|``, the limit would still
-    hold, but *retry_after* would not.
+    hold, but the wait of *retry_after* seconds would not.
 
     >>> from microbatch import Natural, Size
     >>> (Size(100) | Natural()) & Congestion(most=16)
@@ -61,10 +61,11 @@ class Congestion(BuiltInPolicy):
     ====  ==============================================================  ==============================================
     rule  if                                                              then
     ====  ==============================================================  ==============================================
-    C1    the downstream refused the batch                                the limit is three quarters of the number of
-                                                                          batches that ran; nothing is dispatched for
+    C1    the downstream refused the batch, and the limit was not         the limit is three quarters of the number of
+          lowered after the batch had started                             batches that ran; nothing is dispatched for
                                                                           *retry_after* seconds
-    C2    it did, but the limit was lowered after the batch had started   nothing is dispatched for *retry_after* seconds
+    C2    the downstream refused the batch, but the limit was lowered     nothing is dispatched for *retry_after* seconds
+          after the batch had started
     C3    all jobs of the batch failed                                    nothing: it may have ended early
     C4    the limit was lowered after the batch had started, or fewer     nothing: it does not show what the limit does
           batches ran than the limit allows
@@ -73,12 +74,13 @@ class Congestion(BuiltInPolicy):
     C6    the limit was lowered by rule C7, and batches hardly became     the limit is what it was before: the downstream
           faster                                                          has become slower for another reason
     C7    batches are certainly slower than with a lower limit            the limit is that lower one, or three quarters
-                                                                          of itself if that is less
+                                                                          of what it was if that is less
     C8    batches may be slower than with a lower limit                   the limit is that lower one, or three quarters
-                                                                          of itself if none is as low, to measure again
+                                                                          of what it was if no known limit is as low,
+                                                                          to measure again
     C9    the limit is *most*; or one more was too many (C1, C7), and     nothing
-          fewer than 8 rounds have passed since; the 8 doubles up to 64
-          each time that it is too many again
+          fewer than 8 rounds have passed since; the 8 doubles, up to
+          64, each time that one more is too many again
     C10   otherwise                                                       the limit rises by 1; it doubles if no batch was
                                                                           refused or slow before
     ====  ==============================================================  ==============================================
@@ -87,11 +89,11 @@ class Congestion(BuiltInPolicy):
     point on, the service time rises faster than the throughput (their ratio is what Kleinrock calls the power of a
     queue). "Certainly" means by 2.5 standard errors, and "may be" by one. Batches became "hardly faster" if they would
     take less than the fourth root of 2 times as long with twice the limit. The times are compared for batches of equal
-    size, by linear regression of their logarithms. What is known of a lower limit is forgotten if batches certainly take
-    less time now than they did with it: then the downstream has become faster.
+    size, by linear regression of their logarithms. What is known about a lower limit is forgotten if batches certainly
+    take less time now than they did with it: then the downstream has become faster.
 
-    This API answers with the status 429 if more than 8 calls run at once. In batches of 10, it would refuse half of the
-    jobs of 16 workers. The policy soon lets 8 batches run, and tries 9 again, less and less often:
+    This API answers with the status 429 if more than 8 calls run at once. With 16 workers and batches of 10, it would
+    refuse half of the jobs. The policy soon lets 8 batches run, and tries 9 again, less and less often:
 
     >>> from microbatch.simulation import SimulatedFailure, callers, simulate
     >>> class TooManyRequests(Exception):
@@ -110,12 +112,12 @@ class Congestion(BuiltInPolicy):
     Args:
         most: The highest value that the limit may have.
         push_back: A function that takes the exception of a batch (`BatchReport.error`), and returns whether the
-            downstream refused it because of too many calls. None stands for an HTTP status of 429 or 503 in an
-            attribute ``status_code``, ``status`` or ``code`` of the exception or of its ``response``. The exceptions of
-            most HTTP clients have one.
+            downstream refused it because of too many calls. By default, it did if the exception or its ``response`` has
+            an attribute ``status_code``, ``status`` or ``code`` with the HTTP status 429 or 503. The exceptions of most
+            HTTP clients have one.
         retry_after: A function that takes the exception of a refused batch, and returns for how many seconds nothing
-            should be dispatched, or None. None stands for the header ``Retry-After``, in ``headers`` of the exception or
-            of its ``response``.
+            should be dispatched, or None. By default, the header ``Retry-After`` says so, in ``headers`` of the
+            exception or of its ``response``.
     """
 
     _gates = 0

@@ -25,14 +25,14 @@ class Natural(BuiltInPolicy):
 
     Second, if only one worker is free, it waits for callers that just got a result and are likely to submit their next
     job soon. Otherwise these callers would miss the batch, and would have to wait for a whole service time. The more
-    jobs are in the batch, the shorter is the wait, because all of them pay for it:
+    jobs are in the batch, the shorter the wait, because all of them pay for it:
 
     >>> from microbatch import CallerActivity
     >>> soon = CallerActivity(returning=1, return_by=11.0)
     >>> [Natural().due(Window(count=n, newest=10.0, service_time=2.0, callers=soon)) for n in (1, 4, 40)]
     [11.0, 10.5, 10.05]
 
-    In both cases, it stops waiting when a waiting job no longer fits into the batch.
+    In both cases, it stops waiting when the next job does not fit into the batch.
     """
 
     _gates = 1
@@ -57,8 +57,8 @@ class AllWaiting(BuiltInPolicy):
     """Dispatches a batch as soon as every caller that was active in the last *recent* seconds waits for a result.
 
     A caller is active when it submits a job or gets a result. While it waits in `JobFuture.result`, it can't add a job.
-    So a single script that calls ``submit().result()`` never waits for other jobs. Several callers that each submit and
-    wait in a loop share a batch, which is dispatched when the last of them has submitted its job.
+    So a script with one thread that calls ``submit().result()`` never waits for other jobs. Several callers that each
+    submit and wait in a loop share a batch, which is dispatched when the last of them has submitted its job.
 
     A caller that submits jobs without waiting keeps the batch open until it has been inactive for *recent* seconds. Add
     ``| Interval(seconds)`` to bound that. Callers that wait with ``concurrent.futures.wait``, ``as_completed``, a

@@ -109,16 +109,16 @@ class Rate(BuiltInPolicy):
 
 
 class InTime(BuiltInPolicy):
-    """Dispatches a batch early enough for the first of its jobs that expires (its deadline) to be done by then.
+    """Dispatches a batch early enough to be done before any of its jobs expires (its deadline).
 
-    The batch is due when the time until that moment is as long as a batch takes, plus *slack*. How long a batch takes
-    is learned: it is the longest service time of the last ten batches. If the batch is larger than all of them, it takes
-    longer in proportion. The result is at least 5 ms, because a thread may wake up late. Before the first batch is done,
-    a batch with a job that expires is due immediately.
+    The batch is due when the time until its first job expires is as long as a batch takes, plus *slack*. How long a
+    batch takes is learned: it is the longest service time of the last ten batches, but at least 5 ms, because a thread
+    may wake up late. A batch that is larger than all of them is expected to take longer in proportion. Before the first
+    batch is done, a batch with a job that expires is due immediately.
 
     A job expires if it was submitted with *expires_in*. The policy looks only at the open batch, so a job that does not
     fit into it has to wait until that batch is dispatched. Combine the policy with ``|``, because it never dispatches a
-    batch without such jobs:
+    batch in which no job expires:
 
     >>> from microbatch import BatchInfo
     >>> policy = Interval(60) | InTime(slack=0.1)
