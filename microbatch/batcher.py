@@ -329,7 +329,8 @@ class Batcher(Generic[Job, Value]):
     def flush(self, wait: bool = True, *, timeout: float | None = None) -> bool:
         """Make all jobs that were accepted before this call due now.
 
-        A due batch is still dispatched only when a worker is free. The policies `Rate` and `PerKey` can delay it too.
+        A due batch is still dispatched only when a worker is free. The policies `Rate`, `PerKey` and `Congestion`
+        can delay it too.
 
         Args:
             wait: Whether to block until these jobs are settled. Later jobs are not waited for.

@@ -15,6 +15,9 @@ for all jobs, and exceptions in place of results. If an iterable ends early, all
 `ResultCountError`, because it is not known which jobs the missing results belong to. Exceptions that do not derive from
 `Exception`, such as `KeyboardInterrupt`, pass through.
 
+The order matters if you combine wrappers. From the outside in, use `deduplicating`, `retrying`, `bisecting`, `within`
+and `by_key`. The page on failures says why.
+
 A wrapped processor passes further arguments on: if a wrapper around it calls it with a second argument, *processor*
 gets that argument too. `within` can pass a database connection in this way.
 

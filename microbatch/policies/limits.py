@@ -11,7 +11,7 @@ class Size(BuiltInPolicy):
     """Dispatches a batch when it holds *n* jobs, the most that it can hold (the max batch size).
 
     Alone, it waits for *n* jobs, however long that takes. A single caller that waits for each result before it submits
-    the next job would then wait forever. Add ``| Interval(seconds)`` to bound the wait, or ``| Natural()`` to dispatch
+    the next job would then wait forever. Add ``| Interval(seconds)`` to limit the wait, or ``| Natural()`` to dispatch
     as soon as a worker is free.
 
     >>> [Size(3).due(Window(count=count)) for count in (2, 3)]

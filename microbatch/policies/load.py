@@ -61,7 +61,7 @@ class AllWaiting(BuiltInPolicy):
     submit and wait in a loop share a batch, which is dispatched when the last of them has submitted its job.
 
     A caller that submits jobs without waiting keeps the batch open until it has been inactive for *recent* seconds. Add
-    ``| Interval(seconds)`` to bound that. Callers that wait with ``concurrent.futures.wait``, ``as_completed``, a
+    ``| Interval(seconds)`` to limit that. Callers that wait with ``concurrent.futures.wait``, ``as_completed``, a
     callback or asyncio keep it open too, because the batcher does not notice that they wait.
 
     >>> from microbatch import CallerActivity, Interval

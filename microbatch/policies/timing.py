@@ -57,7 +57,7 @@ class Session(BuiltInPolicy):
     """Dispatches a batch *gap* seconds after its newest job was submitted, that is, when a burst is over (debounce).
 
     Each new job restarts the wait, so a steady stream of jobs can keep the batch open forever. Add
-    ``| Interval(seconds)`` or ``| Size(n)`` to bound it.
+    ``| Interval(seconds)`` or ``| Size(n)`` to limit that.
 
     >>> (Session(0.5) | Interval(3)).due(Window(count=7, opened=10.0, newest=12.0))
     12.5
