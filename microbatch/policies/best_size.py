@@ -27,8 +27,12 @@ _PRESSURE = 64
 _PROBE_SMALLER, _PROBE_LARGER, _RARELY = 8, 16, 400
 """After how many full batches the next smaller and the next larger size are tried. See rule 5."""
 
-_OWN_TIME = 0.0001
-"""About how many seconds a batch takes in the batcher itself."""
+_OWN_TIME = 0.00001
+"""How many seconds are added to each service time, because the batcher itself takes time for a batch too.
+
+It takes a few times as long. But if all of that counted, calls of about a millisecond would seem to pay when they save
+only a few percent, and several workers lose more than that if one of them takes a large batch.
+"""
 
 _OUTLIER = 8
 """A batch that takes this many times as long per job as others of its size counts as if it took only that long."""
