@@ -285,6 +285,10 @@ class Batcher(Generic[Job, Value]):
         future: JobFuture[Value] = JobFuture(job, engine.queue)
         if self._needs_attributes:
             self._set_attributes(future)
+        self._accept(engine, future, timeout, expires_in)
+        return future
+
+    def _accept(self, engine: Engine, future: JobFuture[Any], timeout: float | None, expires_in: float | None) -> None:
         if engine.stage is _RUNNING:
             engine.queue.put(future, True, timeout, expires_in)
         else:
@@ -296,7 +300,6 @@ class Batcher(Generic[Job, Value]):
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
             notify(self._acceptance_listeners, event)
-        return future
 
     def map(
         self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
@@ -446,6 +449,7 @@ class Batcher(Generic[Job, Value]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Shut down and wait, even if the block raised an exception."""
+        self.shutdown(wait=False)  # even if this thread must not wait
         self.shutdown()
 
     def __repr__(self) -> str:
@@ -509,12 +513,15 @@ class Batcher(Generic[Job, Value]):
     def _next_of(self, ahead: deque[JobFuture[Value]], deadline: float) -> JobResult[Value]:
         if not ahead[0].done():
             self._refuse_own_thread()
-            # A flush ends the epoch of all jobs submitted so far, so one flush is enough for all of them.
-            if ahead[0]._is_waiting and ahead[0]._epoch == self._engine.queue.epoch:
-                self.flush(wait=False)
+            self._flush_for(ahead[0])
         result = ahead[0].result(self._remaining(deadline))
         ahead.popleft()
         return result
+
+    def _flush_for(self, future: JobFuture[Any]) -> None:
+        """Flush if a job waits that no flush has made due yet. One flush is enough for all jobs submitted so far."""
+        if future._is_waiting and future._epoch == self._engine.queue.epoch:
+            self.flush(wait=False)
 
     def _remaining(self, deadline: float) -> float | None:
         remaining = max(0.0, deadline - self._clock.now())
@@ -553,7 +560,7 @@ class Batcher(Generic[Job, Value]):
         return deadline
 
     def _refuse_own_thread(self) -> None:
-        if self._engine.queue.this_thread.is_own:
+        if self._engine.queue.this_thread.must_not_wait():
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 

@@ -70,14 +70,14 @@ def test_an_application_may_run_twice_at_once(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "wait, others, left",
     [
-        (None, ["running", "waiting"], {"accepted": 2, "expired": 0, "cancelled": 0}),
+        ("timeout=1,", ["running", "waiting"], {"accepted": 2, "expired": 0, "cancelled": 0}),
         ("expires_in=5", ["running"], {"accepted": 2, "expired": 1, "cancelled": 0}),
         ("timeout=10", ["running"], {"accepted": 2, "expired": 0, "cancelled": 1}),
     ],
     ids=["BacklogFull", "JobExpired", "TimeoutError"],
 )
 def test_the_response_has_status_503_if_the_batcher_is_busy(
-    wait: str | None,
+    wait: str,
     others: list[str],
     left: dict[str, int],
     folder: Path,
@@ -86,8 +86,7 @@ def test_the_response_has_status_503_if_the_batcher_is_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = folder / "batching.py"
-    if wait is not None:
-        source.write_text(in_a_hurry(source.read_text(), wait))
+    source.write_text(in_a_hurry(source.read_text(), wait))
     batching = importlib.import_module("batching")
     monkeypatch.setattr(batching, "measure", processor)
     monkeypatch.setattr(batching, "Batcher", partial(Batcher, policy=Size(1), max_pending=1))

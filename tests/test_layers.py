@@ -35,7 +35,7 @@ LAYERS = [
     {"_forming", "config", "listeners"},
     {"_engine", "simulation"},
     {"batcher", "traces"},
-    {"decorator"},
+    {"aio", "decorator"},
     {"__init__"},
     {"integrations"},
     {"apps", "cli"},
@@ -157,7 +157,7 @@ def test_an_integration_imports_only_public_modules(module: str) -> None:
         ({"_basics.clock", "cli.demo"}, "import time"),
         ({"_basics.clock"}, ".monotonic"),
         ({"cli.demo"}, "perf_counter"),
-        ({"_engine.engine", "cli.run"}, "Thread("),
+        ({"_engine.engine", "aio", "cli.run"}, "Thread("),
         ({"futures.job_future"}, "futures._base"),
     ],
 )

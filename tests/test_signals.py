@@ -251,16 +251,13 @@ def test_a_submit_in_a_signal_handler_at_any_point_is_accepted_or_refused(action
         assert "shutdown" in action or scenario not in refused
 
 
-def test_batchers_that_are_left_open_are_found_if_a_signal_handler_starts_another_at_any_point(
-    request: pytest.FixtureRequest,
-) -> None:
+def test_batchers_that_are_left_open_are_found_if_a_signal_handler_starts_another_at_any_point() -> None:
     def start() -> Batcher[int, int]:
         batcher = Batcher[int, int](list)
         batcher.submit(1)
         return batcher
 
     gc.collect()
-    request.addfinalizer(gc.unfreeze)
     gc.freeze()  # with the objects of all earlier tests, each collection below would take long
     for place in count():
         gc.collect()  # the engines of earlier batchers

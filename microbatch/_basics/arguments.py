@@ -30,7 +30,8 @@ def check_callable(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {shown(value)}")
     if _is_asynchronous(value) or _is_asynchronous(getattr(value, "__call__", None)):
-        raise TypeError(f"{name} must be a plain function, got the asynchronous {shown(value)}")
+        hint = ": wrap it in microbatch.aio.on_loop" if name == "processor" else ""
+        raise TypeError(f"{name} must be a plain function, got the asynchronous {shown(value)}{hint}")
 
 
 def _is_asynchronous(function: Any) -> bool:

@@ -41,7 +41,9 @@ class Bound:
         self.line = line
 
     def enter(self, job: AnyJob) -> bool:
-        """Add a job if there is space, and return whether there is."""
+        """Add a job if there is space, and return whether it is in the bound now. It may have been in it before."""
+        if job in self.jobs:
+            return True
         while not self.is_full(job):
             self.jobs[job] = None
             if self.keep(job):
@@ -138,8 +140,9 @@ class WeightBound(Bound):
     def enter(self, job: AnyJob) -> bool:
         """See `Bound.enter`."""
         # If this thread is first itself, this may also be a signal handler or a finalizer that has interrupted it.
-        if any([first.thread != threading.get_ident() for first in list(self.line)[:1]]):
-            return False
+        here = threading.get_ident()
+        if any([first.job is not job and first.thread != here for first in list(self.line)[:1]]):
+            return job in self.jobs
         return self._enter(job, self.limit)
 
     def add(self, job: AnyJob) -> None:
@@ -165,13 +168,14 @@ class WeightBound(Bound):
         except AttributeError:
             return None
         try:
-            fits = self._weight + weight <= limit
-            if fits and job not in self.jobs:
+            entered = job in self.jobs
+            if not entered and self._weight + weight <= limit:
                 self.jobs[job] = weight
                 self._weight += weight
+                entered = True
         finally:
             self._free = True
-        return fits
+        return entered
 
     def _try_to_leave(self, job: AnyJob) -> bool:
         """Return False if another thread changes the bound now."""

@@ -12,6 +12,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from microbatch._basics.host import host_of
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import Waiter
@@ -84,6 +85,9 @@ class Engine:
         # The first callback notifies the listeners, so that they are notified once, whichever thread ends this.
         if settings.listeners.shutdown:
             self._callbacks.append(partial(_notify_of_shutdown, settings, self.ledger))
+        host = host_of(settings.processor)
+        if host is not None:
+            self._callbacks.append(partial(host.open()))
 
     # -- called by any thread --
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from microbatch._basics.clock import NEVER, NOW
+from microbatch._basics.host import Host, host_of
 from microbatch._basics.waiting import Inbox, Waiter, Waiters
 from microbatch._engine.bounds import Bound, Bounds, KeyBound
 from microbatch._engine.settings import Settings
@@ -40,8 +41,15 @@ NOTHING = Drained([], [], [], [], -1, False, CallerActivity())
 
 
 class _Local(threading.local):
-    is_own = False
+    is_own = False  # whether the thread is one of the batcher's own
     holds = False  # a `put` of this thread has entered a bound and waits to enter another one
+
+    def __init__(self, host: Host | None) -> None:
+        self._host = host
+
+    def must_not_wait(self) -> bool:
+        """Return whether the batcher may need this thread, so that it must not wait for the batcher."""
+        return self.is_own or self._host is not None and self._host.needs_this_thread()
 
 
 class JobQueue(queue.Queue[JobFuture[Any]]):
@@ -62,7 +70,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         cancelled: The jobs that were cancelled.
         dropped: The jobs that had to make room for newer ones.
         has_news: Whether there is something for the leader other than jobs.
-        this_thread: Says whether the calling thread is one of the batcher's own, which must not wait for the batcher.
+        this_thread: Says whether the calling thread must not wait for the batcher.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -96,7 +104,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
-        self.this_thread = _Local()
+        self.this_thread = _Local(host_of(settings.processor))
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; no thread waits for it
@@ -159,9 +167,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if item._stage is _DROPPED:  # by another thread, which has counted it
                 self.accepted.append(item)
             try:
-                self._make_room_for_another(item)
+                self.make_room_for_another(item)
             except BaseException:  # from a signal handler
-                self._make_room_for_another(item)
+                self.make_room_for_another(item)
                 raise
             raise
         try:
@@ -177,7 +185,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                     pass
                 else:
                     self.withdrawn.append(item)  # L3
-                    self._make_room_for_another(item)
+                    self.make_room_for_another(item)
                     raise BatcherClosed("the batcher is shut down")
             elif len(self._items) > self._wanted:
                 self.not_empty.wake()
@@ -202,7 +210,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Wait until a job has entered a bound. *holds* says whether it has entered another one already."""
         here = self.this_thread
         # A signal handler or a finalizer can't wait for space that its own thread holds, because that waits for it.
-        if not block or timeout == 0 or here.is_own or here.holds:
+        if not block or timeout == 0 or here.holds or here.must_not_wait():
             raise bound.error()
         deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
@@ -211,32 +219,49 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             outer.interrupted = outer.interrupted or outer.thread == waiter.thread
         try:
             here.holds = holds
-            bound.line[waiter] = None
-            self._crowded[bound] = item
-            self.note_news()
+            self.stand_in_line(bound, waiter)
             self._wait_in_line(bound, item, waiter, deadline)
         finally:
             here.holds = False
             bound.line.pop(waiter, None)
-            bound.pass_on()  # this thread may have been woken again, in place of another one
-            if bound.in_order and bound.line:
-                self.note_news()  # the job that is first now may need more space
+            self.pass_on(bound)
         return True
 
     def _wait_in_line(self, bound: Bound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
-        while self.closed or not bound.enter(item):
-            if self.closed:
-                raise BatcherClosed("the batcher is shut down")
+        while not self.enter(bound, item):
             if self.clock.now() >= deadline:
                 raise bound.error()
             self.clock.wait_until(waiter, deadline)
 
-    def _make_room_for_another(self, item: JobFuture[Any]) -> None:
+    def stand_in_line(self, bound: Bound, waiter: Waiter) -> None:
+        """Have *waiter* notified when its job may enter a bound. Then call `enter`, and at the end `pass_on` (L8)."""
+        bound.line[waiter] = None
+        self._crowded[bound] = waiter.job
+        self.note_news()
+
+    def pass_on(self, bound: Bound) -> None:
+        """Let the next waiter look, because the one that left the line may have been notified in its place."""
+        bound.pass_on()
+        if bound.in_order and bound.line:
+            self.note_news()  # the job that is first now may need more space
+
+    def enter(self, bound: Bound, item: JobFuture[Any]) -> bool:
+        """Make a job enter a bound if there is space, and return whether there is."""
+        if self.closed:
+            raise BatcherClosed("the batcher is shut down")
+        return bound.enter(item)
+
+    def make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""
         item._stage = item._stage or _CANCELLED
         item._announce()
         self.leave_bounds([item])
         self.not_full.notify()
+
+    def bounds_of(self, item: JobFuture[Any]) -> list[Bound]:
+        """Note the bounds of a job in its future. Return them and the limit on all jobs, which it has to enter last."""
+        item._bounds = bounds = self._bounds.of(item) if self._bounded else []
+        return [*bounds, self._count_bound]
 
     def leave_bounds(self, items: Iterable[JobFuture[Any]]) -> None:
         """Free the space of jobs that do not wait any more."""
@@ -259,12 +284,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.note_news()
 
     def _enter_and_drop(self, item: JobFuture[Any]) -> None:
-        item._bounds = bounds = self._bounds.of(item) if self._bounded else []
+        *bounds, _ = all_bounds = self.bounds_of(item)
         for bound in bounds:
             bound.add(item)
         if item not in self.waiting:  # it may have left before it entered
             _leave(bounds, item)
-        for bound in [*bounds, self._count_bound]:
+        for bound in all_bounds:
             self._drop_beyond(bound)
             if bound.is_full(item):
                 self._crowded[bound] = item

@@ -355,6 +355,9 @@ class JobFuture(Future[JobResult[Value]]):
         """Raise `InvalidStateError`, because only the batcher settles this future."""
         self.set_running_or_notify_cancel()
 
+    def __await__(self) -> NoReturn:
+        raise TypeError("a JobFuture can't be awaited: write `await microbatch.aio.submit(batcher, job)`")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a JobFuture can't be copied or pickled, because it belongs to its batcher: use its result()")
 
@@ -363,7 +366,7 @@ class JobFuture(Future[JobResult[Value]]):
 
     def _wait(self, timeout: float | None) -> None:
         owner = self._owner
-        if timeout is None and owner.this_thread.is_own and not self.done():
+        if timeout is None and owner.this_thread.must_not_wait() and not self.done():
             raise RuntimeError(
                 "a thread of the batcher can't wait for one of its jobs without a timeout: that could deadlock"
             )
@@ -528,7 +531,7 @@ class JobFuture(Future[JobResult[Value]]):
         return condition
 
     def _get_waiters(self) -> Any:
-        if self._owner.this_thread.is_own and not self.done():
+        if self._owner.this_thread.must_not_wait() and not self.done():
             raise RuntimeError("a thread of the batcher can't wait for one of its jobs: that could deadlock")
         return self._make_condition().waiters
 

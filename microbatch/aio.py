@@ -1,0 +1,430 @@
+"""Batchers in asyncio programs: await the result of a job, and process batches in coroutines.
+
+A `Batcher` works in threads. The functions of this module never block the event loop, and never poll.
+
+>>> import asyncio
+>>> from microbatch import Batcher
+>>> async def lengths(words):                # the processor, which may also be a plain function
+...     await asyncio.sleep(0.001)
+...     return [len(word) for word in words]
+>>> async def main():
+...     return [result.value for result in await asyncio.gather(submit(batcher, "tea"), submit(batcher, "milk"))]
+>>> with Batcher(on_loop(lengths)) as batcher:
+...     asyncio.run(main())
+[3, 4]
+"""
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from microbatch._basics.arguments import check_count, check_timeout, shown
+from microbatch._basics.clock import NEVER
+from microbatch._basics.host import Host
+from microbatch._basics.waiting import Flag, Waiter
+from microbatch.batcher import Batcher
+from microbatch.errors import BacklogFull
+from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
+from microbatch.results import JobResult
+
+__all__ = ["amap", "on_loop", "submit"]
+
+Job = TypeVar("Job")
+Value = TypeVar("Value")
+Returned = TypeVar("Returned")
+More = ParamSpec("More")
+
+
+async def submit(
+    batcher: Batcher[Job, Value], job: Job, *, timeout: float | None = None, expires_in: float | None = None
+) -> JobResult[Value]:
+    """Submit a job, and return its result.
+
+    While the queue is full, the coroutine waits in the same line as the threads that `Batcher.submit` blocks. If it is
+    cancelled, its job is cancelled too, unless a worker has already taken it.
+
+    Args:
+        batcher: The batcher. All event loops and threads may use it.
+        job: Any object.
+        timeout: How many seconds to wait while the queue is full. None means no limit, and 0 means not to wait. To
+            limit the time until the result, use `asyncio.wait_for`.
+        expires_in: See `Batcher.submit`.
+
+    Raises:
+        concurrent.futures.CancelledError: The job was cancelled, but not the coroutine.
+        Exception: What `Batcher.submit` raises, or the exception with which the job failed.
+    """
+    return await _outcome(await _accepted(batcher, job, timeout, expires_in))
+
+
+async def amap(
+    batcher: Batcher[Job, Value], jobs: Iterable[Job] | AsyncIterable[Job], *, buffersize: int | None = None
+) -> AsyncGenerator[JobResult[Value], None]:
+    """Submit *jobs* one after another, and yield their results in the same order: `Batcher.map` for coroutines.
+
+    Close the iterator if you leave the loop early, for example with `contextlib.aclosing`. That cancels the jobs that
+    no worker has taken.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     return [result.value async for result in amap(batcher, ["tea", "milk"])]
+    >>> with Batcher(lambda words: [len(word) for word in words]) as batcher:
+    ...     asyncio.run(main())
+    [3, 4]
+
+    Args:
+        batcher: The batcher.
+        jobs: The jobs. They are submitted while you iterate over the results.
+        buffersize: The maximum number of jobs that are submitted and whose results are not yielded yet. None means
+            1,000.
+    """
+    size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
+    ahead: deque[JobFuture[Value]] = deque()
+    try:
+        async with aclosing(_each(jobs)) as each:
+            async for job in each:
+                if len(ahead) == size:
+                    yield await _next_of(batcher, ahead)
+                ahead.append(await _accepted(batcher, job, None, None))
+        for _ in tuple(ahead):
+            yield await _next_of(batcher, ahead)
+    finally:
+        for future in ahead:
+            _give_up(future)
+
+
+async def _each(jobs: Any) -> AsyncGenerator[Any, None]:
+    if isinstance(jobs, AsyncIterable):
+        async for job in jobs:
+            yield job
+    elif isinstance(jobs, Iterable):
+        for job in jobs:
+            yield job
+    else:
+        raise TypeError(f"jobs must be an iterable or an asynchronous iterable, got {shown(jobs)}")
+
+
+async def _next_of(batcher: Batcher[Any, Value], ahead: deque[JobFuture[Value]]) -> JobResult[Value]:
+    batcher._flush_for(ahead[0])
+    result = await _outcome(ahead[0])
+    ahead.popleft()
+    return result
+
+
+def _give_up(future: JobFuture[Any]) -> None:
+    future.cancel()
+    future.add_done_callback(_ignore)
+
+
+def _ignore(future: JobFuture[Any]) -> None:
+    """Do nothing. A done-callback counts as asking for the outcome, so a failure is not logged."""
+
+
+# -- waiting for space --
+
+
+async def _accepted(
+    batcher: Batcher[Any, Value], job: Any, timeout: float | None, expires_in: float | None
+) -> JobFuture[Value]:
+    """Submit a job, and return its future."""
+    seconds = check_timeout("timeout", timeout)
+    try:
+        return batcher.submit(job, timeout=0, expires_in=expires_in)
+    except BacklogFull:
+        if not seconds or batcher._engine.queue.this_thread.is_own:
+            raise
+    return await _accepted_later(batcher, job, seconds, expires_in)
+
+
+async def _accepted_later(
+    batcher: Batcher[Any, Value], job: Any, seconds: float, expires_in: float | None
+) -> JobFuture[Value]:
+    """Wait until a job has entered all bounds of the queue, one after another, and then submit it."""
+    engine, loop = batcher._engine, asyncio.get_running_loop()
+    queue, deadline = engine.queue, loop.time() + seconds
+    future: JobFuture[Value] = JobFuture(job, queue)
+    batcher._set_attributes(future)
+    future.submitted = queue.clock.now()
+    place = _Place(loop, future)
+    try:
+        for bound in queue.bounds_of(future):
+            place.line = bound.line
+            try:
+                queue.stand_in_line(bound, place)
+                while not queue.enter(bound, future):
+                    remaining = deadline - loop.time()
+                    try:
+                        await asyncio.wait_for(place.notified.wait(), remaining if remaining < NEVER else None)
+                    except asyncio.TimeoutError:
+                        raise bound.error() from None
+                    place.notified.clear()
+                    place.reset()  # before the bound is checked again (L8)
+            finally:
+                bound.line.pop(place, None)
+                queue.pass_on(bound)
+        batcher._accept(engine, future, 0, expires_in)
+    except BaseException:
+        if future._epoch == NOT_ACCEPTED:
+            queue.waiting.pop(future, None)
+            try:
+                queue.make_room_for_another(future)
+            except BaseException:  # from a signal handler
+                queue.make_room_for_another(future)
+                raise
+        raise
+    return future
+
+
+class _Place(Waiter):
+    """The place of a coroutine in the line of a bound, among the waiters of blocked threads."""
+
+    line: Any = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, job: JobFuture[Any]) -> None:
+        super().__init__()
+        self.job = job
+        self.thread = -id(self)  # as if each coroutine had a thread of its own
+        self.notified = asyncio.Event()
+        self._loop = loop
+
+    def wake(self) -> bool:
+        """See `Waiter.wake`."""
+        if not super().wake():
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self.notified.set)
+        except RuntimeError:  # the loop is closed, so another waiter has to be notified instead
+            self.line.pop(self, None)
+            return False
+        return True
+
+
+# -- waiting for the outcome --
+
+
+class _Mailbox:
+    """Tells the coroutines of an event loop which jobs are done: all that are ready with one call into the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._schedule = loop.call_soon_threadsafe
+        self._arrived: deque[asyncio.Future[None]] = deque()
+        self._is_scheduled = False
+
+    def put(self, waiter: "asyncio.Future[None]") -> None:
+        """Wake a coroutine. Any thread may call this."""
+        self._arrived.append(waiter)
+        if not self._is_scheduled:  # L8
+            self._is_scheduled = True
+            with suppress(RuntimeError):  # the loop is closed
+                self._schedule(self._open)
+
+    def _open(self) -> None:
+        self._is_scheduled = False
+        for _ in range(len(self._arrived)):
+            waiter = self._arrived.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+_mailboxes: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox]" = weakref.WeakKeyDictionary()
+
+
+def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
+    found = _mailboxes.get(loop)
+    if found is None:
+        found = _mailboxes[loop] = _Mailbox(loop)
+    return found
+
+
+async def _outcome(future: JobFuture[Value]) -> JobResult[Value]:
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        mailbox = _mailbox(loop)
+        future.add_done_callback(lambda _: mailbox.put(waiter))
+        try:
+            await waiter
+        except BaseException:
+            future.cancel()
+            raise
+    return future.result()
+
+
+# -- processors that are coroutine functions --
+
+
+def on_loop(
+    function: Callable[More, Awaitable[Returned]], loop: asyncio.AbstractEventLoop | None = None
+) -> Callable[More, Returned]:
+    """Return a processor that runs a coroutine function on an event loop.
+
+    A worker of the batcher waits for each call, so *max_workers* calls run at the same time. If the coroutine is
+    cancelled, or its loop is closed, the batch fails with `RuntimeError`.
+
+    Args:
+        function: The ``async def`` function. It is called with the list of jobs, and returns what the processor of a
+            `Batcher` may return.
+        loop: The loop. None means a loop in a thread of its own. The thread starts with the first call, and all batchers
+            that have this processor share it. When they have been shut down, whatever still runs on the loop is
+            cancelled, and the thread ends. Without a batcher, each call has a loop of its own.
+
+    If you pass the loop of your program, the batcher needs it until it has been shut down. So in the thread of that
+    loop, `Batcher.shutdown` and `Batcher.flush` raise `RuntimeError` instead of blocking it, and so does
+    ``submit(...).result()``. Write ``await asyncio.to_thread(batcher.shutdown)``.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {shown(function)}")
+    return _OnLoop(function, loop)
+
+
+class _OnLoop(Host):
+    """The processor that `on_loop` returns."""
+
+    def __init__(self, function: Callable[..., Awaitable[Any]], loop: asyncio.AbstractEventLoop | None) -> None:
+        self._function = function
+        self._loop = loop
+        # Those that run. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
+        self._tasks: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._guard = threading.Lock()  # guards the next two, and the start of the thread
+        self._users = 0  # how many batchers have this processor and have not been shut down
+        self._thread: _LoopThread | None = None
+
+    def __reduce__(self) -> Any:
+        return on_loop, (self._function, self._loop)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Run the coroutine function, and wait for it."""
+        call = partial(self._function, *arguments, **named)
+        loop = self._loop or self._own_loop()
+        if loop is None:  # no batcher would end its thread
+            return asyncio.run(_awaited(call))
+        if self.needs_this_thread():
+            raise RuntimeError("a thread can't wait for a coroutine on the event loop that it runs itself")
+        outcome = _Outcome()
+        loop.call_soon_threadsafe(_Run(call, outcome, self._tasks).start)
+        outcome.done.wait()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop | None:
+        with self._guard:
+            if self._users and self._thread is None:
+                self._thread = _LoopThread()
+            return None if self._thread is None else self._thread.loop
+
+    def open(self) -> Callable[[], object]:
+        """See `Host.open`."""
+        if self._process != os.getpid():  # in a forked child, the thread does not exist
+            self._reset()
+        with self._guard:
+            self._users += 1
+        return self._close
+
+    def _close(self) -> None:
+        with self._guard:
+            self._users -= 1
+            if self._users:
+                return
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end()
+        elif self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    def needs_this_thread(self) -> bool:
+        """See `Host.needs_this_thread`."""
+        return self._loop is not None and asyncio._get_running_loop() is self._loop
+
+
+class _LoopThread(threading.Thread):
+    """A thread that runs an event loop."""
+
+    def __init__(self) -> None:
+        super().__init__(name="microbatch-loop", daemon=True)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._error: BaseException | None = None
+        self._runs = Flag(False)
+        self.start()
+        self._runs.wait()
+        if self._error is not None:
+            raise self._error
+
+    def run(self) -> None:
+        """Run the loop until `end` is called. Then cancel what is left."""
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # the loop could not be created
+            self._error = error
+        finally:
+            self._runs.set()
+
+    async def _serve(self) -> None:
+        self.loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        self._runs.set()
+        await self._ending.wait()
+
+    def end(self) -> None:
+        """End the loop, and wait until the thread has ended."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._ending.set)  # type: ignore[union-attr]
+        self.join()
+
+
+class _Outcome:
+    """What the coroutine of a batch returned or raised."""
+
+    def __init__(self) -> None:
+        self.done = Flag(False)
+        self.value: Any = None
+        self.error: Exception | None = RuntimeError("the processor was cancelled, or its event loop was closed")
+
+
+class _Run:
+    """The call of a coroutine function for a batch. Only the loop refers to it, so it is dropped with the loop."""
+
+    def __init__(
+        self, function: Callable[[], Awaitable[Any]], outcome: _Outcome, tasks: "weakref.WeakSet[asyncio.Task[None]]"
+    ) -> None:
+        self._function = function
+        self._outcome = outcome
+        self._tasks = tasks
+
+    def start(self) -> None:
+        """Start the coroutine."""
+        self._tasks.add(asyncio.ensure_future(self._run()))
+
+    async def _run(self) -> None:
+        outcome = self._outcome
+        try:
+            outcome.value = await _awaited(self._function)
+            outcome.error = None
+        except Exception as error:
+            outcome.error = error
+        finally:
+            outcome.done.set()
+
+    def __del__(self) -> None:
+        self._outcome.done.set()
+
+
+async def _awaited(function: Callable[[], Awaitable[Any]]) -> Any:
+    returned = function()
+    if not isinstance(returned, Awaitable):
+        raise TypeError(f"the function must return an awaitable, got {shown(returned)}: a plain one needs no on_loop")
+    return await returned

@@ -1,0 +1,559 @@
+"""`microbatch.aio`: coroutines that submit jobs, and processors that are coroutine functions."""
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import pickle
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import pytest
+from tenacity import stop_after_attempt, wait_none
+
+from microbatch import BacklogFull, Batcher, BatcherClosed, Interval, JobExpired, JobState, Natural, Size
+from microbatch.aio import amap, on_loop, submit
+from microbatch.processors import bisecting, retrying
+from microbatch.testing import ManualClock, RecordingProcessor
+from tests.threads import in_thread
+
+
+def run(main: Awaitable[Any]) -> Any:
+    async def limited() -> Any:
+        return await asyncio.wait_for(main, timeout=20)
+
+    return asyncio.run(limited())
+
+
+async def settle() -> None:
+    """Let all coroutines run until each of them waits for something."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def processor() -> Iterator[RecordingProcessor[Any]]:
+    """A processor that is held."""
+    made = RecordingProcessor[Any]()
+    made.hold()
+    yield made
+    made.release()
+
+
+class TestSubmit:
+    def test_coroutines_share_a_batch_and_each_gets_its_own_result(self) -> None:
+        async def main() -> Any:
+            return await asyncio.gather(*[submit(batcher, number) for number in range(3)])
+
+        with Batcher[Any, Any](lambda jobs: [-job for job in jobs], Size(3)) as batcher:
+            results = run(main())
+        assert [0, -1, -2] == [result.value for result in results]
+        assert {3} == {result.batch.size for result in results}
+
+    def test_the_exception_of_the_job_is_raised(self) -> None:
+        error = LookupError("bad")
+        with Batcher[Any, Any](lambda jobs: [error]) as batcher, pytest.raises(LookupError) as raised:
+            run(submit(batcher, 1))
+        assert error is raised.value
+
+    def test_the_coroutine_gets_an_error_and_is_not_cancelled_if_its_job_is_cancelled(self) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, 1))
+            await settle()
+            batcher.shutdown(wait=False, cancel_futures=True)
+            with pytest.raises(concurrent.futures.CancelledError):
+                await task
+            assert not task.cancelled()
+
+        with Batcher[Any, Any](list, Interval(60)) as batcher:
+            run(main())
+
+    @pytest.mark.parametrize("policy, state", [(Interval(60), JobState.CANCELLED), (Natural(), JobState.SUCCEEDED)])
+    def test_a_cancelled_coroutine_cancels_its_job_unless_it_runs(
+        self, processor: RecordingProcessor[Any], policy: Any, state: JobState
+    ) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, 1))
+            await settle()
+            if state is JobState.SUCCEEDED:
+                processor.wait_for_batches(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        with Batcher[Any, Any](processor, policy) as batcher:
+            run(main())
+            processor.release()
+        stats = batcher.stats()
+        assert (stats.cancelled, stats.succeeded) == ((1, 0) if state is JobState.CANCELLED else (0, 1))
+
+    def test_a_job_expires(self) -> None:
+        clock = ManualClock()
+
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, 1, expires_in=5))
+            await settle()
+            clock.advance(5)
+            with pytest.raises(JobExpired):
+                await task
+
+        with Batcher[Any, Any](list, Interval(60), clock=clock) as batcher:
+            run(main())
+
+    def test_loops_in_several_threads_may_use_one_batcher(self) -> None:
+        with Batcher[Any, Any](list, Size(4)) as batcher:
+            loops = [in_thread(lambda: run(submit(batcher, "job"))) for _ in range(4)]
+            assert ["job"] * 4 == [loop.result(timeout=10).value for loop in loops]
+
+    @pytest.mark.parametrize("timeout", [-1, "1", float("nan")])
+    def test_a_wrong_timeout_is_refused(self, timeout: Any) -> None:
+        with Batcher[Any, Any](list) as batcher, pytest.raises((TypeError, ValueError)):
+            run(submit(batcher, 1, timeout=timeout))
+
+    def test_awaiting_a_job_future_says_what_to_write_instead(self) -> None:
+        async def main() -> None:
+            await batcher.submit(1)
+
+        with (
+            Batcher[Any, Any](list) as batcher,
+            pytest.raises(TypeError, match=r"write `await microbatch.aio.submit\(batcher, job"),
+        ):
+            run(main())
+
+
+LIMITS = [
+    pytest.param({"max_pending": 1}, id="max_pending"),
+    pytest.param({"max_pending_weight": 1, "weigh": lambda job: 1}, id="max_pending_weight"),
+    pytest.param({"max_pending_per_key": 1, "key": lambda job: 0}, id="max_pending_per_key"),
+]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+class TestWaitingForSpace:
+    """One job runs, another one fills the queue, and later ones have to wait."""
+
+    def full(self, processor: RecordingProcessor[Any], limit: Any, **options: Any) -> "Batcher[Any, Any]":
+        batcher = Batcher[Any, Any](processor, Size(1), **limit, **options)
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("waiting")
+        return batcher
+
+    def test_the_loop_is_not_blocked_and_each_job_gets_in(self, processor: RecordingProcessor[Any], limit: Any) -> None:
+        async def main() -> None:
+            tasks = [asyncio.create_task(submit(batcher, number)) for number in range(5)]
+            await settle()
+            assert not any([task.done() for task in tasks])
+            processor.release()
+            assert [0, 1, 2, 3, 4] == [result.value for result in await asyncio.gather(*tasks)]
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+        assert [["running"], ["waiting"], [0], [1], [2], [3], [4]] == processor.batches
+
+    def test_coroutines_and_threads_wait_in_the_same_line(self, processor: RecordingProcessor[Any], limit: Any) -> None:
+        async def main() -> None:
+            callers: list[Any] = []
+            for number in range(6):
+                if number % 2:
+                    thread = in_thread(partial(batcher.submit, number))
+                    callers.append(asyncio.wrap_future(thread))
+                else:
+                    callers.append(asyncio.create_task(submit(batcher, number)))
+                while len(in_line(batcher)) <= number:
+                    await asyncio.sleep(0)
+            processor.release()
+            await asyncio.gather(*callers)
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+        assert sorted(processor.batches[2:]) == [[number] for number in range(6)]
+        if "max_pending_weight" in limit:
+            assert [[number] for number in range(6)] == processor.batches[2:]
+
+    def test_the_timeout_runs_out(self, processor: RecordingProcessor[Any], limit: Any) -> None:
+        async def main() -> None:
+            for timeout in (0, 0.01):
+                with pytest.raises(BacklogFull) as raised:
+                    await submit(batcher, "late", timeout=timeout)
+                assert [raised.value.bound] == [name for name in limit if name.startswith("max")]
+            assert [] == in_line(batcher)
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+            processor.release()
+        assert [["running"], ["waiting"]] == processor.batches
+
+    def test_the_next_one_gets_in_if_a_coroutine_is_cancelled(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        async def main() -> Any:
+            first, second = [asyncio.create_task(submit(batcher, name)) for name in ("first", "second")]
+            await settle()
+            processor.release()  # the first one is notified, but cannot run before it is cancelled
+            while batcher.stats().succeeded < 2:
+                pass
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            return await second
+
+        with self.full(processor, limit) as batcher:
+            assert "second" == run(main()).value
+        assert [["running"], ["waiting"], ["second"]] == processor.batches
+
+    def test_a_thread_gets_in_if_the_loop_of_a_coroutine_before_it_was_closed(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        with self.full(processor, limit) as batcher:
+            loop = asyncio.new_event_loop()
+            task = loop.create_task(submit(batcher, "lost"))
+            loop.run_until_complete(settle())
+            loop.close()
+            thread = in_thread(lambda: batcher.submit("job").result(timeout=10))
+            while len(in_line(batcher)) < 2:
+                pass
+            processor.release()
+            assert "job" == thread.result(timeout=10).value
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del task
+        gc.collect()
+        assert [["running"], ["waiting"], ["job"]] == processor.batches
+
+    def test_a_shutdown_ends_the_wait(self, processor: RecordingProcessor[Any], limit: Any) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, "late"))
+            await settle()
+            batcher.shutdown(wait=False)
+            with pytest.raises(BatcherClosed):
+                await task
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+            processor.release()
+        assert [["running"], ["waiting"]] == processor.batches
+
+    def test_the_space_of_a_coroutine_that_left_is_free_again(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        async def main() -> None:
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(submit(batcher, "left"), timeout=0.01)
+            processor.release()
+            assert "job" == (await submit(batcher, "job")).value
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+            assert batcher.flush(timeout=10)
+
+
+def in_line(batcher: Batcher[Any, Any]) -> list[Any]:
+    return [waiter for bound in batcher._engine.queue._crowded.copy() for waiter in list(bound.line)]
+
+
+def test_a_job_waits_in_one_line_after_the_other(processor: RecordingProcessor[Any]) -> None:
+    async def main() -> Any:
+        tasks = [asyncio.create_task(submit(batcher, number)) for number in (1, 2, 1, 3, 2, 1)]
+        await settle()
+        processor.release()
+        return sorted([result.value for result in await asyncio.gather(*tasks)])
+
+    with Batcher[Any, Any](
+        processor, Size(1), key=bool, weigh=float, max_pending=2, max_pending_weight=3, max_pending_per_key=2
+    ) as batcher:
+        batcher.submit(1)
+        assert [1, 1, 1, 2, 2, 3] == run(main())
+
+
+def test_a_coroutine_in_line_is_woken_only_when_there_is_space(processor: RecordingProcessor[Any]) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(submit(batcher, "late"))
+        await settle()
+        loop: Any = asyncio.get_running_loop()
+        schedule, calls = loop.call_soon_threadsafe, list[Any]()
+
+        def counted(*call: Any, **named: Any) -> Any:
+            calls.append(call)
+            return schedule(*call, **named)
+
+        loop.call_soon_threadsafe = counted
+        for _ in range(10):
+            with pytest.raises(BacklogFull):
+                batcher.submit("refused", timeout=0)
+        await settle()
+        woken = len(calls)
+        processor.release()
+        await task
+        assert woken <= 1  # a refused caller passes its turn on once
+
+    with Batcher[Any, Any](processor, Size(1), max_pending=1) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("waiting")
+        run(main())
+
+
+class TestMap:
+    def test_the_results_come_in_the_order_of_the_jobs(self) -> None:
+        async def main() -> Any:
+            return [result.value async for result in amap(batcher, range(10), buffersize=3)]
+
+        with Batcher[Any, Any](lambda jobs: [-job for job in jobs], Interval(60)) as batcher:
+            assert [-number for number in range(10)] == run(main())
+
+    def test_jobs_may_come_from_an_asynchronous_iterator_that_never_ends(self) -> None:
+        taken: list[int] = []
+
+        async def jobs() -> AsyncIterator[int]:
+            while True:
+                taken.append(len(taken))
+                yield taken[-1]
+
+        async def main() -> Any:
+            async with aclosing(amap(batcher, jobs(), buffersize=4)) as results:
+                return [(await anext(results)).value for _ in range(3)]
+
+        with Batcher[Any, Any](list, Interval(60)) as batcher:
+            assert [0, 1, 2] == run(main())
+        assert len(taken) <= 8
+        stats = batcher.stats()
+        assert len(taken) - 1 <= stats.accepted == stats.succeeded + stats.cancelled
+
+    def test_a_failure_ends_it_and_cancels_what_is_left(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def main() -> Any:
+            return [result.value async for result in amap(batcher, [1, 2, "bad", 4, 5], buffersize=5)]
+
+        def process(jobs: list[Any]) -> list[int]:
+            return [job + 1 for job in jobs]
+
+        with Batcher[Any, Any](process, Size(1)) as batcher, pytest.raises(TypeError):
+            run(main())
+        del batcher
+        gc.collect()
+        assert [] == caplog.records
+
+    def test_it_waits_for_space(self) -> None:
+        async def main() -> Any:
+            return [result.value async for result in amap(batcher, range(50))]
+
+        with Batcher[Any, Any](list, Size(5) | Interval(60), max_pending=5) as batcher:
+            assert list(range(50)) == run(main())
+
+    @pytest.mark.parametrize("arguments", [(5,), (None,)])
+    def test_what_is_not_iterable_is_refused(self, arguments: Any) -> None:
+        async def main() -> None:
+            await anext(amap(batcher, *arguments))
+
+        with Batcher[Any, Any](list) as batcher, pytest.raises(TypeError, match="jobs must be an iterable"):
+            run(main())
+
+
+async def doubled(jobs: list[int]) -> list[int]:
+    await asyncio.sleep(0)
+    return [2 * job for job in jobs]
+
+
+def thread_names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+class TestOnLoop:
+    def test_a_coroutine_function_can_process_batches(self) -> None:
+        with Batcher[Any, Any](on_loop(doubled)) as batcher:
+            assert 4 == batcher.submit(2).result(timeout=10).value
+
+    def test_all_calls_share_one_loop_whose_thread_ends_with_the_last_batcher(self) -> None:
+        loops = []
+
+        async def process(jobs: list[Any]) -> list[Any]:
+            loops.append(asyncio.get_running_loop())
+            return jobs
+
+        processor = on_loop(process)
+        with Batcher[Any, Any](processor, Size(1), max_workers=2) as outer:
+            with Batcher[Any, Any](processor, Size(1)) as inner:
+                for batcher in (outer, inner, outer):
+                    batcher.submit(1).result(timeout=10)
+            assert "microbatch-loop" in thread_names()
+            outer.submit(2).result(timeout=10)
+        assert "microbatch-loop" not in thread_names()
+        assert 1 == len(set(loops)) and loops[0].is_closed()
+
+    def test_calls_run_at_the_same_time_if_there_are_several_workers(self) -> None:
+        async def process(jobs: list[int]) -> list[int]:
+            arrived.append(1)
+            while len(arrived) < 3:
+                await asyncio.sleep(0)
+            return jobs
+
+        arrived: list[int] = []
+        with Batcher[Any, Any](on_loop(process), Size(1), max_workers=3) as batcher:
+            futures = [batcher.submit(number) for number in range(3)]
+            assert [0, 1, 2] == [future.result(timeout=10).value for future in futures]
+
+    def test_what_a_call_left_running_is_cancelled_at_the_end_of_the_shutdown(self) -> None:
+        left = []
+
+        async def endless() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        async def process(jobs: list[Any]) -> list[Any]:
+            left.append(asyncio.create_task(endless()))
+            await asyncio.sleep(0)
+            return jobs
+
+        ended: list[bool] = []
+        with Batcher[Any, Any](on_loop(process)) as batcher:
+            batcher.submit(1).result(timeout=10)
+            assert [] == ended
+        assert [True] == ended
+
+    def test_its_exception_fails_the_batch_and_other_wrappers_may_be_around_it(self) -> None:
+        calls = []
+
+        async def process(jobs: list[int]) -> list[int]:
+            calls.append(jobs)
+            if len(calls) == 1:
+                raise ConnectionError
+            if 13 in jobs:
+                raise ValueError
+            return jobs
+
+        processor = retrying(bisecting(on_loop(process)), stop=stop_after_attempt(2), wait=wait_none())
+        with Batcher[Any, Any](processor, Size(2)) as batcher:
+            good, bad = batcher.submit(1), batcher.submit(13)
+            assert 1 == good.result(timeout=10).value
+            assert isinstance(bad.exception(timeout=10), ValueError)
+        assert "microbatch-loop" not in thread_names()
+
+    def test_without_a_batcher_each_call_has_a_loop_of_its_own(self) -> None:
+        processor = on_loop(doubled)
+        assert [2, 4] == processor([1, 2])
+        assert "microbatch-loop" not in thread_names()
+        assert [6] == pickle.loads(pickle.dumps(processor))([3])
+
+    def test_a_function_that_returns_no_awaitable_fails_the_batch(self) -> None:
+        with Batcher[Any, Any](on_loop(list)) as batcher:  # type: ignore[arg-type]
+            error = batcher.submit(1).exception(timeout=10)
+        assert isinstance(error, TypeError) and "must return an awaitable" in str(error)
+        with pytest.raises(TypeError, match="must be callable"):
+            on_loop(5)  # type: ignore[arg-type]
+
+    def test_the_error_for_an_async_processor_names_it(self) -> None:
+        with pytest.raises(TypeError, match="wrap it in microbatch.aio.on_loop"):
+            Batcher(doubled)  # type: ignore[arg-type]
+
+    def test_it_can_run_on_the_loop_of_the_program(self) -> None:
+        async def main() -> Any:
+            async def process(jobs: list[Any]) -> list[Any]:
+                assert loop is asyncio.get_running_loop()
+                return jobs
+
+            loop = asyncio.get_running_loop()
+            batcher = Batcher[Any, Any](on_loop(process, loop))
+            results = await asyncio.gather(*[submit(batcher, number) for number in range(3)])
+            await asyncio.to_thread(batcher.shutdown)
+            return [result.value for result in results]
+
+        assert [0, 1, 2] == run(main())
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            lambda batcher: batcher.shutdown(),
+            lambda batcher: batcher.flush(),
+            lambda batcher: batcher.submit(1).result(),
+            lambda batcher: list(batcher.map([1])),
+            lambda batcher: concurrent.futures.wait([batcher.submit(1)]),
+        ],
+        ids=["shutdown", "flush", "result", "map", "wait"],
+    )
+    def test_a_call_in_the_thread_of_that_loop_raises_instead_of_waiting_for_ever(
+        self, wait: Callable[[Any], Any]
+    ) -> None:
+        async def main() -> None:
+            batcher = Batcher[Any, Any](on_loop(doubled, asyncio.get_running_loop()))
+            with pytest.raises(RuntimeError, match="can't wait for"):
+                wait(batcher)
+            await asyncio.to_thread(batcher.shutdown)
+
+        run(main())
+
+    def test_a_with_statement_in_the_thread_of_that_loop_shuts_down_and_raises(self) -> None:
+        async def main() -> Any:
+            with pytest.raises(RuntimeError, match="can't wait for"):
+                with Batcher[Any, Any](on_loop(doubled, asyncio.get_running_loop())) as batcher:
+                    future = batcher.submit(1)
+            with pytest.raises(BatcherClosed):
+                batcher.submit(2)
+            return await asyncio.wrap_future(future)
+
+        assert 2 == run(main()).value
+
+    def test_its_batches_fail_when_that_loop_ends(self) -> None:
+        async def endless(jobs: list[Any]) -> list[Any]:
+            running.set()
+            await asyncio.Event().wait()
+            return jobs
+
+        async def main() -> Any:
+            batcher = Batcher[Any, Any](on_loop(endless, asyncio.get_running_loop()), Size(1))
+            first, second = batcher.submit(1), batcher.submit(2)
+            await running.wait()
+            return batcher, first, second
+
+        running = asyncio.Event()
+        batcher, *futures = run(main())
+        for future in futures:
+            assert isinstance(future.exception(timeout=10), RuntimeError)
+        batcher.shutdown()
+
+    @pytest.mark.parametrize("started", [False, True])
+    def test_its_batches_fail_if_that_loop_is_closed_while_they_wait(self, started: bool) -> None:
+        async def endless(jobs: list[Any]) -> list[Any]:
+            running.set()
+            await asyncio.Event().wait()
+            return jobs
+
+        loop: Any = asyncio.new_event_loop()
+        running = asyncio.Event()
+        called = threading.Event()
+        schedule = loop.call_soon_threadsafe
+
+        def call_soon_threadsafe(*call: Any, **named: Any) -> Any:
+            handle = schedule(*call, **named)
+            called.set()
+            return handle
+
+        loop.call_soon_threadsafe = call_soon_threadsafe
+        with Batcher[Any, Any](on_loop(endless, loop)) as batcher:
+            future = batcher.submit(1)
+            assert called.wait(10)
+            if started:
+                loop.run_until_complete(running.wait())
+                for task in asyncio.all_tasks(loop):
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    del task
+            loop.close()
+            del running
+            loop = None
+            gc.collect()
+            assert isinstance(future.exception(timeout=10), RuntimeError)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    def test_a_forked_child_starts_a_loop_of_its_own(self) -> None:
+        with Batcher[Any, Any](on_loop(doubled), Size(1)) as batcher:
+            batcher.submit(1).result(timeout=10)
+            child = os.fork()
+            if not child:
+                right = batcher.submit(4).result(timeout=10).value == 8 and batcher.shutdown(timeout=10)
+                os._exit(0 if right and "microbatch-loop" not in thread_names() else 1)
+            assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
