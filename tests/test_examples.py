@@ -1,8 +1,14 @@
 """The programs in examples/ run, and print the expected output."""
 
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -57,3 +63,46 @@ def test_api_calls_are_made_in_batches_and_each_caller_gets_its_own_reply() -> N
     lines = output("bulk_api.py")
     assert "each caller has the length of its own word: True" == lines[-1]
     assert int(lines[2].split()[-2].replace(",", "")) < 1_000
+
+
+@pytest.mark.server
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_service_that_is_stopped_while_clients_send_events_stores_each_event_that_it_has_accepted(
+    tmp_path: Path,
+) -> None:
+    stored = tmp_path / "events.sqlite3"
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "service.py"), "0", str(stored)]
+    busy = Event()
+
+    def send_until_it_refuses(client: int) -> list[str]:
+        accepted: list[str] = []
+        try:
+            while True:
+                event = f"event {len(accepted)} of client {client}"
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                    connection.sendall(f"{event}\n".encode())
+                    if connection.recv(100) != b"accepted\n":
+                        return accepted
+                accepted.append(event)
+                if len(accepted) == 20:
+                    busy.set()
+        except OSError:
+            return accepted
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(8) as clients:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().split()[-1])
+            sent = [clients.submit(send_until_it_refuses, client) for client in range(8)]
+            assert busy.wait(timeout=10)
+            process.send_signal(signal.SIGTERM)
+            accepted = [event for events in sent for event in events.result(timeout=20)]
+            printed = process.stdout.read()
+            process.wait(timeout=10)
+        finally:
+            process.kill()
+    assert 0 == process.returncode
+    with closing(sqlite3.connect(stored)) as database:
+        rows = [what for (what,) in database.execute("SELECT what FROM events")]
+    assert set(accepted) <= set(rows)
+    assert printed.startswith(f"{len(set(rows))} of {len(rows)} events stored")

@@ -1,7 +1,8 @@
-"""The applications on the page on FastAPI and Starlette."""
+"""The applications on the page on FastAPI and Starlette, and examples/starlette_app.py."""
 
 import importlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,18 +32,25 @@ with warnings.catch_warnings():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the page, from which a test can import them."""
+    """A folder with the files of the page and the example, from which a test can import them."""
     write_files("fastapi", tmp_path)
+    shutil.copy(ROOT / "examples" / "starlette_app.py", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for module in ("batching", "main", "plain", "test_main"):
+    for module in ("batching", "main", "plain", "starlette_app", "test_main"):
         sys.modules.pop(module, None)
 
 
-@pytest.fixture(params=["main", "plain"], ids=["FastAPI", "Starlette"])
+@pytest.fixture(params=["main", "plain", "starlette_app"], ids=["FastAPI", "Starlette", "example"])
 def name(request: pytest.FixtureRequest) -> Any:
     """The module of the application."""
     return request.param
+
+
+@pytest.fixture
+def batching(name: str) -> str:
+    """The module that creates the batcher of the application."""
+    return "starlette_app" if name == "starlette_app" else "batching"
 
 
 def test_each_start_of_an_application_has_a_batcher_of_its_own(folder: Path, name: str) -> None:
@@ -82,14 +90,15 @@ def test_the_response_has_status_503_if_the_batcher_is_busy(
     left: dict[str, int],
     folder: Path,
     name: str,
+    batching: str,
     processor: RecordingProcessor[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = folder / "batching.py"
+    source = folder / f"{batching}.py"
     source.write_text(in_a_hurry(source.read_text(), wait))
-    batching = importlib.import_module("batching")
-    monkeypatch.setattr(batching, "measure", processor)
-    monkeypatch.setattr(batching, "Batcher", partial(Batcher, policy=Size(1), max_pending=1))
+    module = importlib.import_module(batching)
+    monkeypatch.setattr(module, "measure", processor)
+    monkeypatch.setattr(module, "Batcher", partial(Batcher, policy=Size(1), max_pending=1))
     with TestClient(importlib.import_module(name).app) as client, ExitStack() as stack:
         stack.callback(processor.release)
         batcher: Batcher[str, Any] = client.app_state["batcher"]
@@ -103,12 +112,12 @@ def test_the_response_has_status_503_if_the_batcher_is_busy(
 
 
 def test_jobs_that_no_request_waits_for_are_processed_before_the_lifespan_ends(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, batching: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor = RecordingProcessor[str]()
-    batching = importlib.import_module("batching")
-    monkeypatch.setattr(batching, "measure", processor)
-    monkeypatch.setattr(batching, "Batcher", partial(Batcher, policy=Size(100)))
+    module = importlib.import_module(batching)
+    monkeypatch.setattr(module, "measure", processor)
+    monkeypatch.setattr(module, "Batcher", partial(Batcher, policy=Size(100)))
     with TestClient(importlib.import_module(name).app) as client:
         client.app_state["batcher"].submit("later")
     assert [["later"]] == processor.batches
@@ -121,12 +130,12 @@ def test_the_tests_on_the_page_pass(folder: Path) -> None:
         test()
 
 
-# The application of the page with a processor that waits for files, and with two more paths.
+# The application with a processor that waits for files, and with two more paths.
 SERVED = """
 import os
 import time
 
-import batching
+import {batching}
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -138,7 +147,7 @@ def measure(words):
             file.write(word + "\\n")
         yield len(word)
 
-batching.measure = measure
+{batching}.measure = measure
 from {name} import app
 
 async def accepted(request):
@@ -154,9 +163,11 @@ app.router.routes += [Route("/accepted", accepted), Route("/later", later)]
 
 @pytest.mark.server
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_a_stopped_uvicorn_answers_the_pending_requests_and_processes_all_jobs(folder: Path, name: str) -> None:
+def test_a_stopped_uvicorn_answers_the_pending_requests_and_processes_all_jobs(
+    folder: Path, name: str, batching: str
+) -> None:
     needs("uvicorn")
-    (folder / "served.py").write_text(SERVED.format(name=name))
+    (folder / "served.py").write_text(SERVED.format(name=name, batching=batching))
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = int(free.getsockname()[1])
     words = ["x" * length for length in range(1, 21)]

@@ -172,16 +172,15 @@ MUTANTS = [
         "a caller that gets space keeps a second wake-up that was for another one",
         "enter_and_pass_room_on",
         QUEUE,
-        "            bound.pass_on()  # this thread may have been woken again, in place of another one\n",
+        "            self.pass_on(bound)\n",
         "",
     ),
     Mutant(
         "a caller checks for space before it registers as a waiter",
         "wait_for_room",
         QUEUE,
-        "            bound.line[waiter] = None\n            self._crowded[bound] = item\n            self.note_news()\n",
-        "            if bound.enter(item):\n                return True\n            bound.line[waiter] = None\n"
-        "            self._crowded[bound] = item\n            self.note_news()\n"
+        "            self.stand_in_line(bound, waiter)\n",
+        "            if bound.enter(item):\n                return True\n            self.stand_in_line(bound, waiter)\n"
         "            self.clock.wait_until(waiter, deadline)\n",
     ),
     Mutant(
