@@ -3,27 +3,28 @@
 import argparse
 import contextlib
 import importlib
-import io
 import os
 import pkgutil
 import signal
-import stat
 import sys
 import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations
 from types import FrameType
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 from microbatch import DEFAULT_POLICY, BatchingPolicy, Interval, JobTooLarge, Natural, Size, __version__
 from microbatch._basics.arguments import MOST_THREADS, check_callable
 from microbatch.cli.advise import Question, advise
+from microbatch.cli.files import open_files
+from microbatch.cli.journal import JournalError
+from microbatch.cli.lines import in_one_line
 from microbatch.cli.parsing import parse_buckets, parse_cost, parse_rate, parse_seconds, parse_weights
-from microbatch.cli.run import in_one_line, process_lines, wrap_processor
+from microbatch.cli.run import process_lines, wrap_processor
 from microbatch.cli.simulate import load_of, plot, table
+from microbatch.cli.summary import Summary
 from microbatch.policies.text import parse_policy
 from microbatch.simulation import SimulationReport, simulate
 from microbatch.simulation.plots import check_plot
@@ -153,16 +154,21 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     target = "a function that takes a list of jobs and returns one result per job"
+    source = "one JSON value per line; - for standard input; files whose names end with .gz are compressed, outputs too"
     errors = "a file for one JSON object per failed line: number, input and error (its result is null)"
     bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
     retry = "retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)"
+    resume = "a file that keeps what is done: after a kill, the same command goes on from there (implies --summary)"
+    summary = "print jobs, calls, times and failures to standard error at the end"
     add("target", metavar="MODULE:CALLABLE", help=target)
-    add("file", nargs="?", default="-", metavar="FILE", help="one JSON value per line; - for standard input")
+    add("file", nargs="?", default="-", metavar="FILE", help=source)
     _add_workers(parser)
     add("-o", "--output", default="-", metavar="FILE", help="the file for the results, in the order of the input")
     add("--errors", metavar="FILE", help=errors)
     add("--bisect", action="store_true", help=bisect)
     add("--retry", type=partial(_count, least=0), default=0, metavar="N", help=retry)
+    add("--resume", metavar="JOURNAL", help=resume)
+    add("--summary", action="store_true", help=summary)
     _add_policy(parser)
     parser.set_defaults(command=_run, parser=parser)
 
@@ -369,23 +375,44 @@ def _demo(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.output == options.errors == "-":
         _refuse(options, "the results and the errors can't both go to standard output")
+    if options.resume == "-":
+        _refuse(options, "--resume needs the name of a file for the journal, got '-'")
     if options.retry:
         try:
             importlib.import_module("tenacity")
         except ImportError:
             _refuse(options, _without("tenacity", "--retry", "retry"))
-    interrupted = threading.Event()
+    summary, interrupted = Summary(), threading.Event()
     with _signals_raised(), contextlib.ExitStack() as stack:
         stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
         if "-" in (options.output, options.errors):  # the output of the user's module must not mix with the results
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        processor = wrap_processor(_load(options), options.bisect, options.retry, options.size, interrupted)
-        source, sink, errors = _opened(options, stdin, stdout, stack)
-        limits = {"size": options.size, "workers": options.workers}
-        failed = process_lines(
-            processor, _policy(options), source, sink, **limits, errors=errors, interrupted=interrupted
-        )
-    return 1 if failed else 0
+        processor = summary.counting(_load(options))
+        processor = wrap_processor(processor, options.bisect, options.retry, options.size, interrupted)
+        paths = options.file, options.output, options.errors, options.resume
+        try:
+            files = open_files(*paths, _deciding(options), stdin=stdin, stdout=stdout, stack=stack)
+        except (OSError, ValueError, JournalError) as error:
+            _refuse(options, str(error))
+        if options.summary or options.resume is not None:
+            stack.callback(_print_summary, summary)  # even after an interrupt
+        try:
+            limits = {"size": options.size, "workers": options.workers}
+            process_lines(processor, _policy(options), files, summary, **limits, interrupted=interrupted)
+        except JournalError as error:
+            _refuse(options, str(error))
+    return 1 if summary.failures else 0
+
+
+def _deciding(options: argparse.Namespace) -> str:
+    """Return the arguments that decide the outcomes, so that they must not change when a run is resumed."""
+    retry = f" --retry {options.retry}" if options.retry else ""
+    return f"{options.target}{' --bisect' if options.bisect else ''}{retry}"
+
+
+def _print_summary(summary: Summary) -> None:
+    with contextlib.suppress(OSError):  # raised if no program reads standard error any more
+        print(*summary.rows(), sep="\n", file=sys.stderr)
 
 
 def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
@@ -425,39 +452,3 @@ def _is_ours_or_of_python(file: str) -> bool:
 
 def _is_installed(file: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
-
-
-def _opened(
-    options: argparse.Namespace, stdin: BinaryIO, stdout: BinaryIO, stack: contextlib.ExitStack
-) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
-    """Open the input, the output and the file for errors. Existing files are overwritten only if all can be opened."""
-
-    def opened(path: str) -> BinaryIO:
-        # Only the raw file is closed. Closing the buffer could block on its lock, which a write holds that blocks on a
-        # pipe that no program reads.
-        return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
-
-    try:
-        source = stdin if options.file == "-" else cast(BinaryIO, stack.enter_context(open(options.file, "rb")))
-        sink = stdout if options.output == "-" else opened(options.output)
-        errors = stdout if options.errors == "-" else opened(options.errors) if options.errors is not None else None
-    except OSError as error:
-        _refuse(options, str(error))
-    used = [(options.file, source), (options.output, sink)] + ([(options.errors, errors)] if errors else [])
-    for (_, one), (path, other) in combinations(used, 2):
-        if (identity := _identity(one)) is not None and identity == _identity(other):
-            file = "standard output" if path == "-" else path
-            _refuse(options, f"{file} can't be used for both {'input and output' if one is source else 'outputs'}")
-    for path, written in used[1:]:
-        if path != "-" and _identity(written) is not None:
-            written.truncate(0)
-    return source, sink, errors
-
-
-def _identity(file: BinaryIO) -> tuple[int, int] | None:
-    """Return the identity of a file; None for a terminal, a pipe or a device, which can't be overwritten."""
-    try:
-        status = os.fstat(file.fileno())
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -11,13 +11,17 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from microbatch import Batcher, BatchingPolicy, JobFuture, ResultCountError
+from microbatch.cli.files import Files, GzipSink
+from microbatch.cli.journal import Journal, Recorder
+from microbatch.cli.lines import Line, Outcome, outcome_of, read_lines
 from microbatch.cli.progress import Progress, show_progress
+from microbatch.cli.summary import Summary
 from microbatch.processors import bisecting, retrying
 
-__all__ = ["in_one_line", "process_lines", "wrap_processor"]
+__all__ = ["process_lines", "wrap_processor"]
 
 _BATCHES_AHEAD = 4  # the number of batches per worker that may be read before the first one is written
 _LONGEST_PAUSE = 10.0  # between two attempts, in seconds
@@ -63,56 +67,64 @@ def wrap_processor(
 def process_lines(
     processor: Callable[[Any], Any],
     policy: BatchingPolicy[object],
-    source: BinaryIO,
-    sink: BinaryIO,
+    files: Files,
+    summary: Summary,
     *,
     size: int,
     workers: int,
-    errors: BinaryIO | None = None,
-    interrupted: threading.Event | None = None,
-) -> int:
-    """Process each line of *source*, write the results to *sink* in order, and return how many lines failed.
+    interrupted: threading.Event,
+) -> None:
+    """Process each line of the input, and write the results in order.
 
     If a line is not JSON, or its job fails, its result is ``null``. The line is then reported to standard error with
-    its number, and to *errors* as a JSON object. Blank lines are skipped. Only a few batches are in memory at any time.
+    its number, and to the file for errors as a JSON object. Blank lines are skipped. Only a few batches are in memory
+    at any time. If there is a journal, lines whose outcome it has are not processed.
 
     If an exception such as `KeyboardInterrupt` is raised in the calling thread, the jobs that have not been dispatched
     are dropped. This still waits for the running batches, and writes their results. A second exception ends the wait.
 
     Args:
-        processor: Called with the jobs of a batch.
+        processor: Called with the `Line` objects of a batch.
         policy: When a batch is dispatched.
-        source: The input, one JSON value per line.
-        sink: The output, one JSON value per line.
+        files: The input, the outputs and the journal.
+        summary: Counts the lines, the batches and the failures.
         size: The maximum number of jobs in a batch.
         workers: The number of batches that may run at the same time.
-        errors: The output for a JSON object per failed line.
         interrupted: Set after the first exception in the calling thread, before the wait for the running batches.
 
     Raises:
-        OSError: *source* can't be read, or *sink* or *errors* can't be written. It is raised after the running batches
-            have finished.
+        OSError: The input can't be read, or an output or the journal can't be written. It is raised after the running
+            batches have finished.
+        JournalError: The journal is not of this input.
     """
     ahead = _BATCHES_AHEAD * size * workers
+    recorder = Recorder(files.journal, interrupted)
     # With exit_timeout=0, a second Ctrl-C ends the program without another wait for the running batches.
-    batcher: Batcher[Any, Any] = Batcher(
-        processor, policy, max_workers=workers, max_pending=ahead, name="microbatch run", exit_timeout=0
+    batcher: Batcher[Line, Any] = Batcher(
+        processor,
+        policy,
+        max_workers=workers,
+        max_pending=ahead,
+        name="microbatch run",
+        listeners=[recorder, summary],
+        exit_timeout=0,
     )
     # If the results go to a terminal, they show the progress themselves.
-    with show_progress("lines", keep=True, wanted=not sink.isatty()) as progress:
-        writer = _Writer(sink, errors, ahead, progress)
-        lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
+    with show_progress("lines", keep=True, wanted=not files.sink.isatty()) as progress:
+        writer = _Writer(files, summary, ahead, progress)
         try:
-            for number, line in lines:
-                if writer.error is not None:
+            for line in read_lines(files.source):
+                if writer.error or recorder.error:
                     break
-                writer.put(_submit(batcher, number, line))
-            batcher.shutdown(wait=False, cancel_futures=writer.error is not None)
+                writer.put(Entry(line, _known(line, files.journal) or batcher.submit(line)))
+            else:
+                if files.journal is not None:
+                    files.journal.finish()
+            batcher.shutdown(wait=False, cancel_futures=bool(writer.error or recorder.error))
             writer.finish()
             batcher.shutdown()
         except BaseException:
-            if interrupted is not None:
-                interrupted.set()
+            interrupted.set()
             try:
                 batcher.shutdown(cancel_futures=True)
                 writer.finish()
@@ -120,45 +132,34 @@ def process_lines(
                 writer.give_up()
                 raise
             raise
-    if writer.error is not None:
-        raise writer.error
-    return writer.failed
+    if error := writer.error or recorder.error:
+        raise error
+    summary.finished = True
+
+
+def _known(line: Line, journal: Journal | None) -> Outcome | None:
+    """Return the outcome of *line* if it is known already."""
+    if line.problem:
+        return Outcome(None, "not JSON", line.problem)
+    return journal.take(line) if journal is not None else None
 
 
 class Entry(NamedTuple):
     """A line of the input, and its outcome."""
 
-    number: int
-    text: str
-    """The line if it is JSON, otherwise a JSON string that contains it."""
-    outcome: JobFuture[Any] | ValueError
-    """The future of its job, or the error if the line is not JSON."""
-
-
-def _submit(batcher: Batcher[Any, Any], number: int, line: bytes) -> Entry:
-    try:
-        text = line.decode("utf-8-sig")
-        job = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else error
-        text = line.decode(errors="backslashreplace").strip()
-        return Entry(number, json.dumps(text, ensure_ascii=False), ValueError(f"not JSON: {problem}"))
-    return Entry(number, text.strip(), batcher.submit(job))
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+    line: Line
+    outcome: JobFuture[Any] | Outcome
 
 
 class _Writer:
     """Writes results in the order of their lines, in a thread of its own."""
 
-    def __init__(self, sink: BinaryIO, errors: BinaryIO | None, ahead: int, progress: Progress) -> None:
-        self.failed = 0
+    def __init__(self, files: Files, summary: Summary, ahead: int, progress: Progress) -> None:
         self.error: BaseException | None = None  # the reason why nothing more is written
         self._stopped = False
-        self._sink = sink
-        self._errors = errors
+        self._sink = files.sink
+        self._errors = files.errors
+        self._summary = summary
         self._progress = progress
         self._entries: queue.Queue[Entry | None] = queue.Queue(ahead)
         self._ended = threading.Event()
@@ -184,7 +185,7 @@ class _Writer:
             if not self._stopped:
                 self._try(self._write, entry)
         if self.error is None:
-            self._try(self._flush)
+            self._try(self._end)
         self._ended.set()
 
     def _try(self, step: Callable[..., None], *arguments: Entry) -> None:
@@ -195,18 +196,19 @@ class _Writer:
             self._stopped = True  # entries are still removed, so that the main thread does not block in put()
 
     def _write(self, entry: Entry) -> None:
-        try:
-            if isinstance(entry.outcome, ValueError):
-                raise entry.outcome
-            line = json.dumps(entry.outcome.result().value, ensure_ascii=False, allow_nan=False).encode()
-        except BaseException as error:
-            if isinstance(entry.outcome, JobFuture) and entry.outcome.cancelled():
+        outcome = entry.outcome
+        if isinstance(outcome, JobFuture):
+            future, outcome = outcome, outcome_of(outcome)
+            if future.cancelled():
                 self._stopped = True  # after an interrupt; the results end here, without a gap
-            if self._stopped:
+            if self._stopped and outcome.error:
                 return
-            self._report(entry, error)
-            line = b"null"
-        self._sink.write(line + b"\n")
+        else:
+            self._summary.resumed += not entry.line.problem
+        if outcome.error:
+            self._report(entry.line, outcome)
+        self._sink.write((outcome.result or "null").encode() + b"\n")
+        self._summary.jobs += 1
         if self._entries.empty():  # another program may be waiting for these results
             self._flush()
         try:
@@ -219,25 +221,19 @@ class _Writer:
         if self._errors is not None:
             self._errors.flush()
 
-    def _report(self, entry: Entry, error: BaseException) -> None:
-        self.failed += 1
-        text = in_one_line(error)
+    def _end(self) -> None:
+        for file in (self._sink, self._errors):
+            if isinstance(file, GzipSink):
+                file.finish()
+            elif file is not None:
+                file.flush()
+
+    def _report(self, line: Line, outcome: Outcome) -> None:
+        self._summary.failures[outcome.kind] += 1
         with contextlib.suppress(OSError):  # as in `_write`
             self._progress.clear()
-            print(f"line {entry.number}: {text}", file=sys.stderr)
+            print(f"line {line.number}: {outcome.error}", file=sys.stderr)
         if self._errors is not None:
-            line = (
-                f'{{"number": {entry.number}, "input": {entry.text}, "error": {json.dumps(text, ensure_ascii=False)}}}'
-            )
-            self._errors.write(line.encode() + b"\n")
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the class of *error* and the beginning of its text, in one line. The class `ValueError` is left out."""
-    name = type(error).__name__
-    try:
-        text = str(error)
-    except BaseException as another:  # raised by a class of the user
-        text = f"(its text is not available: {type(another).__name__})"
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())
-    return text if type(error) is ValueError and text else f"{name}: {text}" if text else name
+            error = json.dumps(outcome.error, ensure_ascii=False)
+            text = f'{{"number": {line.number}, "input": {line.text}, "error": {error}}}\n'
+            self._errors.write(text.encode())
