@@ -8,12 +8,27 @@ import concurrent.futures
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import interleave_test
 
-from microbatch import BacklogFull, Batcher, BatcherClosed, BatchingPolicy, Interval, JobFuture, JobState, Size
+from microbatch import (
+    BacklogFull,
+    Batcher,
+    BatcherClosed,
+    BatchInfo,
+    BatchingPolicy,
+    BatchReport,
+    BestSize,
+    Congestion,
+    InTime,
+    Interval,
+    JobFuture,
+    JobState,
+    Size,
+    Window,
+)
 from microbatch.listeners import BatchListener
 from microbatch.testing import InlineExecutor
 from tests.schedules.search import FOCUS, ScheduleClock, focus
@@ -39,6 +54,12 @@ _log = _Log()  # created here, because a run would replace its lock
 logging.getLogger("microbatch").addHandler(_log)
 
 
+class _Refused(Exception):
+    """What an HTTP client raises if an API refuses a call."""
+
+    status_code = 429
+
+
 class Setting:
     """A batcher, and everything that happens to its jobs.
 
@@ -53,6 +74,7 @@ class Setting:
         self, policy: BatchingPolicy[Any] = Size(1), workers: int = 0, started: bool = True, **options: Any
     ) -> None:
         self.batches: list[list[Any]] = []
+        self.refused: list[Any] = []  # the processor raises at once if a batch begins with one of these jobs
         self.callbacks: list[Any] = []
         self.accepted: list[JobFuture[Any]] = []
         _log.texts = []
@@ -66,6 +88,8 @@ class Setting:
 
     def _process(self, jobs: list[Any]) -> list[Any]:
         self.batches.append(jobs[:])
+        if jobs[0] in self.refused:
+            raise _Refused
         if self._permits is not None:
             self._permits.acquire()
         return [[job] for job in jobs]
@@ -113,8 +137,9 @@ class Setting:
             assert future.state in _FINAL, f"job {future.job} is {future.state}"
             succeeded = future.state is JobState.SUCCEEDED
             failed = future.state is JobState.FAILED
-            assert (
-                abandoned or (future.job in processed) == succeeded and not failed
+            assert abandoned or failed == (future.job in self.refused), f"job {future.job} is {future.state}"
+            assert abandoned or (future.job in processed) == (
+                succeeded or failed
             ), f"job {future.job} is {future.state}"
             if future.state is JobState.SUCCEEDED:
                 assert future.result().value == [future.job], "the result of another job"
@@ -246,11 +271,11 @@ def leave_and_pass_room_on() -> None:
     setting.end()
 
 
-def _blocked(**options: Any) -> Setting:
-    """Return a batcher whose only worker is blocked, and whose queue is empty."""
-    setting = Setting(workers=1, **options)
+def _blocked(workers: int = 1, jobs: Sequence[int] = (1,), **options: Any) -> Setting:
+    """Return a batcher that has one worker blocked by a batch of these jobs, and an empty queue."""
+    setting = Setting(workers=workers, **options)
     setting.block()
-    setting.submit(1)
+    setting.submit(*jobs)
     setting.wait_for_batches(2)
     return setting
 
@@ -370,6 +395,77 @@ def change_policy() -> None:
     setting.submit(1, 2)
     setting.wait_for_batches(2)
     task.join()
+    setting.end()
+
+
+def _trained(policy: BatchingPolicy[Any], *reports: tuple[int, float]) -> BatchingPolicy[Any]:
+    """Return *policy*, which has learned from batches. Each report has a size and a service time in seconds."""
+    for size, seconds in reports:
+        policy.observe(BatchReport(BatchInfo(1, size, size, None, ""), seconds, failed=0))
+    return policy
+
+
+@focus("put note_news wait_for_lead resign is_wanted drain cancel _drop_cancelled claim _advance _dispatch")
+def in_time() -> None:
+    """Each job that expires is dispatched in time, even while the one that expires first is cancelled."""
+    time = 2  # that a batch takes
+    setting = Setting(Size(5) | Interval(0.009) | _trained(InTime(), (5, time)))
+    setting.submit(1)  # due so soon that other jobs may stay in the queue until then
+    setting.submit(2, expires_in=time)
+    concurrent.futures.wait(setting.accepted)
+    task = spawn(setting.submit, 3, expires_in=time + 0.001)
+    setting.submit(4, expires_in=time)
+    next(future for future in setting.accepted if future.job == 4).cancel()
+    task.join()
+    concurrent.futures.wait(setting.accepted)
+    for future in setting.accepted:
+        if not future.cancelled():
+            assert future.result().queue_time + time <= future.expires_in + 1e-9, f"job {future.job} is late"
+    setting.end()
+
+
+class _WatchedSize(BestSize):
+    """Checks that no batch grows beyond the size in force. One that was larger before the size fell may stay so."""
+
+    _gates = 0  # as in the base class, so that the batcher treats it like a built-in policy
+    _held = 0  # how many jobs the open batch had when the batcher asked the last time
+
+    def due(self, window: Window[object]) -> float:
+        """See `BatchingPolicy.due`."""
+        assert window.count <= max(self._size, self._held), f"a batch of {window.count} jobs, beyond {self._size}"
+        self._held = window.count
+        return super().due(window)
+
+    def reason(self, window: Window[object]) -> str:
+        """See `BatchingPolicy.reason`. The batcher asks for it when it dispatches the batch."""
+        self._held = 0
+        return super().reason(window)
+
+
+@focus("put lead finish _advance _dispatch resign drain")
+def size_falls() -> None:
+    """The best size falls from 3 to 1 just as jobs arrive. No batch grows beyond it, and no job waits for others."""
+    setting = _blocked(policy=_WatchedSize(3), jobs=[1, 2, 3], workers=2)
+    setting.sleep(1)  # so the batch of 3 takes long
+    setting.unblock()
+    setting.submit(4, 5)
+    concurrent.futures.wait(setting.accepted)
+    setting.end()
+
+
+@focus("put lead finish _advance _dispatch resign")
+def limit_rises_and_falls() -> None:
+    """The limit rises to 2 just as two jobs arrive, and both run. It falls to 1 just as another comes, which waits."""
+    setting = _blocked(policy=Size(1) & _trained(Congestion(2), (1, 1), (1, 1)), workers=2)
+    setting.refused = [3]
+    setting.unblock(1)  # the fourth batch with the limit 1 ends
+    setting.submit(2, 3)
+    setting.accepted[-1].exception()
+    setting.submit(4, expires_in=60)  # so that the batcher thread looks at it even if no more batches may run
+    setting.sleep(1)
+    assert setting.batches[1:] in ([[1], [2], [3]], [[1], [3], [2]]), setting.batches
+    setting.unblock()
+    concurrent.futures.wait(setting.accepted)
     setting.end()
 
 

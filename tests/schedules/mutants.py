@@ -148,6 +148,27 @@ MUTANTS = [
         "        self.jobs.pop(job, None)\n",
     ),
     Mutant(
+        "a job that expires soon does not wake the batcher thread",
+        "in_time",
+        QUEUE,
+        "            elif expires_in is not None:\n                self.note_news()\n",
+        "",
+    ),
+    Mutant(
+        "a batch is filled up to the size from before the last report",
+        "size_falls",
+        COLLECTOR,
+        "        self._most = NEVER if self._unlimited else None  # the policy may have learned\n",
+        "        self._most = NEVER if self._unlimited else self._most\n",
+    ),
+    Mutant(
+        "a worker records the end of its batch before it leads",
+        "limit_rises_and_falls",
+        RUNNER,
+        "        self._dispatcher.lead(self.run, call)\n",
+        "        call()\n        self._dispatcher.lead(self.run, int)\n",
+    ),
+    Mutant(
         "a new policy forgets the jobs in open batches",
         "change_policy",
         DISPATCHER,
