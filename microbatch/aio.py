@@ -40,6 +40,9 @@ Value = TypeVar("Value")
 Returned = TypeVar("Returned")
 More = ParamSpec("More")
 
+_YEARS = 1e9
+"""A time in seconds after which a timer never fires in practice."""
+
 
 async def submit(
     batcher: Batcher[Job, Value], job: Job, *, timeout: float | None = None, expires_in: float | None = None
@@ -312,7 +315,8 @@ class _OnLoop(Host):
             raise RuntimeError("a thread can't wait for a coroutine on the event loop that it runs itself")
         outcome = _Outcome()
         loop.call_soon_threadsafe(_Run(call, outcome, self._tasks).start)
-        outcome.done.wait()
+        if not loop.is_closed():  # otherwise it may have been closed before the call came in
+            outcome.done.wait()
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
@@ -396,10 +400,17 @@ class _Outcome:
 
 
 class _Run:
-    """The call of a coroutine function for a batch. Only the loop refers to it, so it is dropped with the loop."""
+    """The call of a coroutine function for a batch.
+
+    Only the loop refers to it: first the call of `start`, and then a timer. Both are dropped when the loop is closed.
+    So that ends the wait for the outcome, even if the coroutine is neither cancelled nor collected then.
+    """
 
     def __init__(
-        self, function: Callable[[], Awaitable[Any]], outcome: _Outcome, tasks: "weakref.WeakSet[asyncio.Task[None]]"
+        self,
+        function: Callable[[], Awaitable[Any]],
+        outcome: _Outcome,
+        tasks: "weakref.WeakSet[asyncio.Task[None]]",
     ) -> None:
         self._function = function
         self._outcome = outcome
@@ -407,20 +418,30 @@ class _Run:
 
     def start(self) -> None:
         """Start the coroutine."""
-        self._tasks.add(asyncio.ensure_future(self._run()))
-
-    async def _run(self) -> None:
-        outcome = self._outcome
-        try:
-            outcome.value = await _awaited(self._function)
-            outcome.error = None
-        except Exception as error:
-            outcome.error = error
-        finally:
-            outcome.done.set()
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_run(self._function, self._outcome))
+        self._tasks.add(task)
+        timer = weakref.ref(loop.call_later(_YEARS, self.start))
+        task.add_done_callback(partial(_cancel, timer))
 
     def __del__(self) -> None:
         self._outcome.done.set()
+
+
+def _cancel(timer: "weakref.ref[asyncio.TimerHandle]", task: object) -> None:
+    handle = timer()
+    if handle is not None:
+        handle.cancel()
+
+
+async def _run(function: Callable[[], Awaitable[Any]], outcome: _Outcome) -> None:
+    try:
+        outcome.value = await _awaited(function)
+        outcome.error = None
+    except Exception as error:
+        outcome.error = error
+    finally:
+        outcome.done.set()
 
 
 async def _awaited(function: Callable[[], Awaitable[Any]]) -> Any:
