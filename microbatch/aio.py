@@ -28,6 +28,8 @@ from microbatch._basics.arguments import check_count, check_timeout, shown
 from microbatch._basics.clock import NEVER
 from microbatch._basics.host import Host
 from microbatch._basics.waiting import Flag, Waiter
+from microbatch._engine.bounds import Bound
+from microbatch._engine.queue import JobQueue
 from microbatch.batcher import Batcher
 from microbatch.errors import BacklogFull
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
@@ -129,6 +131,60 @@ def _ignore(future: JobFuture[Any]) -> None:
     """Do nothing. A done-callback counts as asking for the outcome, so a failure is not logged."""
 
 
+# -- the event loops whose coroutines wait --
+
+
+class _Agent:
+    """What an event loop has to know about its coroutines that wait. Only the thread of the loop uses it, except `put`.
+
+    Attributes:
+        lines: The last coroutine of the loop in the line of each bound. The others are found through `_Place.before`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self.lines: dict[Bound, _Place] = {}
+        self._arrived: deque[asyncio.Future[None]] = deque()
+        self._is_scheduled = False
+
+    def put(self, waiter: "asyncio.Future[None]") -> None:
+        """Wake a coroutine. Any thread may call this. There is one call into the loop for all that are ready."""
+        self._arrived.append(waiter)
+        if not self._is_scheduled:  # L8
+            self._is_scheduled = True
+            self.schedule(self._wake_all)
+
+    def schedule(self, call: Callable[[], object]) -> bool:
+        """Make the loop run *call*, and return whether it can. Any thread may call this."""
+        loop = self._loop()
+        if loop is None:
+            return False
+        try:
+            loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _wake_all(self) -> None:
+        self._is_scheduled = False
+        for _ in range(len(self._arrived)):
+            waiter = self._arrived.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+_agents: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Agent]" = weakref.WeakKeyDictionary()
+
+
+def _agent() -> _Agent:
+    """Return the agent of the running loop."""
+    loop = asyncio.get_running_loop()
+    found = _agents.get(loop)
+    if found is None:
+        found = _agents[loop] = _Agent(loop)
+    return found
+
+
 # -- waiting for space --
 
 
@@ -137,11 +193,13 @@ async def _accepted(
 ) -> JobFuture[Value]:
     """Submit a job, and return its future."""
     seconds = check_timeout("timeout", timeout)
-    try:
-        return batcher.submit(job, timeout=0, expires_in=expires_in)
-    except BacklogFull:
-        if not seconds or batcher._engine.queue.this_thread.is_own:
-            raise
+    can_wait = seconds > 0 and not batcher._engine.queue.this_thread.is_own
+    if not can_wait or not _agent().lines:  # otherwise it could overtake another job of this loop
+        try:
+            return batcher.submit(job, timeout=0, expires_in=expires_in)
+        except BacklogFull:
+            if not can_wait:
+                raise
     return await _accepted_later(batcher, job, seconds, expires_in)
 
 
@@ -149,28 +207,14 @@ async def _accepted_later(
     batcher: Batcher[Any, Value], job: Any, seconds: float, expires_in: float | None
 ) -> JobFuture[Value]:
     """Wait until a job has entered all bounds of the queue, one after another, and then submit it."""
-    engine, loop = batcher._engine, asyncio.get_running_loop()
-    queue, deadline = engine.queue, loop.time() + seconds
+    engine, agent, deadline = batcher._engine, _agent(), asyncio.get_running_loop().time() + seconds
+    queue = engine.queue
     future: JobFuture[Value] = JobFuture(job, queue)
     batcher._set_attributes(future)
     future.submitted = queue.clock.now()
-    place = _Place(loop, future)
     try:
         for bound in queue.bounds_of(future):
-            place.line = bound.line
-            try:
-                queue.stand_in_line(bound, place)
-                while not queue.enter(bound, future):
-                    remaining = deadline - loop.time()
-                    try:
-                        await asyncio.wait_for(place.notified.wait(), remaining if remaining < NEVER else None)
-                    except asyncio.TimeoutError:
-                        raise bound.error() from None
-                    place.notified.clear()
-                    place.reset()  # before the bound is checked again (L8)
-            finally:
-                bound.line.pop(place, None)
-                queue.pass_on(bound)
+            await _enter(queue, _Place(agent, bound, future), deadline)
         batcher._accept(engine, future, 0, expires_in)
     except BaseException:
         if future._epoch == NOT_ACCEPTED:
@@ -184,73 +228,95 @@ async def _accepted_later(
     return future
 
 
+async def _enter(queue: JobQueue, place: "_Place", deadline: float) -> None:
+    try:
+        place.stand()
+        queue.stand_in_line(place.bound, place)
+        await _wait_in_line(queue, place, deadline)
+    finally:
+        place.bound.line.pop(place, None)
+        place.leave()
+        queue.pass_on(place.bound)
+
+
+async def _wait_in_line(queue: JobQueue, place: "_Place", deadline: float) -> None:  # L9
+    while not queue.enter(place.bound, place.job, place.is_first()):
+        await place.wait_until(deadline)
+
+
 class _Place(Waiter):
-    """The place of a coroutine in the line of a bound, among the waiters of blocked threads."""
+    """The place of a coroutine in the line of a bound, among the waiters of blocked threads.
 
-    line: Any = None
+    The coroutines of a loop enter a bound in the order in which they came. (Threads may overtake each other.)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: JobFuture[Any]) -> None:
+    Attributes:
+        before: The coroutine before this one in the same line, if it is of the same loop.
+        has_left: Whether the coroutine has left the line.
+    """
+
+    def __init__(self, agent: _Agent, bound: Bound, job: JobFuture[Any]) -> None:
         super().__init__()
+        self.bound = bound
         self.job = job
         self.thread = -id(self)  # as if each coroutine had a thread of its own
-        self.notified = asyncio.Event()
-        self._loop = loop
+        self.before: _Place | None = None
+        self.has_left = False
+        self._agent = agent
+        self._notified = asyncio.Event()
+
+    def stand(self) -> None:
+        """Join the other coroutines of the loop."""
+        self.before = self._agent.lines.get(self.bound)
+        self._agent.lines[self.bound] = self
+
+    def is_first(self) -> bool:
+        """Return whether no other coroutine of the loop is before this one."""
+        self._skip_those_that_left()
+        return self.before is None
+
+    def _skip_those_that_left(self) -> None:
+        while self.before is not None and self.before.has_left:
+            self.before = self.before.before
+
+    def leave(self) -> None:
+        """Let the next coroutine of the loop be the first."""
+        self.has_left = True
+        if self._agent.lines.get(self.bound) is self:
+            if self.is_first():
+                del self._agent.lines[self.bound]
+            else:
+                self._agent.lines[self.bound] = self.before  # type: ignore[assignment]
 
     def wake(self) -> bool:
         """See `Waiter.wake`."""
-        if not super().wake():
+        woken = super().wake()
+        if woken and not self._agent.schedule(self._notified.set):
+            self.bound.line.pop(self, None)  # the coroutine will never run again, so another waiter has to be notified
             return False
+        return woken
+
+    async def wait_until(self, deadline: float) -> None:
+        """Wait until this place is notified.
+
+        Raises:
+            BacklogFull: It was not notified until *deadline*, on the clock of the loop.
+        """
+        remaining = deadline - asyncio.get_running_loop().time()
         try:
-            self._loop.call_soon_threadsafe(self.notified.set)
-        except RuntimeError:  # the loop is closed, so another waiter has to be notified instead
-            self.line.pop(self, None)
-            return False
-        return True
+            await asyncio.wait_for(self._notified.wait(), remaining if remaining < NEVER else None)
+        except asyncio.TimeoutError:
+            raise self.bound.error() from None
+        self._notified.clear()
+        self.reset()  # before the bound is checked again (L8)
 
 
 # -- waiting for the outcome --
 
 
-class _Mailbox:
-    """Tells the coroutines of an event loop which jobs are done: all that are ready with one call into the loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._schedule = loop.call_soon_threadsafe
-        self._arrived: deque[asyncio.Future[None]] = deque()
-        self._is_scheduled = False
-
-    def put(self, waiter: "asyncio.Future[None]") -> None:
-        """Wake a coroutine. Any thread may call this."""
-        self._arrived.append(waiter)
-        if not self._is_scheduled:  # L8
-            self._is_scheduled = True
-            with suppress(RuntimeError):  # the loop is closed
-                self._schedule(self._open)
-
-    def _open(self) -> None:
-        self._is_scheduled = False
-        for _ in range(len(self._arrived)):
-            waiter = self._arrived.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-
-
-_mailboxes: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox]" = weakref.WeakKeyDictionary()
-
-
-def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
-    found = _mailboxes.get(loop)
-    if found is None:
-        found = _mailboxes[loop] = _Mailbox(loop)
-    return found
-
-
 async def _outcome(future: JobFuture[Value]) -> JobResult[Value]:
     if not future.done():
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        mailbox = _mailbox(loop)
-        future.add_done_callback(lambda _: mailbox.put(waiter))
+        waiter, agent = asyncio.get_running_loop().create_future(), _agent()
+        future.add_done_callback(lambda _: agent.put(waiter))
         try:
             await waiter
         except BaseException:

@@ -87,6 +87,19 @@ class Waiters(dict[Waiter, None]):
     This is a dict, because adding and removing an entry is then atomic, and the waiters stay in order.
     """
 
+    def first(self) -> Waiter | None:
+        """Return the first waiter, or None. Takes no longer if there are many."""
+        while (found := self._try_to_find_first()) is self:
+            pass
+        return found  # type: ignore[return-value]
+
+    def _try_to_find_first(self) -> object:
+        """Return *self* if another thread changes the waiters now."""
+        try:
+            return next(iter(self), None)
+        except RuntimeError:
+            return self
+
     def notify(self, n: int = 1) -> None:
         """Notify the first *n* waiters that have not been notified yet."""
         for waiter in self.copy():

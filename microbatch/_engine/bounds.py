@@ -80,10 +80,11 @@ class Bound:
 
     def blocks_callers(self) -> bool:
         """Return whether the first caller in the line can't enter."""
-        line = list(self.line)
-        # If a signal handler or a finalizer has interrupted that caller and waits too, it has to enter first.
-        first = [waiter for waiter in line if waiter.thread == line[0].thread]
-        return any([self.is_full(waiter.job) for waiter in first[-1:]])
+        first = self.line.first()
+        if first is not None and first.interrupted:
+            # A signal handler or a finalizer has interrupted that caller and may wait too. Then it has to enter first.
+            first = [waiter for waiter in [first, *self.line.copy()] if waiter.thread == first.thread][-1]
+        return first is not None and self.is_full(first.job)
 
     def pass_on(self) -> None:
         """Let the first caller in the line look again, if there is space for its job."""
@@ -140,8 +141,8 @@ class WeightBound(Bound):
     def enter(self, job: AnyJob) -> bool:
         """See `Bound.enter`."""
         # If this thread is first itself, this may also be a signal handler or a finalizer that has interrupted it.
-        here = threading.get_ident()
-        if any([first.job is not job and first.thread != here for first in list(self.line)[:1]]):
+        first = self.line.first()
+        if first is not None and first.job is not job and first.thread != threading.get_ident():
             return job in self.jobs
         return self._enter(job, self.limit)
 

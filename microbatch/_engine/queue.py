@@ -245,11 +245,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if bound.in_order and bound.line:
             self.note_news()  # the job that is first now may need more space
 
-    def enter(self, bound: Bound, item: JobFuture[Any]) -> bool:
-        """Make a job enter a bound if there is space, and return whether there is."""
+    def enter(self, bound: Bound, item: JobFuture[Any], is_next: bool = True) -> bool:
+        """Make a job enter a bound if it is the next one and there is space. Return whether it has entered.
+
+        Raises:
+            BatcherClosed: The queue is closed.
+        """
         if self.closed:
             raise BatcherClosed("the batcher is shut down")
-        return bound.enter(item)
+        return is_next and bound.enter(item)
 
     def make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""
