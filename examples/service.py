@@ -1,8 +1,8 @@
-"""A service with plain threads. It stores events in batches, and loses none when ``SIGTERM`` stops it.
+"""A service with plain threads. It stores events in batches, and loses no accepted event when ``SIGTERM`` stops it.
 
     $ python examples/service.py 9000 events.sqlite3
 
-A client sends one line. The answer says that the event will be stored. From another shell, in Bash:
+A client sends an event as one line. The answer ``accepted`` means that it will be stored. From another shell, in Bash:
 
     $ exec 3<>/dev/tcp/localhost/9000; echo tea >&3; cat <&3
     accepted
@@ -45,7 +45,7 @@ class Connection(StreamRequestHandler):
 
 
 class Service(ThreadingTCPServer):
-    """Accepts clients. The end of its ``with`` block waits for the threads of those that it has accepted."""
+    """Accepts clients. At its end, a ``with`` block waits for the threads of all clients that were accepted."""
 
     allow_reuse_address = True
     request_queue_size = 100

@@ -1,6 +1,6 @@
 """Batchers in asyncio programs: await the result of a job, and process batches in coroutines.
 
-A `Batcher` works in threads. The functions of this module never block the event loop, and never poll.
+A `Batcher` works in threads. Waiting in a function of this module does not block the event loop, and does not poll.
 
 >>> import asyncio
 >>> from microbatch import Batcher
@@ -63,7 +63,7 @@ async def submit(
 
     Raises:
         concurrent.futures.CancelledError: The job was cancelled, but not the coroutine.
-        Exception: What `Batcher.submit` raises, or the exception with which the job failed.
+        Exception: Any exception that `Batcher.submit` raises, or the exception with which the job failed.
     """
     return await _outcome(await _accepted(batcher, job, timeout, expires_in))
 
@@ -85,9 +85,9 @@ async def amap(
 
     Args:
         batcher: The batcher.
-        jobs: The jobs. They are submitted while you iterate over the results.
-        buffersize: The maximum number of jobs that are submitted and whose results are not yielded yet. None means
-            1,000.
+        jobs: The jobs. They are submitted while you iterate over the results. An iterable that is not asynchronous is
+            read in the event loop, so reading it should not block.
+        buffersize: The maximum number of jobs that are submitted before their results are yielded. None means 1,000.
     """
     size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
     ahead: deque[JobFuture[Value]] = deque()
@@ -339,13 +339,14 @@ def on_loop(
     Args:
         function: The ``async def`` function. It is called with the list of jobs, and returns what the processor of a
             `Batcher` may return.
-        loop: The loop. None means a loop in a thread of its own. The thread starts with the first call, and all batchers
-            that have this processor share it. When they have been shut down, whatever still runs on the loop is
-            cancelled, and the thread ends. Without a batcher, each call has a loop of its own.
+        loop: The loop. None means a loop in a thread of its own. The thread starts with the first batch, and all
+            batchers that have this processor share it. When they have been shut down, everything that still runs on the
+            loop is cancelled, and the thread ends. If you call the processor without a batcher, each call runs on a new
+            loop in your thread.
 
-    If you pass the loop of your program, the batcher needs it until it has been shut down. So in the thread of that
-    loop, `Batcher.shutdown` and `Batcher.flush` raise `RuntimeError` instead of blocking it, and so does
-    ``submit(...).result()``. Write ``await asyncio.to_thread(batcher.shutdown)``.
+    If you pass the loop of your program, the batcher needs that loop until it has been shut down. So in the thread of
+    the loop, `Batcher.shutdown`, `Batcher.flush` and ``batcher.submit(...).result()`` raise `RuntimeError` instead of
+    blocking it. Write ``await asyncio.to_thread(batcher.shutdown)``.
     """
     if not callable(function):
         raise TypeError(f"function must be callable, got {shown(function)}")
@@ -358,7 +359,7 @@ class _OnLoop(Host):
     def __init__(self, function: Callable[..., Awaitable[Any]], loop: asyncio.AbstractEventLoop | None) -> None:
         self._function = function
         self._loop = loop
-        # Those that run. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
+        # The running tasks. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
         self._tasks: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._reset()
 
@@ -436,7 +437,7 @@ class _LoopThread(threading.Thread):
             raise self._error
 
     def run(self) -> None:
-        """Run the loop until `end` is called. Then cancel what is left."""
+        """Run the loop until `end` is called. Then cancel the remaining tasks."""
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # the loop could not be created
@@ -513,5 +514,6 @@ async def _run(function: Callable[[], Awaitable[Any]], outcome: _Outcome) -> Non
 async def _awaited(function: Callable[[], Awaitable[Any]]) -> Any:
     returned = function()
     if not isinstance(returned, Awaitable):
-        raise TypeError(f"the function must return an awaitable, got {shown(returned)}: a plain one needs no on_loop")
+        got = shown(returned)
+        raise TypeError(f"the function must return an awaitable, got {got}: a plain function needs no on_loop")
     return await returned

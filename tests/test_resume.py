@@ -239,9 +239,9 @@ def test_the_number_of_workers_and_the_size_of_the_batches_may_change() -> None:
     [
         (lambda text: text.replace("\n5\n", "\n55\n"), "line 8 of the input has changed since the journal journal was"),
         (lambda text: text.replace("5\n", ""), "line 8 of the input has changed"),
-        (lambda text: text.replace("\n11\n", "\n"), "line 14 is missing in the input or has changed"),
-        (lambda text: text.replace("\n5\n", "\n?\n"), "line 8 is missing in the input or has changed"),
-        (lambda text: "", "line 3 is missing in the input or has changed"),
+        (lambda text: text.replace("\n11\n", "\n"), "line 14 is missing from the input or has changed"),
+        (lambda text: text.replace("\n5\n", "\n?\n"), "line 8 is missing from the input or has changed"),
+        (lambda text: "", "line 3 is missing from the input or has changed"),
     ],
 )
 def test_another_input_is_refused_and_the_output_is_kept(change: Any, complaint: str) -> None:
@@ -324,7 +324,7 @@ def test_a_pipe_as_input_and_output_must_give_the_same_lines_again(folder: Path)
     status, text, error = piped("1\n4\n")
     assert (2, "1\n") == (status, text)
     assert error.startswith("microbatch: line 2 of the input has changed")
-    assert piped("1\n")[2].startswith("microbatch: line 2 is missing in the input or has changed")
+    assert piped("1\n")[2].startswith("microbatch: line 2 is missing from the input or has changed")
 
 
 def test_a_failure_after_an_interrupt_is_not_in_the_journal() -> None:
@@ -364,7 +364,7 @@ def test_retries_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["run", "functions:flaky", "in.jsonl", "-o", "out.jsonl", "--interval", "60", "--retry", "1", *RESUME]
     status, text = run(*arguments)
     assert (0, "1\n2\n", [[1, 2], [1, 2]]) == (status, Path("out.jsonl").read_text(), called())
-    assert "calls       2, for 1 batches of 2.0 jobs on average\n" in text
+    assert "calls       2, for 1 batch of 2.0 jobs on average\n" in text
     assert (0, "1\n2\n", []) == (run(*arguments)[0], Path("out.jsonl").read_text(), called())
 
 

@@ -18,7 +18,7 @@ from celery.signals import worker_process_shutdown
 
 from microbatch import Batcher
 
-# To try it without a server, a folder is the broker.
+# The broker is a folder, so that you can try this without a server.
 Path("queue").mkdir(exist_ok=True)
 app = Celery("tasks", broker="filesystem://", backend="file://queue")
 app.conf.broker_transport_options = {

@@ -158,7 +158,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     errors = "a file for one JSON object per failed line: number, input and error (its result is null)"
     bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
     retry = "retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)"
-    resume = "a file that keeps what is done: after a kill, the same command goes on from there (implies --summary)"
+    resume = "a file for outcomes: after a kill, the same command continues from there (implies --summary)"
     summary = "print jobs, calls, times and failures to standard error at the end"
     add("target", metavar="MODULE:CALLABLE", help=target)
     add("file", nargs="?", default="-", metavar="FILE", help=source)

@@ -20,10 +20,10 @@ class Sink(Protocol):
     """A file for results or errors."""
 
     def write(self, data: bytes, /) -> object:
-        """Write *data*, at the latest with the next `flush`."""
+        """Write *data*, or keep it in a buffer until the next `flush`."""
 
     def flush(self) -> None:
-        """Write what is in the buffer."""
+        """Write the contents of the buffer."""
 
     def isatty(self) -> bool:
         """Return whether this is a terminal."""
@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
 
 class GzipSink:
-    """Compresses data into another file. Unlike `gzip.GzipFile`, it does nothing when it is garbage."""
+    """Compresses data into another file. Unlike `gzip.GzipFile`, it writes nothing when it is garbage-collected."""
 
     def __init__(self, file: Sink) -> None:
         self._file = file
@@ -82,16 +82,16 @@ def open_files(
     stdout: BinaryIO,
     stack: ExitStack,
 ) -> Files:
-    """Open the files. The outputs are overwritten only if all files can be used, and the journal fits the input.
+    """Open the files. The outputs are truncated only if all files can be used, and the journal fits the input.
 
-    A path of ``-`` means *stdin* or *stdout*. Files whose name ends with ``.gz`` are compressed.
+    A path of ``-`` means *stdin* or *stdout*. Files whose names end with ``.gz`` are compressed, except the journal.
 
     Args:
         source_path: The input.
         sink_path: The output for the results.
         errors_path: The output for failed lines, or None.
         journal_path: The journal, or None.
-        run: The arguments that the journal must have been written with.
+        run: The command-line arguments with which the journal must have been written.
         stdin: The standard input.
         stdout: The standard output.
         stack: Closes the files.
@@ -99,12 +99,12 @@ def open_files(
     Raises:
         OSError: A file can't be opened or read.
         ValueError: A file is used twice, or the journal is not a file.
-        JournalError: The journal is not of this run, or another process is using it.
+        JournalError: The journal belongs to another run or another input, or another process is using it.
     """
 
     def appending(path: str) -> BinaryIO:
-        # Only the raw file is closed. Closing the buffer could block on its lock, which a write holds that blocks on a
-        # pipe that no program reads.
+        # Only the raw file is closed. If a write is blocked because no program reads the pipe, it holds the lock of the
+        # buffer, and closing the buffer would block too.
         return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
 
     source = stdin if source_path == "-" else cast(BinaryIO, stack.enter_context(open(source_path, "rb")))
@@ -143,7 +143,7 @@ def _check_distinct(files: Iterable[tuple[str, str | None, BinaryIO | io.FileIO 
 
 
 def _identity(file: BinaryIO | io.FileIO) -> tuple[int, int] | None:
-    """Return the identity of a file; None for a terminal, a pipe or a device, which can't be overwritten."""
+    """Return the identity of a regular file, or None for a terminal, a pipe or a device."""
     try:
         status = os.fstat(file.fileno())
     except OSError:

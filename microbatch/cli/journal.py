@@ -1,12 +1,12 @@
-"""The journal of ``microbatch run --resume``: the outcomes of a run, so that it can go on after it was killed.
+"""The journal of ``microbatch run --resume``: the outcomes of a run, so that it can continue after a kill.
 
-The first line of the file says which run it is of. Each further line is a record: the outcomes of one batch, with the
-number and the checksum of each line of the input. The worker of the batch writes and syncs the record before it runs
-another batch. So if the process is killed, only the batches in flight are processed again. Only the last record can be
-torn, because the next one is written after it was synced. A torn record is cut off.
+The first line of the file identifies the run. Each further line is a record: the outcomes of one batch, with the number
+and the checksum of each line of the input. The worker of the batch writes and syncs the record before it runs another
+batch. So if the process is killed, only the batches that were running are processed again. A record is written only
+after the previous one was synced, so only the last record can be incomplete. An incomplete record is cut off.
 
-The output needs no repair, whether it is torn, compressed or a pipe: each run writes it from the beginning, and takes
-from the journal what is there.
+The output needs no repair, even if it is incomplete, compressed or a pipe. Each run writes it from the beginning, with
+the outcomes from the journal.
 
 Records are almost in the order of the input, because only a few batches are read ahead of the first line that has no
 outcome yet. So the journal is read along with the input, and only a few outcomes are in memory.
@@ -32,26 +32,26 @@ class JournalError(Exception):
 
 
 class Journal:
-    """The journal of one run. Ask it for each line in order with `take`, and `append` the outcomes that it lacks.
+    """The journal of one run. Call `take` for each line in order, and `append` the outcomes that the journal lacks.
 
     Args:
         path: The path of the file, for messages.
         file: The file, opened with ``"a+b"`` and ``buffering=0``. It must stay open, because closing it unlocks it.
-        run: The arguments that decide what the outcomes are.
+        run: The command-line arguments that the outcomes depend on.
 
     Raises:
-        JournalError: The file is the journal of another run or is no journal, or another process is using it.
+        JournalError: The file is the journal of another run or not a journal, or another process is using it.
     """
 
     def __init__(self, path: str, file: io.FileIO, run: str) -> None:
         self._path = path
         self._file = file
         self._reader = io.BufferedReader(file)
-        self._mutex = threading.Lock()  # one record at a time, so that only the last one can be torn
+        self._mutex = threading.Lock()  # one record at a time, so that only the last one can be incomplete
         self._lock()
         header = json.dumps({"journal": _FORMAT, "run": run}).encode() + b"\n"
         self._rewind()
-        if self._first != header and header.startswith(self._first):  # new, or torn while it was created
+        if self._first != header and header.startswith(self._first):  # new, or incomplete
             file.truncate(0)
             self._write(header)
             self._rewind()
@@ -64,7 +64,7 @@ class Journal:
         except ImportError:  # on Windows
             return
         try:
-            # Unlike `flock`, this does not stay locked while a process lives that the user's function has forked.
+            # Unlike `flock`, a process that the user's function forks does not inherit this lock.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # depends on the system
             raise JournalError(f"another run is using the journal {self._path}") from None
@@ -85,7 +85,7 @@ class Journal:
     def _rewind(self) -> None:
         self._reader.seek(0)
         self._first = self._reader.readline()
-        self._ahead = dict[int, list[Any]]()  # what was read, but is of a later line
+        self._ahead = dict[int, list[Any]]()  # outcomes that were read, by number, whose lines come later
         self._ended = False
 
     def check(self, lines: Iterable[Line]) -> None:
@@ -98,12 +98,12 @@ class Journal:
         self._rewind()
 
     def take(self, line: Line) -> Outcome | None:
-        """Return the outcome of *line*, or None if the journal has none. Lines must be asked for in order, and once.
+        """Return the outcome of *line*, or None if the journal has none. Call this once per line, in order.
 
         Raises:
             JournalError: The journal has the outcome of another line with this number, or it is damaged.
         """
-        if line.problem:  # it was in no batch
+        if line.problem:  # not JSON, so it was in no batch
             return None
         while line.number not in self._ahead and self._read():
             pass
@@ -115,9 +115,9 @@ class Journal:
         return Outcome(*outcome)
 
     def finish(self) -> None:
-        """Raise `JournalError` if the journal has outcomes that no line has taken."""
+        """Raise `JournalError` if the journal has outcomes that were not taken."""
         if self._ahead or self._read():
-            self._refuse_input(f"line {min(self._ahead)} is missing in the input or has changed")
+            self._refuse_input(f"line {min(self._ahead)} is missing from the input or has changed")
 
     def _refuse_input(self, difference: str) -> NoReturn:
         raise JournalError(
@@ -125,8 +125,8 @@ class Journal:
         )
 
     def _read(self) -> bool:
-        """Read a record. Return False if there is no other one."""
-        # Once the end was reached, what follows are the records of this run.
+        """Read the next record. Return False if there is none."""
+        # After the end was reached, this run appends its own records, which must not be read.
         if self._ended:
             return False
         start = self._reader.tell()
@@ -141,7 +141,7 @@ class Journal:
         return not self._ended
 
     def append(self, outcomes: Iterable[tuple[Line, Outcome]]) -> None:
-        """Write a record, and return when it is on the disk."""
+        """Write a record, and return after it was synced to the disk."""
         record = [
             [line.number, line.checksum, *(outcome if outcome.error else outcome[:1])] for line, outcome in outcomes
         ]
@@ -167,7 +167,7 @@ class Recorder(BatchListener):
         self._interrupted = interrupted
 
     def batch_finished(self, event: BatchFinished) -> None:
-        """Append a record. After an interrupt, leave out failures: it may be their cause, and it ends the retries."""
+        """Append a record. After an interrupt, leave out failures, because the interrupt may have caused them."""
         if self._journal is None or self.error is not None:
             return
         try:

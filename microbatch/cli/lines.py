@@ -1,4 +1,4 @@
-"""Lines of JSON Lines: what was read, and what came of it."""
+"""The lines of the input, and their outcomes."""
 
 import json
 import zlib
@@ -24,12 +24,12 @@ class Line(NamedTuple):
 
     @property
     def checksum(self) -> int:
-        """A number that is almost certainly different if the text is different."""
+        """The CRC-32 of the text. If the text changes, this almost certainly changes too."""
         return zlib.crc32(self.text.encode())
 
 
 class Outcome(NamedTuple):
-    """What came of a line: a result, or a failure."""
+    """The outcome of a line: a result, or a failure."""
 
     result: str | None
     """The result as JSON, or None if the line failed."""
@@ -74,11 +74,11 @@ def failure(error: BaseException) -> Outcome:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the class of *error* and the beginning of its text, in one line. The class `ValueError` is left out."""
+    """Return the class and the beginning of the text of *error*, in one line, without `ValueError` if it has text."""
     name = type(error).__name__
     try:
         text = str(error)
-    except BaseException as another:  # raised by a class of the user
+    except BaseException as another:  # from the user's exception class
         text = f"(its text is not available: {type(another).__name__})"
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:1000]).split())
     return text if type(error) is ValueError and text else f"{name}: {text}" if text else name

@@ -1,4 +1,4 @@
-"""The summary of a run: its jobs, its calls, how long they took, and what failed."""
+"""The summary of a run: its jobs and calls, how long they took, and how many jobs failed."""
 
 import math
 import threading
@@ -16,12 +16,12 @@ _PER_E_FOLD = 1_000
 
 
 class Summary(BatchListener):
-    """Counts what happens in a run. Its memory does not grow with the run.
+    """Counts the jobs, calls, batches and failures of a run. Its memory use does not grow with the run.
 
     Attributes:
-        jobs: The number of lines that were written. Only the thread that writes them changes this and the next two.
-        resumed: The number of them whose outcome came from the journal.
-        failures: How many of them failed, for each type of failure.
+        jobs: The number of lines that were written. Only the thread that writes the lines changes the first three.
+        resumed: How many of these lines have an outcome from the journal.
+        failures: How many of these lines failed, by the type of the failure.
         finished: Whether all lines were written.
     """
 
@@ -30,7 +30,7 @@ class Summary(BatchListener):
         self.resumed = 0
         self.failures = Counter[str]()
         self.finished = False
-        self._mutex = threading.Lock()  # guards what follows
+        self._mutex = threading.Lock()  # guards the following attributes
         self._calls = self._batches = self._batched = 0
         self._waiting, self._processing = Durations(), Durations()
 
@@ -61,7 +61,8 @@ class Summary(BatchListener):
             yield f"jobs        {self.jobs:,}{resumed}"
             if self._batches:
                 size = self._batched / self._batches
-                yield f"calls       {self._calls:,}, for {self._batches:,} batches of {size:,.1f} jobs on average"
+                batches = f"{self._batches:,} batch{'es' if self._batches > 1 else ''}"
+                yield f"calls       {self._calls:,}, for {batches} of {size:,.1f} jobs on average"
                 yield f"waiting     {self._waiting}"
                 yield f"processing  {self._processing}"
             elif self.resumed and self.finished:
@@ -72,7 +73,7 @@ class Summary(BatchListener):
 
 
 class Durations:
-    """A histogram of durations, exact to a thousandth."""
+    """A histogram of durations. Each bucket is 0.1 % wide, so its memory use does not grow with their number."""
 
     def __init__(self) -> None:
         self._counts = Counter[int]()
@@ -85,7 +86,7 @@ class Durations:
         return f"p50 {_shown(self._at(0.5))}, p99 {_shown(self._at(0.99))}"
 
     def _at(self, share: float) -> float:
-        """Return the shortest duration that is not exceeded by a *share* of them."""
+        """Return the shortest duration that at least a *share* of the durations don't exceed."""
         rest = math.ceil(share * self._counts.total())
         for bucket, count in sorted(self._counts.items()):
             rest -= count
