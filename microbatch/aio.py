@@ -42,6 +42,9 @@ Value = TypeVar("Value")
 Returned = TypeVar("Returned")
 More = ParamSpec("More")
 
+_TURN = 16
+"""After so many jobs, `amap` lets other coroutines run."""
+
 _YEARS = 1e9
 """A time in seconds after which a timer never fires in practice."""
 
@@ -91,12 +94,16 @@ async def amap(
     """
     size = 1_000 if buffersize is None else check_count("buffersize", buffersize)
     ahead: deque[JobFuture[Value]] = deque()
+    submitted = 0
     try:
         async with aclosing(_each(jobs)) as each:
             async for job in each:
                 if len(ahead) == size:
                     yield await _next_of(batcher, ahead)
                 ahead.append(await _accepted(batcher, job, None, None))
+                submitted += 1
+                if submitted % _TURN == 0:
+                    await asyncio.sleep(0)  # because nothing may have had to wait
         for _ in tuple(ahead):
             yield await _next_of(batcher, ahead)
     finally:
@@ -512,7 +519,7 @@ async def _run(function: Callable[[], Awaitable[Any]], outcome: _Outcome) -> Non
 
 
 async def _awaited(function: Callable[[], Awaitable[Any]]) -> Any:
-    returned = function()
+    returned: object = function()
     if not isinstance(returned, Awaitable):
         got = shown(returned)
         raise TypeError(f"the function must return an awaitable, got {got}: a plain function needs no on_loop")

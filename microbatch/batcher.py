@@ -560,7 +560,10 @@ class Batcher(Generic[Job, Value]):
         return deadline
 
     def _refuse_own_thread(self) -> None:
-        if self._engine.queue.this_thread.must_not_wait():
+        here = self._engine.queue.this_thread
+        if here.must_not_wait() and not here.is_own:
+            raise RuntimeError("the batcher needs the event loop of this thread: call this with asyncio.to_thread")
+        if here.is_own:
             raise RuntimeError("a thread of the batcher can't wait for the batcher: use wait=False")
 
 
