@@ -15,11 +15,13 @@ A `Batcher` works in threads. Waiting in a function of this module does not bloc
 """
 
 import asyncio
+import contextvars
+import inspect
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -29,9 +31,10 @@ from microbatch._basics.clock import NEVER
 from microbatch._basics.host import Host
 from microbatch._basics.waiting import Flag, Waiter
 from microbatch._engine.bounds import Bound
+from microbatch._engine.process import is_exiting
 from microbatch._engine.queue import JobQueue
 from microbatch.batcher import Batcher
-from microbatch.errors import BacklogFull
+from microbatch.errors import BacklogFull, ForkedError
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 from microbatch.results import JobResult
 
@@ -142,53 +145,59 @@ def _ignore(future: JobFuture[Any]) -> None:
 
 
 class _Agent:
-    """What an event loop has to know about its coroutines that wait. Only the thread of the loop uses it, except `put`.
+    """What is known of the coroutines of an event loop that wait.
 
     Attributes:
         lines: The last coroutine of the loop in the line of each bound. The others are found through `_Place.before`.
+            Only the thread of the loop uses this.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)
+        self.schedule = loop.call_soon_threadsafe
         self.lines: dict[Bound, _Place] = {}
         self._arrived: deque[asyncio.Future[None]] = deque()
         self._is_scheduled = False
 
-    def put(self, waiter: "asyncio.Future[None]") -> None:
+    def put(self, arrival: "asyncio.Future[None]") -> None:
         """Wake a coroutine. Any thread may call this. There is one call into the loop for all that are ready."""
-        self._arrived.append(waiter)
-        if not self._is_scheduled:  # L8
-            self._is_scheduled = True
-            self.schedule(self._wake_all)
-
-    def schedule(self, call: Callable[[], object]) -> bool:
-        """Make the loop run *call*, and return whether it can. Any thread may call this."""
-        loop = self._loop()
-        if loop is None:
-            return False
+        self._arrived.append(arrival)
+        if self._is_scheduled:  # L8
+            return
         try:
-            loop.call_soon_threadsafe(call)
+            self._is_scheduled = True
+            self.schedule(self._open)
         except RuntimeError:  # the loop is closed
-            return False
-        return True
+            pass
+        except BaseException:  # from a signal handler, and other threads leave it to this one
+            self.schedule(self._open)
+            raise
+
+    def _open(self) -> None:
+        self._is_scheduled = False
+        try:
+            self._wake_all()
+        except BaseException:  # from a signal handler
+            self.schedule(self._open)
+            raise
 
     def _wake_all(self) -> None:
-        self._is_scheduled = False
         for _ in range(len(self._arrived)):
-            waiter = self._arrived.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            arrival = self._arrived[0]
+            if not arrival.done():
+                arrival.set_result(None)
+            self._arrived.popleft()
 
 
-_agents: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Agent]" = weakref.WeakKeyDictionary()
+# By the ident of the loop. Weak, because an agent refers to its loop. The coroutines that wait keep it alive.
+_agents: "weakref.WeakValueDictionary[int, _Agent]" = weakref.WeakValueDictionary()
 
 
 def _agent() -> _Agent:
     """Return the agent of the running loop."""
     loop = asyncio.get_running_loop()
-    found = _agents.get(loop)
+    found = _agents.get(id(loop))
     if found is None:
-        found = _agents[loop] = _Agent(loop)
+        found = _agents[id(loop)] = _Agent(loop)
     return found
 
 
@@ -199,9 +208,12 @@ async def _accepted(
     batcher: Batcher[Any, Value], job: Any, timeout: float | None, expires_in: float | None
 ) -> JobFuture[Value]:
     """Submit a job, and return its future."""
-    seconds = check_timeout("timeout", timeout)
-    can_wait = seconds > 0 and not batcher._engine.queue.this_thread.is_own
-    if not can_wait or not _agent().lines:  # otherwise it could overtake another job of this loop
+    seconds, queue = check_timeout("timeout", timeout), batcher._engine.queue
+    if _host.get() is not None and _host.get() is queue.host:
+        raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
+    can_wait = seconds > 0 and not queue.this_thread.is_own
+    agent = _agents.get(id(asyncio.get_running_loop()))
+    if not (can_wait and agent is not None and agent.lines):  # otherwise it could overtake another job of this loop
         try:
             return batcher.submit(job, timeout=0, expires_in=expires_in)
         except BacklogFull:
@@ -214,8 +226,8 @@ async def _accepted_later(
     batcher: Batcher[Any, Value], job: Any, seconds: float, expires_in: float | None
 ) -> JobFuture[Value]:
     """Wait until a job has entered all bounds of the queue, one after another, and then submit it."""
-    engine, agent, deadline = batcher._engine, _agent(), asyncio.get_running_loop().time() + seconds
-    queue = engine.queue
+    engine, agent, loop = batcher._engine, _agent(), asyncio.get_running_loop()
+    queue, deadline = engine.queue, loop.time() + seconds
     future: JobFuture[Value] = JobFuture(job, queue)
     batcher._set_attributes(future)
     future.submitted = queue.clock.now()
@@ -236,19 +248,27 @@ async def _accepted_later(
 
 
 async def _enter(queue: JobQueue, place: "_Place", deadline: float) -> None:
+    # Not `asyncio.wait_for`. Before Python 3.12, it ignores a cancellation that comes just when the wait is over.
+    timer = asyncio.get_running_loop().call_at(deadline, place.expire) if deadline < NEVER else None
     try:
         place.stand()
         queue.stand_in_line(place.bound, place)
-        await _wait_in_line(queue, place, deadline)
+        await _wait_in_line(queue, place)
     finally:
         place.bound.line.pop(place, None)
         place.leave()
         queue.pass_on(place.bound)
+        if timer is not None:
+            timer.cancel()
 
 
-async def _wait_in_line(queue: JobQueue, place: "_Place", deadline: float) -> None:  # L9
+async def _wait_in_line(queue: JobQueue, place: "_Place") -> None:  # L9
     while not queue.enter(place.bound, place.job, place.is_first()):
-        await place.wait_until(deadline)
+        if place.has_expired:
+            raise place.bound.error()
+        await place.notified.wait()
+        place.notified.clear()
+        place.reset()  # before the bound is checked again (L8)
 
 
 class _Place(Waiter):
@@ -259,6 +279,7 @@ class _Place(Waiter):
     Attributes:
         before: The coroutine before this one in the same line, if it is of the same loop.
         has_left: Whether the coroutine has left the line.
+        has_expired: Whether it has waited for as long as it may.
     """
 
     def __init__(self, agent: _Agent, bound: Bound, job: JobFuture[Any]) -> None:
@@ -266,10 +287,11 @@ class _Place(Waiter):
         self.bound = bound
         self.job = job
         self.thread = -id(self)  # as if each coroutine had a thread of its own
+        self.loop_thread = threading.get_ident()
+        self.notified = asyncio.Event()
         self.before: _Place | None = None
-        self.has_left = False
+        self.has_left = self.has_expired = False
         self._agent = agent
-        self._notified = asyncio.Event()
 
     def stand(self) -> None:
         """Join the other coroutines of the loop."""
@@ -296,39 +318,52 @@ class _Place(Waiter):
 
     def wake(self) -> bool:
         """See `Waiter.wake`."""
-        woken = super().wake()
-        if woken and not self._agent.schedule(self._notified.set):
-            self.bound.line.pop(self, None)  # the coroutine will never run again, so another waiter has to be notified
-            return False
-        return woken
-
-    async def wait_until(self, deadline: float) -> None:
-        """Wait until this place is notified.
-
-        Raises:
-            BacklogFull: It was not notified until *deadline*, on the clock of the loop.
-        """
-        remaining = deadline - asyncio.get_running_loop().time()
         try:
-            await asyncio.wait_for(self._notified.wait(), remaining if remaining < NEVER else None)
-        except asyncio.TimeoutError:
-            raise self.bound.error() from None
-        self._notified.clear()
-        self.reset()  # before the bound is checked again (L8)
+            if not super().wake():
+                return False
+            self._agent.schedule(self.notified.set)
+        except RuntimeError:  # the loop is closed, so another waiter has to be notified instead
+            self.bound.line.pop(self, None)
+            return False
+        except BaseException:  # from a signal handler, and later calls would find the notification given already
+            self._agent.schedule(self.notified.set)
+            raise
+        return True
+
+    def expire(self) -> None:
+        """End the wait, unless there is space. Only the loop calls this."""
+        self.has_expired = True
+        self.notified.set()
 
 
 # -- waiting for the outcome --
 
 
+class _Recipient(Waiter):
+    """A coroutine that waits for the outcome of a job, among the waiters of blocked threads."""
+
+    def __init__(self) -> None:
+        self.arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._agent = _agent()
+
+    def wake(self) -> bool:
+        """See `Waiter.wake`. Can be called again if an exception interrupts it."""
+        self._agent.put(self.arrival)
+        return True
+
+
 async def _outcome(future: JobFuture[Value]) -> JobResult[Value]:
     if not future.done():
-        waiter, agent = asyncio.get_running_loop().create_future(), _agent()
-        future.add_done_callback(lambda _: agent.put(waiter))
+        recipient, attachments = _Recipient(), future._attach()
         try:
-            await waiter
+            attachments[recipient] = None
+            if not future.done():  # L8
+                await recipient.arrival
         except BaseException:
-            future.cancel()
+            _give_up(future)
             raise
+        finally:
+            attachments.pop(recipient, None)
     return future.result()
 
 
@@ -357,7 +392,13 @@ def on_loop(
     """
     if not callable(function):
         raise TypeError(f"function must be callable, got {shown(function)}")
+    if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
+        raise TypeError(f"loop must be an event loop, got {shown(loop)}")
     return _OnLoop(function, loop)
+
+
+_host: "contextvars.ContextVar[_OnLoop | None]" = contextvars.ContextVar("microbatch.aio", default=None)
+"""The processor whose coroutine runs."""
 
 
 class _OnLoop(Host):
@@ -366,7 +407,8 @@ class _OnLoop(Host):
     def __init__(self, function: Callable[..., Awaitable[Any]], loop: asyncio.AbstractEventLoop | None) -> None:
         self._function = function
         self._loop = loop
-        # The running tasks. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
+        self._home = os.getpid()  # the process of the loop
+        # Those that run. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
         self._tasks: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._reset()
 
@@ -382,13 +424,15 @@ class _OnLoop(Host):
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Run the coroutine function, and wait for it."""
         call = partial(self._function, *arguments, **named)
-        loop = self._loop or self._own_loop()
-        if loop is None:  # no batcher would end its thread
-            return asyncio.run(_awaited(call))
         if self.needs_this_thread():
             raise RuntimeError("a thread can't wait for a coroutine on the event loop that it runs itself")
+        if self._loop is not None and self._home != os.getpid():
+            raise ForkedError("the event loop belongs to the parent process")
+        loop = self._loop or self._own_loop()
+        if loop is None:  # no batcher would end its thread, or it can't be started
+            return asyncio.run(_awaited(call))
         outcome = _Outcome()
-        loop.call_soon_threadsafe(_Run(call, outcome, self._tasks).start)
+        loop.call_soon_threadsafe(_Run(_run(call, outcome, self), outcome, self._tasks).start)
         if not loop.is_closed():  # otherwise it may have been closed before the call came in
             outcome.done.wait()
         if outcome.error is not None:
@@ -397,9 +441,15 @@ class _OnLoop(Host):
 
     def _own_loop(self) -> asyncio.AbstractEventLoop | None:
         with self._guard:
-            if self._users and self._thread is None:
-                self._thread = _LoopThread()
-            return None if self._thread is None else self._thread.loop
+            thread = self._thread
+            if self._users and (thread is None or thread.has_ended()):
+                try:
+                    thread = self._thread = _LoopThread()
+                except RuntimeError as error:
+                    if not is_exiting(error):
+                        raise
+                    thread = None
+            return None if thread is None else thread.loop
 
     def open(self) -> Callable[[], object]:
         """See `Host.open`."""
@@ -415,11 +465,11 @@ class _OnLoop(Host):
             if self._users:
                 return
             thread, self._thread = self._thread, None
+            if self._loop is not None:  # before another batcher starts a call, which must not be cancelled
+                with suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(self._cancel)
         if thread is not None:
             thread.end()
-        elif self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         for task in list(self._tasks):
@@ -427,7 +477,9 @@ class _OnLoop(Host):
 
     def needs_this_thread(self) -> bool:
         """See `Host.needs_this_thread`."""
-        return self._loop is not None and asyncio._get_running_loop() is self._loop
+        thread = self._thread
+        loop = self._loop if thread is None else thread.loop
+        return loop is not None and asyncio._get_running_loop() is loop
 
 
 class _LoopThread(threading.Thread):
@@ -444,7 +496,7 @@ class _LoopThread(threading.Thread):
             raise self._error
 
     def run(self) -> None:
-        """Run the loop until `end` is called. Then cancel the remaining tasks."""
+        """Run the loop until `end` is called. Then cancel what is left."""
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # the loop could not be created
@@ -456,6 +508,10 @@ class _LoopThread(threading.Thread):
         self.loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         self._runs.set()
         await self._ending.wait()
+
+    def has_ended(self) -> bool:
+        """Return whether the loop has ended too early, as when a callback has raised `SystemExit`."""
+        return self.loop is None or self.loop.is_closed()
 
     def end(self) -> None:
         """End the loop, and wait until the thread has ended."""
@@ -470,7 +526,7 @@ class _Outcome:
     def __init__(self) -> None:
         self.done = Flag(False)
         self.value: Any = None
-        self.error: Exception | None = RuntimeError("the processor was cancelled, or its event loop was closed")
+        self.error: BaseException | None = RuntimeError("the processor was cancelled, or its event loop was closed")
 
 
 class _Run:
@@ -482,24 +538,26 @@ class _Run:
 
     def __init__(
         self,
-        function: Callable[[], Awaitable[Any]],
+        coroutine: Coroutine[Any, Any, None],
         outcome: _Outcome,
         tasks: "weakref.WeakSet[asyncio.Task[None]]",
     ) -> None:
-        self._function = function
+        self._coroutine = coroutine
         self._outcome = outcome
         self._tasks = tasks
 
     def start(self) -> None:
         """Start the coroutine."""
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_run(self._function, self._outcome))
+        task = loop.create_task(self._coroutine)
         self._tasks.add(task)
         timer = weakref.ref(loop.call_later(_YEARS, self.start))
         task.add_done_callback(partial(_cancel, timer))
 
     def __del__(self) -> None:
         self._outcome.done.set()
+        if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
+            self._coroutine.close()  # so that Python does not warn that it was never awaited
 
 
 def _cancel(timer: "weakref.ref[asyncio.TimerHandle]", task: object) -> None:
@@ -508,12 +566,17 @@ def _cancel(timer: "weakref.ref[asyncio.TimerHandle]", task: object) -> None:
         handle.cancel()
 
 
-async def _run(function: Callable[[], Awaitable[Any]], outcome: _Outcome) -> None:
+async def _run(function: Callable[[], Awaitable[Any]], outcome: _Outcome, host: _OnLoop) -> None:
+    _host.set(host)
     try:
         outcome.value = await _awaited(function)
         outcome.error = None
-    except Exception as error:
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # even `SystemExit`, which would end the loop, and so fail all other batches
         outcome.error = error
+        if isinstance(error, KeyboardInterrupt):
+            raise
     finally:
         outcome.done.set()
 

@@ -5,16 +5,31 @@ import concurrent.futures
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 from tenacity import stop_after_attempt, wait_none
 
-from microbatch import BacklogFull, Batcher, BatcherClosed, Interval, JobExpired, JobState, Natural, Size
+from microbatch import (
+    BacklogFull,
+    Batcher,
+    BatcherClosed,
+    ForkedError,
+    Interval,
+    JobExpired,
+    JobState,
+    Natural,
+    Size,
+    aio,
+)
 from microbatch.aio import amap, on_loop, submit
 from microbatch.processors import bisecting, retrying
 from microbatch.testing import ManualClock, RecordingProcessor
@@ -108,6 +123,29 @@ class TestSubmit:
             loops = [in_thread(lambda: run(submit(batcher, "job"))) for _ in range(4)]
             assert ["job"] * 4 == [loop.result(timeout=10).value for loop in loops]
 
+    def test_a_loop_that_has_ended_can_be_collected(self) -> None:
+        async def main() -> Any:
+            await submit(batcher, 1)
+            return weakref.ref(asyncio.get_running_loop())
+
+        with Batcher[Any, Any](list, Interval(0.01)) as batcher:
+            loop = run(main())
+        gc.collect()
+        assert loop() is None
+
+    def test_each_coroutine_is_woken_if_a_signal_handler_raises_while_one_is(self) -> None:
+        async def main() -> None:
+            tasks = [asyncio.create_task(submit(batcher, number)) for number in range(2)]
+            await settle()
+            interrupt_next_wake(aio._agents[id(asyncio.get_running_loop())], "schedule")
+            with suppress(Interrupted):
+                await asyncio.to_thread(batcher.shutdown, wait=False, cancel_futures=True)
+            await asyncio.wait(tasks)
+            assert isinstance(tasks[0].exception(), concurrent.futures.CancelledError)
+
+        with Batcher[Any, Any](list, Interval(60)) as batcher:
+            run(main())
+
     @pytest.mark.parametrize("timeout", [-1, "1", float("nan")])
     def test_a_wrong_timeout_is_refused(self, timeout: Any) -> None:
         with Batcher[Any, Any](list) as batcher, pytest.raises((TypeError, ValueError)):
@@ -137,9 +175,9 @@ class TestWaitingForSpace:
 
     def full(self, processor: RecordingProcessor[Any], limit: Any, **options: Any) -> "Batcher[Any, Any]":
         batcher = Batcher[Any, Any](processor, Size(1), **limit, **options)
-        batcher.submit("running")
-        processor.wait_for_batches(1)
-        batcher.submit("waiting")
+        for job in ("running", "waiting"):
+            batcher.submit(job).add_done_callback(lambda _: None)  # so that a failure is not logged
+            processor.wait_for_batches(1)
         return batcher
 
     def test_the_loop_is_not_blocked_and_each_job_gets_in(self, processor: RecordingProcessor[Any], limit: Any) -> None:
@@ -223,6 +261,54 @@ class TestWaitingForSpace:
         gc.collect()
         assert [["running"], ["waiting"], ["job"]] == processor.batches
 
+    @pytest.mark.parametrize("steps", range(1, 8))
+    def test_a_cancellation_that_comes_when_the_wait_is_over_takes_effect(
+        self, processor: RecordingProcessor[Any], limit: Any, steps: int
+    ) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, "job", timeout=20))
+            await settle()
+            processor.release()
+            while batcher.stats().succeeded < 2:
+                pass
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if task.cancel():
+                await asyncio.wait({task})
+                assert task.cancelled()
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+
+    def test_the_coroutine_gets_in_if_a_signal_handler_raises_while_it_is_woken(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        async def main() -> Any:
+            task = asyncio.create_task(submit(batcher, "job"))
+            await settle()
+            interrupt_next_wake(aio._agents[id(asyncio.get_running_loop())], "schedule")
+            processor.release()
+            return await task
+
+        with self.full(processor, limit) as batcher:
+            assert "job" == run(main()).value
+
+    def test_a_blocking_submit_in_the_thread_of_the_loop_is_refused(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(submit(batcher, "job"))
+            await settle()
+            releasing = threading.Timer(0.1, processor.release)
+            releasing.start()
+            with pytest.raises(BacklogFull):  # if it waited, the coroutine before it could not go on
+                batcher.submit("blocking", timeout=10)
+            assert "job" == (await task).value
+            releasing.join()
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+
     def test_a_shutdown_ends_the_wait(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
             task = asyncio.create_task(submit(batcher, "late"))
@@ -249,6 +335,21 @@ class TestWaitingForSpace:
         with self.full(processor, limit) as batcher:
             run(main())
             assert batcher.flush(timeout=10)
+
+
+class Interrupted(BaseException):
+    """What the signal handler raises in these tests, because `asyncio` treats `KeyboardInterrupt` specially."""
+
+
+def interrupt_next_wake(target: Any, name: str) -> None:
+    """Raise an exception in the next thread that wakes a coroutine through a method, just before it does."""
+    wake = getattr(target, name)
+
+    def interrupted(*call: Any, **named: Any) -> Any:
+        setattr(target, name, wake)
+        raise Interrupted
+
+    setattr(target, name, interrupted)
 
 
 def in_line(batcher: Batcher[Any, Any]) -> list[Any]:
@@ -381,6 +482,15 @@ def thread_names() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+WAITS = [
+    pytest.param(lambda batcher: batcher.shutdown(), id="shutdown"),
+    pytest.param(lambda batcher: batcher.flush(), id="flush"),
+    pytest.param(lambda batcher: batcher.submit(1).result(), id="result"),
+    pytest.param(lambda batcher: list(batcher.map([1])), id="map"),
+    pytest.param(lambda batcher: concurrent.futures.wait([batcher.submit(1)]), id="wait"),
+]
+
+
 class TestOnLoop:
     def test_a_coroutine_function_can_process_batches(self) -> None:
         with Batcher[Any, Any](on_loop(doubled)) as batcher:
@@ -466,6 +576,69 @@ class TestOnLoop:
         with pytest.raises(TypeError, match="must be callable"):
             on_loop(5)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("loop", [5, asyncio.new_event_loop])
+    def test_what_is_no_loop_is_refused(self, loop: Any) -> None:
+        with pytest.raises(TypeError, match="loop must be an event loop"):
+            on_loop(doubled, loop)
+
+    def test_system_exit_fails_only_its_own_batch(self) -> None:
+        async def process(jobs: list[Any]) -> list[Any]:
+            if jobs == ["exit"]:
+                raise SystemExit
+            await asyncio.sleep(0.01)
+            return jobs
+
+        with Batcher[Any, Any](on_loop(process), Size(1), max_workers=2) as batcher:
+            beside, bad, later = [batcher.submit(job) for job in ("beside", "exit", "later")]
+            assert isinstance(bad.exception(timeout=10), SystemExit)
+            assert ["beside", "later"] == [future.result(timeout=10).value for future in (beside, later)]
+
+    def test_there_is_a_new_loop_if_a_call_has_stopped_it(self) -> None:
+        async def process(jobs: list[Any]) -> list[Any]:
+            if jobs == ["stop"]:
+                asyncio.get_running_loop().stop()
+                await asyncio.Event().wait()
+            return jobs
+
+        with Batcher[Any, Any](on_loop(process), Size(1)) as batcher:
+            assert isinstance(batcher.submit("stop").exception(timeout=10), RuntimeError)
+            deadline = time.monotonic() + 10
+            while "microbatch-loop" in thread_names() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert "job" == batcher.submit("job").result(timeout=10).value
+
+    def test_a_partial_may_be_around_it(self) -> None:
+        async def process(jobs: list[Any], *, loops: list[Any]) -> list[Any]:
+            loops.append(asyncio.get_running_loop())
+            return jobs
+
+        loops: list[Any] = []
+        with Batcher[Any, Any](partial(on_loop(process), loops=loops), Size(1)) as batcher:
+            for _ in range(2):
+                batcher.submit(1).result(timeout=10)
+        assert loops[0] is loops[1]
+
+    def test_a_batcher_that_never_started_does_not_keep_the_thread_alive(self) -> None:
+        processor = on_loop(doubled)
+        Batcher[Any, Any](processor)
+        with Batcher[Any, Any](processor) as batcher:
+            batcher.submit(1).result(timeout=10)
+        assert "microbatch-loop" not in thread_names()
+
+    def test_jobs_that_wait_when_the_interpreter_exits_are_processed(self) -> None:
+        script = """if True:
+            from microbatch import Batcher, Interval
+            from microbatch.aio import on_loop
+
+            async def show(jobs):
+                print(jobs)
+
+            batcher = Batcher(on_loop(show), Interval(60))
+            batcher.submit(1)
+        """
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        assert ("[1]\n", "") == (done.stdout, done.stderr)
+
     def test_the_error_for_an_async_processor_names_it(self) -> None:
         with pytest.raises(TypeError, match="wrap it in microbatch.aio.on_loop"):
             Batcher(doubled)  # type: ignore[arg-type]
@@ -484,17 +657,20 @@ class TestOnLoop:
 
         assert [0, 1, 2] == run(main())
 
-    @pytest.mark.parametrize(
-        "wait",
-        [
-            lambda batcher: batcher.shutdown(),
-            lambda batcher: batcher.flush(),
-            lambda batcher: batcher.submit(1).result(),
-            lambda batcher: list(batcher.map([1])),
-            lambda batcher: concurrent.futures.wait([batcher.submit(1)]),
-        ],
-        ids=["shutdown", "flush", "result", "map", "wait"],
-    )
+    @pytest.mark.parametrize("wait", WAITS)
+    def test_a_call_in_the_processor_raises_instead_of_waiting_for_ever(self, wait: Callable[[Any], Any]) -> None:
+        async def process(jobs: list[Any]) -> list[Any]:
+            if jobs == ["job"]:
+                with pytest.raises(RuntimeError, match="can't wait for|call this with asyncio.to_thread"):
+                    wait(batcher)
+                with pytest.raises(RuntimeError, match="can't wait for"):
+                    await submit(batcher, "another")
+            return jobs
+
+        with Batcher[Any, Any](on_loop(process), Size(1)) as batcher:
+            assert "job" == batcher.submit("job").result(timeout=10).value
+
+    @pytest.mark.parametrize("wait", WAITS)
     def test_a_call_in_the_thread_of_that_loop_raises_instead_of_waiting_for_ever(
         self, wait: Callable[[Any], Any]
     ) -> None:
@@ -516,6 +692,32 @@ class TestOnLoop:
             return await asyncio.wrap_future(future)
 
         assert 2 == run(main()).value
+
+    def test_the_end_of_one_batcher_does_not_cancel_calls_of_another_that_starts_meanwhile(self) -> None:
+        async def process(jobs: list[Any]) -> list[Any]:
+            await asyncio.sleep(0.05)
+            return jobs
+
+        async def main() -> Any:
+            def start_another(*call: Any, **named: Any) -> Any:
+                if getattr(call[0], "__func__", None) is aio._OnLoop._cancel:
+                    started.append(second.submit("job"))
+                    time.sleep(0.05)
+                return schedule(*call, **named)
+
+            loop: Any = asyncio.get_running_loop()
+            schedule, started = loop.call_soon_threadsafe, list[Any]()
+            processor = on_loop(process, loop)
+            first, second = [Batcher[Any, Any](processor, Size(1)) for _ in range(2)]
+            await submit(first, 1)
+            loop.call_soon_threadsafe = start_another
+            await asyncio.to_thread(first.shutdown)
+            loop.call_soon_threadsafe = schedule
+            result = await asyncio.wrap_future(started[0])
+            await asyncio.to_thread(second.shutdown)
+            return result
+
+        assert "job" == run(main()).value
 
     def test_its_batches_fail_when_that_loop_ends(self) -> None:
         async def endless(jobs: list[Any]) -> list[Any]:
@@ -566,6 +768,21 @@ class TestOnLoop:
             loop = None
             gc.collect()
             assert isinstance(future.exception(timeout=10), RuntimeError)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    def test_a_forked_child_cannot_use_a_loop_of_its_parent(self) -> None:
+        async def main() -> int:
+            batcher = Batcher[Any, Any](on_loop(doubled, asyncio.get_running_loop()), Size(1))
+            await submit(batcher, 1)
+            child = os.fork()
+            if not child:
+                future = in_thread(lambda: batcher.submit(2).exception(timeout=10))
+                os._exit(0 if isinstance(future.result(timeout=10), ForkedError) else 1)
+            await asyncio.to_thread(batcher.shutdown)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        assert 0 == run(main())
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

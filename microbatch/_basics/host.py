@@ -20,7 +20,7 @@ class Host:
 
 
 def host_of(processor: Any) -> Host | None:
-    """Return the host in a processor, which the wrappers of ``processors.py`` may be around."""
-    while isinstance(processor, partial) and processor.args:
-        processor = processor.args[0]
+    """Return the host in a processor, which the wrappers of ``processors.py`` or a `partial` may be around."""
+    while isinstance(processor, partial):
+        processor = processor.args[0] if processor.args else processor.func
     return processor if isinstance(processor, Host) else None

@@ -23,6 +23,7 @@ class Waiter(threading.Condition):
     # Data about the thread that waits, its ident, and the job that it wants to add. The user of this class sets them.
     caller: Any = None
     thread = 0
+    loop_thread = 0  # if a coroutine waits, the ident of the thread of its event loop
     job: Any = None
     interrupted = False  # whether a signal handler or a finalizer has interrupted the wait, and waits in the same line
 

@@ -12,7 +12,6 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from microbatch._basics.host import host_of
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
 from microbatch._basics.waiting import Waiter
@@ -85,9 +84,6 @@ class Engine:
         # The first callback notifies the listeners, so that they are notified once, whichever thread ends this.
         if settings.listeners.shutdown:
             self._callbacks.append(partial(_notify_of_shutdown, settings, self.ledger))
-        host = host_of(settings.processor)
-        if host is not None:
-            self._callbacks.append(partial(host.open()))
 
     # -- called by any thread --
 
@@ -304,12 +300,18 @@ class Engine:
 
     def _work(self) -> None:
         """Lead whenever no other thread does, until the batcher is closed and nothing is left to do."""
+        self._runner.survive(self._open_host)
         self._runner.survive(self._fail_forgotten)
         while True:
             try:
                 return self._take_all_turns()
             except BaseException as error:
                 self._runner.recover(error)
+
+    def _open_host(self) -> None:
+        """Open the host of the processor. Not earlier, because a batcher that never starts may never be shut down."""
+        if self.queue.host is not None:
+            self._callbacks.append(partial(self.queue.host.open()))
 
     def _fail_forgotten(self) -> None:
         """Fail the jobs of an earlier start that failed, if even failing them was interrupted. No batch runs now."""

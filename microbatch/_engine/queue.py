@@ -70,6 +70,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         cancelled: The jobs that were cancelled.
         dropped: The jobs that had to make room for newer ones.
         has_news: Whether there is something for the leader other than jobs.
+        host: The host of the processor, if it needs one.
         this_thread: Says whether the calling thread must not wait for the batcher.
     """
 
@@ -104,7 +105,8 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
         self.explainer: Callable[[], Callable[[JobFuture[Any]], str] | None] = lambda: None
         self.batch_finder: Callable[[], Callable[[JobFuture[Any]], bool] | None] = lambda: None
-        self.this_thread = _Local(host_of(settings.processor))
+        self.host = host_of(settings.processor)
+        self.this_thread = _Local(self.host)
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; no thread waits for it
@@ -210,12 +212,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Wait until a job has entered a bound. *holds* says whether it has entered another one already."""
         here = self.this_thread
         # A signal handler or a finalizer can't wait for space that its own thread holds, because that waits for it.
-        if not block or timeout == 0 or here.holds or here.must_not_wait():
+        if not block or timeout == 0 or here.holds or here.must_not_wait() or self._has_coroutine_in_line():
             raise bound.error()
         deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
         waiter.job, waiter.thread = item, threading.get_ident()
-        for outer in list(bound.line):
+        for outer in list(bound.line.copy()):
             outer.interrupted = outer.interrupted or outer.thread == waiter.thread
         try:
             here.holds = holds
@@ -226,6 +228,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             bound.line.pop(waiter, None)
             self.pass_on(bound)
         return True
+
+    def _has_coroutine_in_line(self) -> bool:
+        """Return whether the calling thread runs the event loop of a coroutine that waits for space.
+
+        That coroutine may be notified in place of a later caller, and may have entered another bound already. It could
+        not go on while this thread waits.
+        """
+        here = threading.get_ident()
+        return any([waiter.loop_thread == here for bound in self._crowded.copy() for waiter in list(bound.line.copy())])
 
     def _wait_in_line(self, bound: Bound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
         while not self.enter(bound, item):

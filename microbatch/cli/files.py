@@ -7,6 +7,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from typing import BinaryIO, NamedTuple, Protocol, cast
 
@@ -156,8 +157,12 @@ def _lines(path: str, file: BinaryIO) -> Iterable[bytes]:
 
 
 def _decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(_read_line, path, gzip.GzipFile(fileobj=file)), b"")
+
+
+def _read_line(path: str, file: gzip.GzipFile) -> bytes:
     try:
-        yield from gzip.GzipFile(fileobj=file)
+        return file.readline()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise OSError(f"can't decompress {path}: {error}") from None
 

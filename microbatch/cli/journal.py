@@ -173,8 +173,12 @@ class Recorder(BatchListener):
         try:
             outcomes = [(future.job, outcome_of(future)) for future in event.futures]
             if self._interrupted.is_set():
-                outcomes = [(line, outcome) for line, outcome in outcomes if not outcome.error]
+                outcomes = _without_failures(outcomes)
             if outcomes:
                 self._journal.append(outcomes)
         except BaseException as error:  # the batcher would only log it
             self.error = error
+
+
+def _without_failures(outcomes: list[tuple[Line, Outcome]]) -> list[tuple[Line, Outcome]]:
+    return [(line, outcome) for line, outcome in outcomes if not outcome.error]
