@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aio", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="of each overload (default: %(default)s)"
+        "--seconds", type=float, default=1.0, metavar="S", help="of each overload (default: %(default)s)"
     )
     parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="of each closed loop")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "aio.rst", metavar="FILE")

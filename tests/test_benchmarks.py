@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import advise, policies, real, scheduling
+from benchmarks import advise, aio, policies, real, scheduling
 from benchmarks.__main__ import LABELS, main
 from benchmarks.cells import COSTS, LARGER_PAYS, Cell, best_size
 from benchmarks.contenders import Contender, Pool, Processor
@@ -483,3 +483,11 @@ def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_c
     assert "_wait " in closed
     compared_rows = zip(compared.splitlines()[5:7], [LABELS["microbatch"], LABELS["locks"]])
     assert [True, True] == [line.startswith(f"{label} ") for line, label in compared_rows]
+
+
+def test_the_benchmark_of_callers_in_asyncio_writes_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "aio.rst"
+    aio.main(["--repeats=1", "--seconds=0.05", "--jobs=640", f"--output={page}"])
+    rows = [line.split("  ")[0] for line in page.read_text().splitlines()]
+    for name in ("waiting for space", "polling", "nothing", "``microbatch.aio.submit``", "``asyncio.wrap_future``"):
+        assert 1 == rows.count(name)
