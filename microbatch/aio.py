@@ -432,7 +432,7 @@ class _OnLoop(Host):
         if loop is None:  # no batcher would end its thread, or it can't be started
             return asyncio.run(_awaited(call))
         outcome = _Outcome()
-        loop.call_soon_threadsafe(_Run(_run(call, outcome, self), outcome, self._tasks).start)
+        loop.call_soon_threadsafe(_Run(partial(_run, call, outcome, self), outcome, self._tasks).start)
         if not loop.is_closed():  # otherwise it may have been closed before the call came in
             outcome.done.wait()
         if outcome.error is not None:
@@ -538,17 +538,19 @@ class _Run:
 
     def __init__(
         self,
-        coroutine: Coroutine[Any, Any, None],
+        function: Callable[[], Coroutine[Any, Any, None]],
         outcome: _Outcome,
         tasks: "weakref.WeakSet[asyncio.Task[None]]",
     ) -> None:
-        self._coroutine = coroutine
+        self._function = function
+        self._coroutine: Coroutine[Any, Any, None] | None = None
         self._outcome = outcome
         self._tasks = tasks
 
     def start(self) -> None:
         """Start the coroutine."""
         loop = asyncio.get_running_loop()
+        self._coroutine = self._function()
         task = loop.create_task(self._coroutine)
         self._tasks.add(task)
         timer = weakref.ref(loop.call_later(_YEARS, self.start))
@@ -556,8 +558,9 @@ class _Run:
 
     def __del__(self) -> None:
         self._outcome.done.set()
-        if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
-            self._coroutine.close()  # so that Python does not warn that it was never awaited
+        coroutine = self._coroutine
+        if coroutine is not None and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()  # so that Python does not warn that it was never awaited
 
 
 def _cancel(timer: "weakref.ref[asyncio.TimerHandle]", task: object) -> None:
