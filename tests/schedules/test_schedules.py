@@ -1,6 +1,6 @@
 """Tries many schedules of each model: see ``search.py``.
 
-``SCHEDULES`` is the number of schedules of each model (250). ``python -m tests.schedules`` tries more.
+``SCHEDULES`` is the number of schedules of each model (125). ``python -m tests.schedules`` tries more.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.schedules.search import Replay, Switch, run
 
 pytestmark = [pytest.mark.schedules, pytest.mark.timeout(300)]
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "250"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "125"))
 
 
 @pytest.mark.parametrize("model", MODELS)
