@@ -40,7 +40,8 @@ class Waiter(threading.Condition):
         """
         return self._signal.release
 
-    __repr__ = object.__repr__  # `Condition.__repr__` uses attributes that do not exist here
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # `Condition.__repr__` uses attributes that do not exist here
 
     def acquire(self, *arguments: Any) -> bool:
         """Do nothing."""
@@ -49,7 +50,8 @@ class Waiter(threading.Condition):
     def release(self) -> None:
         """Do nothing."""
 
-    __enter__ = acquire
+    def __enter__(self) -> bool:
+        return True
 
     def __exit__(self, *exception: object) -> None:
         pass
@@ -76,7 +78,9 @@ class Waiter(threading.Condition):
         """Notify the waiting thread."""
         self.wake()
 
-    notify_all = notify  # there is only one waiting thread
+    def notify_all(self) -> None:
+        """Notify the waiting thread, of which there is only one."""
+        self.wake()
 
 
 class Waiters(dict[Waiter, None]):

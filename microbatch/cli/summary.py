@@ -28,7 +28,7 @@ class Summary(BatchListener):
     def __init__(self) -> None:
         self.jobs = 0
         self.resumed = 0
-        self.failures = Counter[str]()
+        self.failures: Counter[str] = Counter()
         self.finished = False
         self._mutex = threading.Lock()  # guards the following attributes
         self._calls = self._batches = self._batched = 0
