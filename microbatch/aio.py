@@ -58,7 +58,8 @@ async def submit(
     """Submit a job, and return its result.
 
     While the queue is full, the coroutine waits in the same line as the threads that `Batcher.submit` blocks. If it is
-    cancelled, its job is cancelled too, unless a worker has already taken it.
+    cancelled, its job is cancelled too, unless a worker has already taken it. If a job has to wait for space, the
+    *key* and *weigh* functions of the batcher may be called twice for it.
 
     Args:
         batcher: The batcher. All event loops and threads may use it.

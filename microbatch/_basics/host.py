@@ -1,5 +1,6 @@
 """Processors that need something to run while a batcher uses them, such as an event loop."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,16 +8,16 @@ from typing import Any
 __all__ = ["Host", "host_of"]
 
 
-class Host:
+class Host(ABC):
     """A processor that needs something to run while a batcher uses it."""
 
+    @abstractmethod
     def open(self) -> Callable[[], object]:
         """Note that a batcher uses the processor. Return what to call when that batcher has been shut down."""
-        raise NotImplementedError
 
+    @abstractmethod
     def needs_this_thread(self) -> bool:
         """Return whether no call can end while the calling thread waits for it."""
-        raise NotImplementedError
 
 
 def host_of(processor: Any) -> Host | None:

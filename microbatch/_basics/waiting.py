@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Flag", "Inbox", "Waiter", "Waiters"]
+__all__ = ["Flag", "Inbox", "Waiter", "Waiters", "first_of"]
 
 Item = TypeVar("Item")
 
@@ -92,19 +92,6 @@ class Waiters(dict[Waiter, None]):
     This is a dict, because adding and removing an entry is then atomic, and the waiters stay in order.
     """
 
-    def first(self) -> Waiter | None:
-        """Return the first waiter, or None. Takes no longer if there are many."""
-        while (found := self._try_to_find_first()) is self:
-            pass
-        return found  # type: ignore[return-value]
-
-    def _try_to_find_first(self) -> object:
-        """Return *self* if another thread changes the waiters now."""
-        try:
-            return next(iter(self), None)
-        except RuntimeError:
-            return self
-
     def notify(self, n: int = 1) -> None:
         """Notify the first *n* waiters that have not been notified yet."""
         for waiter in self.copy():
@@ -123,6 +110,21 @@ class Waiters(dict[Waiter, None]):
         """Notify all waiters."""
         for waiter in self.copy():
             waiter.wake()
+
+
+def first_of(items: dict[Item, Any]) -> Item | None:
+    """Return the first key of a dict that other threads may change, or None. Takes no longer if there are many."""
+    while (found := _try_to_find_first(items)) is items:
+        pass
+    return found  # type: ignore[return-value]
+
+
+def _try_to_find_first(items: dict[Any, Any]) -> object:
+    """Return *items* if another thread changes them now. They are not copied (L6), which could take too long."""
+    try:
+        return next(iter(items), None)
+    except RuntimeError:
+        return items
 
 
 class Inbox(Generic[Item]):

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from microbatch._basics.clock import NEVER, let_others_run
-from microbatch._basics.waiting import Waiters
+from microbatch._basics.waiting import Waiters, first_of
 from microbatch._forming.lanes import safe
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
@@ -80,7 +80,7 @@ class Bound:
 
     def blocks_callers(self) -> bool:
         """Return whether the first caller in the line can't enter."""
-        first = self.line.first()
+        first = first_of(self.line)
         if first is not None and first.interrupted:
             # A signal handler or a finalizer has interrupted that caller and may wait too. Then it has to enter first.
             first = [waiter for waiter in [first, *self.line.copy()] if waiter.thread == first.thread][-1]
@@ -93,16 +93,7 @@ class Bound:
 
     def oldest(self) -> AnyJob | None:
         """Return the job that entered first, or None."""
-        while (found := self._try_to_find_oldest()) is self:
-            pass
-        return found  # type: ignore[return-value]
-
-    def _try_to_find_oldest(self) -> object:
-        """Return *self* if another thread changes the jobs now. They are not copied (L6), which would take too long."""
-        try:
-            return next(iter(self.jobs), None)
-        except RuntimeError:
-            return self
+        return first_of(self.jobs)
 
     def error(self) -> BacklogFull:
         """Return the exception for a caller whose job can't enter."""
@@ -141,7 +132,7 @@ class WeightBound(Bound):
     def enter(self, job: AnyJob) -> bool:
         """See `Bound.enter`."""
         # If this thread is first itself, this may also be a signal handler or a finalizer that has interrupted it.
-        first = self.line.first()
+        first = first_of(self.line)
         if first is not None and first.job is not job and first.thread != threading.get_ident():
             return job in self.jobs
         return self._enter(job, self.limit)
