@@ -192,6 +192,22 @@ class TestWaitingForSpace:
             run(main())
         assert [["running"], ["waiting"], [0], [1], [2], [3], [4]] == processor.batches
 
+    def test_a_later_coroutine_of_the_loop_does_not_overtake_one_that_waits(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        async def main() -> None:
+            first = asyncio.create_task(submit(batcher, "first"))
+            await settle()
+            processor.release()  # there is space for the first one, but it cannot run before the second one comes
+            while batcher.stats().succeeded < 2:
+                pass
+            await submit(batcher, "second")
+            await first
+
+        with self.full(processor, limit) as batcher:
+            run(main())
+        assert [["running"], ["waiting"], ["first"], ["second"]] == processor.batches
+
     def test_coroutines_and_threads_wait_in_the_same_line(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
             callers: list[Any] = []
