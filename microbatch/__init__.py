@@ -4,6 +4,7 @@ PYTEST_DONT_REWRITE: without this word, pytest would warn in a program that impo
 """
 
 from microbatch.batcher import Batcher, BatchProcessor
+from microbatch.coalescer import Coalescer, coalescing
 from microbatch.config import policy_from_env
 from microbatch.decorator import BatchedFunction, batched
 from microbatch.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "BatchingPolicy",
     "BestSize",
     "CallerActivity",
+    "Coalescer",
     "Congestion",
     "DEFAULT_POLICY",
     "FixedWindow",
@@ -98,6 +100,7 @@ __all__ = [
     "Weight",
     "Window",
     "batched",
+    "coalescing",
     "length_buckets",
     "policy_from_env",
 ]

@@ -238,12 +238,8 @@ async def _accepted_later(
         batcher._accept(engine, future, 0, expires_in)
     except BaseException:
         if future._epoch == NOT_ACCEPTED:
-            queue.waiting.pop(future, None)
-            try:
-                queue.make_room_for_another(future)
-            except BaseException:  # from a signal handler
-                queue.make_room_for_another(future)
-                raise
+            queue.waiting.pop(future, None)  # L4
+            queue.withdraw(future)
         raise
     return future
 

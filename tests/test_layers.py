@@ -35,7 +35,7 @@ LAYERS = [
     {"_forming", "config", "listeners"},
     {"_engine", "simulation"},
     {"batcher", "traces"},
-    {"aio", "decorator"},
+    {"aio", "coalescer", "decorator"},
     {"__init__"},
     {"integrations"},
     {"apps", "cli"},

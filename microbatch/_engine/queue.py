@@ -166,13 +166,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.callers.record_submission(threading.get_ident(), now)
         except BaseException:
             waiting.pop(item, None)  # L4
-            if item._stage is _DROPPED:  # by another thread, which has counted it
-                self.accepted.append(item)
-            try:
-                self.make_room_for_another(item)
-            except BaseException:  # from a signal handler
-                self.make_room_for_another(item)
-                raise
+            self.withdraw(item)
             raise
         try:
             item._epoch = self.epoch
@@ -195,6 +189,29 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.note_news()
         if self._drops:
             self._drop_oldest(item)
+
+    def reserve(self, item: JobFuture[Any], timeout: float | None) -> None:
+        """Wait like `put`, and keep space for a job. Then call `put`, which does not wait any more, or `withdraw`."""
+        item.submitted = self._now()
+        try:
+            bounds = [] if self._drops else self.bounds_of(item)
+            for bound in bounds:
+                if not self.enter(bound, item):
+                    self._wait_for_room(bound, item, True, timeout, bound is not bounds[0])
+        except BaseException:
+            self.waiting.pop(item, None)  # L4
+            self.withdraw(item)
+            raise
+
+    def withdraw(self, item: JobFuture[Any]) -> None:
+        """Give up a job that is not accepted, and the space that it has taken up. Pop it from `waiting` before (L4)."""
+        if item._stage is _DROPPED:  # by another thread, which has counted it
+            self.accepted.append(item)
+        try:
+            self.make_room_for_another(item)
+        except BaseException:  # from a signal handler
+            self.make_room_for_another(item)
+            raise
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         """Make a job enter its bounds, and return whether the caller has waited for that."""
@@ -262,9 +279,13 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         Raises:
             BatcherClosed: The queue is closed.
         """
+        self.refuse_if_closed()
+        return is_next and bound.enter(item)
+
+    def refuse_if_closed(self) -> None:
+        """Raise `BatcherClosed` if the queue is closed."""
         if self.closed:
             raise BatcherClosed("the batcher is shut down")
-        return is_next and bound.enter(item)
 
     def make_room_for_another(self, item: JobFuture[Any]) -> None:
         """Wake the threads that a refused job kept out of the queue, or that wait for it in a flush."""

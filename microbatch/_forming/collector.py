@@ -233,7 +233,10 @@ class Collector(Generic[AnyEntry]):
         """Return the jobs that expire now. The caller may let them expire, and then calls `drop` for them."""
         expired = []
         while (entry := self._expiries.pop(now)) is not None:
-            expired.append(entry)
+            if entry._expires <= now:
+                expired.append(entry)
+            elif entry._expires != NEVER:  # it was put off: see `SharedJob`
+                self._expiries.push(entry._expires, entry)
         return expired
 
     def flush(self, epoch: int, closing: bool = False) -> None:

@@ -79,6 +79,9 @@ class FutureOwner(Protocol):
     call_leader: Callable[[], None]
     this_thread: Any
 
+    def post(self, call: Callable[[], None]) -> None:
+        """Make the next leader run *call*."""
+
     def current_caller(self) -> Any:
         """Return the `Caller` of the calling thread, which waits for a result."""
 
@@ -375,9 +378,12 @@ class JobFuture(Future[JobResult[Value]]):
         try:
             attachments[waiter] = None
             if self._stage is None and not waiter.wait(timeout) and self._stage is None:
-                raise TimeoutError(owner.explain(self))
+                raise TimeoutError(self._explain())
         finally:
             attachments.pop(waiter, None)
+
+    def _explain(self) -> str:
+        return self._owner.explain(self)
 
     def _wait_until(self, moment: float, clock: Any) -> None:
         """Wait for the outcome until a moment on the clock of the batcher."""
