@@ -23,14 +23,16 @@ CASES = ((0.3, 4), (0.1, 10))
 """Loads, and targets for the p99 as multiples of the time that a call with one job takes."""
 
 INTRODUCTION = """\
-``microbatch advise`` chooses a policy by the first half of a trace. Here, it is judged by the second half, as in
-production. The *best* policy in hindsight is the one with the fewest calls of those that meet the target for the p99 on
-the second half. An exhaustive search finds it, which simulates several hundred policies on that half itself.
+``microbatch advise`` chooses a policy by the first half of a trace. Here, its choice is judged by the second half, as
+in production. Of the policies that meet the target for the p99 on the second half, the *best* in hindsight is the one
+with the fewest calls. It is found by an exhaustive search, which simulates several hundred policies on that half
+itself.
 
 Each row is a load, as in `the comparison of policies <policies.rst>`__: how jobs arrive, what a call costs, the number
 of workers, the load as a share of what they can do in batches of 100, and the target. *Calls* are those of the advised
-policy, as a multiple of those of the best one. *p99* is that of the advised policy, as a multiple of the target. Above
-1, it misses the target, which the best policy never does. In the rows that are left out, no policy meets the target.
+policy, as a multiple of those of the best one. *p99* is that of the advised policy, as a multiple of the target: above
+1, it misses the target, which the best policy never does. *Calls of the default* are those of the default policy, as a
+multiple of those of the advised one. Loads for which no policy meets the target are left out.
 """
 
 

@@ -17,8 +17,8 @@ from microbatch.aio import submit
 OVERLOAD = """\
 Coroutines submit 5,000 jobs per second, twice as many as the batcher can process: a call takes 20 ms plus 0.2 ms per
 job, with at most 100 jobs, and 1,000 jobs may wait. *Waiting for space* is ``await microbatch.aio.submit(batcher,
-job)``. *Polling* tries again every 10 ms while the queue is full. *Nothing* submits no jobs. *Lag* is by how much
-``asyncio.sleep(0.001)`` takes too long. *In order* says whether the results came in the order of the jobs in all runs.
+job)``. *Polling* tries again every 10 ms while the queue is full. *Nothing* submits no jobs. *Lag* is how much longer
+than 1 ms ``asyncio.sleep(0.001)`` takes. *In order* says whether the results came in the order of the jobs in all runs.
 """
 
 RETURNS = """\
@@ -167,12 +167,12 @@ def main(arguments: Sequence[str]) -> None:
         rst("Callers in asyncio", "="),
         *[f"* {name}: {value}" for name, value in machine().items()],
         "",
-        f"Each figure is the median of {options.repeats} runs. The ways take turns.",
+        f"Each figure is the median of {options.repeats} runs. The rows of a table are measured in turn.",
         "",
         rst("Twice the load that the batcher can take"),
         OVERLOAD,
         render(overload_table(options.seconds, options.repeats)),
-        rst("Results"),
+        rst("Waiting for results"),
         RETURNS,
         render(returning_table(options.jobs, options.repeats)),
     ]

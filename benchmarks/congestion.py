@@ -1,17 +1,18 @@
 """Compares Congestion with fixed limits: ``python -m benchmarks.congestion > benchmarks/results/congestion.rst``.
 
-A stand-in for an API can process 8 batches at once. If more run, it refuses those above 8, or it takes longer for each
-in proportion to their number. A batch of 20 jobs takes 50 ms, varied at random by 10 % (log-normal). All jobs are
-submitted at once. A job of a refused batch fails, except in the row with ``retrying``, which repeats the call after 100
-ms.
+A stand-in for an API can process 8 batches at once. There are two kinds: if more batches run, one refuses those above
+8, and the other takes longer for each in proportion to their number. A batch of 20 jobs takes 50 ms, varied at random
+by 10 % (log-normal). All jobs are submitted at once. A job of a refused batch fails, except in the row with
+``retrying``, which repeats the call after 100 ms.
 
-*Found* is the first batch after which at least 90 of 100 batches in a row start while 7 to 9 run.
-*Running* is the mean number of batches that run when a batch starts, in the second half. *Share* is the ratio of the
-jobs/s, without those that failed, to those with 8 workers. ``adaptive-concurrency`` is a library on PyPI that runs
-batches of a given list. It is left out if it is not installed. The last columns are from the simulator, with the same
-policy and load.
+*Found* is the first batch after which at least 90 of 100 batches in a row start while 7 to 9 run. *Running* is the mean
+number of batches that run when a batch starts, in the second half. *Share* is the ratio of the jobs/s, without those
+that failed, to those with 8 workers. ``adaptive-concurrency`` is a library on PyPI that runs batches of a given list.
+It is left out if it is not installed. The columns with *simulated* are from the simulator, with the same policy and
+load.
 
-The tables below show simulations only: other noise, and an API whose limit changes from 8 to 4 and to 12.
+The last two tables are from simulations only. One varies the service time by other percentages (*noise*). In the other,
+the limit of the API changes from 8 to 4, and then to 12.
 """
 
 import importlib

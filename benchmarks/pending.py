@@ -37,7 +37,7 @@ arena for each thread. In the last column, ``MALLOC_ARENA_MAX=1`` makes all thre
 
 DROPS = """\
 One thread submits 200,000 jobs while the downstream is down: the first call does not return until the end. *Survive*
-says whether exactly the newest jobs were processed in the end, as many as the queue holds.
+says whether exactly the newest ``max_pending`` jobs were processed in the end.
 """
 
 

@@ -5,10 +5,10 @@ is a thread that waits for its result before it goes on. All connections are in 
 statement and takes one round trip. The server has its default settings, so each commit waits for the disk. Callers and
 server share the cores. All results are checked.
 
-The ways take turns. Before each turn, the tables are filled anew, and there is a ``VACUUM`` and a ``CHECKPOINT``. A
-figure is the median of all rounds, and *worst* is the slowest one. *Ratio* is the ratio of the rows/s to those of the
-first way in the same round, and *worst ratio* is the lowest. *Client* and *server* are CPU time per row. That of the
-server is the sum of all its processes.
+The rows of a table are measured in turn. Before each turn, the tables in the database are filled anew, and there is a
+``VACUUM`` and a ``CHECKPOINT``. A figure is the median of all rounds, and *worst* is the slowest one. *Ratio* is the
+ratio of the rows/s to those of the first row in the same round, and *worst ratio* is the lowest one. *Client* and
+*server* are CPU time per row. That of the server is the sum of all its processes.
 
 With ``--delay``, everything is measured again with a network that takes that many milliseconds longer for each round
 trip: before each statement, the thread that has the connection sleeps. This costs some CPU time too, which is part of

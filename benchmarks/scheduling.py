@@ -164,10 +164,10 @@ def buckets(jobs: int, processes: int | None) -> Iterator[Table]:
 
 BUCKETS = f"""\
 A model pads each text to the longest one of its call. The texts are those of `the benchmarks of policies
-<policies.rst>`__, and so is the load: 100 % is what the best fixed size can do without buckets. The policies limit a
+<policies.rst>`__, and so is the load: 100 % is what the best fixed size can do without buckets. ``Padded`` limits a
 batch to {MODELS["a model on a CPU"].limit} tokens on the CPU, padding included, and to
-{MODELS["a model on a GPU"].limit:,} on the GPU. ``by_length`` has a budget of {MODELS["a model on a CPU"].budget} and
-{MODELS["a model on a GPU"].budget:,} tokens. *Buckets, ratio 2* has ``key=length_buckets(len)`` and
+{MODELS["a model on a GPU"].limit:,} on the GPU. ``by_length`` has a budget of {MODELS["a model on a CPU"].budget} tokens
+on the CPU, and of {MODELS["a model on a GPU"].budget:,} on the GPU. *Buckets, ratio 2* has ``key=length_buckets(len)`` and
 ``(Padded(...) | Natural()) & OldestFirst()``. *Padding* is the number of tokens with padding divided by the number
 without.
 
@@ -215,9 +215,9 @@ def _latencies(report: SimulationReport, model: Model) -> dict[str, list[float]]
 
 
 LONG_AND_SHORT = f"""\
-If keys are buckets of lengths, and the buckets take turns, each has one batch in its turn. Many short texts fit into a
-batch, but long texts are alone in theirs. So the long texts of a bucket wait for many turns. With ``OldestFirst``, each
-text waits about equally long. The model is the one on a CPU above,
+If the buckets of lengths take turns, each has one batch in its turn. Many short texts fit into a batch, but long texts
+are alone in theirs. So the long texts of a bucket wait for many turns. With ``OldestFirst``, each text waits about
+equally long. The model is the one on a CPU above,
 with ``key=length_buckets(len)`` and ``Padded({MODELS["a model on a CPU"].limit}) | Natural()``. The table has the median
 latency of the texts in the buckets up to 16 tokens, up to 64, and above.
 """
@@ -325,12 +325,13 @@ def deadlines(processes: int | None) -> Iterator[Table]:
 
 
 DEADLINES = f"""\
-Jobs come at random for {SECONDS:g} seconds, and are to be done in the time in the heading of a table, after which they
-expire. A batch takes {DATABASE}, and there is one worker. 100 % load is what it can do with batches of 100. In the row
-*{EARLIER}*, they expire so long before they are to be done, because a batch takes at most 7 ms. *{BEST.capitalize()}* is ``Size(100) | Interval(...)`` with the interval that gets most
-jobs done in time under that very load, of {len(HINDSIGHT)} intervals from 0 to {HINDSIGHT[-1] * 1e3:g} ms. *{BOUND.capitalize()}*
-is an upper bound: it gives each job the time that it takes in the largest batch, even if the job is alone, and
-knows all jobs in advance. So it can be higher than what the best schedule reaches.
+Jobs come at random for {SECONDS:g} seconds. The title of each table says in which time they are to be done, and after
+that time they expire. A batch takes {DATABASE}, and there is one worker. 100 % load is what it can do with batches of
+100. In the row *{EARLIER}*, they already expire 7 ms before they are to be done, because a batch takes at most 7 ms.
+*{BEST.capitalize()}* is ``Size(100) | Interval(...)`` with that of {len(HINDSIGHT)} intervals from 0 to
+{HINDSIGHT[-1] * 1e3:g} ms that gets most jobs done in time under the same load. No schedule exceeds *{BOUND}*: it charges
+each job only its share of the time of the largest batch, even if the job is alone, and knows all jobs in advance. So even
+the best schedule may not reach it.
 """
 
 
