@@ -6,10 +6,10 @@ by 10 % (log-normal). All jobs are submitted at once. A job of a refused batch f
 ``retrying``, which repeats the call after 100 ms.
 
 *Found* is the first batch after which at least 90 of 100 batches in a row start while 7 to 9 run. *Running* is the mean
-number of batches that run when a batch starts, in the second half. *Share* is the ratio of the jobs/s, without those
-that failed, to those with 8 workers. ``adaptive-concurrency`` is a library on PyPI that runs batches of a given list.
-It is left out if it is not installed. The columns with *simulated* are from the simulator, with the same policy and
-load.
+number of batches that run when a batch starts, in the second half of a run. *Share* is the ratio of the jobs/s, without
+those that failed, to those with 8 workers. ``adaptive-concurrency`` is a library on PyPI that runs batches of a given
+list. It is left out if it is not installed. The columns with *simulated* are from the simulator, with the same policy
+and load.
 
 The last two tables are from simulations only. One varies the service time by other percentages (*noise*). In the other,
 the limit of the API changes from 8 to 4, and then to 12.

@@ -6,13 +6,12 @@ the answer to the last one has come. In the open loops, texts arrive at random, 
 unbatched server reached in the closed loop. The client compares each embedding with one that was computed alone.
 
 In each repeat and under each load, the server runs once unbatched, which comes first, and then once with each kind of
-batcher in ``batchers.py``. The page on model inference explains these. The texts have the same
-order in all runs of a repeat. *CPU* is the CPU time of the server for each answer, in milliseconds. *Ratio* is that
-time divided by that of the unbatched server in the same repeat. *Padding* is the number of tokens with padding divided
-by the number without. *Busy* counts the answers with status 503, *wrong* those with a different embedding, and *lost*
-the requests without an answer. These three are sums over the repeats. Each other figure is a median over the repeats,
-taken for each column on its own. The rate of an open loop differs between repeats, so a row can mix figures of
-different repeats.
+batcher in ``batchers.py``. The page on model inference explains these. The texts have the same order in all runs of a
+repeat. *CPU* is the CPU time of the server for each answer, in milliseconds. *Ratio* is that time divided by that of
+the unbatched server in the same repeat. *Padding* is the number of tokens with padding divided by the number without.
+*Busy* counts the answers with status 503, *wrong* those with a different embedding, and *lost* the requests without an
+answer. These three are sums over the repeats. Each other figure is a median over the repeats, taken for each column on
+its own. The rate of an open loop differs between repeats, so a row can mix figures of different repeats.
 """
 
 import argparse

@@ -328,8 +328,8 @@ DEADLINES = f"""\
 Jobs come at random for {SECONDS:g} seconds. The title of each table says in which time they are to be done, and after
 that time they expire. A batch takes {DATABASE}, and there is one worker. 100 % load is what it can do with batches of
 100. In the row *{EARLIER}*, they already expire 7 ms before they are to be done, because a batch takes at most 7 ms.
-*{BEST.capitalize()}* is ``Size(100) | Interval(...)`` with that of {len(HINDSIGHT)} intervals from 0 to
-{HINDSIGHT[-1] * 1e3:g} ms that gets most jobs done in time under the same load. No schedule exceeds *{BOUND}*: it charges
+*{BEST.capitalize()}* is ``Size(100) | Interval(...)`` with the one of {len(HINDSIGHT)} intervals (from 0 to
+{HINDSIGHT[-1] * 1e3:g} ms) that gets the most jobs done in time under the same load. No schedule exceeds *{BOUND}*: it charges
 each job only its share of the time of the largest batch, even if the job is alone, and knows all jobs in advance. So even
 the best schedule may not reach it.
 """
