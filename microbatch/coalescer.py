@@ -9,7 +9,7 @@ from microbatch._basics.clock import let_others_run
 from microbatch._forming.lanes import safe
 from microbatch.batcher import Batcher
 from microbatch.futures.coalesced import CoalescedFuture, SharedJob
-from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture, KeepAlive
+from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 
 __all__ = ["Coalescer", "coalescing"]
 
@@ -58,7 +58,9 @@ class Coalescer(Generic[Job, Value]):
         queue.refuse_if_closed()
         caller: CoalescedFuture[Value] = CoalescedFuture(job, queue)
         shared = self._in_flight.get(place)
-        if shared is None or not self._join(shared, caller, expires_in):
+        if shared is not None and self._join(shared, caller, expires_in):
+            queue.note_return(caller.submitted)
+        else:
             self._submit(place, caller, timeout, expires_in)
         return caller
 
@@ -80,7 +82,6 @@ class Coalescer(Generic[Job, Value]):
         queue.reserve(shared, timeout)
         try:
             if not self._joins_another(place, shared, caller, expires_in):
-                shared.add_done_callback(KeepAlive(self))
                 batcher._accept(engine, shared, 0, expires_in)
         finally:
             if shared._epoch == NOT_ACCEPTED:

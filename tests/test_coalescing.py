@@ -524,13 +524,19 @@ class Interrupted(BaseException):
 
 
 def test_a_caller_that_a_signal_interrupts_in_the_wait_for_space_leaves_no_job(processor: Processor) -> None:
+    handled = threading.Event()
+
     def interrupt(number: int, frame: Any) -> None:
-        raise Interrupted
+        if not handled.is_set():
+            handled.set()
+            raise Interrupted
 
     def send() -> None:
         while not queue.not_full:
             time.sleep(0)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        while not handled.is_set():  # a signal that comes just before the wait does not end it
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            time.sleep(0.001)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
@@ -541,11 +547,13 @@ def test_a_caller_that_a_signal_interrupts_in_the_wait_for_space_leaves_no_job(p
             batcher.submit("waiting")
             shared = coalescing(batcher)
             sender = in_thread(send)
-            with pytest.raises(Interrupted):
-                shared.submit("a")
-            sender.result(10)
-            assert {} == shared._in_flight and not queue.not_full
-            processor.release()
+            try:
+                with pytest.raises(Interrupted):
+                    shared.submit("a")
+                sender.result(10)
+                assert {} == shared._in_flight and not queue.not_full
+            finally:
+                processor.release()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [["running"], ["waiting"]] == processor.batches

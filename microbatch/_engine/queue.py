@@ -192,14 +192,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def reserve(self, item: JobFuture[Any], timeout: float | None) -> None:
         """Wait like `put`, and keep space for a job. Then call `put`, which does not wait any more, or `withdraw`."""
+        waiting = self.waiting
         item.submitted = self._now()
         try:
-            bounds = [] if self._drops else self.bounds_of(item)
-            for bound in bounds:
-                if not self.enter(bound, item):
-                    self._wait_for_room(bound, item, True, timeout, bound is not bounds[0])
+            if self._bounded:
+                self._enter_bounds(item, True, timeout)
+            waiting[item] = None
+            if len(waiting) > self._waits_at and not self._count_bound.keep(item):
+                self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
         except BaseException:
-            self.waiting.pop(item, None)  # L4
+            waiting.pop(item, None)  # L4
             self.withdraw(item)
             raise
 
@@ -337,6 +339,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if oldest._drop(JobDropped(bound.limit, bound.name, bound.key)):
                 oldest._wake_waiters()
             _leave([bound, *oldest._bounds], oldest)
+
+    def note_return(self, now: float) -> None:
+        """Record that the calling thread submits a job that needs no place in the queue."""
+        ident = threading.get_ident()
+        if self._recalls or ident in self._away:
+            self.callers.record_submission(ident, now)
+            if not self.callers.activity().returning:  # nobody else would tell the leader
+                self.note_news()
 
     def current_caller(self) -> Caller | None:
         """See `FutureOwner.current_caller`."""

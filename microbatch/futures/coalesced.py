@@ -15,8 +15,9 @@ from collections.abc import Hashable
 from typing import Any, TypeVar
 
 from microbatch._basics.clock import NEVER
+from microbatch._basics.waiting import Waiter
 from microbatch.futures.exceptions import separate
-from microbatch.futures.job_future import FutureOwner, JobFuture
+from microbatch.futures.job_future import Attachments, FutureOwner, JobFuture, KeepAlive
 from microbatch.results import JobResult, JobState
 
 __all__ = ["CoalescedFuture", "SharedJob"]
@@ -24,6 +25,9 @@ __all__ = ["CoalescedFuture", "SharedJob"]
 Value = TypeVar("Value")
 
 _CANCELLED = JobState.CANCELLED
+
+
+_NOTHING = KeepAlive(None)
 
 
 def _ignore(self: Any, value: object) -> None:
@@ -48,6 +52,8 @@ class SharedJob(JobFuture[Any]):
         self.is_joinable = True  # deleted by the thread that removes this job from the jobs in flight (C2)
         self._in_flight = in_flight
         self._place = place
+        self._attachments = Attachments()
+        self._attachments.callbacks = [_NOTHING]  # so that the batcher calls `_run_callbacks`
 
     def add(self, caller: "CoalescedFuture[Any]") -> bool:
         """Have a caller join, and return whether it has joined."""
@@ -75,17 +81,10 @@ class SharedJob(JobFuture[Any]):
     )
     expires_in: float = property(lambda self: self._expires - self.submitted, _ignore)  # type: ignore[assignment]
 
-    # What happens to the job happens to its callers too.
-
-    def _wake_waiters(self) -> None:
-        super()._wake_waiters()
-        for caller in list(self.callers):
-            caller._wake_waiters()
-
     def _notify_watchers(self) -> None:
         super()._notify_watchers()
         for caller in list(self.callers):
-            caller._announce()
+            caller._notify_watchers()
 
     def _run_callbacks(self) -> None:
         self.retire()
@@ -95,9 +94,21 @@ class SharedJob(JobFuture[Any]):
             if not caller._is_unannounced():  # otherwise, the leader still has to notify its watchers (F3)
                 self.callers.pop(caller, None)
 
-    def _fail_after_fork(self, error: BaseException) -> None:
-        super()._fail_after_fork(error)
-        self._wake_waiters()
+
+class _CallerAttachments(Attachments):
+    """The attachments of a caller. Its waiters are among those of the job too, so they are woken with all others."""
+
+    def __init__(self, shared: SharedJob) -> None:
+        super().__init__()
+        self._all = shared._attach()
+
+    def __setitem__(self, waiter: Waiter, value: None) -> None:
+        super().__setitem__(waiter, value)
+        self._all[waiter] = value
+
+    def pop(self, waiter: Waiter, default: Any = None) -> Any:
+        self._all.pop(waiter, None)
+        return super().pop(waiter, default)
 
 
 class CoalescedFuture(JobFuture[Value]):
@@ -151,7 +162,7 @@ class CoalescedFuture(JobFuture[Value]):
         if shared.cancel():
             return True
         if shared.done():  # without the GIL, perhaps while this future was not among the callers
-            shared._announce()
+            shared._notify_watchers()
             shared._run_callbacks()
         return False
 
@@ -167,6 +178,10 @@ class CoalescedFuture(JobFuture[Value]):
         finally:
             if self._is_unannounced():
                 self._owner.post(self._notify_watchers)
+
+    def _attach(self) -> Attachments:
+        attachments: Attachments = vars(self).setdefault("_attachments", _CallerAttachments(self.shared))
+        return attachments
 
     def _explain(self) -> str:
         return self.shared._explain()
