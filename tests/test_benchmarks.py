@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import advise, aio, policies, real, scheduling
+from benchmarks import advise, aio, coalescing, policies, real, scheduling
 from benchmarks.__main__ import LABELS, main
 from benchmarks.cells import COSTS, LARGER_PAYS, Cell, best_size
 from benchmarks.contenders import Contender, Pool, Processor
@@ -491,3 +491,11 @@ def test_the_benchmark_of_callers_in_asyncio_writes_a_page(tmp_path: Path) -> No
     rows = [line.split("  ")[0] for line in page.read_text().splitlines()]
     for name in ("waiting for space", "polling", "nothing", "``microbatch.aio.submit``", "``asyncio.wrap_future``"):
         assert 1 == rows.count(name)
+
+
+def test_the_benchmark_of_equal_jobs_writes_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "coalescing.rst"
+    coalescing.main(["--repeats=1", "--lookups=256", f"--output={page}"])
+    rows = [line.split("  ")[0] for line in page.read_text().splitlines()]
+    for name, _ in coalescing.ways():
+        assert 3 == rows.count(name)
