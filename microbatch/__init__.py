@@ -3,10 +3,10 @@
 PYTEST_DONT_REWRITE: without this word, pytest would warn in a program that imports this package before it runs pytest.
 """
 
+from typing import TYPE_CHECKING
+
+from microbatch._basics.lazy import lazy
 from microbatch.batcher import Batcher, BatchProcessor
-from microbatch.coalescer import Coalescer, coalescing
-from microbatch.config import policy_from_env
-from microbatch.decorator import BatchedFunction, batched
 from microbatch.errors import (
     BacklogFull,
     BatcherClosed,
@@ -24,29 +24,42 @@ from microbatch.policies import (
     DEFAULT_POLICY,
     NEVER,
     NOW,
-    Adaptive,
     AllWaiting,
     BatchingPolicy,
     BatchReport,
     BestSize,
     CallerActivity,
-    Congestion,
     FixedWindow,
     Hints,
     InTime,
     Interval,
     Natural,
-    OldestFirst,
     Padded,
-    PerKey,
     Rate,
     Session,
     Size,
     Weight,
     Window,
-    length_buckets,
 )
 from microbatch.results import BatcherStats, BatchInfo, JobResult, JobState, ResultAt
+
+if TYPE_CHECKING:
+    from microbatch.coalescer import Coalescer, coalescing
+    from microbatch.config import policy_from_env
+    from microbatch.decorator import BatchedFunction, batched
+    from microbatch.policies import Adaptive, Congestion, OldestFirst, PerKey, length_buckets
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            **dict.fromkeys(["Coalescer", "coalescing"], "microbatch.coalescer"),
+            "policy_from_env": "microbatch.config",
+            **dict.fromkeys(["BatchedFunction", "batched"], "microbatch.decorator"),
+            **dict.fromkeys(
+                ["Adaptive", "Congestion", "OldestFirst", "PerKey", "length_buckets"], "microbatch.policies"
+            ),
+        },
+    )
 
 __version__ = "0.1.0"
 

@@ -29,7 +29,6 @@ from microbatch._basics.clock import NEVER, Clock, SystemClock
 from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
-from microbatch.config import policy_from_env
 from microbatch.errors import JobTooLarge
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
@@ -247,6 +246,8 @@ class Batcher(Generic[Job, Value]):
             prefix: The common beginning of their names.
             options: The keyword arguments of `Batcher`.
         """
+        from microbatch.config import policy_from_env  # few programs need it
+
         make: Any = cls  # untyped, because the overloads of `__init__` depend on what the processor returns
         batcher: Batcher[Job, Value] = make(processor, policy_from_env(environ, prefix), **options)
         return batcher

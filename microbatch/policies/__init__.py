@@ -16,15 +16,29 @@ True
 'size'
 """
 
+from typing import TYPE_CHECKING
+
 from microbatch._basics.clock import NEVER, NOW
-from microbatch.policies.adaptive import Adaptive
+from microbatch._basics.lazy import lazy
 from microbatch.policies.base import BatchingPolicy, BatchReport, CallerActivity, Hints, Window
 from microbatch.policies.best_size import BestSize
-from microbatch.policies.congestion import Congestion
-from microbatch.policies.keys import OldestFirst, PerKey, length_buckets
 from microbatch.policies.limits import Padded, Size, Weight
 from microbatch.policies.load import DEFAULT_POLICY, AllWaiting, Natural
 from microbatch.policies.timing import FixedWindow, InTime, Interval, Rate, Session
+
+if TYPE_CHECKING:
+    from microbatch.policies.adaptive import Adaptive
+    from microbatch.policies.congestion import Congestion
+    from microbatch.policies.keys import OldestFirst, PerKey, length_buckets
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "Adaptive": "microbatch.policies.adaptive",
+            "Congestion": "microbatch.policies.congestion",
+            **dict.fromkeys(["OldestFirst", "PerKey", "length_buckets"], "microbatch.policies.keys"),
+        },
+    )
 
 __all__ = [
     "Adaptive",
