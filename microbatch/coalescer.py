@@ -8,6 +8,7 @@ from microbatch._basics.arguments import check_callable, check_number, check_tim
 from microbatch._basics.clock import let_others_run
 from microbatch._forming.lanes import safe
 from microbatch.batcher import Batcher
+from microbatch.errors import BacklogFull
 from microbatch.futures.coalesced import CoalescedFuture, SharedJob
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 
@@ -16,8 +17,9 @@ __all__ = ["Coalescer", "coalescing"]
 Job = TypeVar("Job")
 Value = TypeVar("Value")
 
-_TRIES = 100
-"""How often a call looks for a job to join before it submits one of its own, which no other call can join then."""
+_TRIES = 1_000
+"""How often a call looks whether an equal job has been accepted. It may have interrupted the call that submits it. Then
+it submits a job of its own, which no other call can join."""
 
 
 class Coalescer(Generic[Job, Value]):
@@ -43,7 +45,7 @@ class Coalescer(Generic[Job, Value]):
             job: Any object. If an equal job is in flight, the processor does not get this one.
             timeout: See `Batcher.submit`.
             expires_in: See `Batcher.submit`. A job with several callers expires at the latest of their times, and never
-                if one of them sets none.
+                if one of them set none. Callers that have cancelled count too.
 
         Raises:
             TypeError: *key* is not given, and *job* is not hashable; or the key is not.
@@ -57,11 +59,19 @@ class Coalescer(Generic[Job, Value]):
         queue = self.batcher._engine.queue
         queue.refuse_if_closed()
         caller: CoalescedFuture[Value] = CoalescedFuture(job, queue)
-        shared = self._in_flight.get(place)
-        if shared is not None and self._join(shared, caller, expires_in):
-            queue.note_return(caller.submitted)
-        else:
-            self._submit(place, caller, timeout, expires_in)
+        caller.submitted = now = queue.clock.now()
+        if expires_in is not None:
+            caller.expires_in, caller._expires = expires_in, now + expires_in
+        try:
+            shared = self._in_flight.get(place)
+            if shared is not None and shared.add(caller):
+                queue.note_return(now)
+            else:
+                self._submit(place, caller, timeout, expires_in)
+        except BaseException:
+            if "shared" in vars(caller):
+                caller.cancel()
+            raise
         return caller
 
     def _key_of(self, job: Job) -> Hashable:
@@ -74,44 +84,53 @@ class Coalescer(Generic[Job, Value]):
     def _submit(
         self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
     ) -> None:
+        try:
+            self._try_to_submit(place, caller, 0, expires_in)
+        except BacklogFull:
+            if timeout == 0:
+                raise
+            self._try_to_submit(place, caller, timeout, expires_in)
+
+    def _try_to_submit(
+        self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
+    ) -> None:
+        """Submit a job, or join an equal one. With a *timeout*, first wait for space."""
         batcher = self.batcher
         engine = batcher._engine
         queue = engine.queue
         shared = SharedJob(caller.job, queue, self._in_flight, place)
         batcher._set_attributes(shared)
-        queue.reserve(shared, timeout)
         try:
-            if not self._joins_another(place, shared, caller, expires_in):
+            if timeout != 0:
+                queue.reserve(shared, timeout)
+            if self._joins_another(place, shared, caller):
+                queue.note_return(caller.submitted)
+            else:
+                caller.shared = shared
+                shared.callers[caller] = None
                 batcher._accept(engine, shared, 0, expires_in)
         finally:
             if shared._epoch == NOT_ACCEPTED:
-                queue.waiting.pop(shared, None)
-                queue.withdraw(shared)
-            if shared.done():  # other callers may have joined, even if this call raises an exception
-                shared._run_callbacks()
+                shared.retire()
+                if not shared.done():
+                    queue.waiting.pop(shared, None)
+                    queue.withdraw(shared)
 
-    def _joins_another(
-        self, place: Hashable, shared: SharedJob, caller: CoalescedFuture[Any], expires_in: float | None
-    ) -> bool:
-        """Enter *shared* into the jobs in flight, unless there is a job that the caller can join. Return whether so."""
-        self._join(shared, caller, expires_in)
+    def _joins_another(self, place: Hashable, shared: SharedJob, caller: CoalescedFuture[Any]) -> bool:
+        """Enter *shared* into the jobs in flight, unless the caller can join one of them. Return whether it has."""
         for _ in range(_TRIES):
             found = self._in_flight.setdefault(place, shared)
             if found is shared:
-                break
-            if self._join(found, caller, expires_in):
-                shared.callers.clear()
+                return False
+            if found.add(caller):
                 return True
-            caller.shared = shared
+            if not found.is_over:
+                let_others_run()  # it is not accepted yet
+                continue
             found.retire()
-            let_others_run()  # another thread is about to remove it
+            if self._in_flight.get(place) is found:  # the user's class does not find its own key
+                return False
         return False
-
-    def _join(self, shared: SharedJob, caller: CoalescedFuture[Any], expires_in: float | None) -> bool:
-        caller.submitted = now = self.batcher._clock.now()
-        if expires_in is not None:
-            caller.expires_in, caller._expires = expires_in, now + expires_in
-        return shared.add(caller)
 
     def __repr__(self) -> str:
         return f"coalescing({self.batcher!r})"

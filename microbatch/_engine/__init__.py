@@ -20,8 +20,9 @@ L2. Only one thread wins a race: the one that removes something. It removes a jo
     threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes
     items out of each `Inbox`, and closes groups in the ledger.
 L3. Python checks for signals, and runs finalizers, only when a call ends, when a function begins and at a jump back.
-    (Up to Python 3.11, finalizers also run where a container is created.) So a thread can't be interrupted between the
-    removal that wins a race and the statements after it, up to the end of the next call.
+    (Up to Python 3.11, finalizers also run where a container is created. Python 3.10 also checks for signals where a
+    condition makes it jump.) So a thread can't be interrupted between the removal that wins a race and the statements
+    after it, up to the end of the next call.
 L4. The same is true from the point where an exception is raised to the end of the first call in its handler.
 L5. To find out whether it holds the lead or the lock of a condition, a thread asks the lock and does not rely on a
     variable, because an exception may come just when the lock is acquired or released.

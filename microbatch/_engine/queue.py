@@ -20,7 +20,7 @@ from microbatch.results import JobState
 __all__ = ["JobQueue", "NOTHING", "Drained"]
 
 # Globals, because looking up a member of an enum takes longer.
-_CANCELLED, _DROPPED = JobState.CANCELLED, JobState.DROPPED
+_CANCELLED, _DROPPED, _FAILED = JobState.CANCELLED, JobState.DROPPED, JobState.FAILED
 
 
 class Drained(NamedTuple):
@@ -175,14 +175,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             if item._epoch != self.epoch:  # a flush came between the two statements, which is possible without the GIL
                 self.flush()  # because the collector may have a job of a later epoch already
             if self.closed:  # by another thread, in the meantime
-                try:  # type: ignore[unreachable]
+                error = BatcherClosed("the batcher is shut down")  # type: ignore[unreachable]
+                try:
                     del waiting[item]
                 except KeyError:  # another thread has taken it, so it is accepted
                     pass
                 else:
+                    item._caller_error, item._stage = (error, None), _FAILED  # for callers that have joined it
                     self.withdrawn.append(item)  # L3
                     self.make_room_for_another(item)
-                    raise BatcherClosed("the batcher is shut down")
+                    raise error
             elif len(self._items) > self._wanted:
                 self.not_empty.wake()
             elif expires_in is not None:

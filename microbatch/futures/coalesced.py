@@ -1,23 +1,23 @@
 """Several callers share one job. Each has a future of its own, which has the outcome of the `SharedJob`.
 
-The future of a caller stores no outcome, so it needs nothing done to it when the job is settled: it is done when the
-job is done, or when its caller has cancelled it. The rules of ``job_future.py`` hold here, and also these:
+The rules of ``job_future.py`` hold here, and also these:
 
-C1. A caller adds its future to `SharedJob.callers`, and then checks that the job is joinable and has no outcome (L8).
-    Otherwise, it takes the future out, and needs another job.
-C2. The job stops being joinable when it has an outcome, and before its last caller cancels it. The thread that deletes
-    `SharedJob.is_joinable` removes the job from the jobs in flight (L2, L3).
-C3. A caller that cancels removes its future from `SharedJob.callers`. If that was not the last one, only this future is
-    cancelled. Otherwise, the future is put back, and has the outcome of `SharedJob.cancel`.
+C1. Callers join and leave one at a time. A thread that does so deletes `SharedJob._free`, makes its changes, and
+    restores it. Between these statements there is no call, so nothing can interrupt the thread (L3). Without the GIL,
+    another thread that finds `_free` missing tries again.
+C2. A caller can join a job that was accepted and is not settled. If the last caller cancels, it first keeps others from
+    joining, and then the job itself decides whether it is cancelled (F1).
+C3. The future of a caller stores no outcome, but reads that of the job. The first thread that reads an outcome, or
+    leaves the job, writes it to `CoalescedFuture._fate`, which never changes then (F2).
 """
 
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
-from microbatch._basics.clock import NEVER
+from microbatch._basics.clock import let_others_run
 from microbatch._basics.waiting import Waiter
 from microbatch.futures.exceptions import separate
-from microbatch.futures.job_future import Attachments, FutureOwner, JobFuture, KeepAlive
+from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, FutureOwner, JobFuture, KeepAlive
 from microbatch.results import JobResult, JobState
 
 __all__ = ["CoalescedFuture", "SharedJob"]
@@ -25,73 +25,107 @@ __all__ = ["CoalescedFuture", "SharedJob"]
 Value = TypeVar("Value")
 
 _CANCELLED = JobState.CANCELLED
-
-
 _NOTHING = KeepAlive(None)
-
-
-def _ignore(self: Any, value: object) -> None:
-    """Do nothing: the setter of an attribute that depends on the callers."""
 
 
 class SharedJob(JobFuture[Any]):
     """The future of a job that several callers share. Only the batcher and the futures of the callers use it.
 
     Attributes:
-        callers: The futures of the callers, without those that cancelled. At the end, they are taken out.
+        callers: The futures of the callers that have not cancelled. In the end, they are taken out.
         has_several: Whether there have ever been several callers.
-        is_joinable: Whether callers may join.
+        is_closing: Whether no caller can join any more.
     """
 
     has_several = False
-    is_joinable = False
+    is_closing = False
 
     def __init__(self, job: Any, owner: FutureOwner, in_flight: "dict[Hashable, SharedJob]", place: Hashable) -> None:
         super().__init__(job, owner)
         self.callers: dict[CoalescedFuture[Any], None] = {}
-        self.is_joinable = True  # deleted by the thread that removes this job from the jobs in flight (C2)
         self._in_flight = in_flight
         self._place = place
+        self._free = True
         self._attachments = Attachments()
         self._attachments.callbacks = [_NOTHING]  # so that the batcher calls `_run_callbacks`
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no caller can join any more, or will ever be able to."""
+        return self.is_closing or self._stage is not None
+
     def add(self, caller: "CoalescedFuture[Any]") -> bool:
         """Have a caller join, and return whether it has joined."""
-        caller.shared = self
-        self.callers[caller] = None
-        if len(self.callers) > 1:
-            self.has_several = True
-        if self._stage is None and self.is_joinable:  # C1
-            return True
-        self.callers.pop(caller, None)
-        return False
+        caller.shared = self  # before any other thread finds the caller
+        while (joined := self._try_to_add(caller)) is None:
+            let_others_run()
+        if self._stage is not None:  # nobody waits for this caller yet, so there is nothing to tell it
+            self.callers.pop(caller, None)
+        return joined
+
+    def _try_to_add(self, caller: "CoalescedFuture[Any]") -> bool | None:
+        try:
+            del self._free
+        except AttributeError:  # C1
+            return None
+        try:
+            joined = self._stage is None and self._epoch != NOT_ACCEPTED and not self.is_closing
+            if joined:
+                self.callers[caller] = None
+                self.has_several = True
+                if caller._expires > self._expires:
+                    self._expires, self.expires_in = caller._expires, caller._expires - self.submitted
+        finally:
+            self._free = True
+        return joined
+
+    def leave(self, caller: "CoalescedFuture[Any]") -> bool:
+        """Take a caller out, unless it is the last one. Return whether it is, and then no other caller can join."""
+        while (is_last := self._try_to_leave(caller)) is None:
+            let_others_run()
+        if is_last:
+            self.callers[caller] = None
+        return is_last
+
+    def _try_to_leave(self, caller: "CoalescedFuture[Any]") -> bool | None:
+        try:
+            del self._free
+        except AttributeError:  # C1
+            return None
+        try:
+            try:
+                del self.callers[caller]
+                is_last = self.is_closing = not self.callers
+            except KeyError:
+                is_last = False
+        finally:
+            self._free = True
+        return is_last
 
     def retire(self) -> None:
-        """Let no more callers join."""
+        """Let no more callers join, and make way for an equal job."""
+        self.is_closing = True
         try:
-            del self.is_joinable
-        except AttributeError:  # another thread has
-            return
-        if self._in_flight.get(self._place) is self:  # otherwise it was never entered
-            self._in_flight.pop(self._place, None)
-
-    # The job expires when all of its callers would let it expire.
-    _expires: float = property(  # type: ignore[assignment]
-        lambda self: max([caller._expires for caller in list(self.callers)], default=NEVER), _ignore
-    )
-    expires_in: float = property(lambda self: self._expires - self.submitted, _ignore)  # type: ignore[assignment]
+            if self._in_flight[self._place] is self:  # no call, so no other thread removes it meanwhile (L3)
+                del self._in_flight[self._place]
+        except KeyError:
+            pass
 
     def _notify_watchers(self) -> None:
         super()._notify_watchers()
         for caller in list(self.callers):
             caller._notify_watchers()
+        if (
+            self._stage is _CANCELLED
+        ):  # the thread that cancelled has left the futures of these callers to this one (F3)
+            self._run_callbacks()
 
     def _run_callbacks(self) -> None:
         self.retire()
         super()._run_callbacks()
         for caller in list(self.callers):
             caller._run_callbacks()
-            if not caller._is_unannounced():  # otherwise, the leader still has to notify its watchers (F3)
+            if not caller._is_unannounced():
                 self.callers.pop(caller, None)
 
 
@@ -119,65 +153,70 @@ class CoalescedFuture(JobFuture[Value]):
     """
 
     shared: SharedJob
-    _has_left = False  # whether this caller cancelled and others did not
+    _fate: JobState | None = None  # the state in which the job, or this caller, has ended
 
-    _stage: JobState | None = property(  # type: ignore[assignment]
-        lambda self: _CANCELLED if self._has_left else self.shared._stage
-    )
+    def _get_stage(self) -> JobState | None:
+        fate = self._fate
+        if fate is None and (stage := self.shared._stage) is not None:
+            fate = vars(self).setdefault("_fate", stage)  # in one step, because another thread may do the same
+        return fate
+
+    _stage: JobState | None = property(_get_stage)  # type: ignore[assignment]
     _epoch: int = property(lambda self: self.shared._epoch)  # type: ignore[assignment]
     key: Hashable = property(lambda self: self.shared.key)
     weight: float = property(lambda self: self.shared.weight)  # type: ignore[assignment]
 
     @property
+    def job(self) -> Any:
+        """See `JobFuture.job`."""
+        return JobFuture.job.fget(self)  # type: ignore[attr-defined]
+
+    @job.deleter
+    def job(self) -> None:
+        JobFuture.job.fdel(self)  # type: ignore[attr-defined]
+        vars(self.shared).pop("_job", None)
+
+    @property
     def state(self) -> JobState:
         """See `JobFuture.state`."""
-        return _CANCELLED if self._has_left else self.shared.state
+        return self._stage or self.shared.state
 
     @property
     def _is_waiting(self) -> bool:
-        return not self._has_left and self.shared._is_waiting
+        return self._fate is None and self.shared._is_waiting
 
     def cancel(self) -> bool:
         """Cancel this future if no worker has taken the job, and return whether it is cancelled. Never blocks.
 
         The job is cancelled when all of its callers have cancelled.
         """
-        shared = self.shared
-        callers = shared.callers
-        if not self._is_waiting:
-            return self._stage is _CANCELLED
-        try:
-            del callers[self]
-        except KeyError:
-            return self._stage is _CANCELLED
-        # No interruption is possible until the next call (L3).
-        if callers:
-            self._has_left = True
-            self._tell()
-            return True
-        callers[self] = None  # C3
-        shared.retire()
-        if len(callers) > 1:  # another caller has joined before that
-            return self.cancel()
-        if shared.cancel():
-            return True
-        if shared.done():  # without the GIL, perhaps while this future was not among the callers
-            shared._notify_watchers()
-            shared._run_callbacks()
-        return False
+        if self._is_waiting:
+            shared = self.shared
+            try:
+                if shared.leave(self) and not shared.cancel():  # a worker has just taken the job
+                    shared.is_closing = False
+                    if shared.done():  # perhaps while this caller was not among the callers
+                        shared._notify_watchers()
+                        shared._run_callbacks()
+            finally:
+                try:
+                    self._end_if_left()
+                except BaseException:  # from a signal handler
+                    self._end_if_left()
+                    raise
+        return self._stage is _CANCELLED
 
-    def _tell(self) -> None:
-        """Wake all waiters and run the callbacks. The leader notifies the watchers (F3)."""
-        try:
+    def _end_if_left(self) -> None:
+        """If this caller has left its job, wake its waiters and run its callbacks. Can be called again."""
+        shared = self.shared
+        if self not in shared.callers:
+            if not shared.callers:
+                shared.cancel()
+            vars(self).setdefault("_fate", shared._stage or _CANCELLED)
             self._wake_waiters()
             self._run_callbacks()
-        except BaseException:  # from a signal handler
-            self._wake_waiters()
-            self._run_callbacks()
-            raise
-        finally:
             if self._is_unannounced():
-                self._owner.post(self._notify_watchers)
+                self._owner.post(self._notify_watchers)  # F3
 
     def _attach(self) -> Attachments:
         attachments: Attachments = vars(self).setdefault("_attachments", _CallerAttachments(self.shared))
@@ -190,7 +229,7 @@ class CoalescedFuture(JobFuture[Value]):
         return self.shared._get_result()
 
     def _get_exception(self) -> BaseException | None:
-        if self._caller_error is None:
+        if self._caller_error is None and self._stage is not _CANCELLED:
             error = self.shared._get_exception()
             if error is not None:
                 if self.shared.has_several:
@@ -200,4 +239,5 @@ class CoalescedFuture(JobFuture[Value]):
         return None if self._caller_error is None else self._caller_error[0]
 
     def _note_asked(self) -> None:
-        self.shared._note_asked()
+        if self._stage is not _CANCELLED:
+            self.shared._note_asked()
