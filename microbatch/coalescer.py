@@ -110,11 +110,11 @@ class Coalescer(Generic[Job, Value]):
                 shared.callers[caller] = None
                 batcher._accept(engine, shared, 0, expires_in)
         finally:
-            if shared._epoch == NOT_ACCEPTED:
-                shared.retire()
-                if not shared.done():
-                    queue.waiting.pop(shared, None)
-                    queue.withdraw(shared)
+            if shared._epoch == NOT_ACCEPTED and not shared.done():
+                queue.waiting.pop(shared, None)
+                queue.withdraw(shared)
+            if shared.done():  # refused after all, perhaps when other callers had joined
+                shared._run_callbacks()
 
     def _joins_another(self, place: Hashable, shared: SharedJob, caller: CoalescedFuture[Any]) -> bool:
         """Enter *shared* into the jobs in flight, unless the caller can join one of them. Return whether it has."""

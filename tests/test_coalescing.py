@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import CancelledError, as_completed, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -305,7 +306,97 @@ def test_a_wait_that_ends_says_why_the_job_still_waits(processor: Processor) -> 
         processor.release()
 
 
+def test_a_question_about_a_caller_that_has_cancelled_does_not_hide_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.ERROR, "microbatch"):
+        with Batcher(lambda jobs: [ValueError("refused")], Size(100)) as batcher:
+            shared = coalescing(batcher)
+            futures = [shared.submit("a"), shared.submit("a")]
+            futures[0].cancel()
+            batcher.flush()
+            futures[0].add_done_callback(print)
+            wait(futures[:1], timeout=10)
+            del futures
+        gc.collect()
+    assert 1 == len(caplog.messages)
+
+
+def test_an_abandoned_coalescer_lets_its_batcher_drain() -> None:
+    with pytest.warns(ResourceWarning):
+        future = coalescing(Batcher(Processor(), Size(100))).submit("a")
+        gc.collect()
+        assert "a" == future.result(10).value
+
+
+def test_a_job_is_freed_when_a_caller_deletes_it() -> None:
+    class Job:
+        pass
+
+    with Batcher[Job, None](lambda jobs: None, Size(1)) as batcher:
+        shared = coalescing(batcher, key=lambda job: 0)
+        future = shared.submit(Job())
+        future.result(10)
+        reference = weakref.ref(future.job)
+        batcher.submit(Job()).result(10)  # the batch that held it is over
+        del future.job
+        gc.collect()
+        assert reference() is None
+        with pytest.raises(AttributeError):
+            future.job
+
+
+def test_a_key_whose_comparison_changes_does_not_keep_later_jobs_from_being_shared() -> None:
+    class Key:
+        different = False
+
+        def __init__(self, job: str) -> None:
+            self.job = job
+
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: Any) -> bool:
+            return not Key.different and bool(self.job == other.job)
+
+    processor = Processor()
+    with Batcher(processor, Size(100)) as batcher:
+        shared = coalescing(batcher, key=Key)
+        futures = [shared.submit("a")]
+        Key.different = True
+        futures.append(shared.submit("a"))
+        Key.different = False
+        futures[1].cancel()
+        batcher.flush()
+        futures = [shared.submit("a"), shared.submit("a")]
+        batcher.flush()
+        assert ["a", "a"] == [future.result().value for future in futures]
+    assert [["a"], ["a"]] == processor.batches
+
+
 # -- cancelling --
+
+
+def test_the_last_cancel_of_a_watched_caller_leaves_no_cycle(processor: Processor) -> None:
+    with Batcher(processor, Size(100)) as batcher:
+        shared = coalescing(batcher)
+        futures = [shared.submit("a")]
+        watching = in_thread(lambda: len(wait(futures, timeout=10).done))
+        while futures[0]._attachments is None:
+            time.sleep(0)
+        futures[0].cancel()
+        watching.result(10)
+        processor.release()
+        batcher.submit("b")
+        batcher.flush()
+        del watching
+        gc.collect()
+        gc.disable()
+        try:
+            reference = weakref.ref(futures.pop())
+            assert reference() is None
+        finally:
+            gc.enable()
 
 
 def test_a_caller_that_cancels_does_not_disturb_the_others(processor: Processor) -> None:
@@ -514,6 +605,73 @@ def test_a_job_does_not_expire_for_a_caller_that_sets_no_time(processor: Process
         clock.wait_for_sleeper(100.0)
         clock.advance(99)
         assert ["a", "a"] == [future.result(10).value for future in futures]
+
+
+# -- a job that is not accepted yet --
+
+
+class HookedClock(ManualClock):
+    """A clock that calls a function when the thread that set it reads the clock for the *place*-th time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hooks: dict[int, tuple[int, Callable[[], Any]]] = {}
+
+    def hook(self, place: int, function: Callable[[], Any]) -> None:
+        self._hooks[threading.get_ident()] = place, function
+
+    def now(self) -> float:
+        place, function = self._hooks.pop(threading.get_ident(), (0, int))
+        if place > 1:
+            self.hook(place - 1, function)
+        elif place == 1:
+            function()
+        return super().now()
+
+
+ACCEPTANCE = 2
+"""How often `submit` reads the clock before the job is accepted. Other callers can find the job then."""
+
+
+def test_the_hook_of_these_tests_is_called_when_a_job_is_in_flight_and_not_accepted() -> None:
+    clock, seen = HookedClock(), list[bool]()
+    with Batcher(Processor(), Size(1), clock=clock) as batcher:
+        shared = coalescing(batcher)
+        clock.hook(ACCEPTANCE, lambda: seen.append(bool(shared._in_flight) and batcher.stats().accepted == 0))
+        shared.submit("a").result(10)
+    assert [True] == seen
+
+
+def test_a_signal_handler_that_interrupts_a_submission_may_wait_for_an_equal_job() -> None:
+    clock, inner = HookedClock(), list[Any]()
+    with Batcher(Processor(), Size(1), clock=clock) as batcher:
+        shared = coalescing(batcher)
+        clock.hook(ACCEPTANCE, lambda: inner.append(shared.submit("a").result(10).value))
+        assert "a" == shared.submit("a").result(10).value
+    assert ["a"] == inner
+
+
+@pytest.mark.parametrize("end", ["flush", "shutdown"])
+def test_a_caller_that_comes_while_an_equal_job_is_being_submitted_gets_its_result(end: str) -> None:
+    clock, others = HookedClock(), list[Any]()
+
+    def come() -> None:
+        future = in_thread(lambda: shared.submit("a")).result(10)
+        others.append(future)
+        batcher.flush(wait=False) if end == "flush" else batcher.shutdown(wait=False)
+        assert "a" == future.result(10).value
+
+    with Batcher(Processor(), Size(100), clock=clock) as batcher:
+        shared = coalescing(batcher)
+        clock.hook(ACCEPTANCE, come)
+        if end == "flush":
+            first = shared.submit("a")
+            batcher.flush()
+            assert "a" == first.result(10).value
+        else:
+            with pytest.raises(BatcherClosed):
+                shared.submit("a")
+    assert 1 == len(others) and {} == shared._in_flight
 
 
 # -- interruptions --

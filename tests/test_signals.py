@@ -31,6 +31,7 @@ from microbatch import (
     JobFuture,
     Natural,
     Size,
+    coalescing,
 )
 from microbatch._basics.waiting import Waiter
 from microbatch._engine.queue import Drained, JobQueue
@@ -1021,3 +1022,84 @@ def test_a_signal_handler_at_any_point_of_as_completed_may_wait_for_another_job(
         if not signal.arrived:
             break
     assert place > 1
+
+
+COALESCED: dict[str, tuple[int, Callable[[Any, list[Any]], Any]]] = {
+    "submit": (0, lambda shared, futures: shared.submit("job")),
+    "join": (1, lambda shared, futures: shared.submit("job")),
+    "cancel one": (2, lambda shared, futures: futures[0].cancel()),
+    "cancel the last": (1, lambda shared, futures: futures[0].cancel()),
+}
+"""What a caller of an equal job does, and how many callers the job has before."""
+
+
+@pytest.mark.parametrize("action", COALESCED)
+def test_ctrl_c_at_any_point_of_what_a_caller_of_an_equal_job_does_affects_no_other_caller(action: str) -> None:
+    before, act = COALESCED[action]
+    for place in count():
+        with Batcher[str, str](list, Interval(9), max_pending=1) as batcher:
+            shared, seen = coalescing(batcher), list[Any]()
+            futures = [shared.submit("job") for _ in range(before)]
+            for future in futures:
+                future.add_done_callback(seen.append)
+            signal = Signal(interrupt, place)
+            signal.during(lambda: act(shared, futures))
+            assert batcher.flush(timeout=10)
+            assert all(future.done() for future in futures)
+            if futures and action != "cancel the last":
+                assert "job" == futures[-1].result().value
+            later = shared.submit("job", timeout=0)  # no space is lost
+            assert batcher.flush(timeout=10)
+            assert "job" == later.result(timeout=0).value
+            assert {} == shared._in_flight
+            # A callback that is interrupted just when it begins is logged as failed.
+            assert len(set(futures) - set(seen)) <= 1 and len(seen) == len(set(seen))
+        if not signal.arrived:
+            break
+    assert place > 1
+
+
+@pytest.mark.parametrize("action", COALESCED)
+def test_a_signal_handler_at_any_point_of_what_a_caller_of_an_equal_job_does_may_wait_for_such_a_job(
+    action: str,
+) -> None:
+    def handle() -> None:
+        assert "job" == shared.submit("job", timeout=0).result(timeout=10).value
+
+    before, act = COALESCED[action]
+    for place in count():
+        with Batcher[str, str](list, Interval(0.001)) as batcher:
+            shared = coalescing(batcher)
+            futures: list[Any] = [shared.submit("job") for _ in range(before)]
+            signal = Signal(handle, place)
+            assert signal.during(lambda: futures.append(act(shared, futures))) is None
+            assert batcher.flush(timeout=10)
+            outcome = futures.pop()
+            assert all(future.done() for future in futures)
+            assert outcome in (True, False) if "cancel" in action else outcome.result(timeout=0).value == "job"
+            assert {} == shared._in_flight
+        if not signal.arrived:
+            break
+    assert place > 1
+
+
+def test_ctrl_c_at_any_point_of_a_cancel_of_a_caller_of_an_equal_job_leaves_no_thread_blocked() -> None:
+    def wait_for_result() -> None:
+        waiting.append(threading.get_ident())
+        future.exception(timeout=20)
+
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            shared = coalescing(batcher)
+            future, other, waiting = shared.submit("job"), shared.submit("job"), list[int]()
+            waiter = in_thread(wait_for_result)
+            while not (waiting and Waiter.wait.__code__ in codes_of(waiting[0])):
+                pass
+            signal = Signal(interrupt, place)
+            signal.during(future.cancel)
+            if future.cancelled():
+                assert isinstance(waiter.exception(timeout=10), CancelledError)
+            assert not other.cancelled()
+        if not signal.arrived:
+            break
+    assert future.cancelled()
