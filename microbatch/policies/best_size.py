@@ -2,7 +2,7 @@
 
 import logging
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 from microbatch._basics.arguments import check_count
@@ -96,6 +96,7 @@ class BestSize(BuiltInPolicy):
         self.most: int = check_count("most", most)
         self._bounds = list(_steps(self.most))
         self._steps = [_Step(bound) for bound in self._bounds]
+        self._known: list[int] = []  # the steps with batches, in order
         self._place = len(self._bounds) - 1  # the step that batches may fill now, unless another one is tried
         self._trial: int | None = None  # the step that is tried
         self._size = self.most  # how many jobs the open batch may hold
@@ -141,9 +142,11 @@ class BestSize(BuiltInPolicy):
         self._pressure = self._pressure + 1 if self._refused else 0
         self._refused = False
         self._weights.add(size, weight)
-        known = [step.time_per_job(self._weights.mean) for step in self._steps if step.batches]
+        times = [self._steps[known].time_per_job(self._weights.mean) for known in self._known]
+        if not self._steps[place].batches:
+            insort(self._known, place)
         self._observed += 1
-        self._steps[place].add(size, weight, time, min(known, default=NEVER), self._observed)
+        self._steps[place].add(size, weight, time, min(times, default=NEVER), self._observed)
         chosen = self._chosen()
         if chosen != self._place:
             self._place, self._trial = chosen, None
@@ -180,15 +183,14 @@ class BestSize(BuiltInPolicy):
         for Sampling with Incomplete Information, 1955.
         """
         pools: list[tuple[float, float, list[int]]] = []  # the time of a batch, how much it counts, and the steps
-        for place, step in enumerate(self._steps):
-            if step.batches:
-                time = step.time_per_job(self._weights.mean) * self._bounds[place]
-                count, places = step.count(self._observed), [place]
-                while pools and pools[-1][0] > time:
-                    other_time, other_count, others = pools.pop()
-                    time = (time * count + other_time * other_count) / (count + other_count)
-                    count, places = count + other_count, others + places
-                pools.append((time, count, places))
+        for place in self._known:
+            step, places = self._steps[place], [place]
+            time, count = step.time_per_job(self._weights.mean) * self._bounds[place], step.count(self._observed)
+            while pools and pools[-1][0] > time:
+                other_time, other_count, others = pools.pop()
+                time = (time * count + other_time * other_count) / (count + other_count)
+                count, places = count + other_count, others + places
+            pools.append((time, count, places))
         return {place: time / self._bounds[place] for time, _, places in pools for place in places}
 
     def _described(self, place: int) -> str:
@@ -200,7 +202,7 @@ class BestSize(BuiltInPolicy):
 
     def _next_trial(self, place: int, full: bool) -> int | None:
         """Return the step to try after a batch of a step, by rule 5, or None."""
-        below = max([number for number in range(place) if self._steps[number].batches], default=-1)
+        below = max([known for known in self._known if known < place], default=-1)
         if full and place < len(self._steps) - 1 and self._larger.is_due(self._is_worse(place + 1, place)):
             return place + 1
         smaller = max(0, place + below) // 2
