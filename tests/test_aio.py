@@ -369,7 +369,7 @@ def interrupt_next_wake(target: Any, name: str) -> None:
 
 
 def in_line(batcher: Batcher[Any, Any]) -> list[Any]:
-    return [waiter for bound in batcher._engine.queue._crowded.copy() for waiter in list(bound.line)]
+    return [waiter for bound in batcher._engine.queue.crowded.copy() for waiter in list(bound.line)]
 
 
 def test_a_job_waits_in_one_line_after_the_other(processor: RecordingProcessor[Any]) -> None:

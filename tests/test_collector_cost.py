@@ -194,4 +194,4 @@ def test_timers_do_not_pile_up_for_a_batch_that_changes_repeatedly(policy: Batch
     c.add([Job("a", key="a"), Job("b", key="b")])
     assert [] == take_all(c, 0)
     add_and_drop_repeatedly(c, 1.0)
-    assert len(c._timers._heap) + len(c._gated._heap) + len(c._ready._heap) < 300
+    assert len(c._timers.heap) + len(c._gated.heap) + len(c._ready.heap) < 300

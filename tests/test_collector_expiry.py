@@ -111,7 +111,7 @@ def test_the_expiry_times_of_dispatched_jobs_are_forgotten() -> None:
         take_all(c, 0)
         entry._is_waiting = False
     c.add(jobs("a", _expires=5))  # a waiting job, so that the collector is not idle
-    assert len(c._expiries._heap) < 200
+    assert len(c._expiries.heap) < 200
     take_all(c, 0)
     assert NEVER == c.next_moment()
 
@@ -140,7 +140,7 @@ def test_the_queue_for_a_worker_does_not_grow_with_lanes_that_come_and_go() -> N
         drop(c, unwanted)
     assert [] == take_all(c, 0)
     assert not c
-    assert len(c._ready._heap) < 300
+    assert len(c._ready.heap) < 300
 
 
 def test_dispatched_and_dropped_jobs_are_freed_while_other_jobs_wait() -> None:

@@ -55,6 +55,7 @@ CLOSED = (
         "future._value = ",
         "future._service = ",
         "future._stage = ",
+        "self.owner = ",
     ),
 )
 
@@ -359,7 +360,7 @@ def test_a_job_between_the_queue_and_the_collector_fails_if_the_batcher_thread_g
             return super().now()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_name == "_advance" and "taken" in [future.job for future in frame.f_locals["news"].jobs]:
+        if frame.f_code.co_name == "_take_in" and "taken" in [future.job for future in frame.f_locals["news"].jobs]:
             lines.append(event)
             if len(lines) > line:
                 raise TimeLimit

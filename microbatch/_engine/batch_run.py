@@ -23,8 +23,9 @@ class BatchRun:
         info: The number, size, weight, key and trigger of the batch.
         futures: The futures of its jobs, in order. Empty after `forget`.
         jobs: The jobs, in order. The processor gets this list, and may change it.
+        owner: The ident of the thread that has claimed this batch, or 0.
         sent: Whether the batch was passed to a worker thread or to the user's executor.
-        started: The moment at which the processor was called.
+        started: The moment at which the processor was called. Before that, *now*, the moment of the dispatch.
         failed: The number of jobs that have failed so far.
         error: The exception of the first job that failed, or None. `forget` drops it.
         in_flight: The number of batches that ran when this one was dispatched, itself included.
@@ -34,38 +35,38 @@ class BatchRun:
     runs: Runs | None = None
     error: BaseException | None = None
     in_flight = 1
+    owner = 0
+    sent = False
+    failed = 0
+    _failures: Failures | None = None  # created when the first job fails
 
-    def __init__(self, ledger: Ledger, futures: list[JobFuture[Any]], info: BatchInfo) -> None:
+    def __init__(self, ledger: Ledger, futures: list[JobFuture[Any]], info: BatchInfo, now: float) -> None:
         self.info = info
-        self.jobs = [future._job for future in futures]
-        self.failed = 0
-        self._ledger = ledger
-        self._clock = ledger.queue.clock
         self.futures = futures
-        self._failures: Failures | None = None  # created when the first job fails
-        self._owner: dict[str, tuple[int]] = {}  # the ident of the owner, in a tuple: see `claim`
-        self.sent = False
-        self.started = self._clock.now()
+        self.jobs = [future._job for future in futures]
+        self.started = now
+        self._ledger = ledger
+        self._now = ledger.queue.clock.now
+        self._unclaimed = True  # deleted by the thread that becomes the owner (L2)
 
     def claim(self) -> bool:
         """Make the calling thread the owner of this batch. Return False if it has an owner already."""
-        # In one step, because another thread may do the same. The identity of the tuple shows which call came first.
-        mine = (threading.get_ident(),)
-        return self._owner.setdefault("thread", mine) is mine
-
-    @property
-    def owner(self) -> int:
-        """The ident of the thread that has claimed this batch, or 0."""
-        return self._owner.get("thread", (0,))[0]
+        this_thread = threading.get_ident()
+        try:
+            del self._unclaimed
+        except AttributeError:
+            return False
+        self.owner = this_thread  # no interruption is possible before this (L3)
+        return True
 
     def start(self) -> None:
         """Record that the processor is called now."""
-        self.started = self._clock.now()
+        self.started = self._now()
 
     @property
     def service_time(self) -> float:
         """Seconds since `start`."""
-        return self._clock.now() - self.started
+        return self._now() - self.started
 
     def complete(self, returned: Any) -> None:
         """Settle all futures with the values that the processor returned. Never raises.

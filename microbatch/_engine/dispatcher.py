@@ -6,7 +6,6 @@ just run a batch.
 
 import weakref
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from microbatch._basics.arguments import check_answer
@@ -14,7 +13,7 @@ from microbatch._basics.clock import NOW
 from microbatch._basics.log import report
 from microbatch._engine.batch_run import BatchRun
 from microbatch._engine.ledger import Group, Ledger
-from microbatch._engine.queue import NOTHING, Drained
+from microbatch._engine.queue import Drained
 from microbatch._engine.settings import Settings
 from microbatch._forming.collector import Batch, Collector
 from microbatch._forming.lanes import Runs, safe
@@ -22,7 +21,7 @@ from microbatch.errors import JobExpired
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import JobsDropped, notify
-from microbatch.policies.base import BatchingPolicy, BatchReport, learns
+from microbatch.policies.base import BatchingPolicy, BatchReport, learners
 from microbatch.results import BatchInfo, JobState
 
 __all__ = ["Dispatcher"]
@@ -53,7 +52,7 @@ class Dispatcher:
         now = check_answer("the now() of a clock", self._clock.now())
         self._collector: Collector[JobFuture[Any]] = Collector(settings.policy, settings.max_workers, now)
         self.policy = settings.policy  # any thread may assign another one; the leader then adopts it
-        self._learns = learns(settings.policy)
+        self._learners = learners(settings.policy)
         self._uniform = settings.uniform
         self._drop_listeners = settings.listeners.jobs_dropped
         self._name = settings.name
@@ -77,8 +76,9 @@ class Dispatcher:
 
     def turn(self, run: RunBatch) -> bool:
         """Wait for work, take the lead, and do the work. Return True if the batcher is closed and all work is done."""
-        self._advance(self.ledger.wait_for_news(), run)
-        self.interruptions = 0
+        self.queue.wait_for_lead()
+        self._take_in(self.queue.drain())
+        self._dispatch(run)
         over = not self._collector and not self._collector.in_flight and self.queue.drained()
         if not over:
             self._resign()
@@ -91,14 +91,16 @@ class Dispatcher:
         sleep or to be woken. This is the Leader/Followers pattern (Schmidt et al., Pattern-Oriented Software
         Architecture, volume 2).
         """
-        news = self.ledger.lead()
-        if news is None:
-            self.queue.post(call)
+        queue = self.queue
+        if not queue.lead():
+            queue.post(call)
             return
-        self._advance(news, run, call)
-        self.interruptions = 0
-        if self.queue.closed:  # after this thread took the lead; the batcher thread has to lead now
-            self.queue.resign(NOW, 1)
+        if queue.callers.watched or queue.is_wanted():  # otherwise, there is no news
+            self._take_in(queue.drain())
+        call()
+        self._dispatch(run)
+        if queue.closed:  # after this thread took the lead; the batcher thread has to lead now
+            queue.resign(NOW, 1)
         else:
             self._resign()
 
@@ -127,7 +129,7 @@ class Dispatcher:
             self.queue.watch_callers(policy.hints)
             runs = self._runs_by_batch() if policy.hints.watches_keys else {}
             self._replace_collector(policy, self._collector.entries(), runs)
-            self._learns = learns(policy)
+            self._learners = learners(policy)
         except Exception:  # from the hints of the policy
             self.queue.watch_callers(before.hints)
             if self.policy is policy:
@@ -163,13 +165,14 @@ class Dispatcher:
             return  # recorded already: after an exception from outside, this may be called twice
         self.ledger.close_group(group)
         self._collector.finished(time, batch_run.runs)
-        try:
-            if time is not None and self._learns:
-                started, in_flight = batch_run.started, batch_run.in_flight
-                observed = BatchReport(batch_run.info, time, batch_run.failed, error, started, in_flight)
-                self._collector.policy.observe(observed)
-        except BaseException:
-            report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
+        if time is not None and self._learners:
+            started, in_flight = batch_run.started, batch_run.in_flight
+            observed = BatchReport(batch_run.info, time, batch_run.failed, error, started, in_flight)
+            for policy in self._learners:
+                try:
+                    policy.observe(observed)
+                except BaseException:
+                    report("the observe() of a policy raised, in batch %d of %s", batch_run.info.id, self._name)
 
     def forget(self, group: Group) -> None:
         """Drop jobs that another thread has claimed and settled."""
@@ -191,40 +194,42 @@ class Dispatcher:
         """Resign until the collector has something to do."""
         self.queue.resign(self._collector.next_moment(), self._collector.wanted())
 
-    def _advance(self, news: Drained, run: RunBatch, *calls: Callable[[], None]) -> None:
-        """Do all work that there is now. Run *calls* after those in *news*."""
+    def _take_in(self, news: Drained) -> None:
         collector = self._collector
-        if news is not NOTHING:
-            collector.note_callers(news.callers)
-            # `may_expire` is read after the jobs were taken out.
-            collector.add(news.jobs, self._uniform and not self.queue.may_expire)
-            if news.cancelled:
-                self._drop_cancelled(news.cancelled)
-            if news.dropped:
-                self.announce_dropped(news.dropped)
-            collector.flush(news.flushed, closing=news.closed)
-        for call in chain(news.calls, calls):
+        collector.note_callers(news.callers)
+        # `may_expire` is read after the jobs were taken out.
+        collector.add(news.jobs, self._uniform and not self.queue.may_expire)
+        if news.cancelled:
+            self._drop_cancelled(news.cancelled)
+        if news.dropped:
+            self.announce_dropped(news.dropped)
+        collector.flush(news.flushed, closing=news.closed)
+        for call in news.calls:
             call()
-        if self.policy is not collector.policy:
-            self._adopt_policy(self.policy)
-            collector = self._collector
-        # Repeated if more has become due in the meantime. Otherwise, another thread would have to be woken for it.
-        while self._dispatch(self._clock.now(), run) and collector.has_worker:
-            if collector.next_moment() > self._clock.now():
-                break
-        self.ledger.batched = collector.batched
 
-    def _dispatch(self, now: float, run: RunBatch) -> bool:
-        """Dispatch all batches that are due, and return whether there were any."""
-        if expired := self._collector.expire(now):
-            self._expire(expired)
-        any_taken = False
+    def _dispatch(self, run: RunBatch) -> None:
+        """Dispatch all batches that are due."""
+        if self.policy is not self._collector.policy:
+            self._adopt_policy(self.policy)
+        collector, queue, clock = self._collector, self.queue, self._clock
+        while True:
+            # Read again for each batch, because more may become due in the meantime. Otherwise, another thread would
+            # have to be woken for it.
+            now = clock.now()
+            if queue.may_expire and (expired := collector.expire(now)):
+                self._expire(expired)
+            batch = collector.take(now, bool(queue.crowded) and self._press())
+            if batch is None:
+                break
+            self._send(batch, now, run)
+        self.ledger.batched = collector.batched
+        self.interruptions = 0
+
+    def _press(self) -> bool:
+        """Flush the batches that keys with too many jobs wait for. Return whether the queue as a whole is too full."""
         for key in self.queue.crowded_keys():
             self._collector.press(key)
-        while (batch := self._collector.take(now, self.queue.blocks_callers())) is not None:
-            self._send(batch, now, run)
-            any_taken = True
-        return any_taken
+        return self.queue.blocks_callers()
 
     def _drop_cancelled(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
@@ -242,20 +247,21 @@ class Dispatcher:
         self.ledger.close_group(expired)
 
     def _send(self, batch: Batch, now: float, run: RunBatch) -> None:
-        futures, size, weight = batch.entries, len(batch.entries), batch.weight
-        self.ledger.claim(futures)
-        self.ledger.batched = self._collector.batched
-        if batch.error is not None:
-            self.ledger.fail(futures, batch.error)
-        if batch.error is not None or not futures:
-            self.ledger.close_group(futures)
+        key, trigger, futures, weight, error, runs = batch
+        ledger, collector, size = self.ledger, self._collector, len(futures)
+        ledger.claim(futures)
+        ledger.batched = collector.batched
+        if error is not None:
+            ledger.fail(futures, error)
+        if error is not None or not futures:
+            ledger.close_group(futures)
             return
         if len(futures) < size:
-            weight = sum([future.weight for future in futures])
-        number = self.ledger.number_batch(batch.trigger)
-        batch_run = BatchRun(self.ledger, futures, BatchInfo(number, len(futures), weight, batch.key, batch.trigger))
-        batch_run.runs = batch.runs
+            size, weight = len(futures), sum([future.weight for future in futures])
+        info = BatchInfo(ledger.number_batch(trigger), size, weight, key, trigger)
+        batch_run = BatchRun(ledger, futures, info, now)
+        batch_run.runs = runs
         self.running[batch_run] = futures
-        self._collector.started(now, batch.runs)
-        batch_run.in_flight = self._collector.in_flight
+        collector.started(now, runs)
+        batch_run.in_flight = collector.in_flight
         run(batch_run)

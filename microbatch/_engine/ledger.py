@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, repeat
-from operator import attrgetter
-from typing import Any, NamedTuple
+from operator import add, attrgetter, is_
+from typing import Any
 
 from microbatch._basics.clock import NEVER
-from microbatch._engine.queue import NOTHING, Drained, JobQueue
+from microbatch._engine.queue import JobQueue
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, JobFuture, settle_all
 from microbatch.results import BatcherStats, JobState, Service
@@ -24,14 +24,6 @@ Group = list[JobFuture[Any]]
 """Jobs that were removed from `JobQueue.waiting` together: those of a batch, or jobs that expired or failed."""
 
 
-class _Totals(NamedTuple):
-    """The numbers of settled jobs that are in no group any more."""
-
-    succeeded: int = 0
-    failed: int = 0
-    expired: int = 0
-
-
 class Ledger:
     """Knows all jobs that do not wait any more. Settles them, and counts them.
 
@@ -42,23 +34,13 @@ class Ledger:
     def __init__(self, queue: JobQueue) -> None:
         self.queue = queue
         self.batched = 0
-        # First the totals, then the groups that have jobs without an outcome. Each job that is in a group, and neither
-        # cancelled nor dropped, counts by its own stage. So a job moves from one count to another in one step: when its
-        # group is added, when its stage is written, and when the totals replace its group.
-        self._books: list[Any] = [_Totals()]
+        # First the totals: how many jobs succeeded, failed and expired, of those that are in no group any more. Then the
+        # groups that have jobs without an outcome. Each job that is in a group, and neither cancelled nor dropped,
+        # counts by its own stage. So a job moves from one count to another in one step: when its group is added, when
+        # its stage is written, and when the totals replace its group.
+        self._books: list[Any] = [(0, 0, 0)]
         self._batches = 0
         self._triggers: dict[str, int] = {}
-
-    def wait_for_news(self) -> Drained:
-        """Wait until there is something for the batcher thread to do, take the lead, and take in all news."""
-        self.queue.wait_for_lead()
-        return self.queue.drain()
-
-    def lead(self) -> Drained | None:
-        """Take the lead and take in all news. Return None if there is a leader already."""
-        if not self.queue.lead():
-            return None
-        return self.queue.drain() if self.queue.callers.watched or self.queue.is_wanted() else NOTHING
 
     def claim(self, group: Group) -> None:
         """Make the calling thread the one that decides what happens to these jobs. They count as running from now on.
@@ -87,18 +69,15 @@ class Ledger:
 
     def close_group(self, group: Group) -> None:
         """Add the jobs of a group to the totals, if all of them are settled. Only the leader calls this."""
-        books = self._books[:]
-        place = next((number for number, each in enumerate(books) if each is group), 0)
-        stages = list(map(_stage_of, group))
-        if not place or None in stages:
+        books, stages = self._books[:], list(map(_stage_of, group))
+        found = list(map(is_, books, repeat(group)))  # not ``index``, which would look for an equal group
+        if None in stages or True not in found:
             return
-        succeeded = stages.count(_SUCCEEDED)
-        totals: _Totals = books[0]
-        if succeeded == len(stages):
-            totals = _Totals(totals[0] + succeeded, totals[1], totals[2])
-        else:
-            counts = succeeded, stages.count(_FAILED), stages.count(_EXPIRED)
-            totals = _Totals(*map(sum, zip(totals, counts)))
+        place, count = found.index(True), stages.count(_SUCCEEDED)
+        succeeded, failed, expired = books[0]
+        totals = succeeded + count, failed, expired
+        if count < len(stages):
+            totals = succeeded + count, failed + stages.count(_FAILED), expired + stages.count(_EXPIRED)
         self._books[: place + 1] = [totals, *books[1:place]]
 
     def settle(
@@ -211,9 +190,8 @@ class Ledger:
         queue = self.queue
         books, accepted, cancelled, dropped = self._consistent_counts()
         stages = Counter(map(_stage_of, chain.from_iterable(map(list.copy, books[1:]))))
-        totals: _Totals = books[0]
-        running, succeeded = stages[None], totals.succeeded + stages[_SUCCEEDED]
-        failed, expired = totals.failed + stages[_FAILED], totals.expired + stages[_EXPIRED]
+        running = stages[None]
+        succeeded, failed, expired = map(add, books[0], map(stages.__getitem__, (_SUCCEEDED, _FAILED, _EXPIRED)))
         waiting = max(0, accepted - cancelled - dropped - running - succeeded - failed - expired)
         gone = [queue.is_batched(future) for future in queue.cancelled.peek() + queue.dropped.peek()].count(True)
         batched = min(waiting, max(0, self.batched - gone))

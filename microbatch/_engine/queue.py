@@ -17,7 +17,7 @@ from microbatch.futures.job_future import JobFuture
 from microbatch.policies.base import CallerActivity, Hints
 from microbatch.results import JobState
 
-__all__ = ["JobQueue", "NOTHING", "Drained"]
+__all__ = ["JobQueue", "Drained"]
 
 # Globals, because looking up a member of an enum takes longer.
 _CANCELLED, _DROPPED, _FAILED = JobState.CANCELLED, JobState.DROPPED, JobState.FAILED
@@ -34,10 +34,6 @@ class Drained(NamedTuple):
     flushed: int
     closed: bool
     callers: CallerActivity
-
-
-NOTHING = Drained([], [], [], [], -1, False, CallerActivity())
-"""What the leader gets from an empty queue. Draining the queue would take longer."""
 
 
 class _Local(threading.local):
@@ -72,6 +68,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         has_news: Whether there is something for the leader other than jobs.
         host: The host of the processor, if it needs one.
         this_thread: Says whether the calling thread must not wait for the batcher.
+        is_leader: A function that returns whether the calling thread leads.
+        crowded: The bounds that may have a caller in their line, or no space for another job like the one that is noted
+            here, which would make jobs drop. The leader looks at them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -97,9 +96,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._limit = self.maxsize or sys.maxsize
         self._waits_at = sys.maxsize if self._drops else self._limit  # with this many waiting jobs, callers wait
         self._count_bound = Bound(self._limit, self.waiting, self.not_full)
-        # The bounds that may have a caller in their line, or no space for another job like this one, which would make
-        # jobs drop. The leader looks at them.
-        self._crowded: dict[Bound, JobFuture[Any]] = {}
+        self.crowded: dict[Bound, JobFuture[Any]] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
         self.closed = False
         self.may_expire = False  # whether jobs may be settled before they are dispatched, other than by `cancel`
@@ -110,6 +107,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.has_news = False
         self.call_leader = self.not_empty.ring
         self._lead = threading.RLock()  # held by the thread that leads; no thread waits for it
+        self.is_leader: Callable[[], bool] = self._lead._is_owned  # type: ignore[attr-defined]
         self._is_led = False  # whether a thread leads; if so, it looks for news when it resigns
         self._wanted: float = 1  # how many jobs wake the batcher thread; none do while a thread leads
         self._moment = NEVER  # when it wakes up in any case
@@ -257,7 +255,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         not go on while this thread waits.
         """
         here = threading.get_ident()
-        return any([waiter.loop_thread == here for bound in self._crowded.copy() for waiter in list(bound.line.copy())])
+        return any([waiter.loop_thread == here for bound in self.crowded.copy() for waiter in list(bound.line.copy())])
 
     def _wait_in_line(self, bound: Bound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
         while not self.enter(bound, item):
@@ -268,7 +266,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def stand_in_line(self, bound: Bound, waiter: Waiter) -> None:
         """Have *waiter* notified when its job may enter a bound. Then call `enter`, and at the end `pass_on` (L8)."""
         bound.line[waiter] = None
-        self._crowded[bound] = waiter.job
+        self.crowded[bound] = waiter.job
         self.note_news()
 
     def pass_on(self, bound: Bound) -> None:
@@ -320,7 +318,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         try:
             self._enter_and_drop(item)
         finally:
-            if len(self.dropped) or self._crowded:
+            if len(self.dropped) or self.crowded:
                 self.note_news()
 
     def _enter_and_drop(self, item: JobFuture[Any]) -> None:
@@ -332,7 +330,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         for bound in all_bounds:
             self._drop_beyond(bound)
             if bound.is_full(item):
-                self._crowded[bound] = item
+                self.crowded[bound] = item
 
     def _drop_beyond(self, bound: Bound) -> None:
         # Checked again after `oldest`. Otherwise, two threads could find the queue too long by one job, and the second
@@ -406,30 +404,26 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
         If jobs are dropped instead, return whether that is about to happen.
         """
-        if not self._crowded:
-            return False
-        return any([not isinstance(bound, KeyBound) and self._presses(bound) for bound in self._crowded.copy()])
+        return any([not isinstance(bound, KeyBound) and self._presses(bound) for bound in self.crowded.copy()])
 
     def crowded_keys(self) -> list[Hashable]:
         """Return the keys for which the same is true because of their own limit."""
-        if not self._crowded:
-            return []
-        return [bound.key for bound in self._crowded.copy() if isinstance(bound, KeyBound) and self._presses(bound)]
+        return [bound.key for bound in self.crowded.copy() if isinstance(bound, KeyBound) and self._presses(bound)]
 
     def _presses(self, bound: Bound) -> bool:
-        item = self._crowded.get(bound)
+        item = self.crowded.get(bound)
         if item is None or self._is_crowded(bound, item):
             return item is not None and (self._drops or bound.blocks_callers())
-        self._crowded.pop(bound, None)
+        self.crowded.pop(bound, None)
         if self._is_crowded(bound, item):  # since the pop (L8)
-            self._crowded[bound] = item
+            self.crowded[bound] = item
         return False
 
     def _is_crowded(self, bound: Bound, item: JobFuture[Any]) -> bool:
         return bound.is_full(item) if self._drops else bool(bound.line)
 
     def _wake_lines(self) -> None:
-        for bound in self._crowded.copy():
+        for bound in self.crowded.copy():
             bound.line.notify_all()
 
     def wake_all(self) -> None:
@@ -461,15 +455,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
 
     def take_lead(self) -> bool:
         """Do the same as `lead`, even if the queue is closed."""
-        taken = not self.is_leader() and self._lead.acquire(False)
+        taken: bool = not self.is_leader() and self._lead.acquire(False)
         if taken:
             self._is_led = True
             self._moment, self._wanted = NEVER, NEVER
         return taken
-
-    def is_leader(self) -> bool:
-        """Return whether the calling thread leads."""
-        return bool(self._lead._is_owned())  # type: ignore[attr-defined]
 
     def resign(self, moment: float, wanted: float) -> None:
         """Resign. The batcher thread takes the lead at *moment*, or when there are *wanted* jobs or other news."""
@@ -477,7 +467,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self._is_led = False
         self._lead.release()
         # After the release, because whatever came in before was left to this thread.
-        if self.is_wanted(wanted) or moment < self._alarm:
+        if self.has_news or len(self._items) > wanted or moment < self._alarm:
             self.not_empty.wake()
 
     def wait_for_lead(self) -> None:

@@ -19,7 +19,7 @@ from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, Runs, safe
 from microbatch.errors import JobTooLarge
-from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learns, limit_for
+from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learners, limit_for
 
 __all__ = ["Batch", "Collector"]
 
@@ -109,8 +109,9 @@ class Collector(Generic[AnyEntry]):
         self._has_gate = False  # rule 1 applies: there is one gate, and there was more than one lane at some time
         self._shut_until = NOW  # the moment until which the gate is known to be shut
         self._doubts = 0  # how often all answers were put in doubt: a lane with a lower `asked` is in doubt
+        self._certain = 0  # the value of `_doubts` when no lane was in doubt any more
         self._learned = 0  # the last known `BatchingPolicy._learned`
-        self._learns = learns(policy) and self._gates is not None
+        self._learns = bool(learners(policy)) and self._gates is not None
         self._oldest_first = policy.hints.oldest_first
         self._watches_keys = policy.hints.watches_keys
         self._runs: dict[Hashable, Runs] = {}  # by key, if the policy watches the keys
@@ -142,7 +143,7 @@ class Collector(Generic[AnyEntry]):
         self._asked: OrderedDict[Lane[AnyEntry], None] = OrderedDict()  # the lane with the oldest answer is first
         self._unlimited = getattr(policy._room, "__func__", None) is BatchingPolicy._room  # any number of jobs fits
         self._most: float | None = None  # how many jobs fit into an empty batch, if that is known
-        self._changed: deque[Lane[AnyEntry]] = deque()
+        self._changed: dict[Lane[AnyEntry], None] = {}  # the lanes that must be brought up to date, in order
         self._turns = count(1)
         self._ready: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.ready)  # the line for a worker, by turn
         self._gated: Alarms[Lane[AnyEntry]] = Alarms(lambda lane, _: lane.gated)  # the line at the gate, by turn
@@ -208,7 +209,7 @@ class Collector(Generic[AnyEntry]):
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
                 self._put_up_gate()
         lane.uniform = lane.uniform and uniform
-        self._change(lane)
+        self._changed[lane] = None
         return lane
 
     def _put_up_gate(self) -> None:
@@ -227,7 +228,7 @@ class Collector(Generic[AnyEntry]):
                 lane.thinned = True
                 lane.dead += 1
                 lane.full = False  # more jobs may fit now, or the job that did not fit was removed
-                self._change(lane)
+                self._changed[lane] = None
 
     def expire(self, now: float) -> list[AnyEntry]:
         """Return the jobs that expire now. The caller may let them expire, and then calls `drop` for them."""
@@ -253,7 +254,7 @@ class Collector(Generic[AnyEntry]):
             for lane in lanes:
                 lane.unflushed = False
                 if not (lane.ready or lane.gone):  # if the batch is due already, its trigger is that of the policy
-                    self._change(lane)
+                    self._changed[lane] = None
 
     def note_callers(self, activity: CallerActivity) -> None:
         """Record the activity of the callers, for `Window.callers`."""
@@ -294,7 +295,7 @@ class Collector(Generic[AnyEntry]):
         """Count a batch that starts or ends, and ask the policy about the open batch of its key again."""
         runs.count += change
         if runs.lane is not None:
-            self._change(runs.lane)
+            self._changed[runs.lane] = None
         elif not runs.count:
             self._runs.pop(runs.place, None)
 
@@ -317,14 +318,14 @@ class Collector(Generic[AnyEntry]):
         """
         if self._is_limited:
             self._update_limit()
-        if self._changed:
+        if self._timers.heap:
             self._run_timers(now)  # first, because their moments were before the changes
+        if self._changed:
             self._review(now)
         if self._broken:
             return self._broken.popleft()
         if self.in_flight >= self.limit:
             return None
-        self._run_timers(now)
         first = self._next(now)
         if self._broken:
             return self._broken.popleft()
@@ -352,7 +353,7 @@ class Collector(Generic[AnyEntry]):
 
     def _press(self, lane: Lane[AnyEntry]) -> None:
         lane.pressed = True
-        self._change(lane)
+        self._changed[lane] = None
 
     def _run_timers(self, now: float) -> None:
         """Put the lanes whose timers have run out into the lines."""
@@ -368,7 +369,7 @@ class Collector(Generic[AnyEntry]):
         if now >= self._resume:
             self._questions, self._resume = _MOST_QUESTIONS, NEVER
         # First, one question about the lane with the oldest answer, so that busy keys can't starve it.
-        if self._asked and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:
+        if self._doubts != self._certain and self._questions > 1 and (lane := self._longest_in_doubt()) is not None:
             self._ask_again(lane, now)
         while not self._broken and (lane := self._candidate(now)) is not None:
             if lane.ready and lane.asked == self._doubts:
@@ -386,16 +387,19 @@ class Collector(Generic[AnyEntry]):
     def _candidate(self, now: float) -> Lane[AnyEntry] | None:
         """Return the lane that is next in turn, or None. Its answer may be in doubt."""
         ready = self._ready.first()
-        if self._has_gate and self._shut_until <= now:
+        if self._gated.heap and self._shut_until <= now:
             gated = self._gated.first()
             if gated is not None and (ready is None or gated.turn < ready.turn):
                 return gated
-        return self._longest_in_doubt() if ready is None else ready
+        return self._longest_in_doubt() if ready is None and self._doubts != self._certain else ready
 
     def _longest_in_doubt(self) -> Lane[AnyEntry] | None:
         """Return the lane with the oldest answer if that answer is in doubt, or None."""
         for lane in self._asked:
-            return lane if lane.asked != self._doubts else None
+            if lane.asked != self._doubts:
+                return lane
+            break
+        self._certain = self._doubts
         return None
 
     def _is_let_through(self, lane: Lane[AnyEntry], now: float) -> bool:
@@ -425,7 +429,7 @@ class Collector(Generic[AnyEntry]):
             while self._aged:
                 if not self._aged[0].gone:
                     oldest = self._aged[0]
-                    if not self._is_held(oldest):
+                    if not (self._watches_keys and self._is_held(oldest)):
                         return oldest
                     return next((lane for lane in self._lanes.values() if not self._is_held(lane)), None)
                 self._aged.popleft()
@@ -444,10 +448,10 @@ class Collector(Generic[AnyEntry]):
             self._aged.clear()
             self._unflushed.clear()
             self._lanes.clear()  # an empty dict may still have the memory of its former entries; this frees it
-        moment = self._expiries.next_moment()
+        moment = self._expiries.next_moment() if self._expiries.heap else NEVER
         if self.in_flight >= self.limit:
             return moment
-        gate = self._shut_until if self._has_gate and self._gated.first() is not None else NEVER
+        gate = self._shut_until if self._gated.heap and self._gated.first() is not None else NEVER
         return min(moment, self._timers.next_moment(), self._resume, gate if gate > NOW else NEVER)
 
     def wanted(self) -> float:
@@ -506,29 +510,25 @@ class Collector(Generic[AnyEntry]):
             return "for a free worker"
         return f"until fewer than {self.limit:,} batches run" if self.limit > 1 else "until no other batch runs"
 
-    def _change(self, lane: Lane[AnyEntry]) -> None:
-        if not lane.changed:
-            lane.changed = True
-            self._changed.append(lane)
-
     def _change_all(self) -> None:
-        for lane in self._lanes.values():
-            self._change(lane)
+        self._changed.update(dict.fromkeys(self._lanes.values()))
 
     def _review(self, now: float) -> None:
         """Bring all changed lanes up to date."""
         self._most = NEVER if self._unlimited else None  # the policy may have learned
+        if len(self._unflushed) > 64 + 2 * len(self._lanes):
+            self._unflushed = [lane for lane in self._unflushed if not lane.gone]
         while self._changed:
-            lane = self._changed.popleft()
-            lane.changed = False
-            try:
-                self._fill(lane)
-                if lane.open:
-                    self._ask(lane, now)
-                else:
-                    self._retire(lane)
-            except BaseException as error:
-                self._break(lane, error)
+            changed, self._changed = self._changed, {}
+            for lane in changed:
+                try:
+                    self._fill(lane)
+                    if lane.open:
+                        self._ask(lane, now)
+                    else:
+                        self._retire(lane)
+                except BaseException as error:
+                    self._break(lane, error)
 
     def _break(self, lane: Lane[AnyEntry], error: BaseException) -> None:
         self._broken.append(Batch(lane.key, "", self._empty(lane), error=error))
@@ -543,28 +543,33 @@ class Collector(Generic[AnyEntry]):
         if lane.thinned or lane.dead:
             self._forget_dead(lane)
         while lane.backlog and not lane.full:
-            first = lane.backlog[0]
-            room = self._room(lane, first)
-            if room >= 1 or self.policy.fits(self._window(lane, first), first.weight):
+            room = self._room(lane) if lane.open or self._most is None else self._most
+            if room >= 1 or self._fits(lane, lane.backlog[0]):
                 self._join(lane, room)
-            elif lane.open:
-                lane.full = True
             else:
-                raise JobTooLarge(first.weight, limit_for(self.policy, self._window(lane, first), first.weight))
+                lane.full = True
             if lane.dead:
                 self._forget_dead(lane)
 
-    def _room(self, lane: Lane[AnyEntry], joining: AnyEntry) -> float:
-        if not lane.open and self._most is not None:
-            return self._most
-        room = check_answer("the _room() of a policy", self.policy._room(self._window(lane, joining)))
+    def _fits(self, lane: Lane[AnyEntry], joining: AnyEntry) -> bool:
+        """Return whether a job fits into the open batch. Raise JobTooLarge if it does not fit into an empty one."""
+        window = self._window(lane, joining)
+        if self.policy.fits(window, joining.weight):
+            return True
+        if lane.open:
+            return False
+        raise JobTooLarge(joining.weight, limit_for(self.policy, window, joining.weight))
+
+    def _room(self, lane: Lane[AnyEntry]) -> float:
+        window = self._window(lane, lane.backlog[0])
+        room = check_answer("the _room() of a policy", self.policy._room(window))
         if not lane.open and self._shared:  # a built-in policy gives the same answer for all empty batches
             self._most = room
         return room
 
     def _join(self, lane: Lane[AnyEntry], room: float) -> None:
         backlog = lane.backlog
-        entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)
+        entries = backlog if room >= len(backlog) else list(islice(backlog, int(max(room, 1))))
         joining = [entry for entry in entries if entry._is_waiting] if lane.dead else entries
         lane.open += joining  # before they leave the backlog, because an exception from outside may come in between
         if len(entries) < len(backlog):
@@ -612,9 +617,10 @@ class Collector(Generic[AnyEntry]):
             self._asked[lane] = None
             self._asked.move_to_end(lane)
         if not lane.unflushed and lane.open[0]._epoch > self._flushed:
-            self._note_unflushed(lane)
+            lane.unflushed = True
+            self._unflushed.append(lane)
         due, free = lane.due, lane.free
-        if self._is_held(lane):
+        if self._watches_keys and self._is_held(lane):
             lane.due = lane.free = NEVER
             lane.forced, lane.wanted = None, 1
         elif self._has_gate:
@@ -635,7 +641,7 @@ class Collector(Generic[AnyEntry]):
 
     def _is_held(self, lane: Lane[AnyEntry]) -> bool:
         """Return whether the batch must wait for the end of a running batch of its key, whatever else happens."""
-        return self._watches_keys and self.policy._holds(self._window(lane))
+        return self.policy._holds(self._window(lane))
 
     def _enough(self, window: Window[Any]) -> float:
         """Return how many jobs must join before a built-in policy can find the batch due earlier than it does now.
@@ -660,12 +666,6 @@ class Collector(Generic[AnyEntry]):
         elif not lane.ready:
             lane.ready, lane.gated = True, False
             self._ready.push(lane.turn, lane)
-
-    def _note_unflushed(self, lane: Lane[AnyEntry]) -> None:
-        if len(self._unflushed) > 64 + 2 * len(self._lanes):
-            self._unflushed = [lane for lane in self._unflushed if not lane.gone]
-        lane.unflushed = True
-        self._unflushed.append(lane)
 
     def _answer(self, lane: Lane[AnyEntry], window: Window[Any], now: float) -> tuple[float, str | None]:
         """Return when the open batch is due, and the trigger if it is not the policy's reason."""
@@ -707,7 +707,7 @@ class Collector(Generic[AnyEntry]):
             trigger = lane.forced or str.__str__(str(self.policy.reason(window)))
         except BaseException as error:
             return Batch(lane.key, "", self._empty(lane), error=error)
-        return Batch(lane.key, trigger, self._empty(lane), lane.weight, runs=lane.runs)
+        return Batch(lane.key, trigger, self._empty(lane), lane.weight, None, lane.runs)
 
     def _empty(self, lane: Lane[AnyEntry]) -> list[AnyEntry]:
         """Take out and return the jobs of the open batch. If there is a backlog, it gets a new lane."""
@@ -720,7 +720,7 @@ class Collector(Generic[AnyEntry]):
             if lane.runs is not None:
                 self._let_run(successor, lane.runs)
             self._lanes[lane.place] = successor  # at the end, because the dict is ordered by age
-            self._change(successor)
+            self._changed[successor] = None
         lane.open, lane.backlog = [], []  # the old lane may still be in `_changed`, and is then reviewed once more
         return entries
 

@@ -47,26 +47,32 @@ class Alarms(Generic[Thing]):
 
     Args:
         holds: A function that returns whether the alarm of an object at a moment is valid. Invalid alarms are dropped.
+
+    Attributes:
+        heap: The alarms, each with a number that no other alarm has. Some may be invalid.
     """
 
     def __init__(self, holds: Callable[[Thing, float], bool]) -> None:
         self._holds = holds
-        self._heap: list[tuple[float, int, Thing]] = []
+        self.heap: list[tuple[float, int, Thing]] = []
         self._ticks = count()  # distinct numbers, so that the heap never compares objects
         self._limit = 64
 
     def push(self, moment: float, thing: Thing) -> None:
         """Add an alarm. Sometimes this checks all alarms, so that invalid ones and duplicates do not pile up."""
-        if len(self._heap) >= self._limit:
-            held = (alarm for alarm in self._heap if self._holds(alarm[2], alarm[0]))
-            self._heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
-            heapq.heapify(self._heap)
-            self._limit = 64 + 4 * len(self._heap)
-        heapq.heappush(self._heap, (moment, next(self._ticks), thing))
+        if len(self.heap) >= self._limit:
+            self._tidy()
+        heapq.heappush(self.heap, (moment, next(self._ticks), thing))
+
+    def _tidy(self) -> None:
+        held = (alarm for alarm in self.heap if self._holds(alarm[2], alarm[0]))
+        self.heap = list({(moment, id(thing)): (moment, tick, thing) for moment, tick, thing in held}.values())
+        heapq.heapify(self.heap)
+        self._limit = 64 + 4 * len(self.heap)
 
     def pop(self, now: float) -> Thing | None:
         """Remove the earliest alarm whose moment has come, and return its object, or None if there is no such alarm."""
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][0] <= now:
             moment, _, thing = heapq.heappop(heap)
             if self._holds(thing, moment):
@@ -75,7 +81,7 @@ class Alarms(Generic[Thing]):
 
     def first(self) -> Thing | None:
         """Return the object of the earliest alarm, even if its moment has not come, or None if there is no alarm."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             moment, _, thing = heap[0]
             if self._holds(thing, moment):
@@ -85,11 +91,11 @@ class Alarms(Generic[Thing]):
 
     def next_moment(self) -> float:
         """Return the moment of the earliest alarm, or `NEVER`."""
-        return self._heap[0][0] if self._heap and self.first() is not None else NEVER
+        return self.heap[0][0] if self.heap and self.first() is not None else NEVER
 
     def clear(self) -> None:
         """Drop all alarms."""
-        self._heap.clear()
+        self.heap.clear()
 
 
 class Jobs(Sequence[Any]):
@@ -171,7 +177,7 @@ class Lane(Generic[AnyEntry]):
     """
 
     __slots__ = tuple(
-        "key place open weight heaviest expires backlog thinned dead uniform full pressed unflushed changed"
+        "key place open weight heaviest expires backlog thinned dead uniform full pressed unflushed"
         " runs due free forced wanted asked turn ready gated gone".split()
     )
 
@@ -189,7 +195,6 @@ class Lane(Generic[AnyEntry]):
         self.full = False  # the first job of the backlog did not fit into the open batch
         self.pressed = False  # flushed to make the queue shorter, because a caller waits while it is full
         self.unflushed = False  # the lane is in `Collector._unflushed`
-        self.changed = False  # the policy must be asked again
         self.runs: Runs | None = None  # if the policy watches the keys
         self.due = NEVER  # when the batch is due by the policy's last answer; if there is a gate, with the gate shut
         self.free = NEVER  # when it would be due with the gate open: see rule 1 of `Collector`

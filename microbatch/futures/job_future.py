@@ -616,7 +616,7 @@ def settle_all(
         failed: The state of a job whose outcome is an exception.
     """
     done, count = [], 0
-    for future, outcome, broken in zip(futures, outcomes, are_errors(outcomes)):
+    for future, outcome, broken in zip(futures, outcomes, repeat(False) if failures is None else are_errors(outcomes)):
         if broken and future._stage is None and failures is not None:
             failures.add(future, outcome)
         try:

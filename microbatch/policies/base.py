@@ -22,7 +22,7 @@ __all__ = [
     "Window",
     "check_policy",
     "count_gates",
-    "learns",
+    "learners",
     "limit_for",
 ]
 
@@ -438,11 +438,11 @@ class Both(_Pair[Job]):
         )
 
 
-def learns(policy: BatchingPolicy[Any]) -> bool:
-    """Return whether *policy* learns from batches that have finished, that is, whether it defines `observe`."""
+def learners(policy: BatchingPolicy[Any]) -> list[BatchingPolicy[Any]]:
+    """Return the parts of *policy* that learn from batches that have finished, that is, that define `observe`."""
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
-        return learns(policy.first) or learns(policy.second)
-    return getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe
+        return learners(policy.first) + learners(policy.second)
+    return [policy] if getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe else []
 
 
 def count_gates(policy: BatchingPolicy[Any]) -> int | None:
@@ -469,7 +469,7 @@ class BuiltInPolicy(BatchingPolicy[object]):
 
     def _own(self) -> "BatchingPolicy[object]":
         """See `BatchingPolicy._own`."""
-        if "_gates" not in vars(type(self)) or not learns(self):
+        if "_gates" not in vars(type(self)) or not learners(self):
             return self
         while (copied := self._try_to_copy()) is None:
             pass

@@ -497,7 +497,7 @@ class _Simulation:
         while self._running and self._running[0][0] <= now:
             moment, _, started = heapq.heappop(self._running)
             reports.append((self._settle(source, moment, started), started.batch))
-        # In the same order as in `Dispatcher._advance`, because the order decides which lane is next.
+        # In the same order as in `Dispatcher.lead`, because the order decides which lane is next.
         collector.note_callers(source.activity())
         if self._describe is not None:
             for job in jobs:

@@ -387,7 +387,7 @@ def drop_by_weight_and_dispatch() -> None:
     setting.end()
 
 
-@focus("policy _adopt_policy _replace_collector drain put claim _advance resign watch_callers")
+@focus("policy _adopt_policy _replace_collector drain put claim _take_in _dispatch resign watch_callers")
 def change_policy() -> None:
     """The policy changes just as jobs are submitted and dispatched. No job is lost or processed twice."""
     setting = Setting(Size(3), workers=1)
@@ -405,7 +405,7 @@ def _trained(policy: BatchingPolicy[Any], *reports: tuple[int, float]) -> Batchi
     return policy
 
 
-@focus("put note_news wait_for_lead resign is_wanted drain cancel _drop_cancelled claim _advance _dispatch")
+@focus("put note_news wait_for_lead resign is_wanted drain cancel _drop_cancelled claim _take_in _dispatch")
 def in_time() -> None:
     """Each job that expires is dispatched in time, even while the one that expires first is cancelled."""
     time = 2  # that a batch takes
@@ -442,7 +442,7 @@ class _WatchedSize(BestSize):
         return super().reason(window)
 
 
-@focus("put lead finish _advance _dispatch resign drain")
+@focus("put lead finish _take_in _dispatch resign drain")
 def size_falls() -> None:
     """The best size falls from 3 to 1 just as jobs arrive. No batch grows beyond it, and no job waits for others."""
     setting = _blocked(policy=_WatchedSize(3), jobs=[1, 2, 3], workers=2)
@@ -453,7 +453,7 @@ def size_falls() -> None:
     setting.end()
 
 
-@focus("put lead finish _advance _dispatch resign")
+@focus("put lead finish _take_in _dispatch resign")
 def limit_rises_and_falls() -> None:
     """The limit rises to 2 just as two jobs arrive, and both run. It falls to 1 just as another comes, which waits."""
     setting = _blocked(policy=Size(1) & _trained(Congestion(2), (1, 1), (1, 1)), workers=2)

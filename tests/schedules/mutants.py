@@ -70,7 +70,7 @@ MUTANTS = [
         "a thread resigns without a check for new jobs",
         "resign_and_submit",
         QUEUE,
-        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
+        "        if self.has_news or len(self._items) > wanted or moment < self._alarm:\n",
         "        if moment < self._alarm:\n",
     ),
     Mutant(
@@ -79,8 +79,8 @@ MUTANTS = [
         QUEUE,
         "        self._moment, self._wanted = moment, wanted\n        self._is_led = False\n        self._lead.release()\n"
         "        # After the release, because whatever came in before was left to this thread.\n"
-        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
-        "        wake = self.is_wanted(wanted) or moment < self._alarm\n"
+        "        if self.has_news or len(self._items) > wanted or moment < self._alarm:\n",
+        "        wake = self.has_news or len(self._items) > wanted or moment < self._alarm\n"
         "        self._moment, self._wanted = moment, wanted\n        self._is_led = False\n        self._lead.release()\n"
         "        if wake:\n",
     ),
@@ -88,8 +88,8 @@ MUTANTS = [
         "a thread that resigns does not wake the batcher thread for an earlier moment",
         "resign_until_later",
         QUEUE,
-        "        if self.is_wanted(wanted) or moment < self._alarm:\n",
-        "        if self.is_wanted(wanted):\n",
+        "        if self.has_news or len(self._items) > wanted or moment < self._alarm:\n",
+        "        if self.has_news or len(self._items) > wanted:\n",
     ),
     Mutant(
         "the batcher thread drops a wake-up that comes after its check",
@@ -109,7 +109,7 @@ MUTANTS = [
         "two threads lead",
         "two_workers",
         QUEUE,
-        "        taken = not self.is_leader() and self._lead.acquire(False)\n",
+        "        taken: bool = not self.is_leader() and self._lead.acquire(False)\n",
         "        taken = not self.is_leader()\n        self._lead.acquire(False)\n",
     ),
     Mutant(
@@ -353,8 +353,8 @@ MUTANTS = [
         "a worker that leads at the shutdown does not wake the batcher thread",
         "listener_and_shutdown",
         DISPATCHER,
-        "            self.queue.resign(NOW, 1)\n        else:\n            self._resign()\n",
-        "            self.queue.resign(float('inf'), float('inf'))\n        else:\n            self._resign()\n",
+        "            queue.resign(NOW, 1)\n        else:\n            self._resign()\n",
+        "            queue.resign(float('inf'), float('inf'))\n        else:\n            self._resign()\n",
     ),
     Mutant(
         "a worker posts its finished batch without a notification",
@@ -381,8 +381,8 @@ MUTANTS = [
         "a batch is larger than its limit",
         "seeds",
         COLLECTOR,
-        "        entries = list(islice(backlog, int(max(room, 1))) if room < len(backlog) else backlog)\n",
-        "        entries = list(backlog)\n",
+        "        entries = backlog if room >= len(backlog) else list(islice(backlog, int(max(room, 1))))\n",
+        "        entries = backlog\n",
     ),
     Mutant(
         "two keys share a batch",
