@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple
 
 from microbatch._basics.arguments import check_answer, shown
 from microbatch._basics.clock import NEVER, NOW
-from microbatch._forming.lanes import Alarms, AnyEntry, Jobs, Lane, Runs, safe
+from microbatch._forming.lanes import NO_JOBS, Alarms, AnyEntry, Jobs, Lane, Runs, safe
 from microbatch.errors import JobTooLarge
 from microbatch.policies.base import BatchingPolicy, CallerActivity, Window, count_gates, learners, limit_for
 
@@ -208,6 +208,8 @@ class Collector(Generic[AnyEntry]):
                 self._let_run(lane, self._runs.setdefault(place, Runs(place)))
             if self._gates == 1 and not self._has_gate and len(self._lanes) > 1:
                 self._put_up_gate()
+        if not lane.backlog:
+            lane.backlog = []
         lane.uniform = lane.uniform and uniform
         self._changed[lane] = None
         return lane
@@ -571,11 +573,15 @@ class Collector(Generic[AnyEntry]):
         backlog = lane.backlog
         entries = backlog if room >= len(backlog) else list(islice(backlog, int(max(room, 1))))
         joining = [entry for entry in entries if entry._is_waiting] if lane.dead else entries
-        lane.open += joining  # before they leave the backlog, because an exception from outside may come in between
+        # Before they leave the backlog, because an exception from outside may come in between.
+        if lane.open:
+            lane.open += joining
+        else:
+            lane.open = joining if isinstance(joining, list) else list(joining)
         if len(entries) < len(backlog):
             deque(map(deque.popleft, repeat(lane.long_backlog(), len(entries))), maxlen=0)
         else:
-            lane.backlog = []
+            lane.backlog = NO_JOBS
         if lane.uniform:
             lane.weight += len(joining)
             lane.heaviest = 1.0
@@ -583,7 +589,7 @@ class Collector(Generic[AnyEntry]):
             self._add_up(lane, joining)
         self.batched += len(joining)
 
-    def _add_up(self, lane: Lane[AnyEntry], joining: list[AnyEntry]) -> None:
+    def _add_up(self, lane: Lane[AnyEntry], joining: Iterable[AnyEntry]) -> None:
         """Update what is known of all jobs of the open batch together."""
         for entry in joining:
             lane.weight += entry.weight
@@ -721,7 +727,7 @@ class Collector(Generic[AnyEntry]):
                 self._let_run(successor, lane.runs)
             self._lanes[lane.place] = successor  # at the end, because the dict is ordered by age
             self._changed[successor] = None
-        lane.open, lane.backlog = [], []  # the old lane may still be in `_changed`, and is then reviewed once more
+        lane.open = lane.backlog = NO_JOBS  # the old lane may still be in `_changed`, and is then reviewed once more
         return entries
 
     def _retire(self, lane: Lane[AnyEntry]) -> None:

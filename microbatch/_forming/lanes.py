@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER
 
-__all__ = ["Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "Runs", "safe"]
+__all__ = ["NO_JOBS", "Alarms", "AnyEntry", "Entry", "Jobs", "Lane", "Runs", "safe"]
 
 
 class Entry(Protocol):
@@ -170,6 +170,10 @@ class Runs:
         self.lane: Lane[Any] | None = None  # the lane of the key, if there is one
 
 
+NO_JOBS: Any = ()
+"""The value of `Lane.open` and of `Lane.backlog` if there are none, so that a lane with one job needs only one list."""
+
+
 class Lane(Generic[AnyEntry]):
     """The jobs of one key: its open batch, and the backlog of jobs that do not fit into that.
 
@@ -184,11 +188,11 @@ class Lane(Generic[AnyEntry]):
     def __init__(self, key: Hashable, place: Hashable) -> None:
         self.key = key
         self.place = place  # the key in the dict of lanes: see `safe`
-        self.open: list[AnyEntry] = []  # the jobs of the open batch, in order
+        self.open: list[AnyEntry] = NO_JOBS  # the jobs of the open batch, in order
         self.weight = 0.0  # of the open batch
         self.heaviest = 0.0  # the weight of its heaviest job
         self.expires = NEVER  # when the first of its jobs expires
-        self.backlog: list[AnyEntry] | deque[AnyEntry] = []  # the other jobs; a deque after `long_backlog`
+        self.backlog: list[AnyEntry] | deque[AnyEntry] = NO_JOBS  # the other jobs; a deque after `long_backlog`
         self.thinned = False  # some jobs of the open batch may not be waiting any more
         self.dead = 0  # at most this many jobs of the backlog are not waiting any more
         self.uniform = True  # each job weighs 1
@@ -212,6 +216,6 @@ class Lane(Generic[AnyEntry]):
 
         It is not a deque from the beginning, because most lanes don't need one, and it takes 8 times the memory.
         """
-        if isinstance(self.backlog, list):
+        if not isinstance(self.backlog, deque):
             self.backlog = deque(self.backlog)
         return self.backlog
