@@ -37,6 +37,7 @@ from microbatch import (
     Size,
     Window,
     batched,
+    coalescing,
 )
 from microbatch.simulation import lognormal
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
@@ -196,6 +197,8 @@ ARGUMENTS: list[tuple[str, list[Wrong], list[Any]]] = [
     ("Congestion.most", NO_INTEGER + BELOW_1, [1, HUGE]),
     ("Congestion.push_back", NO_CALLABLE + NOT_PLAIN, [None, bool]),
     ("Congestion.retry_after", NO_CALLABLE + NOT_PLAIN, [None, float]),
+    ("coalescing.batcher", wrong(TypeError, "a Batcher", 3, "x", echo, Batcher), []),
+    ("coalescing.key", NO_CALLABLE + NOT_PLAIN, [None, str]),
     ("policy_from_env.environ", wrong(TypeError, "a mapping", 3, "x", None, [], Unprintable()), [{}, os.environ]),
     ("parse_policy.text", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["Size(3)"]),
     ("policy_from_env.prefix", wrong(TypeError, "a string", 3, None, b"x", Unprintable()), ["", "x"]),
@@ -268,6 +271,11 @@ ARGUMENTS += [
     for argument, refused, accepted in ARGUMENTS
     if re.match(r"Batcher\.(submit|map|shutdown)\.", argument)
 ]
+ARGUMENTS += [
+    (argument.replace("Batcher", "Coalescer"), refused, accepted)
+    for argument, refused, accepted in ARGUMENTS
+    if re.match(r"Batcher\.submit\.[^j]", argument)
+]
 EXEMPT = {
     "BatchInfo.*": "a record",
     "JobResult.*": "a record",
@@ -295,6 +303,9 @@ EXEMPT = {
     "JobFuture.*": "created by the batcher, and otherwise a future of the standard library",
     "InlineExecutor.submit.*": "an executor like those of the standard library, which call anything",
     "BatchedFunction.function": "made by batched()",
+    "Coalescer.batcher": "made by coalescing()",
+    "Coalescer.key": "made by coalescing()",
+    "Coalescer.submit.job": "anything that is hashable",
     "BatchedFunction.make": "made by batched()",
     "BatchedFunction.__call__.others": "always refused",
     "batched.options": "passed to Batcher, which checks them",
@@ -367,15 +378,17 @@ def call_with(function: Any, argument: str, value: Any) -> None:
     """Call the owner of the argument with *value* for it, and with valid values for all other arguments."""
     owners = {
         "Batcher": function.batcher,
+        "Coalescer": coalescing(function.batcher),
         "BatchedFunction": function,
         "BatchingPolicy": Size(3),
         "ManualClock": ManualClock(),
         "RecordingProcessor": RecordingProcessor[Any](),
     }
     *path, name = argument.split(".")
-    offered = next(vars(module)[path[0]] for module in MODULES if path[0] in module.__all__)
+    offered = next(getattr(module, path[0]) for module in MODULES if path[0] in module.__all__)
     called = getattr(owners[path[0]], path[1]) if path[1:] else offered
-    called(**{**NEEDED.get(path[-1], {}), name: value})
+    needed = {"batcher": function.batcher} if path[-1] == "coalescing" else NEEDED.get(path[-1], {})
+    called(**{**needed, name: value})
 
 
 def none_if_refused(refused: list[Wrong], accepted: list[Any]) -> list[Wrong]:
