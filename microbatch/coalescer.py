@@ -18,8 +18,9 @@ Job = TypeVar("Job")
 Value = TypeVar("Value")
 
 _TRIES = 1_000
-"""How often a call looks whether an equal job has been accepted. It may have interrupted the call that submits it. Then
-it submits a job of its own, which no other call can join."""
+"""How often a call looks whether an equal job has been accepted, or removed. Then it submits a job of its own, which no
+other call can join. It may have interrupted the call that submits the other job, or the user's class of the key may not
+find its own keys."""
 
 
 class Coalescer(Generic[Job, Value]):
@@ -124,12 +125,10 @@ class Coalescer(Generic[Job, Value]):
                 return False
             if found.add(caller):
                 return True
-            if not found.is_over:
+            if found.is_over:
+                found.retire()
+            else:
                 let_others_run()  # it is not accepted yet
-                continue
-            found.retire()
-            if self._in_flight.get(place) is found:  # the user's class does not find its own key
-                return False
         return False
 
     def __repr__(self) -> str:

@@ -1059,6 +1059,47 @@ def test_ctrl_c_at_any_point_of_what_a_caller_of_an_equal_job_does_affects_no_ot
     assert place > 1
 
 
+def test_ctrl_c_at_any_point_of_joining_a_job_leaves_no_caller_that_keeps_the_job_from_being_cancelled() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            shared = coalescing(batcher)
+            first, joined = shared.submit("job"), list[Any]()
+            signal = Signal(interrupt, place)
+            signal.during(lambda: joined.append(shared.submit("job")))
+            assert [first.cancel()] == [True]
+            assert len(joined) == batcher.stats().batched + batcher.stats().queued
+        if not signal.arrived:
+            break
+    assert place > 1
+
+
+def test_ctrl_c_at_any_point_of_the_last_cancel_leaves_no_job_that_nobody_wants() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            future = coalescing(batcher).submit("job")
+            signal = Signal(interrupt, place)
+            signal.during(future.cancel)
+            assert future.cancelled() == (batcher.stats().cancelled == 1)
+        if not signal.arrived:
+            break
+    assert future.cancelled()
+
+
+def test_a_caller_that_joins_at_any_point_of_the_last_cancel_gets_its_result() -> None:
+    for place in count():
+        with Batcher[str, str](list, Size(9)) as batcher:
+            shared, joined = coalescing(batcher), list[Any]()
+            future = shared.submit("job")
+            signal = Signal(lambda: joined.append(shared.submit("job")), place)
+            assert signal.during(future.cancel) is None
+            assert future.cancelled()
+            batcher.flush()
+            assert ["job"] * len(joined) == [each.result(timeout=0).value for each in joined]
+        if not signal.arrived:
+            break
+    assert place > 1
+
+
 @pytest.mark.parametrize("action", COALESCED)
 def test_a_signal_handler_at_any_point_of_what_a_caller_of_an_equal_job_does_may_wait_for_such_a_job(
     action: str,
