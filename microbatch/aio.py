@@ -20,16 +20,17 @@ import inspect
 import os
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
+from itertools import chain, islice
 from typing import Any, ParamSpec, TypeVar
 
 from microbatch._basics.arguments import check_count, check_timeout, shown
 from microbatch._basics.clock import NEVER
 from microbatch._basics.host import Host
-from microbatch._basics.waiting import Flag, Waiter
+from microbatch._basics.waiting import Flag, Waiter, Waiters
 from microbatch._engine.bounds import Bound
 from microbatch._engine.process import is_exiting
 from microbatch._engine.queue import JobQueue
@@ -145,48 +146,82 @@ def _ignore(future: JobFuture[Any]) -> None:
 # -- the event loops whose coroutines wait --
 
 
+class _LoopCall:
+    """A call of *function* on an event loop. Any thread may schedule it, and it runs once for all that do until then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+        self._loop = loop
+        self._function = function
+        self._is_scheduled = False
+
+    def schedule(self) -> bool:
+        """Schedule the call. Return False if the loop is closed."""
+        if self._is_scheduled:  # L8
+            return True
+        try:
+            self._is_scheduled = True
+            self._loop.call_soon_threadsafe(self._run)
+        except RuntimeError:  # the loop is closed
+            return False
+        except BaseException:  # from a signal handler, and other threads leave it to this one
+            self._loop.call_soon_threadsafe(self._run)
+            raise
+        return True
+
+    def _run(self) -> None:
+        self._is_scheduled = False
+        try:
+            self._function()
+        except BaseException:  # from a signal handler
+            self._loop.call_soon_threadsafe(self._run)
+            raise
+
+
 class _Agent:
     """What is known of the coroutines of an event loop that wait.
 
     Attributes:
-        lines: The last coroutine of the loop in the line of each bound. The others are found through `_Place.before`.
-            Only the thread of the loop uses this.
+        loop: The loop.
+        places: The places of the loop in the line of each bound, the first one first. Only the thread of the loop uses
+            this.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.schedule = loop.call_soon_threadsafe
-        self.lines: dict[Bound, _Place] = {}
+        self.loop = loop
+        self.places: dict[Bound, list[_Place]] = {}
         self._arrived: deque[asyncio.Future[None]] = deque()
-        self._is_scheduled = False
+        self._wake_all = _LoopCall(loop, self._set_all)
 
     def put(self, arrival: "asyncio.Future[None]") -> None:
         """Wake a coroutine. Any thread may call this. There is one call into the loop for all that are ready."""
         self._arrived.append(arrival)
-        if self._is_scheduled:  # L8
-            return
-        try:
-            self._is_scheduled = True
-            self.schedule(self._open)
-        except RuntimeError:  # the loop is closed
-            pass
-        except BaseException:  # from a signal handler, and other threads leave it to this one
-            self.schedule(self._open)
-            raise
+        self._wake_all.schedule()
 
-    def _open(self) -> None:
-        self._is_scheduled = False
-        try:
-            self._wake_all()
-        except BaseException:  # from a signal handler
-            self.schedule(self._open)
-            raise
-
-    def _wake_all(self) -> None:
+    def _set_all(self) -> None:
         for _ in range(len(self._arrived)):
             arrival = self._arrived[0]
             if not arrival.done():
                 arrival.set_result(None)
             self._arrived.popleft()
+
+    def last_place(self, queue: JobQueue, bound: Bound) -> "_Place":
+        """Return the place of the loop at the end of the line of a bound."""
+        places = self.places.setdefault(bound, [])
+        if not places or _last_of(bound.line) is not places[-1]:
+            places.append(_Place(self, queue, bound))
+        return places[-1]
+
+    def forget(self, place: "_Place", bound: Bound) -> None:
+        """Remove a place that no coroutine needs any more."""
+        places = self.places[bound]
+        places.remove(place)
+        if not places:
+            del self.places[bound]
+
+    def is_next(self, bound: Bound, entry: "_Entry") -> bool:
+        """Return whether no other coroutine of the loop waits for the bound before this one."""
+        places = self.places.get(bound)
+        return not places or next(iter(places[0].entries), entry) is entry
 
 
 # By the ident of the loop. Weak, because an agent refers to its loop. The coroutines that wait keep it alive.
@@ -214,7 +249,7 @@ async def _accepted(
         raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
     can_wait = seconds > 0 and not queue.this_thread.is_own
     agent = _agents.get(id(asyncio.get_running_loop()))
-    if not (can_wait and agent is not None and agent.lines):  # otherwise it could overtake another job of this loop
+    if not (can_wait and agent is not None and agent.places):  # otherwise it could overtake another job of this loop
         try:
             return batcher.submit(job, timeout=0, expires_in=expires_in)
         except BacklogFull:
@@ -226,111 +261,140 @@ async def _accepted(
 async def _accepted_later(
     batcher: Batcher[Any, Value], job: Any, seconds: float, expires_in: float | None
 ) -> JobFuture[Value]:
-    """Wait until a job has entered all bounds of the queue, one after another, and then submit it."""
-    engine, agent, loop = batcher._engine, _agent(), asyncio.get_running_loop()
-    queue, deadline = engine.queue, loop.time() + seconds
+    """Wait until a job has entered all bounds of the queue, and then submit it."""
+    engine = batcher._engine
+    queue = engine.queue
     future: JobFuture[Value] = JobFuture(job, queue)
     batcher._set_attributes(future)
     future.submitted = queue.clock.now()
+    entry = _Entry(future)
+    loop = asyncio.get_running_loop()
+    # Not `asyncio.wait_for`. Before Python 3.12, it ignores a cancellation that comes just when the wait is over.
+    timer = loop.call_later(seconds, entry.expire) if seconds < NEVER else None
     try:
-        for bound in queue.bounds_of(future):
-            await _enter(queue, _Place(agent, bound, future), deadline)
+        await _enter(_agent(), queue, entry, queue.bounds_of(future))
         batcher._accept(engine, future, 0, expires_in)
     except BaseException:
         if future._epoch == NOT_ACCEPTED:
             queue.waiting.pop(future, None)  # L4
             queue.withdraw(future)
         raise
+    finally:
+        if timer is not None:
+            timer.cancel()
     return future
 
 
-async def _enter(queue: JobQueue, place: "_Place", deadline: float) -> None:
-    # Not `asyncio.wait_for`. Before Python 3.12, it ignores a cancellation that comes just when the wait is over.
-    timer = asyncio.get_running_loop().call_at(deadline, place.expire) if deadline < NEVER else None
-    try:
-        place.stand()
-        queue.stand_in_line(place.bound, place)
-        await _wait_in_line(queue, place)
-    finally:
-        place.bound.line.pop(place, None)
-        place.leave()
-        queue.pass_on(place.bound)
-        if timer is not None:
-            timer.cancel()
-
-
-async def _wait_in_line(queue: JobQueue, place: "_Place") -> None:  # L9
-    while not queue.enter(place.bound, place.job, place.is_first()):
-        if place.has_expired:
-            raise place.bound.error()
-        await place.notified.wait()
-        place.notified.clear()
-        place.reset()  # before the bound is checked again (L8)
-
-
-class _Place(Waiter):
-    """The place of a coroutine in the line of a bound, among the waiters of blocked threads.
-
-    The coroutines of a loop enter a bound in the order in which they came. (Threads may overtake each other.)
+class _Entry:
+    """A coroutine that waits until its job can enter the bounds of the queue.
 
     Attributes:
-        before: The coroutine before this one in the same line, if it is of the same loop.
-        has_left: Whether the coroutine has left the line.
+        job: The job.
+        changed: Set when the coroutine has to look again.
         has_expired: Whether it has waited for as long as it may.
     """
 
-    def __init__(self, agent: _Agent, bound: Bound, job: JobFuture[Any]) -> None:
-        super().__init__()
-        self.bound = bound
+    def __init__(self, job: JobFuture[Any]) -> None:
         self.job = job
-        self.thread = -id(self)  # as if each coroutine had a thread of its own
-        self.loop_thread = threading.get_ident()
-        self.notified = asyncio.Event()
-        self.before: _Place | None = None
-        self.has_left = self.has_expired = False
-        self._agent = agent
-
-    def stand(self) -> None:
-        """Join the other coroutines of the loop."""
-        self.before = self._agent.lines.get(self.bound)
-        self._agent.lines[self.bound] = self
-
-    def is_first(self) -> bool:
-        """Return whether no other coroutine of the loop is before this one."""
-        self._skip_those_that_left()
-        return self.before is None
-
-    def _skip_those_that_left(self) -> None:
-        while self.before is not None and self.before.has_left:
-            self.before = self.before.before
-
-    def leave(self) -> None:
-        """Let the next coroutine of the loop be the first."""
-        self.has_left = True
-        if self._agent.lines.get(self.bound) is self:
-            if self.is_first():
-                del self._agent.lines[self.bound]
-            else:
-                self._agent.lines[self.bound] = self.before  # type: ignore[assignment]
-
-    def wake(self) -> bool:
-        """See `Waiter.wake`."""
-        try:
-            if not super().wake():
-                return False
-            self._agent.schedule(self.notified.set)
-        except RuntimeError:  # the loop is closed, so another waiter has to be notified instead
-            self.bound.line.pop(self, None)
-            return False
-        except BaseException:  # from a signal handler, and later calls would find the notification given already
-            self._agent.schedule(self.notified.set)
-            raise
-        return True
+        self.changed = asyncio.Event()
+        self.has_expired = False
 
     def expire(self) -> None:
         """End the wait, unless there is space. Only the loop calls this."""
         self.has_expired = True
-        self.notified.set()
+        self.changed.set()
+
+
+async def _enter(agent: _Agent, queue: JobQueue, entry: _Entry, bounds: list[Bound]) -> None:
+    full = queue.enter_all(bounds, entry.job, partial(agent.is_next, entry=entry))
+    while full is not None:
+        full = await _wait_for(full, agent, queue, entry, bounds)
+
+
+async def _wait_for(bound: Bound, agent: _Agent, queue: JobQueue, entry: _Entry, bounds: list[Bound]) -> Bound | None:
+    """Wait in the line of a bound until the job can enter it. Return another bound that it can't enter then, or None."""
+    place = agent.last_place(queue, bound)
+    try:
+        place.join(entry)
+        return await _wait_in_line(bound, agent, queue, entry, bounds)
+    finally:
+        place.leave(entry)
+
+
+async def _wait_in_line(  # L9
+    bound: Bound, agent: _Agent, queue: JobQueue, entry: _Entry, bounds: list[Bound]
+) -> Bound | None:
+    while (full := queue.enter_all(bounds, entry.job, partial(agent.is_next, entry=entry))) is bound:
+        if entry.has_expired:
+            raise bound.error()
+        moment = bound.look_again()
+        if moment < NEVER and agent.is_next(bound, entry):
+            agent.loop.call_later(moment - queue.clock.now(), entry.changed.set)
+        await entry.changed.wait()
+        entry.changed.clear()  # before the bounds are checked again (L8)
+    return full
+
+
+class _Place(Waiter):
+    """The place of an event loop in the line of a bound, among the waiters of blocked threads.
+
+    The coroutines of the loop that come one after another share it. Only the first one of the loop enters the bound, so
+    they enter in the order in which they came. (Threads may overtake each other.)
+
+    Attributes:
+        entries: The coroutines, the first one first. Only the thread of the loop changes this.
+    """
+
+    def __init__(self, agent: _Agent, queue: JobQueue, bound: Bound) -> None:
+        self.entries: OrderedDict[_Entry, None] = OrderedDict()
+        self._agent = agent
+        self._queue = queue
+        self._bound = bound
+        self._looking = _LoopCall(agent.loop, self._look)
+
+    def join(self, entry: _Entry) -> None:
+        """Add a coroutine. It has to look for space again then (L8)."""
+        self.entries[entry] = None
+        self._stand()
+
+    def _stand(self) -> None:
+        self.thread = threading.get_ident()
+        self.interrupted, self.late_at = False, NEVER
+        self.job = next(iter(self.entries)).job
+        if self not in self._bound.line:
+            self._queue.stand_in_line(self._bound, self)
+
+    def leave(self, entry: _Entry) -> None:
+        """Remove a coroutine, and let the next caller look."""
+        self.entries.pop(entry, None)
+        if self.entries:
+            self._stand()
+        else:
+            self._bound.line.pop(self, None)
+            self._agent.forget(self, self._bound)
+        self._queue.pass_on(self._bound)
+
+    def wake(self) -> bool:
+        """Let the first coroutine look again. Return False, because its loop may not run (L10)."""
+        if not self._looking.schedule():
+            self._bound.line.pop(self, None)
+        return False
+
+    def _look(self) -> None:
+        places = self._agent.places.get(self._bound, [])
+        if self in places:
+            self._stand()  # it may have been late
+        entries = chain.from_iterable([place.entries for place in places])
+        for entry in list(entries if self._queue.closed else islice(entries, 1)):
+            entry.changed.set()
+
+
+def _last_of(line: Waiters) -> Waiter | None:
+    """Return the last waiter in a line, or None if another thread changes the line now."""
+    try:
+        return next(reversed(line), None)
+    except RuntimeError:
+        return None
 
 
 # -- waiting for the outcome --

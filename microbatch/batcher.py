@@ -258,8 +258,7 @@ class Batcher(Generic[Job, Value]):
         Blocks while the queue is full, that is, while *max_pending* jobs wait for a worker or another limit on the
         waiting jobs is reached. With *drop_oldest*, it never blocks. In the batcher's own threads, for example in the
         processor or in a done-callback, blocking could cause a deadlock. There, it raises `BacklogFull` immediately if
-        the queue is full. So it does in the thread of an event loop while a coroutine of that loop waits for space in
-        ``microbatch.aio.submit``.
+        the queue is full.
 
         If this method raises one of the exceptions below, there is no future, and the job is never processed.
 

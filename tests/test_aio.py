@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from microbatch import (
     Size,
     aio,
 )
+from microbatch._engine import bounds
 from microbatch.aio import amap, on_loop, submit
 from microbatch.processors import bisecting, retrying
 from microbatch.testing import ManualClock, RecordingProcessor
@@ -137,7 +138,7 @@ class TestSubmit:
         async def main() -> None:
             tasks = [asyncio.create_task(submit(batcher, number)) for number in range(2)]
             await settle()
-            interrupt_next_wake(aio._agents[id(asyncio.get_running_loop())], "schedule")
+            interrupt_next_wake(asyncio.get_running_loop(), "call_soon_threadsafe")
             with suppress(Interrupted):
                 await asyncio.to_thread(batcher.shutdown, wait=False, cancel_futures=True)
             await asyncio.wait(tasks)
@@ -302,28 +303,91 @@ class TestWaitingForSpace:
         async def main() -> Any:
             task = asyncio.create_task(submit(batcher, "job"))
             await settle()
-            interrupt_next_wake(aio._agents[id(asyncio.get_running_loop())], "schedule")
+            interrupt_next_wake(asyncio.get_running_loop(), "call_soon_threadsafe")
             processor.release()
             return await task
 
         with self.full(processor, limit) as batcher:
             assert "job" == run(main()).value
 
-    def test_a_blocking_submit_in_the_thread_of_the_loop_is_refused(
+    def test_a_blocking_submit_in_the_thread_of_the_loop_does_not_wait_for_the_coroutine_before_it(
         self, processor: RecordingProcessor[Any], limit: Any
     ) -> None:
+        clock = ManualClock()
+
+        def release() -> None:
+            clock.wait_for_sleeper(10)
+            processor.release()
+
         async def main() -> None:
             task = asyncio.create_task(submit(batcher, "job"))
             await settle()
-            releasing = threading.Timer(0.1, processor.release)
-            releasing.start()
-            with pytest.raises(BacklogFull):  # if it waited, the coroutine before it could not go on
-                batcher.submit("blocking", timeout=10)
+            releasing = in_thread(release)
+            batcher.submit("blocking", timeout=10)
             assert "job" == (await task).value
-            releasing.join()
+            releasing.result(timeout=10)
+
+        with self.full(processor, limit, clock=clock) as batcher:
+            run(main())
+        assert [["running"], ["waiting"], ["blocking"], ["job"]] == processor.batches
+
+    def test_a_thread_gets_in_if_the_loop_of_a_coroutine_before_it_was_stopped(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        clock = ManualClock()
+        with self.full(processor, limit, clock=clock) as batcher, stopped(submit(batcher, "first")) as finish:
+            thread = in_thread(lambda: batcher.submit("job", timeout=10).result(timeout=10))
+            clock.wait_for_sleeper(10)
+            processor.release()
+            if "max_pending_weight" in limit:
+                clock.wait_for_sleeper(1)
+                clock.advance(1)
+            assert "job" == thread.result(timeout=10).value
+            assert "first" == finish().value
+        assert [["running"], ["waiting"], ["job"], ["first"]] == processor.batches
+
+    def test_a_coroutine_gets_in_if_the_loop_of_another_one_before_it_was_stopped(
+        self, processor: RecordingProcessor[Any], limit: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main() -> Any:
+            task = asyncio.create_task(submit(batcher, "job"))
+            await settle()
+            processor.release()
+            return await task
+
+        monkeypatch.setattr(bounds, "_TURN", 0)
+        with self.full(processor, limit) as batcher, stopped(submit(batcher, "first")) as finish:
+            assert "job" == run(main()).value
+            assert "first" == finish().value
+        assert [["running"], ["waiting"], ["job"], ["first"]] == processor.batches
+
+    def test_a_submit_that_does_not_wait_gets_in_after_the_turn_of_a_loop_that_was_stopped(
+        self, processor: RecordingProcessor[Any], limit: Any
+    ) -> None:
+        clock = ManualClock()
+        with self.full(processor, limit, clock=clock) as batcher, stopped(submit(batcher, "first")) as finish:
+            processor.release()
+            assert batcher.flush(timeout=10)
+            if "max_pending_weight" in limit:
+                with pytest.raises(BacklogFull):
+                    in_thread(lambda: batcher.submit("early", timeout=0)).result(timeout=10)
+                clock.advance(1)
+            future = in_thread(lambda: batcher.submit("job", timeout=0)).result(timeout=10)
+            assert "job" == future.result(timeout=10).value
+            assert "first" == finish().value
+
+    def test_many_coroutines_take_one_place_in_the_line(self, processor: RecordingProcessor[Any], limit: Any) -> None:
+        async def main() -> None:
+            tasks = [asyncio.create_task(submit(batcher, number)) for number in range(1_000)]
+            await settle()
+            assert 1 == len(in_line(batcher))
+            processor.release()
+            await asyncio.gather(*tasks)
+            assert [] == in_line(batcher)
 
         with self.full(processor, limit) as batcher:
             run(main())
+        assert [[number] for number in range(1_000)] == processor.batches[2:]
 
     def test_a_shutdown_ends_the_wait(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
@@ -368,6 +432,16 @@ def interrupt_next_wake(target: Any, name: str) -> None:
     setattr(target, name, interrupted)
 
 
+@contextmanager
+def stopped(main: Coroutine[Any, Any, Any]) -> Iterator[Callable[[], Any]]:
+    """Run a coroutine until it waits, and stop its loop. Return a function that runs the rest of the coroutine."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main)
+    loop.run_until_complete(settle())
+    yield lambda: loop.run_until_complete(asyncio.wait_for(task, timeout=10))
+    loop.close()
+
+
 def in_line(batcher: Batcher[Any, Any]) -> list[Any]:
     return [waiter for bound in batcher._engine.queue.crowded.copy() for waiter in list(bound.line)]
 
@@ -384,6 +458,17 @@ def test_a_job_waits_in_one_line_after_the_other(processor: RecordingProcessor[A
     ) as batcher:
         batcher.submit(1)
         assert [1, 1, 1, 2, 2, 3] == run(main())
+
+
+def test_a_coroutine_that_waits_for_space_keeps_no_space_of_another_limit(processor: RecordingProcessor[Any]) -> None:
+    with Batcher[Any, Any](processor, Size(1), key=str, max_pending=1, max_pending_per_key=1) as batcher:
+        batcher.submit("running")
+        processor.wait_for_batches(1)
+        batcher.submit("waiting")
+        with stopped(submit(batcher, "job")) as finish:  # there is space for its key, but the queue is full
+            processor.release()
+            assert "job" == batcher.submit("job", timeout=10).result(timeout=10).value
+            assert "job" == finish().value
 
 
 def test_a_coroutine_in_line_is_woken_only_when_there_is_space(processor: RecordingProcessor[Any]) -> None:

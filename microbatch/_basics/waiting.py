@@ -23,8 +23,8 @@ class Waiter(threading.Condition):
     # Data about the thread that waits, its ident, and the job that it wants to add. The user of this class sets them.
     caller: Any = None
     thread = 0
-    loop_thread = 0  # if a coroutine waits, the ident of the thread of its event loop
     job: Any = None
+    late_at: float | None = None  # for coroutines: when they lose their turn, or `NEVER` while they have no turn
     interrupted = False  # whether a signal handler or a finalizer has interrupted the wait, and waits in the same line
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class Waiter(threading.Condition):
         self._signal.acquire(blocking=False)
 
     def wake(self) -> bool:
-        """Notify the waiting thread. Return False if there is a notification already."""
-        if not self._signal.locked():  # faster than to catch the exception below
+        """Notify the waiting thread. Return False if another one has to be notified too."""
+        if not self._signal.locked():  # there is a notification already; faster than to catch the exception below
             return False
         try:
             self._signal.release()

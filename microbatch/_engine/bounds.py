@@ -6,8 +6,8 @@ from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Hashable
 from typing import Any
 
-from microbatch._basics.clock import NEVER, let_others_run
-from microbatch._basics.waiting import Waiters, first_of
+from microbatch._basics.clock import NEVER, Clock, let_others_run
+from microbatch._basics.waiting import Waiter, Waiters, first_of
 from microbatch._forming.lanes import safe
 from microbatch.errors import BacklogFull, JobTooLarge
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
@@ -15,6 +15,9 @@ from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 __all__ = ["Bound", "Bounds", "KeyBound"]
 
 AnyJob = JobFuture[Any]
+
+_TURN = 1.0
+"""How many seconds an event loop has to use its turn in a line (L10)."""
 
 
 class Bound:
@@ -86,6 +89,10 @@ class Bound:
             first = [waiter for waiter in [first, *self.line.copy()] if waiter.thread == first.thread][-1]
         return first is not None and self.is_full(first.job)
 
+    def look_again(self) -> float:
+        """Return when a caller that waits may enter even if it is not notified."""
+        return NEVER
+
     def pass_on(self) -> None:
         """Let the first caller in the line look again, if there is space for its job."""
         if self.line and not self.blocks_callers():
@@ -114,18 +121,20 @@ class KeyBound(Bound):
 class WeightBound(Bound):
     """The limit on the total weight of the waiting jobs.
 
-    Callers enter in order, so that light jobs can't keep out a heavy one forever.
+    Callers enter in order, so that light jobs can't keep out a heavy one forever. But an event loop that has space for
+    its job, and does not use it for a second, loses its turn (L10).
 
     A thread that changes the bound deletes `_free`, makes its changes, and restores `_free`. Between these statements
     there is no call, so nothing can interrupt the thread (L3). With the GIL, no other thread runs meanwhile. Without
     the GIL, another thread that finds `_free` missing tries again.
     """
 
-    __slots__ = ("_weight", "_free")
+    __slots__ = ("_clock", "_weight", "_free")
     name, in_order = "max_pending_weight", True
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, clock: Clock) -> None:
         super().__init__(limit, {}, Waiters())
+        self._clock = clock
         self._weight = 0.0
         self._free = True
 
@@ -133,9 +142,26 @@ class WeightBound(Bound):
         """See `Bound.enter`."""
         # If this thread is first itself, this may also be a signal handler or a finalizer that has interrupted it.
         first = first_of(self.line)
-        if first is not None and first.job is not job and first.thread != threading.get_ident():
+        if first is None or first.job is job or first.thread == threading.get_ident():
+            return self._enter(job, self.limit)
+        if job in self.jobs or not self._is_late(first):
             return job in self.jobs
-        return self._enter(job, self.limit)
+        self.line.pop(first, None)
+        first.wake()  # so that it joins the line again
+        self.line.notify()
+        return self.enter(job)
+
+    def _is_late(self, first: Waiter) -> bool:
+        if first.late_at is None:
+            return False
+        now = self._clock.now()
+        first.late_at = NEVER if self.is_full(first.job) else min(first.late_at, now + _TURN)
+        return now >= first.late_at
+
+    def look_again(self) -> float:
+        """See `Bound.look_again`."""
+        first = first_of(self.line)
+        return NEVER if first is None or first.late_at is None else first.late_at
 
     def add(self, job: AnyJob) -> None:
         """See `Bound.add`."""
@@ -197,8 +223,8 @@ class WeightBound(Bound):
 class Bounds:
     """All limits of one queue except that on the number of all jobs."""
 
-    def __init__(self, max_weight: float, max_per_key: int) -> None:
-        self._weight = WeightBound(max_weight) if max_weight else None
+    def __init__(self, max_weight: float, max_per_key: int, clock: Clock) -> None:
+        self._weight = WeightBound(max_weight, clock) if max_weight else None
         self._max_per_key = max_per_key
         # The bound of each key. Only jobs keep it alive. A dead one is removed in one step.
         self._by_key: dict[Hashable, weakref.ref[KeyBound]] = {}

@@ -80,7 +80,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.withdrawn = Inbox[JobFuture[Any]]()
         self.cancelled = Inbox[JobFuture[Any]]()
         self.dropped = Inbox[JobFuture[Any]]()
-        self._bounds = Bounds(settings.max_pending_weight, settings.max_pending_per_key)
+        self._bounds = Bounds(settings.max_pending_weight, settings.max_pending_per_key, settings.clock)
         self._bounded = bool(self._bounds)
         self._calls = Inbox[Callable[[], None]]()
         self.not_empty: Waiter = Waiter()
@@ -231,7 +231,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         """Wait until a job has entered a bound. *holds* says whether it has entered another one already."""
         here = self.this_thread
         # A signal handler or a finalizer can't wait for space that its own thread holds, because that waits for it.
-        if not block or timeout == 0 or here.holds or here.must_not_wait() or self._has_coroutine_in_line():
+        if not block or timeout == 0 or here.holds or here.must_not_wait():
             raise bound.error()
         deadline = NEVER if timeout is None else item.submitted + timeout
         waiter = Waiter()
@@ -248,20 +248,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self.pass_on(bound)
         return True
 
-    def _has_coroutine_in_line(self) -> bool:
-        """Return whether the calling thread runs the event loop of a coroutine that waits for space.
-
-        That coroutine may be notified in place of a later caller, and may have entered another bound already. It could
-        not go on while this thread waits.
-        """
-        here = threading.get_ident()
-        return any([waiter.loop_thread == here for bound in self.crowded.copy() for waiter in list(bound.line.copy())])
-
     def _wait_in_line(self, bound: Bound, item: JobFuture[Any], waiter: Waiter, deadline: float) -> None:
         while not self.enter(bound, item):
             if self.clock.now() >= deadline:
                 raise bound.error()
-            self.clock.wait_until(waiter, deadline)
+            self.clock.wait_until(waiter, min(deadline, bound.look_again()))
 
     def stand_in_line(self, bound: Bound, waiter: Waiter) -> None:
         """Have *waiter* notified when its job may enter a bound. Then call `enter`, and at the end `pass_on` (L8)."""
@@ -295,6 +286,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item._announce()
         self.leave_bounds([item])
         self.not_full.notify()
+
+    def enter_all(self, bounds: list[Bound], item: JobFuture[Any], is_next: Callable[[Bound], bool]) -> Bound | None:
+        """Make a job enter all of its bounds, or none (L10). Return the bound that it can't enter, or None."""
+        for entered, bound in enumerate(bounds):
+            if not self.enter(bound, item, is_next(bound)):
+                _leave(bounds[:entered], item)
+                return bound
+        return None
 
     def bounds_of(self, item: JobFuture[Any]) -> list[Bound]:
         """Note the bounds of a job in its future. Return them and the limit on all jobs, which it has to enter last."""
