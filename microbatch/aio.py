@@ -17,6 +17,7 @@ A `Batcher` works in threads. Waiting in a function of this module does not bloc
 import asyncio
 import contextvars
 import inspect
+import logging
 import os
 import threading
 import weakref
@@ -30,6 +31,7 @@ from typing import Any, ParamSpec, TypeVar
 from microbatch._basics.arguments import check_count, check_timeout, shown
 from microbatch._basics.clock import NEVER
 from microbatch._basics.host import Host
+from microbatch._basics.log import report
 from microbatch._basics.waiting import Flag, Waiter, Waiters
 from microbatch._engine.bounds import Bound
 from microbatch._engine.process import is_exiting
@@ -48,6 +50,9 @@ More = ParamSpec("More")
 
 _TURN = 16
 """After so many jobs, `amap` lets other coroutines run."""
+
+_PATIENCE = 5.0
+"""So many seconds after tasks were cancelled, the log says which of them have not ended."""
 
 _YEARS = 1e9
 """A time in seconds after which a timer never fires in practice."""
@@ -244,6 +249,9 @@ async def _accepted(
     batcher: Batcher[Any, Value], job: Any, timeout: float | None, expires_in: float | None
 ) -> JobFuture[Value]:
     """Submit a job, and return its future."""
+    if not isinstance(batcher, Batcher):
+        hint = "if it is decorated with @batched, pass its attribute 'batcher'"  # type: ignore[unreachable]
+        raise TypeError(f"batcher must be a Batcher, got {shown(batcher)}: {hint}")
     seconds, queue = check_timeout("timeout", timeout), batcher._engine.queue
     if _host.get() is not None and _host.get() is queue.host:
         raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
@@ -449,7 +457,8 @@ def on_loop(
 
     If you pass the loop of your program, the batcher needs that loop until it has been shut down. So in the thread of
     the loop, `Batcher.shutdown`, `Batcher.flush` and ``batcher.submit(...).result()`` raise `RuntimeError` instead of
-    blocking it. Write ``await asyncio.to_thread(batcher.shutdown)``.
+    blocking it. Write ``await asyncio.to_thread(batcher.shutdown)``. While that loop is stopped, batches wait for it. If
+    it is stopped when the interpreter exits, they fail with `RuntimeError`.
     """
     if not callable(function):
         raise TypeError(f"function must be callable, got {shown(function)}")
@@ -469,18 +478,21 @@ class _OnLoop(Host):
         self._function = function
         self._loop = loop
         self._home = os.getpid()  # the process of the loop
-        # Those that run. Weak, so that they are dropped with the loop. Only the thread of the loop uses this.
-        self._tasks: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+        self._exits = False
+        self._waiting: dict[_Outcome, None] = {}  # of the calls that run
         self._reset()
 
     def _reset(self) -> None:
         self._process = os.getpid()
-        self._guard = threading.Lock()  # guards the next two, and the start of the thread
-        self._users = 0  # how many batchers have this processor and have not been shut down
-        self._thread: _LoopThread | None = None
+        self._use = _Use(0, None)
 
     def __reduce__(self) -> Any:
-        return on_loop, (self._function, self._loop)
+        if self._loop is not None:
+            raise TypeError(
+                "this processor can't be copied or pickled, because its event loop can't leave the process: call "
+                "on_loop without a loop"
+            )
+        return on_loop, (self._function,)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Run the coroutine function, and wait for it."""
@@ -493,54 +505,113 @@ class _OnLoop(Host):
         if loop is None:  # no batcher would end its thread, or it can't be started
             return asyncio.run(_awaited(call))
         outcome = _Outcome()
-        loop.call_soon_threadsafe(_Run(partial(_run, call, outcome, self), outcome, self._tasks).start)
-        if not loop.is_closed():  # otherwise it may have been closed before the call came in
-            outcome.done.wait()
+        try:
+            self._waiting[outcome] = None
+            loop.call_soon_threadsafe(_Run(partial(_run, call, outcome, self), outcome, self._latest().tasks).start)
+            if self._exits:  # L8
+                self._end_stopped()
+            if not loop.is_closed():  # otherwise it may have been closed before the call came in
+                outcome.done.wait()
+        finally:
+            self._waiting.pop(outcome, None)
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
 
     def _own_loop(self) -> asyncio.AbstractEventLoop | None:
-        with self._guard:
-            thread = self._thread
-            if self._users and (thread is None or thread.has_ended()):
-                try:
-                    thread = self._thread = _LoopThread()
-                except RuntimeError as error:
-                    if not is_exiting(error):
-                        raise
-                    thread = None
-            return None if thread is None else thread.loop
+        while True:
+            use = self._latest()
+            if use.thread is not None and not use.thread.has_ended():
+                return use.thread.loop
+            thread = _new_thread() if use.users else None
+            if thread is None or use.replace(_Use(use.users, thread)):
+                return None if thread is None else thread.loop
+            thread.end()  # another worker has started one, or a batcher has come or gone
+
+    def _latest(self) -> "_Use":
+        while (successor := self._use.successor) is not None:
+            self._use = successor
+        return self._use
 
     def open(self) -> Callable[[], object]:
         """See `Host.open`."""
         if self._process != os.getpid():  # in a forked child, the thread does not exist
             self._reset()
-        with self._guard:
-            self._users += 1
+        while not (use := self._latest()).replace(_Use(use.users + 1, use.thread, use.tasks)):
+            pass
         return self._close
 
     def _close(self) -> None:
-        with self._guard:
-            self._users -= 1
-            if self._users:
-                return
-            thread, self._thread = self._thread, None
-            if self._loop is not None:  # before another batcher starts a call, which must not be cancelled
-                with suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._cancel)
-        if thread is not None:
-            thread.end()
+        while not (use := self._latest()).replace(use.without_one()):
+            pass
+        if use.users > 1:
+            return
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(_cancel_all, use.tasks)
+        if use.thread is not None:
+            use.thread.end()
 
-    def _cancel(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+    def note_exit(self) -> None:
+        """See `Host.note_exit`."""
+        self._exits = True
+        self._end_stopped()
+
+    def _end_stopped(self) -> None:
+        if self._loop is not None and not self._loop.is_running():
+            for outcome in list(self._waiting):
+                outcome.error = RuntimeError("the interpreter is exiting, and the event loop of on_loop does not run")
+                outcome.done.set()
 
     def needs_this_thread(self) -> bool:
         """See `Host.needs_this_thread`."""
-        thread = self._thread
+        thread = self._latest().thread
         loop = self._loop if thread is None else thread.loop
         return loop is not None and asyncio._get_running_loop() is loop
+
+
+class _Use:
+    """The batchers that use a processor, and what they share. Never changes, but is replaced, without a lock (L1).
+
+    Attributes:
+        users: How many batchers have the processor and have not been shut down.
+        thread: The thread of the processor's own loop.
+        tasks: The calls on a loop that was passed. Weak, so that they are dropped with the loop. Only the thread of the
+            loop uses this.
+        successor: What has replaced this. Set once.
+    """
+
+    successor: "_Use | None" = None
+
+    def __init__(
+        self, users: int, thread: "_LoopThread | None", tasks: "weakref.WeakSet[asyncio.Task[None]] | None" = None
+    ) -> None:
+        self.users = users
+        self.thread = thread
+        self.tasks = weakref.WeakSet[asyncio.Task[None]]() if tasks is None else tasks
+
+    def replace(self, successor: "_Use") -> bool:
+        """Replace this, unless another thread has done so."""
+        return vars(self).setdefault("successor", successor) is successor
+
+    def without_one(self) -> "_Use":
+        """Return what is left if a batcher goes. The next one shares nothing with the last one."""
+        return _Use(0, None) if self.users == 1 else _Use(self.users - 1, self.thread, self.tasks)
+
+
+def _cancel_all(tasks: "weakref.WeakSet[asyncio.Task[None]]") -> None:
+    for task in list(tasks):
+        task.cancel()
+
+
+def _new_thread() -> "_LoopThread | None":
+    """Start the thread of a loop. Return None if the interpreter is exiting, so that no thread can start."""
+    try:
+        return _LoopThread()
+    except RuntimeError as error:
+        if not is_exiting(error):
+            raise
+        return None
 
 
 class _LoopThread(threading.Thread):
@@ -569,6 +640,7 @@ class _LoopThread(threading.Thread):
         self.loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         self._runs.set()
         await self._ending.wait()
+        self.loop.call_later(_PATIENCE, _report_all, asyncio.current_task())  # unless the loop is closed by then
 
     def has_ended(self) -> bool:
         """Return whether the loop has ended too early, as when a callback has raised `SystemExit`."""
@@ -579,6 +651,12 @@ class _LoopThread(threading.Thread):
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._ending.set)  # type: ignore[union-attr]
         self.join()
+
+
+def _report_all(but: object) -> None:
+    """Log the tasks that keep a loop from ending."""
+    tasks = [task for task in asyncio.all_tasks() if task is not but]
+    report("the shutdown waits for tasks that were cancelled but do not end: %s", tasks, level=logging.WARNING)
 
 
 class _Outcome:

@@ -2,17 +2,19 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
 import gc
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ from microbatch import (
     BacklogFull,
     Batcher,
     BatcherClosed,
+    BatchFinished,
+    BatchListener,
     ForkedError,
     Interval,
     JobExpired,
@@ -29,6 +33,7 @@ from microbatch import (
     Natural,
     Size,
     aio,
+    batched,
 )
 from microbatch._engine import bounds
 from microbatch.aio import amap, on_loop, submit
@@ -48,6 +53,13 @@ async def settle() -> None:
     """Let all coroutines run until each of them waits for something."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def advance(seconds: float) -> None:
+    """Move the clock of the running loop forward."""
+    loop: Any = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds
 
 
 @pytest.fixture
@@ -129,7 +141,7 @@ class TestSubmit:
             await submit(batcher, 1)
             return weakref.ref(asyncio.get_running_loop())
 
-        with Batcher[Any, Any](list, Interval(0.01)) as batcher:
+        with Batcher[Any, Any](list, Size(1)) as batcher:
             loop = run(main())
         gc.collect()
         assert loop() is None
@@ -151,6 +163,51 @@ class TestSubmit:
     def test_a_wrong_timeout_is_refused(self, timeout: Any) -> None:
         with Batcher[Any, Any](list) as batcher, pytest.raises((TypeError, ValueError)):
             run(submit(batcher, 1, timeout=timeout))
+
+    def test_a_coroutine_outside_of_asyncio_submits_nothing(self) -> None:
+        with Batcher[Any, Any](list) as batcher, pytest.raises(RuntimeError, match="no running event loop"):
+            submit(batcher, 1).send(None)
+        assert 0 == batcher.stats().accepted
+
+    def test_what_is_no_batcher_is_refused(self) -> None:
+        @batched()
+        def process(jobs: list[int]) -> list[int]:
+            return jobs
+
+        async def main() -> None:
+            await anext(amap(not_a_batcher, [1]))
+
+        not_a_batcher: Any = process
+        for call in (submit(not_a_batcher, 1), main()):
+            with pytest.raises(TypeError, match="decorated with @batched, pass its attribute 'batcher'"):
+                run(call)
+        assert 1 == run(submit(process.batcher, 1)).value
+        process.shutdown()
+
+    @pytest.mark.parametrize("waits", [False, True])
+    def test_a_listener_gets_the_context_of_the_task(self, processor: RecordingProcessor[Any], waits: bool) -> None:
+        class Listener(BatchListener):
+            wants_context = True
+
+            def batch_finished(self, event: BatchFinished) -> None:
+                for future in event.futures:
+                    assert future.context is not None
+                    found.append(future.context.get(variable))
+
+        async def main() -> None:
+            async def call(number: int) -> None:
+                variable.set(number)
+                await submit(batcher, number)
+
+            tasks = [asyncio.create_task(call(number)) for number in range(5)]
+            await settle()
+            processor.release()
+            await asyncio.gather(*tasks)
+
+        variable, found = contextvars.ContextVar[int]("variable"), list[Any]()
+        with Batcher[Any, Any](processor, Size(1), max_pending=1 if waits else 10, listeners=[Listener()]) as batcher:
+            run(main())
+        assert [0, 1, 2, 3, 4] == found
 
     def test_awaiting_a_job_future_says_what_to_write_instead(self) -> None:
         async def main() -> None:
@@ -231,9 +288,12 @@ class TestWaitingForSpace:
 
     def test_the_timeout_runs_out(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
-            for timeout in (0, 0.01):
+            for timeout in (0, 10):
+                task = asyncio.create_task(submit(batcher, "late", timeout=timeout))
+                await settle()
+                advance(timeout)
                 with pytest.raises(BacklogFull) as raised:
-                    await submit(batcher, "late", timeout=timeout)
+                    await task
                 assert [raised.value.bound] == [name for name in limit if name.startswith("max")]
             assert [] == in_line(batcher)
 
@@ -407,8 +467,11 @@ class TestWaitingForSpace:
     ) -> None:
         async def main() -> None:
             for _ in range(3):
+                task = asyncio.create_task(asyncio.wait_for(submit(batcher, "left"), timeout=5))
+                await settle()
+                advance(5)
                 with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(submit(batcher, "left"), timeout=0.01)
+                    await task
             processor.release()
             assert "job" == (await submit(batcher, "job")).value
 
@@ -670,6 +733,72 @@ class TestOnLoop:
         assert "microbatch-loop" not in thread_names()
         assert [6] == pickle.loads(pickle.dumps(processor))([3])
 
+    def test_pickling_it_with_a_loop_says_what_to_do(self) -> None:
+        loop = asyncio.new_event_loop()
+        with pytest.raises(TypeError, match="its event loop can't leave the process: call on_loop without a loop"):
+            pickle.dumps(on_loop(doubled, loop))
+        loop.close()
+
+    def test_a_thread_of_the_loop_can_start_while_another_batcher_is_shut_down(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(thread: threading.Thread) -> None:
+            """Start a thread, but let a finalizer run first, which shuts down the other batcher."""
+            if thread.name == "microbatch-loop" and not ended:
+                ended.append(None)
+                ended[:] = [other.shutdown(timeout=10)]
+            start(thread)
+
+        start, ended, processor = threading.Thread.start, list[Any](), on_loop(doubled)
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with Batcher[Any, Any](processor, Size(1)) as batcher, Batcher[Any, Any](processor, Interval(60)) as other:
+            waiting = other.submit(1)
+            assert 4 == batcher.submit(2).result(timeout=30).value
+            assert 2 == waiting.result(timeout=0).value
+        assert [True] == ended
+        assert "microbatch-loop" not in thread_names()
+
+    def test_a_task_that_ignores_its_cancellation_delays_the_shutdown_only_until_the_timeout_and_is_logged(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ends: Any = None
+
+        async def stubborn() -> None:
+            while not ends.is_set():
+                with suppress(asyncio.CancelledError):
+                    await ends.wait()
+
+        async def process(jobs: list[Any]) -> list[Any]:
+            nonlocal ends
+            ends = asyncio.Event()
+            left.append(asyncio.create_task(stubborn(), name="stubborn"))
+            loops.append(asyncio.get_running_loop())
+            await settle()
+            return jobs
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                messages.put(record.getMessage())
+
+        monkeypatch.setattr(aio, "_PATIENCE", 0)
+        messages, clock, left, loops = SimpleQueue[str](), ManualClock(), list[Any](), list[Any]()
+        logger, handler = logging.getLogger("microbatch"), Handler()
+        logger.addHandler(handler)
+        try:
+            batcher = Batcher[Any, Any](on_loop(process), Size(1), clock=clock)
+            batcher.submit(1).result(timeout=10)
+            shutdown = in_thread(lambda: batcher.shutdown(timeout=5))
+            message = messages.get(timeout=10)
+            assert message.startswith("the shutdown waits for tasks that") and "name='stubborn'" in message
+            clock.wait_for_sleeper(5)
+            clock.advance(5)
+            assert not shutdown.result(timeout=10)
+            loops[0].call_soon_threadsafe(ends.set)
+            assert batcher.shutdown()
+        finally:
+            logger.removeHandler(handler)
+        assert "microbatch-loop" not in thread_names()
+
     def test_a_function_that_returns_no_awaitable_fails_the_batch(self) -> None:
         with Batcher[Any, Any](on_loop(list)) as batcher:  # type: ignore[arg-type]
             error = batcher.submit(1).exception(timeout=10)
@@ -684,11 +813,14 @@ class TestOnLoop:
 
     def test_system_exit_fails_only_its_own_batch(self) -> None:
         async def process(jobs: list[Any]) -> list[Any]:
+            if jobs == ["beside"]:
+                await exited.wait()
             if jobs == ["exit"]:
+                exited.set()
                 raise SystemExit
-            await asyncio.sleep(0.01)
             return jobs
 
+        exited = asyncio.Event()
         with Batcher[Any, Any](on_loop(process), Size(1), max_workers=2) as batcher:
             beside, bad, later = [batcher.submit(job) for job in ("beside", "exit", "later")]
             assert isinstance(bad.exception(timeout=10), SystemExit)
@@ -703,9 +835,9 @@ class TestOnLoop:
 
         with Batcher[Any, Any](on_loop(process), Size(1)) as batcher:
             assert isinstance(batcher.submit("stop").exception(timeout=10), RuntimeError)
-            deadline = time.monotonic() + 10
-            while "microbatch-loop" in thread_names() and time.monotonic() < deadline:
-                time.sleep(0.001)
+            for thread in threading.enumerate():
+                if thread.name == "microbatch-loop":
+                    thread.join(10)
             assert "job" == batcher.submit("job").result(timeout=10).value
 
     def test_a_partial_may_be_around_it(self) -> None:
@@ -739,6 +871,27 @@ class TestOnLoop:
         """
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
         assert ("[1]\n", "") == (done.stdout, done.stderr)
+
+    @pytest.mark.parametrize("executor", ["None", "ThreadPoolExecutor(1)"])
+    def test_a_loop_that_does_not_run_does_not_keep_the_interpreter_from_exiting(self, executor: str) -> None:
+        script = f"""if True:
+            import asyncio
+            from concurrent.futures import ThreadPoolExecutor
+            from microbatch import Batcher, Size
+            from microbatch.aio import on_loop
+
+            async def process(jobs):
+                return jobs
+
+            batcher = Batcher(on_loop(process, asyncio.new_event_loop()), Size(1), executor={executor})
+            for _ in range(2):
+                batcher.submit(1).add_done_callback(lambda future: print(f"{{future.exception()}}\\n", end=""))
+            print(batcher.shutdown(timeout=0.001))
+        """
+        command = [sys.executable, "-W", "ignore", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        error = "the interpreter is exiting, and the event loop of on_loop does not run"
+        assert ("", ["False", error, error]) == (done.stderr, done.stdout.splitlines())
 
     def test_the_error_for_an_async_processor_names_it(self) -> None:
         with pytest.raises(TypeError, match="wrap it in microbatch.aio.on_loop"):
@@ -796,18 +949,20 @@ class TestOnLoop:
 
     def test_the_end_of_one_batcher_does_not_cancel_calls_of_another_that_starts_meanwhile(self) -> None:
         async def process(jobs: list[Any]) -> list[Any]:
-            await asyncio.sleep(0.05)
+            await settle()
             return jobs
 
         async def main() -> Any:
             def start_another(*call: Any, **named: Any) -> Any:
-                if getattr(call[0], "__func__", None) is aio._OnLoop._cancel:
+                if call[0] is aio._cancel_all:
                     started.append(second.submit("job"))
-                    time.sleep(0.05)
-                return schedule(*call, **named)
+                    assert called.wait(10)
+                handle = schedule(*call, **named)
+                called.set()
+                return handle
 
             loop: Any = asyncio.get_running_loop()
-            schedule, started = loop.call_soon_threadsafe, list[Any]()
+            schedule, started, called = loop.call_soon_threadsafe, list[Any](), threading.Event()
             processor = on_loop(process, loop)
             first, second = [Batcher[Any, Any](processor, Size(1)) for _ in range(2)]
             await submit(first, 1)

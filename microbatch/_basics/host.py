@@ -16,6 +16,10 @@ class Host(ABC):
         """Note that a batcher uses the processor. Return what to call when that batcher has been shut down."""
 
     @abstractmethod
+    def note_exit(self) -> None:
+        """End the calls that can't end any more because the interpreter is exiting."""
+
+    @abstractmethod
     def needs_this_thread(self) -> bool:
         """Return whether no call can end while the calling thread waits for it."""
 

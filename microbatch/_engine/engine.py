@@ -213,6 +213,11 @@ class Engine:
         except Exception:  # from a user's clock; the batcher thread fails too, so it ends soon
             return NEVER
 
+    def note_exit(self) -> None:
+        """See `Host.note_exit`."""
+        if self.queue.host is not None:
+            self.queue.host.note_exit()
+
     def disown_threads(self) -> None:
         """See `Runner.disown_threads`."""
         self._runner.disown_threads()

@@ -22,6 +22,9 @@ class Member(Protocol):
     def close(self) -> None:
         """Accept no more jobs, and make all accepted jobs due. Does not wait."""
 
+    def note_exit(self) -> None:
+        """End the calls of the processor that can't end any more because the interpreter is exiting."""
+
     def wait_ended(self, moment: float) -> bool:
         """Wait until all jobs are settled and the threads have ended. Return False if *moment* comes first."""
 
@@ -101,6 +104,7 @@ def _drain_all() -> None:
     deadlines = {engine: engine.exit_deadline() for engine in engines}
     for engine in engines:
         engine.close()
+        engine.note_exit()
     for engine in sorted(engines, key=deadlines.__getitem__):
         if not engine.wait_ended(deadlines[engine]):
             engine.give_up()
