@@ -876,6 +876,7 @@ class TestOnLoop:
     def test_a_loop_that_does_not_run_does_not_keep_the_interpreter_from_exiting(self, executor: str) -> None:
         script = f"""if True:
             import asyncio
+            import threading
             from concurrent.futures import ThreadPoolExecutor
             from microbatch import Batcher, Size
             from microbatch.aio import on_loop
@@ -883,10 +884,14 @@ class TestOnLoop:
             async def process(jobs):
                 return jobs
 
-            batcher = Batcher(on_loop(process, asyncio.new_event_loop()), Size(1), executor={executor})
+            loop, called = asyncio.new_event_loop(), threading.Event()
+            schedule = loop.call_soon_threadsafe
+            loop.call_soon_threadsafe = lambda *call, **named: (schedule(*call, **named), called.set())
+            batcher = Batcher(on_loop(process, loop), Size(1), executor={executor})
             for _ in range(2):
                 batcher.submit(1).add_done_callback(lambda future: print(f"{{future.exception()}}\\n", end=""))
-            print(batcher.shutdown(timeout=0.001))
+            called.wait(10)
+            print(batcher.shutdown(timeout=0))
         """
         command = [sys.executable, "-W", "ignore", "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
