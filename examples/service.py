@@ -70,4 +70,6 @@ def main(port: int, path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not sys.argv[1].isdecimal():
+        sys.exit("usage: python examples/service.py PORT DATABASE")
     main(int(sys.argv[1]), sys.argv[2])

@@ -424,7 +424,7 @@ def test_an_empty_input_gives_an_empty_output() -> None:
         (["run", "processors"], "the target must be MODULE:CALLABLE, got 'processors'"),
         (["run", ":x"], "the target must be MODULE:CALLABLE, got ':x'"),
         (["run", "processors:double", "nofile"], ".*No such file or directory: 'nofile'"),
-        (["run", "processors:double", "."], ".*Is a directory: '.'"),
+        (["run", "processors:double", "."], "the input must be a file, got the directory ."),
         (
             ["run", "processors:double", "processors.py", "-o", "processors.py"],
             "processors.py can't be used for both input and output",
@@ -921,3 +921,31 @@ def test_simulate_refuses_a_recorded_job_that_is_too_large_for_a_policy(
     path.write_text('{"submitted": [7.0], "service_time": 1, "weights": [100]}', encoding="utf-8")
     assert 2 == main(["simulate", "Weight(10)", "--trace", str(path)])
     assert "microbatch: a job of weight 100 does not fit into any batch: the limit is 10\n" == capsys.readouterr().err
+
+
+def test_an_interrupt_that_an_import_turns_into_an_error_ends_the_program_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "try:\n    raise KeyboardInterrupt\nexcept BaseException as error:\n    raise ImportError('no') from error"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert 130 == main(["run", "interrupted:process"])
+    assert ("", "") == tuple(capsys.readouterr())
+
+
+def test_an_interrupt_while_the_program_is_imported_ends_it_quietly() -> None:
+    script = """if True:
+        import runpy, sys
+
+        class Finder:
+            def find_spec(self, name, *_):
+                if name == "microbatch.cli.commands":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Finder())
+        runpy.run_module("microbatch", run_name="__main__")
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=20)
+    assert (130, b"", b"") == (done.returncode, done.stdout, done.stderr)

@@ -65,6 +65,13 @@ def test_api_calls_are_made_in_batches_and_each_caller_gets_its_own_reply() -> N
     assert int(lines[2].split()[-2].replace(",", "")) < 1_000
 
 
+@pytest.mark.parametrize("arguments", [[], ["9000"], ["nine", "events.sqlite3"], ["1", "2", "3"]])
+def test_the_service_says_which_arguments_it_takes(arguments: list[str]) -> None:
+    command = [sys.executable, str(EXAMPLES / "service.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (1, "usage: python examples/service.py PORT DATABASE\n") == (done.returncode, done.stderr)
+
+
 @pytest.mark.server
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_a_service_that_is_stopped_while_clients_send_events_stores_each_event_that_it_has_accepted(

@@ -212,6 +212,7 @@ def test_a_finished_run_is_not_repeated_and_its_output_is_written_again() -> Non
     Path("out.jsonl").unlink()
     status, text = run(*RUN, *RESUME)
     assert (1, expected, []) == (status, outputs(), called())
+    assert "jobs        13, 12 of them from the journal and 1 not JSON\n" in text
     assert "calls       0, because the journal has all outcomes\n" in text
 
 
@@ -261,7 +262,7 @@ def test_another_input_is_refused_and_the_output_is_kept(change: Any, complaint:
         (["functions:same"], "'microbatch run functions:process --bisect', not of 'microbatch run functions:same -"),
         (["functions:process", "--retry", "2"], "not of 'microbatch run functions:process --bisect --retry 2': give"),
         (["functions:process", "--resume", "-"], "--resume needs the name of a file for the journal, got '-'"),
-        (["functions:process", "--resume", "."], "Is a directory: '.'"),
+        (["functions:process", "--resume", "."], "the journal must be a file, got the directory ."),
         (["functions:process", "--resume", os.devnull], f"the journal must be a regular file, got {os.devnull}"),
         (["functions:process", "--resume", "in.jsonl"], "in.jsonl can't be used for both input and journal"),
         (["functions:process", "--resume", "out.jsonl"], "out.jsonl can't be used for both output and journal"),
@@ -286,6 +287,19 @@ def test_an_unusable_journal_is_refused_and_nothing_is_overwritten(arguments: li
     assert (2, 1, []) == (status, len(text.splitlines()), called())
     assert complaint in text and "--help)" in text
     assert before == {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("journal", ["journal", "notes", ".", "missing/journal", "new.jsonl"])
+def test_a_run_that_is_refused_creates_no_files(folder: Path, journal: str) -> None:
+    write_input(lines=12)
+    run(*RUN, *RESUME)
+    write_input(lines=3)
+    Path("notes").write_text("hello")
+    before = sorted(path.name for path in folder.iterdir())
+    new = ["-o", "new.jsonl", "--errors", "new_errors.jsonl"]
+    assert 2 == run(*RUN, *new, "--resume", journal)[0]
+    assert 2 == run(*RUN, *new, "--resume", "another", "missing.jsonl")[0]
+    assert before == sorted(path.name for path in folder.iterdir())
 
 
 def test_two_runs_do_not_use_a_journal_at_the_same_time(folder: Path) -> None:

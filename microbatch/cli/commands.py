@@ -428,8 +428,17 @@ def _load(options: argparse.Namespace) -> Callable[[Any], Any]:
         processor: Any = pkgutil.resolve_name(options.target)
         check_callable("processor", processor)
     except (Exception, SystemExit) as error:  # the import runs the user's module, which may raise anything
+        _raise_interrupt(error)
         _refuse(options, f"can't use {options.target}: {in_one_line(error)}{_place(error)}")
     return processor  # type: ignore[no-any-return]
+
+
+def _raise_interrupt(error: BaseException | None) -> None:
+    """Raise the `KeyboardInterrupt` that has caused *error*, if there is one. Some imports turn it into an error."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def _place(error: BaseException) -> str:

@@ -6,10 +6,10 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import combinations
-from typing import BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from microbatch.cli.journal import Journal
 from microbatch.cli.lines import read_lines
@@ -85,6 +85,8 @@ def open_files(
 ) -> Files:
     """Open the files. The outputs are truncated only if all files can be used, and the journal fits the input.
 
+    Otherwise, files that did not exist before are removed.
+
     A path of ``-`` means *stdin* or *stdout*. Files whose names end with ``.gz`` are compressed, except the journal.
 
     Args:
@@ -103,15 +105,28 @@ def open_files(
         JournalError: The journal belongs to another run or another input, or another process is using it.
     """
 
+    created = list[str]()
+    stack.callback(_remove_all, created)  # after all files were closed
+
+    def opened(role: str, path: str, mode: str) -> Any:
+        if os.path.isdir(path):
+            raise ValueError(f"the {role} must be a file, got the directory {path}")
+        if mode != "rb":
+            with suppress(FileExistsError):
+                file = stack.enter_context(open(path, mode, buffering=0, opener=_create))
+                created.append(path)
+                return file
+        return stack.enter_context(open(path, mode, buffering=-1 if mode == "rb" else 0))
+
     def appending(path: str) -> BinaryIO:
         # Only the raw file is closed. If a write is blocked because no program reads the pipe, it holds the lock of the
         # buffer, and closing the buffer would block too.
-        return cast(BinaryIO, io.BufferedWriter(stack.enter_context(open(path, "ab", buffering=0))))
+        return cast(BinaryIO, io.BufferedWriter(opened("output", path, "ab")))
 
-    source = stdin if source_path == "-" else cast(BinaryIO, stack.enter_context(open(source_path, "rb")))
+    source = stdin if source_path == "-" else opened("input", source_path, "rb")
     sink = stdout if sink_path == "-" else appending(sink_path)
     errors = None if errors_path is None else stdout if errors_path == "-" else appending(errors_path)
-    raw_journal = None if journal_path is None else stack.enter_context(open(journal_path, "a+b", buffering=0))
+    raw_journal = None if journal_path is None else opened("journal", journal_path, "a+b")
     files = [("input", source_path, source), ("output", sink_path, sink), ("output", errors_path, errors)]
     _check_distinct([*files, ("journal", journal_path, raw_journal)])
     journal = None
@@ -126,12 +141,24 @@ def open_files(
     for path, output in ((sink_path, sink), (errors_path, errors)):
         if output is not None and path != "-" and _identity(output) is not None:
             output.truncate(0)
+    created.clear()
     return Files(
         _lines(source_path, source),
         _compressed(sink_path, sink),
         _compressed(errors_path, errors) if errors_path is not None and errors is not None else None,
         journal,
     )
+
+
+def _create(path: str, flags: int) -> int:
+    """Open a file that does not exist yet."""
+    return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def _remove_all(paths: list[str]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            os.remove(path)
 
 
 def _check_distinct(files: Iterable[tuple[str, str | None, BinaryIO | io.FileIO | None]]) -> None:

@@ -58,6 +58,8 @@ class Summary(BatchListener):
         failed = ", ".join(f"{count:,} {kind}" for kind, count in self.failures.most_common())
         with self._mutex:
             resumed = f", {self.resumed:,} of them from the journal" if self.resumed else ""
+            if resumed and (unusable := self.failures["not JSON"]):  # never in the journal
+                resumed += f" and {unusable:,} not JSON"
             yield f"jobs        {self.jobs:,}{resumed}"
             if self._batches:
                 size = self._batched / self._batches
