@@ -2,17 +2,21 @@
 
 import argparse
 import asyncio
+import importlib.util
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import machine
 from benchmarks.tables import Table, render, rst
 from microbatch import BacklogFull, Batcher, Size, Natural
-from microbatch.aio import submit
+from microbatch.aio import on_loop, submit
 
 OVERLOAD = """\
 Coroutines submit 5,000 jobs per second, twice as many as the batcher can process: a call takes 20 ms plus 0.2 ms per
@@ -23,6 +27,22 @@ than 1 ms ``asyncio.sleep(0.001)`` takes. *In order* says whether the results ca
 
 RETURNS = """\
 64 coroutines each submit a job, await its result, and submit the next one. The processor returns the list that it gets.
+"""
+
+
+WEB = """\
+64 clients send one request after another to a small application: ``GET /lengths/tea``. *Without* answers with the
+length of the word. *With* awaits ``microbatch.aio.submit`` for it, with the default policy and a processor that costs
+nothing. So the ratio shows what the library costs if it saves nothing. *Called directly* means that the client calls
+the application without any HTTP, so the library counts most. *httpx* is ``httpx.AsyncClient`` with ``ASGITransport``.
+There is no server and no network.
+"""
+
+PEERS = """\
+64 coroutines each submit a job, await its result, and submit the next one, with batches of at most 64 jobs. The peers
+work in the event loop of their callers, and only there. Each has the fastest of the longest waits 0, 1 and 5 ms, as the
+first run finds it. The free processor returns the list that it gets. The other one takes 5 ms per call. Where a library
+can call a coroutine function in the loop of the callers, it does (``on_loop(processor, loop)`` for microbatch).
 """
 
 
@@ -118,6 +138,220 @@ def returning(way: Way, jobs: int) -> tuple[float, float]:
         return asyncio.run(main())
 
 
+def installed(module: str) -> bool:
+    """Return whether a library can be measured."""
+    return importlib.util.find_spec(module) is not None
+
+
+Length = Callable[[str], Awaitable[int]]
+App = Callable[..., Awaitable[None]]
+
+
+def fastapi_app(length: Length) -> App:
+    """Return the application of the page on FastAPI."""
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    @app.get("/lengths/{word}")
+    async def get_length(word: str) -> int:
+        return await length(word)
+
+    return app
+
+
+def starlette_app(length: Length) -> App:
+    """Return the same application without FastAPI."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def get_length(request: Request) -> JSONResponse:
+        return JSONResponse(await length(request.path_params["word"]))
+
+    return Starlette(routes=[Route("/lengths/{word}", get_length)])
+
+
+@asynccontextmanager
+async def called(app: App) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+    """Call an application directly."""
+    path = "/lengths/tea"
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+        "client": ("client", 1),
+        "server": ("server", 80),
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def get() -> bytes:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await app(dict(scope), receive, send)
+        return b"".join([message.get("body", b"") for message in sent])
+
+    yield get
+
+
+@asynccontextmanager
+async def by_httpx(app: App) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+    """Call an application through httpx."""
+    import httpx
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+
+        async def get() -> bytes:
+            return (await client.get("/lengths/tea")).content
+
+        yield get
+
+
+def serving(make: Callable[[Length], App], client: Any, batched: bool, requests: int) -> float:
+    """Return the requests per second."""
+
+    async def direct(word: str) -> int:
+        return len(word)
+
+    async def submitted(word: str) -> int:
+        return (await submit(batcher, word)).value
+
+    async def main() -> float:
+        async with client(make(submitted if batched else direct)) as get:
+
+            async def call(count: int) -> None:
+                for _ in range(count):
+                    assert await get() == b"3"
+
+            await asyncio.gather(*[call(5) for _ in range(64)])
+            begin = time.perf_counter()
+            await asyncio.gather(*[call(requests // 64) for _ in range(64)])
+            return requests / (time.perf_counter() - begin)
+
+    def lengths(words: list[str]) -> list[int]:
+        return [len(word) for word in words]
+
+    with Batcher[str, int](lengths) as batcher:
+        return asyncio.run(main())
+
+
+def web_table(requests: int, repeats: int) -> Table:
+    """Compare an application with and without the library."""
+    rows = []
+    apps = [("fastapi", "FastAPI", fastapi_app), ("starlette", "Starlette", starlette_app)]
+    clients = [("httpx", "httpx", by_httpx), ("asyncio", "called directly", called)]
+    for (library, app, make), (needed, name, client) in itertools.product(apps, clients):
+        if installed(library) and installed(needed):
+            runs = [[serving(make, client, batched, requests) for batched in (False, True)] for _ in range(repeats)]
+            ratios = [there / without for without, there in runs]
+            medians = [f"{statistics.median(rates):,.0f}" for rates in zip(*runs)]
+            rows.append([f"{app}, {name}", *medians, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}"])
+    return Table("requests per second", ["", "without", "with", "ratio", "worst run"], rows, [])
+
+
+Peer = Callable[[Any, Any, float], Any]
+
+
+@asynccontextmanager
+async def with_microbatch(plain: Any, coroutine: Any, wait: float) -> AsyncIterator[Callable[[int], Awaitable[Any]]]:
+    """Use this library with a processor in a worker thread. *wait* has no use for the default policy."""
+    batcher = Batcher[int, int](plain, Size(64) | Natural())
+    yield partial(submit, batcher)
+    await asyncio.to_thread(batcher.shutdown)
+
+
+@asynccontextmanager
+async def with_on_loop(plain: Any, coroutine: Any, wait: float) -> AsyncIterator[Callable[[int], Awaitable[Any]]]:
+    """Use this library with a processor in the loop of the callers."""
+    batcher = Batcher[int, int](on_loop(coroutine, asyncio.get_running_loop()), Size(64) | Natural())
+    yield partial(submit, batcher)
+    await asyncio.to_thread(batcher.shutdown)
+
+
+@asynccontextmanager
+async def with_batched(plain: Any, coroutine: Any, wait: float) -> AsyncIterator[Callable[[int], Awaitable[Any]]]:
+    """Use `batched.aio`."""
+    from batched.aio import dynamically
+
+    yield dynamically(coroutine, batch_size=64, timeout_ms=1e3 * wait)
+
+
+@asynccontextmanager
+async def with_batchlet(plain: Any, coroutine: Any, wait: float) -> AsyncIterator[Callable[[int], Awaitable[Any]]]:
+    """Use `batchlet`."""
+    from batchlet import AsyncBatcher, BatchPolicy
+
+    async with AsyncBatcher(coroutine, policy=BatchPolicy(max_items=64), max_wait_ms=1e3 * wait) as batcher:
+        yield batcher.submit
+
+
+def batching(peer: Peer, seconds: float, wait: float, jobs: int) -> float:
+    """Return the jobs per second of a closed loop of 64 coroutines, with a processor that takes so long per call."""
+
+    def plain(jobs: list[int]) -> list[int]:
+        if seconds:
+            time.sleep(seconds)
+        return jobs
+
+    async def coroutine(jobs: list[int]) -> list[int]:
+        if seconds:
+            await asyncio.sleep(seconds)
+        return jobs
+
+    async def main() -> float:
+        async with peer(plain, coroutine, wait) as call:
+
+            async def calls(count: int) -> None:
+                for job in range(count):
+                    await call(job)
+
+            await asyncio.gather(*[calls(2) for _ in range(64)])
+            begin = time.perf_counter()
+            await asyncio.gather(*[calls(jobs // 64) for _ in range(64)])
+            return jobs / (time.perf_counter() - begin)
+
+    return asyncio.run(main())
+
+
+def peers_table(jobs: int, repeats: int) -> Table:
+    """Compare this library with others for asyncio."""
+    peers: dict[str, Peer] = {
+        "microbatch, in a thread": with_microbatch,
+        "microbatch, ``on_loop``": with_on_loop,
+        "batched": with_batched,
+        "batchlet": with_batchlet,
+    }
+    peers = {name: peer for name, peer in peers.items() if name.startswith("microbatch") or installed(name)}
+    rows = {name: [name] for name in peers}
+    for seconds in (0.0, 5e-3):
+        count = jobs if not seconds else jobs // 4
+        waits = {
+            name: max((0.0, 1e-3, 5e-3), key=lambda wait: batching(peer, seconds, wait, count))
+            for name, peer in peers.items()
+        }
+        runs: dict[str, list[float]] = {name: [] for name in peers}
+        for _ in range(repeats):
+            for name, peer in peers.items():
+                runs[name].append(batching(peer, seconds, waits[name], count))
+        for name, made in runs.items():
+            rows[name] += [f"{statistics.median(made):,.0f}", f"{min(made):,.0f}"]
+    columns = ["", "free, jobs/s", "worst run", "5 ms, jobs/s", "worst run"]
+    return Table("a closed loop of 64 coroutines", columns, list(rows.values()), [])
+
+
 def overload_table(seconds: float, repeats: int) -> Table:
     """Compare the ways to wait for space."""
     ways: dict[str, Way | None] = {"waiting for space": waiting, "polling": polling, "nothing": None}
@@ -161,6 +395,7 @@ def main(arguments: Sequence[str]) -> None:
         "--seconds", type=float, default=1.0, metavar="S", help="of each overload (default: %(default)s)"
     )
     parser.add_argument("--jobs", type=int, default=20_000, metavar="N", help="of each closed loop")
+    parser.add_argument("--requests", type=int, default=6_400, metavar="N", help="of each run of an application")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "aio.rst", metavar="FILE")
     options = parser.parse_args(arguments)
     lines = [
@@ -175,6 +410,12 @@ def main(arguments: Sequence[str]) -> None:
         rst("Waiting for results"),
         RETURNS,
         render(returning_table(options.jobs, options.repeats)),
+        rst("A web application"),
+        WEB,
+        render(web_table(options.requests, options.repeats)),
+        rst("Other libraries for asyncio"),
+        PEERS,
+        render(peers_table(options.jobs, options.repeats)),
     ]
     print(*lines, sep="\n")
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
