@@ -262,3 +262,24 @@ def test_a_clock_that_raises_in_the_thread_of_one_batch_does_not_affect_other_ba
     assert "second" == batcher.submit("second").result(timeout=10).value
     assert batcher.shutdown()
     assert ["batch 1 of microbatch can't be reported to the policy"] == caplog.messages
+
+
+def test_a_job_that_is_accepted_while_the_leader_recovers_is_processed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*failure: Any) -> int:
+        if not late:
+            late.append(batcher.submit("late"))
+            accepted.set()
+        return ledger_fail(*failure)
+
+    def interrupt() -> None:
+        if errors:
+            raise errors.pop()
+
+    late, errors, accepted = list[Any](), [TimeoutError()], threading.Event()
+    with Batcher[Any, Any](list, Size(1)) as batcher:
+        batcher.submit("early").result(timeout=10)
+        ledger_fail = batcher._engine.ledger.fail
+        monkeypatch.setattr(batcher._engine.ledger, "fail", fail)
+        batcher._engine.queue.post(interrupt)
+        assert accepted.wait(10)
+        assert "late" == late[0].result(timeout=10).value

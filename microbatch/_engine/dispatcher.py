@@ -116,9 +116,9 @@ class Dispatcher:
                 batch_run.forget()
                 self.running.pop(batch_run, None)
         in_flight = {future for batch_run in list(self.running) for future in list(batch_run.futures)}
-        waiting = self.ledger.recover()
-        self.ledger.fail([future for future in self.ledger.running() if future not in in_flight], error)
         self.ledger.recover()
+        self.ledger.fail([future for future in self.ledger.running() if future not in in_flight], error)
+        waiting = self.ledger.recover()  # not those of the first call, because other jobs may have been accepted since
         self._replace_collector(self._collector.policy, waiting)
         self.queue.resign(NOW, 1)
 
