@@ -37,6 +37,7 @@ from microbatch._engine.bounds import Bound
 from microbatch._engine.process import is_exiting
 from microbatch._engine.queue import JobQueue
 from microbatch.batcher import Batcher
+from microbatch.coalescer import Coalescer
 from microbatch.errors import BacklogFull, ForkedError
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 from microbatch.results import JobResult
@@ -59,7 +60,11 @@ _YEARS = 1e9
 
 
 async def submit(
-    batcher: Batcher[Job, Value], job: Job, *, timeout: float | None = None, expires_in: float | None = None
+    batcher: "Batcher[Job, Value] | Coalescer[Job, Value]",
+    job: Job,
+    *,
+    timeout: float | None = None,
+    expires_in: float | None = None,
 ) -> JobResult[Value]:
     """Submit a job, and return its result.
 
@@ -68,7 +73,7 @@ async def submit(
     *key* and *weigh* functions of the batcher may be called twice for it.
 
     Args:
-        batcher: The batcher. All event loops and threads may use it.
+        batcher: The batcher, or what `coalescing` returns. All event loops and threads may use it.
         job: Any object.
         timeout: How many seconds to wait while the queue is full. None means no limit, and 0 means not to wait. To
             limit the time until the result, use `asyncio.wait_for`.
@@ -82,7 +87,10 @@ async def submit(
 
 
 async def amap(
-    batcher: Batcher[Job, Value], jobs: Iterable[Job] | AsyncIterable[Job], *, buffersize: int | None = None
+    batcher: "Batcher[Job, Value] | Coalescer[Job, Value]",
+    jobs: Iterable[Job] | AsyncIterable[Job],
+    *,
+    buffersize: int | None = None,
 ) -> AsyncGenerator[JobResult[Value], None]:
     """Submit *jobs* one after another, and yield their results in the same order: `Batcher.map` for coroutines.
 
@@ -97,7 +105,7 @@ async def amap(
     [3, 4]
 
     Args:
-        batcher: The batcher.
+        batcher: The batcher, or what `coalescing` returns.
         jobs: The jobs. They are submitted while you iterate over the results. An iterable that is not asynchronous is
             read in the event loop, so reading it should not block.
         buffersize: The maximum number of jobs that are submitted before their results are yielded. None means 1,000.
@@ -132,7 +140,9 @@ async def _each(jobs: Any) -> AsyncGenerator[Any, None]:
         raise TypeError(f"jobs must be an iterable or an asynchronous iterable, got {shown(jobs)}")
 
 
-async def _next_of(batcher: Batcher[Any, Value], ahead: deque[JobFuture[Value]]) -> JobResult[Value]:
+async def _next_of(
+    batcher: "Batcher[Any, Value] | Coalescer[Any, Value]", ahead: deque[JobFuture[Value]]
+) -> JobResult[Value]:
     batcher._flush_for(ahead[0])
     result = await _outcome(ahead[0])
     ahead.popleft()
@@ -246,10 +256,10 @@ def _agent() -> _Agent:
 
 
 async def _accepted(
-    batcher: Batcher[Any, Value], job: Any, timeout: float | None, expires_in: float | None
+    batcher: "Batcher[Any, Value] | Coalescer[Any, Value]", job: Any, timeout: float | None, expires_in: float | None
 ) -> JobFuture[Value]:
     """Submit a job, and return its future."""
-    if not isinstance(batcher, Batcher):
+    if not isinstance(batcher, (Batcher, Coalescer)):
         hint = "if it is decorated with @batched, pass its attribute 'batcher'"  # type: ignore[unreachable]
         raise TypeError(f"batcher must be a Batcher, got {shown(batcher)}: {hint}")
     seconds, queue = check_timeout("timeout", timeout), batcher._engine.queue
@@ -257,6 +267,8 @@ async def _accepted(
         raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
     can_wait = seconds > 0 and not queue.this_thread.is_own
     agent = _agents.get(id(asyncio.get_running_loop()))
+    if (future := batcher._accepted_now(job, expires_in)) is not None:
+        return future
     if not (can_wait and agent is not None and agent.places):  # otherwise it could overtake another job of this loop
         try:
             return batcher.submit(job, timeout=0, expires_in=expires_in)
@@ -267,13 +279,11 @@ async def _accepted(
 
 
 async def _accepted_later(
-    batcher: Batcher[Any, Value], job: Any, seconds: float, expires_in: float | None
+    batcher: "Batcher[Any, Value] | Coalescer[Any, Value]", job: Any, seconds: float, expires_in: float | None
 ) -> JobFuture[Value]:
     """Wait until a job has entered all bounds of the queue, and then submit it."""
-    engine = batcher._engine
-    queue = engine.queue
-    future: JobFuture[Value] = JobFuture(job, queue)
-    batcher._set_attributes(future)
+    queue = batcher._engine.queue
+    future: JobFuture[Value] = batcher._waiting_job(job)
     future.submitted = queue.clock.now()
     entry = _Entry(future)
     loop = asyncio.get_running_loop()
@@ -281,16 +291,15 @@ async def _accepted_later(
     timer = loop.call_later(seconds, entry.expire) if seconds < NEVER else None
     try:
         await _enter(_agent(), queue, entry, queue.bounds_of(future))
-        batcher._accept(engine, future, 0, expires_in)
+        return batcher._accept_waiting(future, expires_in)
     except BaseException:
-        if future._epoch == NOT_ACCEPTED:
+        if future._epoch == NOT_ACCEPTED and not future.done():
             queue.waiting.pop(future, None)  # L4
             queue.withdraw(future)
         raise
     finally:
         if timer is not None:
             timer.cancel()
-    return future
 
 
 class _Entry:

@@ -302,6 +302,20 @@ class Batcher(Generic[Job, Value]):
             event = JobAccepted(self.name, future)
             notify(self._acceptance_listeners, event)
 
+    # These three are for `microbatch.aio`. A `Coalescer` has them too.
+
+    def _accepted_now(self, job: Job, expires_in: float | None) -> JobFuture[Value] | None:
+        return None
+
+    def _waiting_job(self, job: Job) -> JobFuture[Value]:
+        future: JobFuture[Value] = JobFuture(job, self._engine.queue)
+        self._set_attributes(future)
+        return future
+
+    def _accept_waiting(self, future: JobFuture[Value], expires_in: float | None) -> JobFuture[Value]:
+        self._accept(self._engine, future, 0, expires_in)
+        return future
+
     def map(
         self, jobs: Iterable[Job], *, timeout: float | None = None, buffersize: int | None = None
     ) -> Iterator[JobResult[Value]]:

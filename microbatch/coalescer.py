@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from microbatch._basics.arguments import check_callable, check_number, check_timeout, shown
 from microbatch._basics.clock import let_others_run
+from microbatch._engine.engine import Engine
 from microbatch._forming.lanes import safe
 from microbatch.batcher import Batcher
 from microbatch.errors import BacklogFull
@@ -56,31 +57,44 @@ class Coalescer(Generic[Job, Value]):
             timeout = check_number("timeout", timeout)
         if expires_in is not None:
             expires_in = check_timeout("expires_in", expires_in)
-        place = os.getpid(), safe(self._key_of(job))
-        queue = self.batcher._engine.queue
-        queue.refuse_if_closed()
-        caller: CoalescedFuture[Value] = CoalescedFuture(job, queue)
-        caller.submitted = now = queue.clock.now()
-        if expires_in is not None:
-            caller.expires_in, caller._expires = expires_in, now + expires_in
+        place = self._place_of(job)
+        caller = self._new_caller(job, expires_in)
         try:
-            shared = self._in_flight.get(place)
-            if shared is not None and shared.add(caller):
-                queue.note_return(now)
-            else:
+            if not self._joins(place, caller):
                 self._submit(place, caller, timeout, expires_in)
         except BaseException:
-            if "shared" in vars(caller):
-                caller.cancel()
+            caller.give_up()
             raise
         return caller
 
-    def _key_of(self, job: Job) -> Hashable:
+    @property
+    def _engine(self) -> Engine:
+        return self.batcher._engine
+
+    def _place_of(self, job: Any) -> Hashable:
+        """Return the key of a job in the dict of the jobs in flight."""
         try:
             key: Hashable = job if self._key is None else self._key(job)
         except StopIteration as error:  # it would silently end a generator of the caller: see PEP 479
             raise RuntimeError("key raised StopIteration") from error
-        return self.batcher._hashable(key)
+        return os.getpid(), safe(self.batcher._hashable(key))
+
+    def _new_caller(self, job: Any, expires_in: float | None) -> CoalescedFuture[Any]:
+        queue = self._engine.queue
+        queue.refuse_if_closed()
+        caller: CoalescedFuture[Any] = CoalescedFuture(job, queue)
+        caller.submitted = now = queue.clock.now()
+        if expires_in is not None:
+            caller.expires_in, caller._expires = expires_in, now + expires_in
+        return caller
+
+    def _joins(self, place: Hashable, caller: CoalescedFuture[Any]) -> bool:
+        """Have a caller join an equal job, and return whether there is one."""
+        shared = self._in_flight.get(place)
+        if shared is None or not shared.add(caller):
+            return False
+        self._engine.queue.note_return(caller.submitted)
+        return True
 
     def _submit(
         self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
@@ -96,40 +110,71 @@ class Coalescer(Generic[Job, Value]):
         self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
     ) -> None:
         """Submit a job, or join an equal one. With a *timeout*, first wait for space."""
-        batcher = self.batcher
-        engine = batcher._engine
-        queue = engine.queue
-        shared = SharedJob(caller.job, queue, self._in_flight, place)
-        batcher._set_attributes(shared)
+        shared = self._new_job(place, caller.job)
         try:
             if timeout != 0:
-                queue.reserve(shared, timeout)
-            if self._joins_another(place, shared, caller):
-                queue.note_return(caller.submitted)
-            else:
-                caller.shared = shared
-                shared.callers[caller] = None
-                batcher._accept(engine, shared, 0, expires_in)
+                self._engine.queue.reserve(shared, timeout)
+            self._enter(shared, caller, expires_in)
         finally:
-            if shared._epoch == NOT_ACCEPTED and not shared.done():
-                queue.waiting.pop(shared, None)
-                queue.withdraw(shared)
-            if shared.done():  # refused after all, perhaps when other callers had joined
-                shared._run_callbacks()
+            self._end_if_refused(shared)
 
-    def _joins_another(self, place: Hashable, shared: SharedJob, caller: CoalescedFuture[Any]) -> bool:
-        """Enter *shared* into the jobs in flight, unless the caller can join one of them. Return whether it has."""
+    def _new_job(self, place: Hashable, job: Any) -> SharedJob:
+        shared = SharedJob(job, self._engine.queue, self._in_flight, place)
+        self.batcher._set_attributes(shared)
+        return shared
+
+    def _enter(self, shared: SharedJob, caller: CoalescedFuture[Any], expires_in: float | None) -> None:
+        """Submit *shared*, or have the caller join an equal job. Call `_end_if_refused` at the end."""
         for _ in range(_TRIES):
-            found = self._in_flight.setdefault(place, shared)
+            found = self._in_flight.setdefault(shared.place, shared)
             if found is shared:
-                return False
-            if found.add(caller):
-                return True
+                break
+            if self._joins(shared.place, caller):
+                return
             if found.is_over:
                 found.retire()
             else:
                 let_others_run()  # it is not accepted yet
-        return False
+        caller.shared = shared
+        shared.callers[caller] = None
+        self.batcher._accept(self._engine, shared, 0, expires_in)
+
+    def _end_if_refused(self, shared: SharedJob) -> None:
+        if shared._epoch == NOT_ACCEPTED and not shared.done():
+            self._engine.queue.waiting.pop(shared, None)
+            self._engine.queue.withdraw(shared)
+        if shared.done():  # other callers may have joined even if the job is refused after all
+            shared._run_callbacks()
+
+    # -- for `microbatch.aio` --
+
+    def _accepted_now(self, job: Any, expires_in: float | None) -> JobFuture[Any] | None:
+        """Return the future of a job if submitting it needs no space, and None otherwise."""
+        caller = self._new_caller(job, expires_in)
+        try:
+            return caller if self._joins(self._place_of(job), caller) else None
+        except BaseException:
+            caller.give_up()
+            raise
+
+    def _waiting_job(self, job: Any) -> JobFuture[Any]:
+        """Return the future of a job that has to wait for space. Then call `_accept_waiting`."""
+        return self._new_job(self._place_of(job), job)
+
+    def _accept_waiting(self, shared: Any, expires_in: float | None) -> JobFuture[Any]:
+        """Accept a job that has entered all bounds, and return the future for its caller."""
+        caller = self._new_caller(shared.job, expires_in)
+        try:
+            self._enter(shared, caller, expires_in)
+        except BaseException:
+            caller.give_up()
+            raise
+        finally:
+            self._end_if_refused(shared)
+        return caller
+
+    def _flush_for(self, future: JobFuture[Any]) -> None:
+        self.batcher._flush_for(future)
 
     def __repr__(self) -> str:
         return f"coalescing({self.batcher!r})"

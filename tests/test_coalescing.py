@@ -32,6 +32,7 @@ from microbatch import (
     Weight,
     coalescing,
 )
+from microbatch import aio
 from microbatch.testing import InlineExecutor, ManualClock, RecordingProcessor
 from tests.conftest import FullBatcher
 from tests.threads import FailingStart, in_thread
@@ -605,6 +606,71 @@ def test_a_job_does_not_expire_for_a_caller_that_sets_no_time(processor: Process
         clock.wait_for_sleeper(100.0)
         clock.advance(99)
         assert ["a", "a"] == [future.result(10).value for future in futures]
+
+
+# -- coroutines --
+
+
+def test_coroutines_share_jobs_with_threads(processor: Processor) -> None:
+    async def main() -> list[Any]:
+        tasks = [asyncio.create_task(aio.submit(shared, job)) for job in "aab"]
+        await asyncio.sleep(0)
+        futures = [shared.submit("a")]
+        processor.release()
+        return [(await task).value for task in tasks] + [future.result(10).value for future in futures]
+
+    with Batcher(processor, Size(2)) as batcher:
+        shared = coalescing(batcher)
+        assert ["a", "a", "b", "a"] == asyncio.run(main())
+    assert [["a", "b"]] == processor.batches
+
+
+def test_a_coroutine_that_is_cancelled_does_not_disturb_the_other_callers(processor: Processor) -> None:
+    async def main() -> Any:
+        tasks = [asyncio.create_task(aio.submit(shared, "a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        processor.release()
+        batcher.flush(wait=False)
+        return [(await task).value for task in tasks[1:]]
+
+    with Batcher(processor, Size(100)) as batcher:
+        shared = coalescing(batcher)
+        assert ["a", "a"] == asyncio.run(main())
+        assert 0 == batcher.stats().cancelled
+
+
+def test_coroutines_that_wait_for_space_share_a_job_when_there_is_some(processor: Processor) -> None:
+    async def main() -> list[Any]:
+        tasks = [asyncio.create_task(aio.submit(shared, "a")) for _ in range(5)]
+        tasks += [asyncio.create_task(aio.submit(shared, "waiting"))]  # needs no space
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        processor.release()
+        return [(await task).value for task in tasks]
+
+    with Batcher(processor, Size(1), max_pending=1) as batcher:
+        shared = coalescing(batcher)
+        shared.submit("running")
+        processor.wait_for_batches(1)
+        shared.submit("waiting")
+        assert ["a"] * 5 + ["waiting"] == asyncio.run(main())
+        assert {} == shared._in_flight
+        batcher.submit("there is space", timeout=0).result(10)
+    assert ["waiting"] == processor.batches[1]
+
+
+def test_amap_shares_jobs() -> None:
+    async def main() -> list[Any]:
+        return [result.value async for result in aio.amap(shared, "aabab")]
+
+    processor = Processor()
+    with Batcher(processor, Size(100)) as batcher:
+        shared = coalescing(batcher)
+        assert [*"aabab"] == asyncio.run(main())
+    assert [["a", "b"]] == processor.batches
 
 
 # -- a job that is not accepted yet --

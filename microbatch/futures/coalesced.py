@@ -32,6 +32,7 @@ class SharedJob(JobFuture[Any]):
     """The future of a job that several callers share. Only the batcher and the futures of the callers use it.
 
     Attributes:
+        place: Its key in the dict of the jobs in flight.
         callers: The futures of the callers that have not cancelled. In the end, they are taken out.
         has_several: Whether there have ever been several callers.
         is_closing: Whether no caller can join any more.
@@ -44,7 +45,7 @@ class SharedJob(JobFuture[Any]):
         super().__init__(job, owner)
         self.callers: dict[CoalescedFuture[Any], None] = {}
         self._in_flight = in_flight
-        self._place = place
+        self.place = place
         self._free = True
         self._attachments = Attachments()
         self._attachments.callbacks = [_NOTHING]  # so that the batcher calls `_run_callbacks`
@@ -106,8 +107,8 @@ class SharedJob(JobFuture[Any]):
         """Let no more callers join, and make way for an equal job."""
         self.is_closing = True
         try:
-            if self._in_flight[self._place] is self:  # no call, so no other thread removes it meanwhile (L3)
-                del self._in_flight[self._place]
+            if self._in_flight[self.place] is self:  # no call, so no other thread removes it meanwhile (L3)
+                del self._in_flight[self.place]
         except KeyError:
             pass
 
@@ -205,6 +206,11 @@ class CoalescedFuture(JobFuture[Value]):
                     self._end_if_left()
                     raise
         return self._stage is _CANCELLED
+
+    def give_up(self) -> None:
+        """Cancel, because an exception has kept `Coalescer.submit` from returning this future."""
+        if "shared" in vars(self):
+            self.cancel()
 
     def _end_if_left(self) -> None:
         """If this caller has left its job, wake its waiters and run its callbacks. Can be called again."""
