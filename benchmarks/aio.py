@@ -4,11 +4,13 @@ import argparse
 import asyncio
 import importlib.util
 import itertools
+import multiprocessing
+import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +35,12 @@ RETURNS = """\
 WEB = """\
 64 clients send one request after another to a small application: ``GET /lengths/tea``. *Without* answers with the
 length of the word. *With* awaits ``microbatch.aio.submit`` for it, with the default policy and a processor that costs
-nothing. So the ratio shows what the library costs if it saves nothing. Most of that is what each wait costs, because
-*without* never waits: its requests run one after another. *Waiting* awaits a timer of 3 ms, as a request to a database
-would take. *Ratio to waiting* compares with that. *Called directly* means that the client calls
-the application without any HTTP, so the library counts most. *httpx* is ``httpx.AsyncClient`` with ``ASGITransport``.
-There is no server and no network.
+nothing. So the ratio shows what the library costs if it saves nothing. *Waiting* awaits a timer of 3 ms, as a request to
+a database would take, and *ratio to waiting* compares with that.
+
+*Under uvicorn*, the application is in a process of its own, and the clients in another. *Called directly* means that the
+clients call the application in its own event loop, without a server and without HTTP. There, a request costs so little
+that most of the difference is what it costs to wait at all: *without* never waits.
 """
 
 PEERS = """\
@@ -209,21 +212,14 @@ async def called(app: App) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     yield get
 
 
-@asynccontextmanager
-async def by_httpx(app: App) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
-    """Call an application through httpx."""
-    import httpx
-
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-
-        async def get() -> bytes:
-            return (await client.get("/lengths/tea")).content
-
-        yield get
+def lengths(words: list[str]) -> list[int]:
+    """Process a batch."""
+    return [len(word) for word in words]
 
 
-def serving(make: Callable[[Length], App], client: Any, way: str, requests: int) -> float:
-    """Return the requests per second."""
+@contextmanager
+def batching_app(make: Callable[[Length], App], way: str) -> Iterator[App]:
+    """Return an application that finds the length of a word in one of the three ways."""
 
     async def direct(word: str) -> int:
         return len(word)
@@ -235,34 +231,73 @@ def serving(make: Callable[[Length], App], client: Any, way: str, requests: int)
     async def submitted(word: str) -> int:
         return (await submit(batcher, word)).value
 
-    async def main() -> float:
-        async with client(make({"without": direct, "waiting": waited, "with": submitted}[way])) as get:
-
-            async def call(count: int) -> None:
-                for _ in range(count):
-                    assert await get() == b"3"
-
-            await asyncio.gather(*[call(5) for _ in range(64)])
-            begin = time.perf_counter()
-            await asyncio.gather(*[call(requests // 64) for _ in range(64)])
-            return requests / (time.perf_counter() - begin)
-
-    def lengths(words: list[str]) -> list[int]:
-        return [len(word) for word in words]
-
     with Batcher[str, int](lengths) as batcher:
-        return asyncio.run(main())
+        yield make({"without": direct, "waiting": waited, "with": submitted}[way])
+
+
+def serve(make: Callable[[Length], App], way: str, listening: socket.socket) -> None:
+    """Serve an application until the process is terminated."""
+    import uvicorn
+
+    with batching_app(make, way) as app:
+        uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listening])
+
+
+@asynccontextmanager
+async def requested(port: int) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+    """Send requests to a server, over one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def get() -> bytes:
+        writer.write(b"GET /lengths/tea HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        return await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+
+    yield get
+    writer.close()
+
+
+async def rate(client: Callable[[], Any], requests: int) -> float:
+    """Return the requests per second of 64 clients."""
+
+    async def call(count: int) -> None:
+        async with client() as get:
+            for _ in range(count):
+                assert await get() == b"3"
+
+    await asyncio.gather(*[call(5) for _ in range(64)])
+    begin = time.perf_counter()
+    await asyncio.gather(*[call(requests // 64) for _ in range(64)])
+    return requests / (time.perf_counter() - begin)
+
+
+def called_directly(make: Callable[[Length], App], way: str, requests: int) -> float:
+    """Return the requests per second without a server."""
+    with batching_app(make, way) as app:
+        return asyncio.run(rate(lambda: called(app), requests))
+
+
+def under_uvicorn(make: Callable[[Length], App], way: str, requests: int) -> float:
+    """Return the requests per second of a server in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        server = multiprocessing.get_context("fork").Process(target=serve, args=(make, way, listening))
+        server.start()
+        try:
+            return asyncio.run(rate(lambda: requested(listening.getsockname()[1]), requests))
+        finally:
+            server.terminate()
+            server.join()
 
 
 def web_table(requests: int, repeats: int) -> Table:
     """Compare an application with and without the library."""
     rows = []
     apps = [("fastapi", "FastAPI", fastapi_app), ("starlette", "Starlette", starlette_app)]
-    clients = [("httpx", "httpx", by_httpx), ("asyncio", "called directly", called)]
-    for (library, app, make), (needed, name, client) in itertools.product(apps, clients):
+    clients = [("uvicorn", "under uvicorn", under_uvicorn), ("asyncio", "called directly", called_directly)]
+    for (library, app, make), (needed, name, measure) in itertools.product(apps, clients):
         if installed(library) and installed(needed):
             ways = ("without", "waiting", "with")
-            runs = [[serving(make, client, way, requests) for way in ways] for _ in range(repeats)]
+            runs = [[measure(make, way, requests) for way in ways] for _ in range(repeats)]
             row = [f"{statistics.median(rates):,.0f}" for rates in zip(*runs)]
             for ratios in ([run[2] / run[0] for run in runs], [run[2] / run[1] for run in runs]):
                 row += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}"]
