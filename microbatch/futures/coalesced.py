@@ -7,7 +7,9 @@ C1. Callers join and leave one at a time. A thread that does so deletes `SharedJ
     another thread that finds `_free` missing tries again.
 C2. A caller can join a job that was accepted and is not settled. If the last caller cancels, it first keeps others from
     joining, and then the job itself decides whether it is cancelled (F1).
-C3. The future of a caller stores no outcome, but reads that of the job. The first thread that reads an outcome, or
+C3. A lookup in the dict of the jobs in flight may compare keys of users' classes, and so run users' code. No
+    thread waits for that.
+C4. The future of a caller stores no outcome, but reads that of the job. The first thread that reads an outcome, or
     leaves the job, writes it to `CoalescedFuture._fate`, which never changes then (F2).
 """
 
@@ -116,9 +118,7 @@ class SharedJob(JobFuture[Any]):
         super()._notify_watchers()
         for caller in list(self.callers):
             caller._notify_watchers()
-        if (
-            self._stage is _CANCELLED
-        ):  # the thread that cancelled has left the futures of these callers to this one (F3)
+        if self._stage is _CANCELLED:  # only now are these callers told everything (F3)
             self._run_callbacks()
 
     def _run_callbacks(self) -> None:
