@@ -16,7 +16,7 @@ C4. The future of a caller stores no outcome, but reads that of the job. The fir
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
-from microbatch._basics.clock import let_others_run
+from microbatch._basics.clock import NEVER, let_others_run
 from microbatch._basics.waiting import Waiter
 from microbatch.futures.exceptions import separate
 from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, FutureOwner, JobFuture, KeepAlive
@@ -40,8 +40,9 @@ class SharedJob(JobFuture[Any]):
         is_closing: Whether no caller can join any more.
     """
 
-    has_several = False
-    is_closing = False
+    has_several: bool = False
+    is_closing: bool = False
+    expires_in: float = NEVER
 
     def __init__(self, job: Any, owner: FutureOwner, in_flight: "dict[Hashable, SharedJob]", place: Hashable) -> None:
         super().__init__(job, owner)
