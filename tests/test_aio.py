@@ -459,7 +459,7 @@ class TestWaitingForSpace:
 
     def test_many_coroutines_take_one_place_in_the_line(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
-            tasks = [asyncio.create_task(submit(batcher, number)) for number in range(1_000)]
+            tasks = [asyncio.create_task(submit(batcher, number)) for number in range(100)]
             await settle()
             assert 1 == len(in_line(batcher))
             processor.release()
@@ -468,7 +468,7 @@ class TestWaitingForSpace:
 
         with self.full(processor, limit) as batcher:
             run(main())
-        assert [[number] for number in range(1_000)] == processor.batches[2:]
+        assert [[number] for number in range(100)] == processor.batches[2:]
 
     def test_a_shutdown_ends_the_wait(self, processor: RecordingProcessor[Any], limit: Any) -> None:
         async def main() -> None:
