@@ -38,19 +38,19 @@ class Coalescer(Generic[Job, Value]):
         self._in_flight: dict[Hashable, SharedJob] = {}
 
     def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
-        """Return a future of the `JobResult` of an equal job that is in flight. If there is none, submit *job*.
+        """Return a future for the result of an equal job that waits or runs. If there is none, submit *job*.
 
         This blocks and raises as `Batcher.submit` does if it has to submit *job*. Otherwise, it never blocks, even if
         the queue is full.
 
         Args:
-            job: Any object. If an equal job is in flight, the processor does not get this one.
+            job: Any object. If an equal job waits or runs, the processor does not get this one.
             timeout: See `Batcher.submit`.
-            expires_in: See `Batcher.submit`. A job with several callers expires at the latest of their times, and never
-                if one of them set none. Callers that have cancelled count too.
+            expires_in: See `Batcher.submit`. A job with several callers expires when the times of all of them have run
+                out, and never if one of them set none. Callers that have cancelled count too.
 
         Raises:
-            TypeError: *key* is not given, and *job* is not hashable; or the key is not.
+            TypeError: The key of *job* is not hashable. Without a *key* function, that is *job* itself.
             Exception: Whatever *key* or `Batcher.submit` raises.
         """
         if timeout is not None:
@@ -187,6 +187,9 @@ def coalescing(batcher: Batcher[Job, Value], key: Callable[[Job], Hashable] | No
     is added to the queue: the caller gets a future of its own, with the result of the first job. All callers get the
     same value, so none of them should change it. If the job fails, each gets an exception object of its own. The job is
     cancelled when all of its callers have cancelled.
+
+    A caller may join a job that is already running. So the value may be older than a change that the caller has just
+    made. To read it in any case, call `Batcher.submit`.
 
     The jobs that you pass to `Batcher.submit` are not shared, nor are those of another coalescer of the same batcher.
 
