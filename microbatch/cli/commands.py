@@ -133,7 +133,8 @@ def _signals_raised(once: bool = False) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     called = "python -m microbatch" if os.path.basename(sys.argv[0]) == "__main__.py" else "microbatch"
-    parser = _Parser(prog=called, description="Group single jobs into batches.")
+    more = f"To see the options of a command, run {called} COMMAND --help."
+    parser = _Parser(prog=called, description="Group single jobs into batches.", epilog=more)
     parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="insert rows into a database, one by one and in batches, and compare"))
@@ -155,7 +156,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     target = "a function that takes a list of jobs and returns one result per job"
     source = "one JSON value per line; - for standard input; files whose names end with .gz are compressed, outputs too"
-    errors = "a file for one JSON object per failed line: number, input and error (its result is null)"
+    errors = "a file for one JSON object per failed line: number, input and error (in the output, the line is null)"
     bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
     retry = "retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)"
     resume = "a file for outcomes: after a kill, the same command continues from there (implies --summary)"
