@@ -155,7 +155,10 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     target = "a function that takes a list of jobs and returns one result per job"
-    source = "one JSON value per line; - for standard input; files whose names end with .gz are compressed, outputs too"
+    source = (
+        "one JSON value per line; directly after MODULE:CALLABLE, with no options in between; - for standard input; "
+        "files whose names end with .gz are compressed, outputs too"
+    )
     errors = "a file for one JSON object per failed line: number, input and error (in the output, the line is null)"
     bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
     retry = "retry a failed line up to N times, after random pauses of at most 10 s (needs tenacity)"
