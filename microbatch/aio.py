@@ -265,7 +265,7 @@ async def _accepted(
     seconds, queue = check_timeout("timeout", timeout), batcher._engine.queue
     if _host.get() is not None and _host.get() is queue.host:
         raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
-    can_wait = seconds > 0 and not queue.this_thread.is_own
+    can_wait = seconds > 0 and not queue.this_thread.is_own and not queue.drops
     agent = _agents.get(id(asyncio.get_running_loop()))
     if (future := batcher._accepted_now(job, expires_in)) is not None:
         return future
@@ -293,9 +293,13 @@ async def _accepted_later(
         await _enter(_agent(), queue, entry, queue.bounds_of(future))
         return batcher._accept_waiting(future, expires_in)
     except BaseException:
-        if future._epoch == NOT_ACCEPTED and not future.done():
+        if future._epoch == NOT_ACCEPTED and future._stage is None:
             queue.waiting.pop(future, None)  # L4
-            queue.withdraw(future)
+            try:
+                queue.make_room_for_another(future)
+            except BaseException:  # from a signal handler
+                queue.make_room_for_another(future)
+                raise
         raise
     finally:
         if timer is not None:
@@ -335,6 +339,7 @@ async def _wait_for(bound: Bound, agent: _Agent, queue: JobQueue, entry: _Entry,
         place.join(entry)
         return await _wait_in_line(bound, agent, queue, entry, bounds)
     finally:
+        place.entries.pop(entry, None)  # L4
         place.leave(entry)
 
 

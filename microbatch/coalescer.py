@@ -18,7 +18,7 @@ __all__ = ["Coalescer", "coalescing"]
 Job = TypeVar("Job")
 Value = TypeVar("Value")
 
-_TRIES = 1_000
+_TRIES = 2_000
 """How often a call looks whether an equal job has been accepted, or removed. Then it submits a job of its own, which no
 other call can join. It may have interrupted the call that submits the other job, or the user's class of the key may not
 find its own keys."""
@@ -110,41 +110,48 @@ class Coalescer(Generic[Job, Value]):
         self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
     ) -> None:
         """Submit a job, or join an equal one. With a *timeout*, first wait for space."""
-        shared = self._new_job(place, caller.job)
-        try:
-            if timeout != 0:
-                self._engine.queue.reserve(shared, timeout)
-            self._enter(shared, caller, expires_in)
-        finally:
-            self._end_if_refused(shared)
+        self._accept(self._new_job(place, caller.job), caller, timeout, expires_in)
 
     def _new_job(self, place: Hashable, job: Any) -> SharedJob:
         shared = SharedJob(job, self._engine.queue, self._in_flight, place)
         self.batcher._set_attributes(shared)
         return shared
 
-    def _enter(self, shared: SharedJob, caller: CoalescedFuture[Any], expires_in: float | None) -> None:
-        """Submit *shared*, or have the caller join an equal job. Call `_end_if_refused` at the end."""
+    def _accept(
+        self, shared: SharedJob, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
+    ) -> None:
+        queue = self._engine.queue
+        try:
+            if timeout != 0:
+                queue.reserve(shared, timeout)
+            if not self._joins_another(shared, caller):
+                caller.shared = shared
+                shared.callers[caller] = None
+                self.batcher._accept(self._engine, shared, 0, expires_in)
+        finally:
+            if shared._epoch == NOT_ACCEPTED and shared._stage is None:
+                queue.waiting.pop(shared, None)  # L4
+                try:
+                    queue.make_room_for_another(shared)
+                except BaseException:  # from a signal handler
+                    queue.make_room_for_another(shared)
+                    raise
+            if shared._stage is not None:  # other callers may have joined even if the job is refused after all
+                shared._run_callbacks()
+
+    def _joins_another(self, shared: SharedJob, caller: CoalescedFuture[Any]) -> bool:
+        """Have a caller join an equal job and return True, or make *shared* the job that others join."""
         for _ in range(_TRIES):
             found = self._in_flight.setdefault(shared.place, shared)
             if found is shared:
-                break
+                return False
             if self._joins(shared.place, caller):
-                return
+                return True
             if found.is_over:
                 found.retire()
             else:
                 let_others_run()  # it is not accepted yet
-        caller.shared = shared
-        shared.callers[caller] = None
-        self.batcher._accept(self._engine, shared, 0, expires_in)
-
-    def _end_if_refused(self, shared: SharedJob) -> None:
-        if shared._epoch == NOT_ACCEPTED and not shared.done():
-            self._engine.queue.waiting.pop(shared, None)
-            self._engine.queue.withdraw(shared)
-        if shared.done():  # other callers may have joined even if the job is refused after all
-            shared._run_callbacks()
+        return False
 
     # -- for `microbatch.aio` --
 
@@ -165,12 +172,10 @@ class Coalescer(Generic[Job, Value]):
         """Accept a job that has entered all bounds, and return the future for its caller."""
         caller = self._new_caller(shared.job, expires_in)
         try:
-            self._enter(shared, caller, expires_in)
+            self._accept(shared, caller, 0, expires_in)
         except BaseException:
             caller.give_up()
             raise
-        finally:
-            self._end_if_refused(shared)
         return caller
 
     def _flush_for(self, future: JobFuture[Any]) -> None:

@@ -168,13 +168,16 @@ class WeightBound(Bound):
         self._enter(job, NEVER)
 
     def _enter(self, job: AnyJob, limit: float) -> bool:
-        while (entered := self._try_to_enter(job, job.weight, limit)) is None:
+        while job not in self.jobs and self._weight + job.weight <= limit:
+            entered = self._try_to_enter(job, job.weight, limit)
+            if entered is not None:
+                return entered
             let_others_run()
-        return entered
+        return job in self.jobs
 
     def leave(self, job: AnyJob) -> None:
         """See `Bound.leave`."""
-        while not self._try_to_leave(job):
+        while job in self.jobs and not self._try_to_leave(job):
             let_others_run()
         if self.line:
             self.line.notify()
@@ -205,8 +208,7 @@ class WeightBound(Bound):
             if job in self.jobs:
                 self._weight -= self.jobs[job]
                 del self.jobs[job]
-            if not self.jobs:
-                self._weight = 0.0  # without the rounding errors of the sums
+            self._weight *= not not self.jobs  # without the rounding errors of the sums, if there is no job left
         finally:
             self._free = True
         return True

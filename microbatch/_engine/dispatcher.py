@@ -212,24 +212,21 @@ class Dispatcher:
         if self.policy is not self._collector.policy:
             self._adopt_policy(self.policy)
         collector, queue, clock = self._collector, self.queue, self._clock
+        if queue.crowded:
+            for key in queue.crowded_keys():
+                collector.press(key)
         while True:
             # Read again for each batch, because more may become due in the meantime. Otherwise, another thread would
             # have to be woken for it.
             now = clock.now()
             if queue.may_expire and (expired := collector.expire(now)):
-                self._expire(expired)
-            batch = collector.take(now, bool(queue.crowded) and self._press())
+                self._expire(expired, now)
+            batch = collector.take(now, bool(queue.crowded) and queue.blocks_callers())
             if batch is None:
                 break
             self._send(batch, now, run)
         self.ledger.batched = collector.batched
         self.interruptions = 0
-
-    def _press(self) -> bool:
-        """Flush the batches that keys with too many jobs wait for. Return whether the queue as a whole is too full."""
-        for key in self.queue.crowded_keys():
-            self._collector.press(key)
-        return self.queue.blocks_callers()
 
     def _drop_cancelled(self, cancelled: list[JobFuture[Any]]) -> None:
         self._collector.drop(cancelled)
@@ -239,7 +236,13 @@ class Dispatcher:
             future._announce()
         self.queue.cancelled.drop(len(cancelled))
 
-    def _expire(self, expired: list[JobFuture[Any]]) -> None:
+    def _expire(self, candidates: list[JobFuture[Any]], now: float) -> None:
+        expired = []
+        for future in candidates:
+            if future._expires_by(now):
+                expired.append(future)
+            else:
+                self._collector.put_off(future)
         self.ledger.claim(expired)
         self._collector.drop(expired)
         errors = [JobExpired(future.expires_in) for future in expired]

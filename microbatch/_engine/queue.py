@@ -65,6 +65,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         withdrawn: The jobs that are in `accepted`, but were refused after all.
         cancelled: The jobs that were cancelled.
         dropped: The jobs that had to make room for newer ones.
+        drops: Whether the oldest job has to make room if the queue is full.
         has_news: Whether there is something for the leader other than jobs.
         host: The host of the processor, if it needs one.
         this_thread: Says whether the calling thread must not wait for the batcher.
@@ -92,9 +93,9 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.callers = Callers(False)
         self._away, self._recalls = self.callers.away, False
         self.watch_callers(settings.policy.hints)
-        self._drops = settings.drop_oldest
+        self.drops = settings.drop_oldest
         self._limit = self.maxsize or sys.maxsize
-        self._waits_at = sys.maxsize if self._drops else self._limit  # with this many waiting jobs, callers wait
+        self._waits_at = sys.maxsize if self.drops else self._limit  # with this many waiting jobs, callers wait
         self._count_bound = Bound(self._limit, self.waiting, self.not_full)
         self.crowded: dict[Bound, JobFuture[Any]] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
@@ -164,7 +165,13 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.callers.record_submission(threading.get_ident(), now)
         except BaseException:
             waiting.pop(item, None)  # L4
-            self.withdraw(item)
+            if item._stage is _DROPPED:  # by another thread, which has counted it
+                self.accepted.append(item)
+            try:
+                self.make_room_for_another(item)
+            except BaseException:  # from a signal handler
+                self.make_room_for_another(item)
+                raise
             raise
         try:
             item._epoch = self.epoch
@@ -187,11 +194,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self.not_empty.wake()
             elif expires_in is not None:
                 self.note_news()
-        if self._drops:
+        if self.drops:
             self._drop_oldest(item)
 
     def reserve(self, item: JobFuture[Any], timeout: float | None) -> None:
-        """Wait like `put`, and keep space for a job. Then call `put`, which does not wait any more, or `withdraw`."""
+        """Wait like `put`, and keep space for a job. Then call `put`, which does not wait any more.
+
+        If you do not call it, remove the job from `waiting`, and call `make_room_for_another`. The queue drops no jobs.
+        """
         waiting = self.waiting
         item.submitted = self._now()
         try:
@@ -202,23 +212,17 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
                 self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
         except BaseException:
             waiting.pop(item, None)  # L4
-            self.withdraw(item)
-            raise
-
-    def withdraw(self, item: JobFuture[Any]) -> None:
-        """Give up a job that is not accepted, and the space that it has taken up. Pop it from `waiting` before (L4)."""
-        if item._stage is _DROPPED:  # by another thread, which has counted it
-            self.accepted.append(item)
-        try:
-            self.make_room_for_another(item)
-        except BaseException:  # from a signal handler
-            self.make_room_for_another(item)
+            try:
+                self.make_room_for_another(item)
+            except BaseException:  # from a signal handler
+                self.make_room_for_another(item)
+                raise
             raise
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         """Make a job enter its bounds, and return whether the caller has waited for that."""
         bounds, waited = self._bounds.of(item), False
-        if not self._drops:  # if it does, the job enters later, beyond the limits if need be
+        if not self.drops:  # if it does, the job enters later, beyond the limits if need be
             item._bounds = bounds
             for bound in bounds:
                 if not bound.enter(item):
@@ -412,14 +416,14 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def _presses(self, bound: Bound) -> bool:
         item = self.crowded.get(bound)
         if item is None or self._is_crowded(bound, item):
-            return item is not None and (self._drops or bound.blocks_callers())
+            return item is not None and (self.drops or bound.blocks_callers())
         self.crowded.pop(bound, None)
         if self._is_crowded(bound, item):  # since the pop (L8)
             self.crowded[bound] = item
         return False
 
     def _is_crowded(self, bound: Bound, item: JobFuture[Any]) -> bool:
-        return bound.is_full(item) if self._drops else bool(bound.line)
+        return bound.is_full(item) if self.drops else bool(bound.line)
 
     def _wake_lines(self) -> None:
         for bound in self.crowded.copy():
@@ -497,7 +501,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         cancelled, dropped = self.cancelled.peek(), self.dropped.peek()
         calls, callers = self._calls.take(), self.callers.activity()
         accepted = self.accepted.take()
-        if self._drops:
+        if self.drops:
             accepted = _without_dropped(accepted)
         return Drained(accepted, cancelled, dropped, calls, epoch - 1, closed, callers)
 

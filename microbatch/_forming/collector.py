@@ -236,11 +236,13 @@ class Collector(Generic[AnyEntry]):
         """Return the jobs that expire now. The caller may let them expire, and then calls `drop` for them."""
         expired = []
         while (entry := self._expiries.pop(now)) is not None:
-            if entry._expires <= now:
-                expired.append(entry)
-            elif entry._expires != NEVER:  # it was put off: see `SharedJob`
-                self._expiries.push(entry._expires, entry)
+            expired.append(entry)
         return expired
+
+    def put_off(self, entry: AnyEntry) -> None:
+        """Let a job from `expire` expire later: at the moment that it says now."""
+        if entry._expires != NEVER:
+            self._expiries.push(entry._expires, entry)
 
     def flush(self, epoch: int, closing: bool = False) -> None:
         """Make all jobs of *epoch* and of earlier epochs due, as soon as `BatchingPolicy._earliest` allows it.

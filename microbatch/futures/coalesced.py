@@ -4,7 +4,8 @@ The rules of ``job_future.py`` hold here, and also these:
 
 C1. Callers join and leave one at a time. A thread that does so deletes `SharedJob._free`, makes its changes, and
     restores it. Between these statements there is no call, so nothing can interrupt the thread (L3). Without the GIL,
-    another thread that finds `_free` missing tries again.
+    another thread that finds `_free` missing tries again. Python 3.10 could interrupt the thread where it finds that
+    there is nothing to change, so that is checked before.
 C2. A caller can join a job that was accepted and is not settled. If the last caller cancels, it first keeps others from
     joining, and then the job itself decides whether it is cancelled (F1).
 C3. A lookup in the dict of the jobs in flight may compare keys of users' classes, and so run users' code. No
@@ -61,11 +62,25 @@ class SharedJob(JobFuture[Any]):
     def add(self, caller: "CoalescedFuture[Any]") -> bool:
         """Have a caller join, and return whether it has joined."""
         caller.shared = self  # before any other thread finds the caller
-        while (joined := self._try_to_add(caller)) is None:
-            let_others_run()
+        self._put_off(caller)  # before the check, which fails if the job is about to expire
+        joined = self._add(caller)
+        if joined:
+            self._put_off(caller)  # in case another caller has overwritten it, without the GIL
         if self._stage is not None:  # nobody waits for this caller yet, so there is nothing to tell it
             self.callers.pop(caller, None)
         return joined
+
+    def _add(self, caller: "CoalescedFuture[Any]") -> bool:
+        while not self.is_over and self._epoch != NOT_ACCEPTED:
+            joined = self._try_to_add(caller)
+            if joined is not None:
+                return joined
+            let_others_run()
+        return False
+
+    def _put_off(self, caller: "CoalescedFuture[Any]") -> None:
+        if caller._expires > self._expires:
+            self._expires, self.expires_in = caller._expires, caller._expires - self.submitted
 
     def _try_to_add(self, caller: "CoalescedFuture[Any]") -> bool | None:
         try:
@@ -77,19 +92,41 @@ class SharedJob(JobFuture[Any]):
             if joined:
                 self.callers[caller] = None
                 self.has_several = True
-                if caller._expires > self._expires:
-                    self._expires, self.expires_in = caller._expires, caller._expires - self.submitted
         finally:
             self._free = True
         return joined
 
+    def _expires_by(self, now: float) -> bool:
+        while (expires := self._try_to_expire(now)) is None:
+            let_others_run()
+        return expires
+
+    def _try_to_expire(self, now: float) -> bool | None:
+        try:
+            del self._free
+        except AttributeError:  # C1
+            return None
+        try:
+            expires = self._expires <= now
+            self.is_closing |= expires  # so that no caller joins a job that is about to expire
+        finally:
+            self._free = True
+        return expires
+
     def leave(self, caller: "CoalescedFuture[Any]") -> bool:
         """Take a caller out, unless it is the last one. Return whether it is, and then no other caller can join."""
-        while (is_last := self._try_to_leave(caller)) is None:
-            let_others_run()
+        is_last = self._leave(caller)
         if is_last:
             self.callers[caller] = None
         return is_last
+
+    def _leave(self, caller: "CoalescedFuture[Any]") -> bool:
+        while caller in self.callers:
+            is_last = self._try_to_leave(caller)
+            if is_last is not None:
+                return is_last
+            let_others_run()
+        return False
 
     def _try_to_leave(self, caller: "CoalescedFuture[Any]") -> bool | None:
         try:
