@@ -23,7 +23,9 @@ L3. Python checks for signals, and runs finalizers, only when a call ends, when 
     (Up to Python 3.11, finalizers also run where a container is created. Python 3.10 also checks for signals where a
     condition makes it jump.) So a thread can't be interrupted between the removal that wins a race and the statements
     after it, up to the end of the next call.
-L4. The same is true from the point where an exception is raised to the end of the first call in its handler.
+L4. The same is true from the point where an exception is raised to the end of the first call in its handler. (Not on
+    Python 3.10, which also checks for signals when it enters the handler. There, an exception from a signal handler at
+    just that moment can keep a thread from cleaning up.)
 L5. To find out whether it holds the lead or the lock of a condition, a thread asks the lock and does not rely on a
     variable, because an exception may come just when the lock is acquired or released.
 L6. A container that other threads may change is copied before it is iterated over.
