@@ -28,7 +28,9 @@ from microbatch import (
     BatchListener,
     ForkedError,
     Interval,
+    JobDropped,
     JobExpired,
+    JobResult,
     JobState,
     Natural,
     Size,
@@ -1076,3 +1078,29 @@ class TestOnLoop:
                 right = batcher.submit(4).result(timeout=10).value == 8 and batcher.shutdown(timeout=10)
                 os._exit(0 if right and "microbatch-loop" not in thread_names() else 1)
             assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_batcher_that_drops_jobs_makes_no_coroutine_wait_even_if_others_of_its_loop_wait(
+    processor: RecordingProcessor[Any],
+) -> None:
+    async def main() -> None:
+        blocked = asyncio.create_task(submit(full, "blocked"))
+        await settle()
+        tasks = [asyncio.create_task(submit(dropping, number)) for number in range(3)]
+        await settle()
+        assert 2 == dropping.stats().dropped
+        processor.release()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [JobDropped, JobDropped, JobResult] == list(map(type, outcomes))
+        await blocked
+
+    with Batcher(processor, Size(1), max_pending=1) as full:
+        full.submit("running")
+        processor.wait_for_batches(1)
+        full.submit("waiting")
+        with Batcher(processor, Size(1), max_pending=1, drop_oldest=True) as dropping:
+            dropping.submit("running too")
+            processor.wait_for_batches(2)
+            run(main())
+            processor.release()
+        processor.release()
