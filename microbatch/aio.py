@@ -267,9 +267,12 @@ async def _accepted(
         raise RuntimeError("the processor of a batcher can't wait for a job of that batcher: that could deadlock")
     can_wait = seconds > 0 and not queue.this_thread.is_own and not queue.drops
     agent = _agents.get(id(asyncio.get_running_loop()))
-    if (future := batcher._accepted_now(job, expires_in)) is not None:
-        return future
-    if not (can_wait and agent is not None and agent.places):  # otherwise it could overtake another job of this loop
+    if can_wait and agent is not None and agent.places:  # a plain `submit` could overtake another job of this loop
+        if expires_in is not None:
+            expires_in = check_timeout("expires_in", expires_in)
+        if (future := batcher._accepted_now(job, expires_in)) is not None:
+            return future
+    else:
         try:
             return batcher.submit(job, timeout=0, expires_in=expires_in)
         except BacklogFull:
@@ -592,7 +595,7 @@ class _Use:
         thread: The thread of the processor's own loop.
         tasks: The calls on a loop that was passed. Weak, so that they are dropped with the loop. Only the thread of the
             loop uses this.
-        successor: What has replaced this. Set once.
+        successor: The object that has replaced this one, or None.
     """
 
     successor: "_Use | None" = None

@@ -100,17 +100,11 @@ class Coalescer(Generic[Job, Value]):
         self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
     ) -> None:
         try:
-            self._try_to_submit(place, caller, 0, expires_in)
+            self._accept(self._new_job(place, caller.job), caller, 0, expires_in)
         except BacklogFull:
             if timeout == 0:
                 raise
-            self._try_to_submit(place, caller, timeout, expires_in)
-
-    def _try_to_submit(
-        self, place: Hashable, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
-    ) -> None:
-        """Submit a job, or join an equal one. With a *timeout*, first wait for space."""
-        self._accept(self._new_job(place, caller.job), caller, timeout, expires_in)
+            self._accept(self._new_job(place, caller.job), caller, timeout, expires_in)
 
     def _new_job(self, place: Hashable, job: Any) -> SharedJob:
         shared = SharedJob(job, self._engine.queue, self._in_flight, place)
@@ -120,13 +114,16 @@ class Coalescer(Generic[Job, Value]):
     def _accept(
         self, shared: SharedJob, caller: CoalescedFuture[Any], timeout: float | None, expires_in: float | None
     ) -> None:
+        """Submit *shared*, or have the caller join an equal job. Wait for space first, unless *timeout* is 0."""
         queue = self._engine.queue
         try:
             if timeout != 0:
                 queue.reserve(shared, timeout)
-            if not self._joins_another(shared, caller):
+            shared.callers[caller] = None  # before others find the job, because nobody wants a job without callers
+            if self._joins_another(shared, caller):
+                shared.callers.clear()
+            else:
                 caller.shared = shared
-                shared.callers[caller] = None
                 self.batcher._accept(self._engine, shared, 0, expires_in)
         finally:
             if shared._epoch == NOT_ACCEPTED and shared._stage is None:
@@ -145,7 +142,8 @@ class Coalescer(Generic[Job, Value]):
             found = self._in_flight.setdefault(shared.place, shared)
             if found is shared:
                 return False
-            if self._joins(shared.place, caller):
+            if found.add(caller):
+                self._engine.queue.note_return(caller.submitted)
                 return True
             if found.is_over:
                 found.retire()

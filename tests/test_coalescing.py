@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from microbatch import (
+    AllWaiting,
     BacklogFull,
     Batcher,
     BatcherClosed,
@@ -220,28 +221,20 @@ def test_a_stop_iteration_arrives_as_the_cause_of_a_runtime_error() -> None:
             assert type(error) is RuntimeError and type(error.__cause__) is StopIteration
 
 
-def test_a_failure_that_no_caller_asks_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_failure_is_logged_once_unless_a_caller_asks_for_it(asks: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "microbatch"):
         with Batcher(lambda jobs: [ValueError("refused")], Size(100)) as batcher:
             shared = coalescing(batcher)
             futures = [shared.submit("a"), shared.submit("a")]
             batcher.flush()
             assert [] == caplog.messages
+            if asks:
+                futures[1].exception()
             del futures
         gc.collect()
-    assert ["1 job of batch 1 of 'microbatch' failed"] == [each.partition(",")[0] for each in caplog.messages]
-
-
-def test_a_failure_that_one_caller_asks_for_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR, "microbatch"):
-        with Batcher(lambda jobs: [ValueError("refused")], Size(100)) as batcher:
-            shared = coalescing(batcher)
-            futures = [shared.submit("a"), shared.submit("a")]
-            batcher.flush()
-            futures[1].exception()
-            del futures
-        gc.collect()
-    assert [] == caplog.messages
+    expected = [] if asks else ["1 job of batch 1 of 'microbatch' failed"]
+    assert expected == [each.partition(",")[0] for each in caplog.messages]
 
 
 def test_callers_are_collected_without_a_garbage_collection(processor: Processor) -> None:
@@ -606,6 +599,44 @@ def test_a_job_does_not_expire_for_a_caller_that_sets_no_time(processor: Process
         clock.wait_for_sleeper(100.0)
         clock.advance(99)
         assert ["a", "a"] == [future.result(10).value for future in futures]
+
+
+# -- what policies learn of the callers --
+
+
+def test_a_policy_expects_the_callers_of_equal_jobs_to_return(processor: Processor, clock: ManualClock) -> None:
+    processor.release()
+    with Batcher(processor, Size(100) | AllWaiting(recent=50), clock=clock) as batcher:
+        shared = coalescing(batcher)
+        shared.submit("first").result(10)
+        other = in_thread(lambda: shared.submit("other").result(10).value)
+        clock.wait_for_sleeper(50.0)  # for this thread, which has a result and does not wait for another one
+        assert "mine" == shared.submit("mine").result(10).value
+        assert "other" == other.result(10)
+    assert [["first"], ["other", "mine"]] == processor.batches
+
+
+def test_a_policy_knows_the_callers_that_join_a_job(processor: Processor, clock: ManualClock) -> None:
+    processor.release()
+    submitted, goes_on = threading.Event(), threading.Event()
+
+    def call() -> Any:
+        future = shared.submit("job")
+        submitted.set()
+        goes_on.wait(10)
+        return future.result(10).value
+
+    with Batcher(processor, Size(100) | AllWaiting(recent=50), clock=clock) as batcher:
+        shared = coalescing(batcher)
+        first = in_thread(call)
+        submitted.wait(10)
+        clock.advance(1)
+        mine = shared.submit("job")
+        goes_on.set()
+        clock.wait_for_sleeper(51.0)  # for this thread, which has joined the job and does not wait
+        assert [] == processor.batches
+        assert "job" == mine.result(10).value == first.result(10)
+    assert [["job"]] == processor.batches
 
 
 # -- coroutines --

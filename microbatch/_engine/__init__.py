@@ -39,8 +39,8 @@ L9. A ``while`` loop with a condition has a function of its own, without ``with`
     comprehension with an ``if``, which is a loop too since Python 3.12. On CPython 3.12 and 3.13, an exception that
     comes just when such a loop repeats bypasses the ``with`` and ``try`` of the same function
     (https://github.com/python/cpython/issues/130279).
-L10. An event loop may be blocked, stopped or closed at any time, and nobody is told. So no thread and no other loop waits
-    for what only a coroutine can do. A coroutine holds no space while it waits for more, and whoever wakes it wakes the
-    next waiter too. In a line that has an order, the first caller may be a coroutine. If there is space for its job and
-    it has not entered after a second, its loop leaves the line, and joins it again when it runs.
+L10. An event loop may be blocked, stopped or closed at any time, without notice. So neither a thread nor another loop may
+    depend on a coroutine to go on. A coroutine that waits for one bound holds no space in another, and a thread that
+    wakes a coroutine also wakes the next waiter. In a line that has an order, a coroutine may be first. If there is space
+    for its job and it does not enter within a second, its loop leaves the line, and joins it again when it runs.
 """

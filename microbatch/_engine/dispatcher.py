@@ -95,7 +95,7 @@ class Dispatcher:
         if not queue.lead():
             queue.post(call)
             return
-        if queue.callers.watched or queue.is_wanted():  # otherwise, there is no news
+        if queue.callers.watched or queue.is_wanted():  # draining an empty queue takes time
             self._take_in(queue.drain())
         call()
         self._dispatch(run)

@@ -200,24 +200,15 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
     def reserve(self, item: JobFuture[Any], timeout: float | None) -> None:
         """Wait like `put`, and keep space for a job. Then call `put`, which does not wait any more.
 
-        If you do not call it, remove the job from `waiting`, and call `make_room_for_another`. The queue drops no jobs.
+        If you do not call it, or if this raises an exception, remove the job from `waiting`, and then call
+        `make_room_for_another`. The queue must not be one that drops jobs.
         """
-        waiting = self.waiting
         item.submitted = self._now()
-        try:
-            if self._bounded:
-                self._enter_bounds(item, True, timeout)
-            waiting[item] = None
-            if len(waiting) > self._waits_at and not self._count_bound.keep(item):
-                self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
-        except BaseException:
-            waiting.pop(item, None)  # L4
-            try:
-                self.make_room_for_another(item)
-            except BaseException:  # from a signal handler
-                self.make_room_for_another(item)
-                raise
-            raise
+        if self._bounded:
+            self._enter_bounds(item, True, timeout)
+        self.waiting[item] = None
+        if len(self.waiting) > self._waits_at and not self._count_bound.keep(item):
+            self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         """Make a job enter its bounds, and return whether the caller has waited for that."""

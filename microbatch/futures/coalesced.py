@@ -180,6 +180,7 @@ class _CallerAttachments(Attachments):
         self._all[waiter] = value
 
     def pop(self, waiter: Waiter, default: Any = None) -> Any:
+        """Remove a waiter from both."""
         self._all.pop(waiter, None)
         return super().pop(waiter, default)
 
