@@ -10,18 +10,13 @@ from microbatch._engine.engine import Engine
 from microbatch._forming.lanes import safe
 from microbatch.batcher import Batcher
 from microbatch.errors import BacklogFull
-from microbatch.futures.coalesced import CoalescedFuture, SharedJob
+from microbatch.futures.coalesced import TRIES, CoalescedFuture, JobsInFlight, SharedJob
 from microbatch.futures.job_future import NOT_ACCEPTED, JobFuture
 
 __all__ = ["Coalescer", "coalescing"]
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
-
-_TRIES = 2_000
-"""How often a call looks whether an equal job has been accepted, or removed. Then it submits a job of its own, which no
-other call can join. It may have interrupted the call that submits the other job, or the user's class of the key may not
-find its own keys."""
 
 
 class Coalescer(Generic[Job, Value]):
@@ -35,7 +30,7 @@ class Coalescer(Generic[Job, Value]):
         self.batcher = batcher
         self._key = key
         # With the ident of the process, because a forked child must not wait for a job of its parent.
-        self._in_flight: dict[Hashable, SharedJob] = {}
+        self._in_flight = JobsInFlight()
 
     def submit(self, job: Job, *, timeout: float | None = None, expires_in: float | None = None) -> JobFuture[Value]:
         """Return a future for the result of an equal job that waits or runs. If there is none, submit *job*.
@@ -138,18 +133,16 @@ class Coalescer(Generic[Job, Value]):
 
     def _joins_another(self, shared: SharedJob, caller: CoalescedFuture[Any]) -> bool:
         """Have a caller join an equal job and return True, or make *shared* the job that others join."""
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             found = self._in_flight.setdefault(shared.place, shared)
             if found is shared:
                 return False
             if found.add(caller):
                 self._engine.queue.note_return(caller.submitted)
                 return True
-            if found.is_over:
-                found.retire()
-            else:
-                let_others_run()  # it is not accepted yet
-        return False
+            if not (found.done() and self._in_flight.try_to_remove(found)):
+                let_others_run()  # it is not accepted yet, or being cancelled or removed
+        return False  # no other caller can join this job
 
     # -- for `microbatch.aio` --
 

@@ -1051,9 +1051,9 @@ def test_ctrl_c_at_any_point_of_what_a_caller_of_an_equal_job_does_affects_no_ot
             later = shared.submit("job", timeout=0)  # no space is lost
             assert batcher.flush(timeout=10)
             assert "job" == later.result(timeout=0).value
-            assert {} == shared._in_flight
-            # A callback that is interrupted just when it begins is logged as failed.
-            assert len(set(futures) - set(seen)) <= 1 and len(seen) == len(set(seen))
+        assert {} == shared._in_flight
+        # A callback that is interrupted just when it begins is logged as failed.
+        assert len(set(futures) - set(seen)) <= 1 and len(seen) == len(set(seen))
         if not signal.arrived:
             break
     assert place > 1
@@ -1118,7 +1118,7 @@ def test_a_signal_handler_at_any_point_of_what_a_caller_of_an_equal_job_does_may
             outcome = futures.pop()
             assert all(future.done() for future in futures)
             assert outcome in (True, False) if "cancel" in action else outcome.result(timeout=0).value == "job"
-            assert {} == shared._in_flight
+        assert {} == shared._in_flight
         if not signal.arrived:
             break
     assert place > 1

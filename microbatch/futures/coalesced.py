@@ -8,8 +8,9 @@ C1. Callers join and leave one at a time. A thread that does so deletes `SharedJ
     there is nothing to change, so that is checked before.
 C2. A caller can join a job that was accepted and is not settled. If the last caller cancels, it first keeps others from
     joining, and then the job itself decides whether it is cancelled (F1).
-C3. A lookup in the dict of the jobs in flight may compare keys of users' classes, and so run users' code. No
-    thread waits for that.
+C3. A thread that removes a job from `JobsInFlight` deletes `JobsInFlight._free` in the same way. Others then can't
+    remove the next job instead. This may compare keys of users' classes, and so run users' code, so a thread that finds
+    `_free` missing does not try for ever. The next caller removes a job that is left.
 C4. The future of a caller stores no outcome, but reads that of the job. The first thread that reads an outcome, or
     leaves the job, writes it to `CoalescedFuture._fate`, which never changes then (F2).
 """
@@ -23,12 +24,36 @@ from microbatch.futures.exceptions import separate
 from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, FutureOwner, JobFuture, KeepAlive
 from microbatch.results import JobResult, JobState
 
-__all__ = ["CoalescedFuture", "SharedJob"]
+__all__ = ["TRIES", "CoalescedFuture", "JobsInFlight", "SharedJob"]
 
 Value = TypeVar("Value")
 
 _CANCELLED = JobState.CANCELLED
 _NOTHING = KeepAlive(None)
+
+TRIES = 2_000
+"""How often a thread tries what it can't do while another one does something else, which it may have interrupted."""
+
+
+class JobsInFlight(dict[Hashable, "SharedJob"]):
+    """The jobs that callers may join, by their `SharedJob.place`. A job is added with `setdefault`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._free = True
+
+    def try_to_remove(self, job: "SharedJob") -> bool:
+        """Remove a job if it is there, and no other job. Return False if another thread removes one now."""
+        try:
+            del self._free
+        except AttributeError:  # C3
+            return False
+        try:
+            if self.get(job.place) is job:
+                del self[job.place]
+        finally:
+            self._free = True
+        return True
 
 
 class SharedJob(JobFuture[Any]):
@@ -38,14 +63,14 @@ class SharedJob(JobFuture[Any]):
         place: Its key in the dict of the jobs in flight.
         callers: The futures of the callers that have not cancelled. In the end, they are taken out.
         has_several: Whether there have ever been several callers.
-        is_closing: Whether no caller can join any more.
+        is_closing: Whether no caller can join now, because the job may be about to be cancelled or to expire.
     """
 
     has_several: bool = False
     is_closing: bool = False
     expires_in: float = NEVER
 
-    def __init__(self, job: Any, owner: FutureOwner, in_flight: "dict[Hashable, SharedJob]", place: Hashable) -> None:
+    def __init__(self, job: Any, owner: FutureOwner, in_flight: JobsInFlight, place: Hashable) -> None:
         super().__init__(job, owner)
         self.callers: dict[CoalescedFuture[Any], None] = {}
         self._in_flight = in_flight
@@ -53,11 +78,6 @@ class SharedJob(JobFuture[Any]):
         self._free = True
         self._attachments = Attachments()
         self._attachments.callbacks = [_NOTHING]  # so that the batcher calls `_run_callbacks`
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no caller can join any more, or will ever be able to."""
-        return self.is_closing or self._stage is not None
 
     def add(self, caller: "CoalescedFuture[Any]") -> bool:
         """Have a caller join, and return whether it has joined."""
@@ -71,7 +91,7 @@ class SharedJob(JobFuture[Any]):
         return joined
 
     def _add(self, caller: "CoalescedFuture[Any]") -> bool:
-        while not self.is_over and self._epoch != NOT_ACCEPTED:
+        while self._stage is None and self._epoch != NOT_ACCEPTED and not self.is_closing:
             joined = self._try_to_add(caller)
             if joined is not None:
                 return joined
@@ -144,13 +164,11 @@ class SharedJob(JobFuture[Any]):
         return is_last
 
     def retire(self) -> None:
-        """Let no more callers join, and make way for an equal job."""
-        self.is_closing = True
-        try:
-            if self._in_flight[self.place] is self:  # no call, so no other thread removes it meanwhile (L3)
-                del self._in_flight[self.place]
-        except KeyError:
-            pass
+        """Make way for an equal job, once this one is done."""
+        for _ in range(TRIES):
+            if self._in_flight.try_to_remove(self):
+                return
+            let_others_run()
 
     def _notify_watchers(self) -> None:
         super()._notify_watchers()
@@ -233,11 +251,10 @@ class CoalescedFuture(JobFuture[Value]):
         if self._is_waiting:
             shared = self.shared
             try:
-                if shared.leave(self) and not shared.cancel():  # a worker has just taken the job
-                    shared.is_closing = False
-                    if shared.done():  # perhaps while this caller was not among the callers
-                        shared._notify_watchers()
-                        shared._run_callbacks()
+                # If a worker has just taken the job, it may be done already, which this caller may not have been told.
+                if shared.leave(self) and not shared.cancel() and shared.done():
+                    shared._notify_watchers()
+                    shared._run_callbacks()
             finally:
                 try:
                     self._end_if_left()
@@ -254,7 +271,9 @@ class CoalescedFuture(JobFuture[Value]):
     def _end_if_left(self) -> None:
         """If this caller has left its job, wake its waiters and run its callbacks. Can be called again."""
         shared = self.shared
-        if self not in shared.callers:
+        if self in shared.callers:  # it was the last one, and the job was not cancelled
+            shared.is_closing = False
+        else:
             if not shared.callers:
                 shared.cancel()
             vars(self).setdefault("_fate", shared._stage or _CANCELLED)
