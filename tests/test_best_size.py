@@ -155,6 +155,7 @@ def test_the_default_does_not_collapse_where_larger_batches_do_not_pay(load: flo
     assert p50(DEFAULT_POLICY) < 1.3 * p50(Size(1) | Natural())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [100, 2_000, 10_000, 13_000])
 def test_the_default_is_as_good_as_a_fixed_size_where_larger_batches_pay(rate: float) -> None:
     fixed = simulate(Size(100) | Natural(), poisson(rate, jobs=5_000), cost=database)
@@ -198,6 +199,7 @@ def test_it_shrinks_when_larger_batches_stop_paying() -> None:
     assert max(run.batch_sizes[-8:]) <= 12
 
 
+@pytest.mark.slow
 def test_callers_that_wait_for_their_results_get_batches_of_the_size_that_pays() -> None:
     def mean(policy: BatchingPolicy[object]) -> SimulationReport:
         return simulate(policy, callers(32, jobs=6_000), cost=padded, weights=lognormal(5, 17, 256))

@@ -160,7 +160,7 @@ def test_no_two_equal_jobs_are_ever_in_flight() -> None:
 
     def call(seed: int) -> None:
         chance = random.Random(seed)
-        for _ in range(300):
+        for _ in range(150):
             job = chance.choice("abcde")
             future = shared.submit(job)
             if not (chance.random() < 0.2 and future.cancel()):

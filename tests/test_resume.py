@@ -320,6 +320,7 @@ def test_two_runs_do_not_use_a_journal_at_the_same_time(folder: Path) -> None:
     assert (0, "1\n") == (first.returncode, Path("out.jsonl").read_text())
 
 
+@pytest.mark.slow
 def test_a_pipe_as_input_and_output_must_give_the_same_lines_again(folder: Path) -> None:
     def piped(text: str) -> tuple[int, str, str]:
         done = subprocess.run(
