@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="only draw the simulated part, to this file")
     parser.add_argument(
-        "--capacity", type=float, default=12_800, help="jobs per second that one collector can accept, for the plot"
+        "--capacity", type=float, default=15_600, help="jobs per second that one collector can accept, for the plot"
     )
     arguments = parser.parse_args()
     if arguments.plot is not None:

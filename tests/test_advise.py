@@ -135,7 +135,7 @@ def test_no_batch_is_larger_than_the_downstream_allows() -> None:
 
 def test_a_trace_says_how_long_a_batch_takes_and_what_happened_in_each_half(tmp_path: Path) -> None:
     out = advise("--trace", recorded(tmp_path / "trace.jsonl", jobs=200), "--p99", "50ms")
-    assert out.startswith("A batch takes 5 ms plus 0.02 ms per job, by ")
+    assert out.startswith("A batch takes 5 ms plus 0.02 ms per job, according to ")
     assert re.search(r"policies with 1 worker on the first half of the trace \(100 jobs, \d\d\d per second\)", out)
     assert re.search(r"\nOn the second half \(100 jobs, \d\d\d per second\), it reaches a p99 of ", out)
     assert "Half of them took within 0 % of that time, and one in 100 at least 1.00 times as long." in out
@@ -146,7 +146,7 @@ def test_batches_that_are_sometimes_slow_in_a_trace_are_as_slow_in_the_simulatio
     options = "--p99", "100ms"
     even = advise("--trace", recorded(tmp_path / "even.jsonl", jobs=600), *options)
     uneven = advise("--trace", recorded(tmp_path / "uneven.jsonl", jobs=600, slow=10.0), *options)
-    assert uneven.startswith("A batch takes 5 ms plus 0.02 ms per job, by ")
+    assert uneven.startswith("A batch takes 5 ms plus 0.02 ms per job, according to ")
     assert "one in 100 at least 10.00 times as long" in uneven
     p99s = [figures(out)[repr(DEFAULT_POLICY)][3] for out in (even, uneven)]
     assert p99s[0] < 12 and p99s[1] > 50

@@ -442,6 +442,8 @@ def test_an_empty_input_gives_an_empty_output() -> None:
             "argument --interval: must be a number of seconds",
         ),
         (["run", "processors:double", "--nonsense"], "unrecognized arguments: --nonsense .see .*microbatch run --help"),
+        (["run", "processors:double", "--size", "2", "a", "b"], "unrecognized arguments: a b"),
+        (["run", "processors:double", "a", "--size", "2", "b"], "unrecognized arguments: b"),
         (["run", "processors:double", "--retry", "-1"], "argument --retry: must be an integer of at least 0, got '-1'"),
         (["run"], "the following arguments are required: MODULE:CALLABLE"),
         ([], "the following arguments are required: COMMAND"),
@@ -460,6 +462,21 @@ def test_bad_arguments_give_a_one_line_error_and_status_2(
     assert 1 == len(err.splitlines())
     assert re.match(f"microbatch: {message}", err), err
     assert "--help)" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "processors:double in.jsonl --size 2",
+        "processors:double --size 2 in.jsonl",
+        "--size 2 processors:double in.jsonl",
+        "--size 2 processors:double --summary in.jsonl",
+    ],
+)
+def test_the_input_file_may_stand_before_or_after_the_options(arguments: str, capfdbinary: Any) -> None:
+    Path("in.jsonl").write_text("1\n2\n")
+    assert 0 == main(["run", *arguments.split()])
+    assert b"2\n4\n" == capfdbinary.readouterr().out
 
 
 def test_a_result_is_written_before_the_next_line_arrives() -> None:

@@ -256,6 +256,16 @@ def test_another_input_is_refused_and_the_output_is_kept(change: Any, complaint:
     assert (expected, journal) == (outputs(), Path("journal").read_bytes())
 
 
+def test_the_first_missing_line_is_named_although_batches_ended_out_of_order() -> None:
+    Path("in.jsonl").write_text("1\n2\n3\n4\n5\n6\n")
+    same = ["run", "functions:same", "in.jsonl", "-o", "out.jsonl", "--size", "2", "--interval", "60", *RESUME]
+    assert 0 == run(*same)[0]
+    header, first, second, third = Path("journal").read_bytes().splitlines(keepends=True)
+    Path("journal").write_bytes(header + first + third + second)
+    Path("in.jsonl").write_text("1\n2\n")
+    assert "line 3 is missing from the input or has changed" in run(*same)[1]
+
+
 @pytest.mark.parametrize(
     "arguments, complaint",
     [

@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr = open(os.devnull, "w")
     try:
         options, unknown = _parser().parse_known_args(arguments)
+        if getattr(options, "file", "") is None:
+            options.file = _late_file(unknown)
         if unknown:
             _refuse(options, f"unrecognized arguments: {' '.join(unknown)}")
         if closed := _closed_streams():
@@ -86,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 128 + (interrupt.args[0] if isinstance(interrupt, _Signalled) else signal.SIGINT)
     _give_up_output()
     return status
+
+
+def _late_file(unknown: list[str]) -> str:
+    """Return FILE, and remove it from *unknown*. Some versions of argparse don't recognize it after an option."""
+    is_file = len(unknown) == 1 and (unknown == ["-"] or not unknown[0].startswith("-"))
+    return unknown.pop() if is_file else "-"
 
 
 def _closed_streams() -> list[str]:  # a function of its own: rule L9 of `microbatch._engine`
@@ -156,8 +164,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     target = "a function that takes a list of jobs and returns one result per job"
     source = (
-        "one JSON value per line; directly after MODULE:CALLABLE, with no options in between; - for standard input; "
-        "files whose names end with .gz are compressed, outputs too"
+        "one JSON value per line; - for standard input (the default); files whose names end with .gz are compressed, "
+        "outputs too"
     )
     errors = "a file for one JSON object per failed line: number, input and error (in the output, the line is null)"
     bisect = "split a batch that raises until only the lines that cause the error fail; others may be processed again"
@@ -165,7 +173,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     resume = "a file for outcomes: after a kill, the same command continues from there (implies --summary)"
     summary = "print jobs, calls, times and failures to standard error at the end"
     add("target", metavar="MODULE:CALLABLE", help=target)
-    add("file", nargs="?", default="-", metavar="FILE", help=source)
+    add("file", nargs="?", metavar="FILE", help=source)
     _add_workers(parser)
     add("-o", "--output", default="-", metavar="FILE", help="the file for the results, in the order of the input")
     add("--errors", metavar="FILE", help=errors)

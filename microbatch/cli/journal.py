@@ -116,8 +116,12 @@ class Journal:
 
     def finish(self) -> None:
         """Raise `JournalError` if the journal has outcomes that were not taken."""
-        if self._ahead or self._read():
-            self._refuse_input(f"line {min(self._ahead)} is missing from the input or has changed")
+        missing = set[int]()
+        while self._ahead or self._read():  # with several workers, the next record may be of an earlier line
+            missing.update(self._ahead)
+            self._ahead.clear()
+        if missing:
+            self._refuse_input(f"line {min(missing)} is missing from the input or has changed")
 
     def _refuse_input(self, difference: str) -> NoReturn:
         raise JournalError(

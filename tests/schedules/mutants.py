@@ -85,7 +85,7 @@ MUTANTS = [
         "        if wake:\n",
     ),
     Mutant(
-        "a thread that resigns does not wake the batcher thread for an earlier moment",
+        "a thread that resigns lets the batcher thread sleep for too long",
         "resign_until_later",
         QUEUE,
         "        if self.has_news or len(self._items) > wanted or moment < self._alarm:\n",
@@ -141,7 +141,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a job that leaves a bound does not wake the caller that waits for it",
+        "a job that leaves the queue does not wake the caller that waits for space",
         "wait_for_room_of_a_key",
         BOUNDS,
         "        self.jobs.pop(job, None)\n        if self.line:\n            self.line.notify()\n",
@@ -155,7 +155,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a batch is filled up to the size from before the last report",
+        "a batch is filled up to the old size after a report has lowered the size",
         "size_falls",
         COLLECTOR,
         "        self._most = NEVER if self._unlimited else None  # the policy may have learned\n",
@@ -190,7 +190,7 @@ MUTANTS = [
         "            owner.waiting[self]\n        except KeyError:",
     ),
     Mutant(
-        "a caller that gets space keeps a second wake-up that was for another one",
+        "a caller that gets space keeps a wake-up that was meant for another caller",
         "enter_and_pass_room_on",
         QUEUE,
         "            self.pass_on(bound)\n",
@@ -306,7 +306,7 @@ MUTANTS = [
         "                pass\n\n    # In one step",
     ),
     Mutant(
-        "watchers are notified without the lock",
+        "watchers are notified without the lock of the future's condition",
         "watch_and_settle",
         FUTURE,
         "                if lock.acquire(False):\n                    self._notify_each(condition.waiters)\n",
@@ -364,7 +364,7 @@ MUTANTS = [
         "            self._calls.append(call)\n        finally:\n            self.has_news = self.has_news\n",
     ),
     Mutant(
-        "jobs that come while the leader takes them out are lost",
+        "jobs that arrive while the leader takes out earlier ones are lost",
         "resign_and_submit",
         WAITING,
         "        self.items[: count + 1] = [self.items[0] + count]\n",
@@ -413,7 +413,7 @@ MUTANTS = [
         "                if len(results) > len(self.futures):\n",
     ),
     Mutant(
-        "the missing results of a stream are not noticed",
+        "the missing results of a generator are not noticed",
         "seeds",
         BATCH,
         "        if number < len(self.futures):\n",
