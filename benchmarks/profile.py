@@ -1,8 +1,8 @@
-"""Shows where the time of a job goes: ``python -m benchmarks.profile``. Takes about a minute. Needs Linux or macOS.
+"""Shows where the time of a job goes: ``python -m benchmarks.profile``. Needs Linux or macOS.
 
-For each function of microbatch, the first tables have the calls and the bytecode instructions per job. They are
-counted, not timed, so they hardly depend on the machine. The last table compares the closed loop with raw locks: CPU
-time in user code and in the kernel, and context switches.
+It takes about a minute and a half. For each function of microbatch, the first tables have the calls and the bytecode
+instructions per job. They are counted, not timed, so they hardly depend on the machine. The last table compares the
+closed loop with raw locks: CPU time in user code and in the kernel, and context switches.
 """
 
 import resource
@@ -20,7 +20,7 @@ from benchmarks.measurements.downstream import Downstream
 from benchmarks.tables import Table, render
 
 _THREADS = 64
-_LEAST = 5.0  # instructions per job; the tables add up functions with fewer
+_LEAST = 0.01  # the share of all instructions; the tables add up functions with fewer
 
 Load = Callable[[Contender, int], None]
 """Sends this number of jobs through a contender, and reads their results."""
@@ -28,9 +28,14 @@ Load = Callable[[Contender, int], None]
 
 def gather(contender: Contender, jobs: int) -> None:
     """Submit all jobs in one thread, then read the results."""
-    submitted = [contender.submit(b"job") for _ in range(jobs)]
+    submitted = [contender.submit(b"%d" % number) for number in range(jobs)]
     for each in submitted:
         contender.result(each)
+
+
+def gather_keys(contender: Contender, jobs: int) -> None:
+    """Do the same with a batcher in which each job has a key of its own, and so a batch of its own."""
+    gather(contender, jobs)
 
 
 def closed(contender: Contender, jobs: int) -> None:
@@ -44,8 +49,9 @@ def closed(contender: Contender, jobs: int) -> None:
 
 
 def _create(kind: type[Contender], load: Load) -> Contender:
-    processor: Any = list if load is gather else Downstream(1, SIZE)
-    return kind(processor, size=SIZE, interval=INTERVAL, workers=1)
+    processor: Any = Downstream(1, SIZE) if load is closed else list
+    options: dict[str, Any] = {"key": bytes} if load is gather_keys else {}
+    return kind(processor, size=SIZE, interval=INTERVAL, workers=1, **options)
 
 
 class Counts:
@@ -88,7 +94,8 @@ def count(load: Load, jobs: int) -> Counts:
 
 def functions(title: str, counts: Counts, jobs: int) -> Table:
     """Return a table of the functions, those with the most instructions first."""
-    shown = [code for code, instructions in counts.instructions.most_common() if instructions >= _LEAST * jobs]
+    least = _LEAST * counts.instructions.total()
+    shown = [code for code, instructions in counts.instructions.most_common() if instructions >= least]
     lines = [(getattr(code, "co_qualname", code.co_name), [code]) for code in shown]
     lines.append(("the others", [code for code in counts.instructions if code not in shown]))
     lines.append(("all together", list(counts.instructions)))
@@ -129,6 +136,7 @@ def compare(jobs: int, repeats: int) -> Table:
 def main(jobs: int = 12_800, repeats: int = 7) -> None:
     """Print the tables."""
     print(render(functions("submit then gather, 1 thread", count(gather, jobs), jobs)))
+    print(render(functions("submit then gather, 1 thread, a key for each job", count(gather_keys, jobs), jobs)))
     print(render(functions("closed loop, 64 callers, 1 worker", count(closed, jobs), jobs)))
     print(render(compare(jobs, repeats)))
 
