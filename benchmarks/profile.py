@@ -1,8 +1,9 @@
 """Shows where the time of a job goes: ``python -m benchmarks.profile``. Needs Linux or macOS.
 
 It takes about a minute and a half. For each function of microbatch, the first tables have the calls and the bytecode
-instructions per job. They are counted, not timed, so they hardly depend on the machine. The last table compares the
-closed loop with raw locks: CPU time in user code and in the kernel, and context switches.
+instructions per job. They are counted, not timed, so they hardly depend on the machine. The next one compares the
+closed loop with raw locks: CPU time in user code and in the kernel, and context switches. The last one has the rate at
+which several threads can submit jobs.
 """
 
 import resource
@@ -133,12 +134,25 @@ def compare(jobs: int, repeats: int) -> Table:
     return Table("closed loop, 64 callers, 1 worker: median (all runs)", headings, rows, [])
 
 
+def accepted(jobs: int, repeats: int) -> Table:
+    """Return a table with the jobs/s that four threads submit. Meanwhile, the batcher processes them."""
+    rates = []
+    for _ in range(repeats):
+        contender = _create(Microbatch, gather)
+        spent, _handles = together([lambda: [contender.submit(b"job") for _ in range(jobs)]] * 4)
+        contender.close()
+        rates.append(4 * jobs / spent.wall)
+    cell = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+    return Table("submit, 4 threads: median (all runs)", ["", "accepted jobs/s"], [[Microbatch.label, cell]], [])
+
+
 def main(jobs: int = 12_800, repeats: int = 7) -> None:
     """Print the tables."""
     print(render(functions("submit then gather, 1 thread", count(gather, jobs), jobs)))
     print(render(functions("submit then gather, 1 thread, a key for each job", count(gather_keys, jobs), jobs)))
     print(render(functions("closed loop, 64 callers, 1 worker", count(closed, jobs), jobs)))
     print(render(compare(jobs, repeats)))
+    print(render(accepted(2 * jobs, repeats)))
 
 
 if __name__ == "__main__":

@@ -471,7 +471,7 @@ def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_c
     from benchmarks import profile
 
     profile.main(jobs=128, repeats=1)
-    gather, keys, closed, compared = capsys.readouterr().out.rstrip().split("\n\n**")
+    gather, keys, closed, compared, accepted = capsys.readouterr().out.rstrip().split("\n\n**")
     for table in (gather, keys, closed):
         rows = [line.rsplit(maxsplit=2) for line in table.splitlines() if line[-1:].isdigit()]
         counted = [(name, float(calls), int(instructions)) for name, calls, instructions in rows]
@@ -482,6 +482,7 @@ def test_the_profile_counts_the_instructions_of_each_function_and_compares_the_c
         assert total == pytest.approx(sum(instructions for *_, instructions in each), abs=len(rows))
     assert "_wait " in closed
     assert re.search("_send +1.00", keys)  # a batch for each job
+    assert re.search(r"\n\S.*Natural\(\) +[1-9][\d,]* \([\d,]+ to [\d,]+\)\n", accepted)
     compared_rows = zip(compared.splitlines()[5:7], [LABELS["microbatch"], LABELS["locks"]])
     assert [True, True] == [line.startswith(f"{label} ") for line, label in compared_rows]
 
