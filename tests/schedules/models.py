@@ -28,6 +28,7 @@ from microbatch import (
     JobState,
     Size,
     Window,
+    coalescing,
 )
 from microbatch.listeners import BatchListener
 from microbatch.testing import InlineExecutor
@@ -758,6 +759,117 @@ def done_callback() -> None:
     setting.accepted[-1].add_done_callback(called.append)
     setting.end()
     assert called == setting.accepted[-1:]
+
+
+class _Sharing:
+    """Callers that share equal jobs.
+
+    Args:
+        setting: The setting.
+
+    Attributes:
+        callers: The futures of the callers.
+        closed: How many callers found the batcher closed.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._coalescer = coalescing(setting.batcher)
+        self.callers: list[JobFuture[Any]] = []
+        self.called: list[Any] = []
+        self.closed = 0
+
+    def submit(self, job: Any, **options: Any) -> None:
+        """Submit a job, or join an equal one."""
+        try:
+            caller = self._coalescer.submit(job, **options)
+        except BatcherClosed:
+            self.closed += 1
+        else:
+            self.callers.append(caller)
+            caller.add_done_callback(self.called.append)
+
+    def end(self) -> None:
+        """Shut the batcher down, and check what must hold in the end."""
+        with interleave_test.no_interleave():
+            self.setting.batcher.shutdown()
+        processed = Counter(job for jobs in self.setting.batches for job in jobs)
+        for caller in self.callers:
+            if caller.state is JobState.SUCCEEDED:
+                assert caller.result().value == [caller.job] and processed[caller.job]
+            else:
+                assert caller.state in (JobState.CANCELLED, JobState.EXPIRED)
+        assert Counter(map(id, self.called)) == Counter(map(id, self.callers)), "each callback is called once"
+        assert {} == self._coalescer._in_flight, "a job is still in flight"
+        stats = self.setting.batcher.stats()
+        assert stats.accepted == stats.succeeded + stats.cancelled + stats.expired
+        assert stats.succeeded == sum(processed.values())
+
+
+@focus("put _add _try_to_add _joins_another retire try_to_remove")
+def share_a_job() -> None:
+    """Two callers submit equal jobs at the same time. They share one job, and each gets its result."""
+    sharing = _Sharing(_blocked())
+    task = spawn(sharing.submit, 2)
+    sharing.submit(2)
+    task.join()
+    sharing.setting.unblock()
+    assert [caller.result().value for caller in sharing.callers] == [[2], [2]]
+    assert sharing.setting.batches == [["first"], [1], [2]]
+    sharing.end()
+
+
+@focus("put close _add _try_to_add _joins_another drain")
+def share_and_close() -> None:
+    """Two callers submit equal jobs during the shutdown. Each gets a result or an error."""
+    sharing = _Sharing(Setting())
+    tasks = [spawn(sharing.submit, 1) for _ in range(2)]
+    sharing.setting.batcher.shutdown()
+    for task in tasks:
+        task.join()
+    for caller in sharing.callers[:]:
+        if isinstance(caller.exception(), BatcherClosed):  # it joined a job that was then refused
+            sharing.callers.remove(caller)
+            sharing.called.remove(caller)
+    sharing.end()
+
+
+@focus("cancel leave _leave _try_to_leave _add _try_to_add _end_if_left _joins_another claim _drop_cancelled")
+def share_and_cancel() -> None:
+    """A caller cancels just as another one joins its job. The other one gets a result."""
+    sharing = _Sharing(_blocked())
+    sharing.submit(2)
+    first = sharing.callers[0]
+    task = spawn(sharing.submit, 2)
+    cancelled = first.cancel()
+    sharing.setting.unblock()
+    task.join()
+    assert sharing.callers[1].result().value == [2]
+    assert cancelled == first.cancelled()
+    sharing.end()
+
+
+@focus("_expires_by _try_to_expire add _add _try_to_add _put_off _joins_another _expire put_off")
+def share_and_expire() -> None:
+    """A caller that never expires joins a job just as the job expires, or too late. In both cases, it gets a result."""
+    sharing = _Sharing(_blocked(workers=0))  # the thread that lets jobs expire is blocked too
+    sharing.submit(2, expires_in=1)
+    sharing.setting.sleep(2)
+    task = spawn(sharing.setting.unblock)
+    sharing.submit(2)
+    task.join()
+    assert sharing.callers[1].result().value == [2]
+    sharing.end()
+
+
+@focus("_add _try_to_add _joins_another retire try_to_remove settle_all settle _announce _run_callbacks _wait _attach")
+def share_and_settle() -> None:
+    """A caller joins a job just as it is settled. It gets a result."""
+    sharing = _Sharing(Setting())
+    sharing.submit(1)
+    sharing.submit(1)
+    assert [caller.result().value for caller in sharing.callers] == [[1], [1]]
+    sharing.end()
 
 
 MODELS: dict[str, Callable[[], None]] = {model.__name__: model for model in FOCUS}

@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 QUEUE, ENGINE, LEDGER, BOUNDS = "_engine/queue.py", "_engine/engine.py", "_engine/ledger.py", "_engine/bounds.py"
 DISPATCHER, FUTURE, WAITING = "_engine/dispatcher.py", "futures/job_future.py", "_basics/waiting.py"
 COLLECTOR, BATCH, RUNNER = "_forming/collector.py", "_engine/batch_run.py", "_engine/runner.py"
+COALESCED = "futures/coalesced.py"
 
 MUTANTS = [
     Mutant(
@@ -376,6 +377,41 @@ MUTANTS = [
         WAITING,
         "        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
         "        self.reset()\n        return self._signal.acquire(True, -1 if timeout is None else timeout if timeout > 0 else 0)\n",
+    ),
+    Mutant(
+        "a caller that has joined a job is not told why it is refused",
+        "share_and_close",
+        QUEUE,
+        "                    item._caller_error, item._stage = (error, None), _FAILED  # for callers that have joined it\n",
+        "",
+    ),
+    Mutant(
+        "a caller joins a job that its last caller is about to cancel",
+        "share_and_cancel",
+        COALESCED,
+        "                is_last = self.is_closing = not self.callers\n",
+        "                is_last = not self.callers\n",
+    ),
+    Mutant(
+        "a caller joins a job that is about to expire",
+        "share_and_expire",
+        COALESCED,
+        "            self.is_closing |= expires  # so that no caller joins a job that is about to expire\n",
+        "",
+    ),
+    Mutant(
+        "a caller that waits for a job that it shares is not woken",
+        "share_and_settle",
+        COALESCED,
+        "        self._all[waiter] = value\n",
+        "",
+    ),
+    Mutant(
+        "two equal jobs are submitted at the same time",
+        "share_a_job",
+        "coalescer.py",
+        "            found = self._in_flight.setdefault(shared.place, shared)\n",
+        "            found = self._in_flight[shared.place] = shared\n",
     ),
     Mutant(
         "a batch is larger than its limit",
