@@ -548,7 +548,7 @@ class Batcher(Generic[Job, Value]):
                 future.key = self._hashable(self._key(future.job))
             if self._weigh is not None:
                 future.weight = self._weight(self._weigh(future.job))
-        except StopIteration as error:  # it would silently end a generator of the caller: see PEP 479
+        except StopIteration as error:  # it could silently end a loop of the caller, such as one over `map(...)`
             raise RuntimeError("key or weigh raised StopIteration") from error
         if self._settings.listeners.wants_context:
             future._keep_context()

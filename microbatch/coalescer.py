@@ -70,7 +70,7 @@ class Coalescer(Generic[Job, Value]):
         """Return the key of a job in the dict of the jobs in flight."""
         try:
             key: Hashable = job if self._key is None else self._key(job)
-        except StopIteration as error:  # it would silently end a generator of the caller: see PEP 479
+        except StopIteration as error:  # it could silently end a loop of the caller, such as one over `map(...)`
             raise RuntimeError("key raised StopIteration") from error
         return os.getpid(), safe(self.batcher._hashable(key))
 

@@ -41,7 +41,7 @@ def test_each_row_of_the_table_has_a_test_in_the_same_order() -> None:
     assert border is not None
     rows = [line[: len(border[1])].strip() for line in PAGE.split(border[0])[2].splitlines()]
     tests = [name for name in globals() if name.startswith("test_") and callable(globals()[name])]
-    assert tests[1:] == ["test_" + row.lower().replace(" ", "_") for row in rows if row]
+    assert tests[1:] == ["test_" + row.lower().replace("`", "").replace(" ", "_") for row in rows if row]
 
 
 def seen(futures: "Iterable[Future[Any]]") -> list[Any]:

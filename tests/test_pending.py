@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import tracemalloc
 import weakref
 from concurrent.futures import Future
 from typing import Any
@@ -56,6 +57,22 @@ def accepted(batcher: Batcher[Any, Any], jobs: Any, **options: Any) -> list[JobF
         except BacklogFull:
             pass
     return futures
+
+
+def test_a_refused_job_and_the_counts_do_not_cost_more_if_many_jobs_wait(processor: RecordingProcessor[Any]) -> None:
+    waiting = 10_000
+    with blocked(processor, max_pending=waiting) as batcher:
+        assert len(accepted(batcher, range(waiting))) == waiting
+        batcher.stats()  # the first call compiles something
+        tracemalloc.start()
+        try:
+            assert [] == accepted(batcher, ["one too many"])
+            assert batcher.stats().accepted == 1 + waiting
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        processor.release()
+    assert peak < 4 * waiting  # bytes: a list of all jobs would take twice as many
 
 
 # -- a limit for each key --

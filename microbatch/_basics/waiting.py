@@ -158,8 +158,10 @@ class Inbox(Generic[Item]):
 
     def total(self) -> int:
         """Return how many items were ever appended."""
-        items = self.items[:]
-        return int(items[0]) + len(items) - 1
+        while True:
+            taken, count = self.items[0], len(self.items)
+            if self.items[0] == taken:  # otherwise, some were taken between the two
+                return int(taken) + count - 1
 
 
 class Flag:

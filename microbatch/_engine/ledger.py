@@ -7,6 +7,7 @@ from operator import add, attrgetter, is_
 from typing import Any
 
 from microbatch._basics.clock import NEVER
+from microbatch._basics.waiting import first_of
 from microbatch._engine.queue import JobQueue
 from microbatch.futures.exceptions import Failures
 from microbatch.futures.job_future import NOT_ACCEPTED, Attachments, JobFuture, settle_all
@@ -195,7 +196,7 @@ class Ledger:
         waiting = max(0, accepted - cancelled - dropped - running - succeeded - failed - expired)
         gone = [queue.is_batched(future) for future in queue.cancelled.peek() + queue.dropped.peek()].count(True)
         batched = min(waiting, max(0, self.batched - gone))
-        oldest = [future.submitted for future in list(queue.waiting)[:1]] if waiting else [NEVER]
+        oldest = first_of(queue.waiting) if waiting else None
         return BatcherStats(
             accepted=waiting + running + succeeded + failed + expired + cancelled + dropped,
             queued=waiting - batched,
@@ -208,7 +209,7 @@ class Ledger:
             dropped=dropped,
             batches=self._batches,
             triggers=self._triggers.copy(),
-            oldest=max(0.0, queue.clock.now() - min(oldest, default=NEVER)),
+            oldest=0.0 if oldest is None else max(0.0, queue.clock.now() - oldest.submitted),
         )
 
     def _consistent_counts(self) -> tuple[list[Any], int, int, int]:

@@ -153,8 +153,11 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item.submitted = now = self._now()
         try:
             waited = self._bounded and self._enter_bounds(item, block, timeout)
-            waiting[item] = None  # takes up space
-            if len(waiting) > self._waits_at and not self._count_bound.keep(item):
+            is_full = len(waiting) >= self._waits_at and item not in waiting  # it is after `reserve`
+            if not is_full:
+                waiting[item] = None  # takes up space
+                is_full = len(waiting) > self._waits_at and not self._count_bound.keep(item)
+            if is_full:
                 waited = self._wait_for_room(self._count_bound, item, block, timeout, self._bounded)
             if waited:
                 item.submitted = now = self._now()
@@ -206,8 +209,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item.submitted = self._now()
         if self._bounded:
             self._enter_bounds(item, True, timeout)
-        self.waiting[item] = None
-        if len(self.waiting) > self._waits_at and not self._count_bound.keep(item):
+        if not self._count_bound.enter(item):
             self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:

@@ -233,7 +233,7 @@ def _described(fit: ServiceTime, weighed: bool) -> Iterator[str]:
     near = sorted(abs(ratio - 1) for ratio in ratios)[len(ratios) // 2]
     slow = ratios[-1 - len(ratios) // 100]
     yield f"A batch takes {_ms(fit.fixed)} plus {_ms(fit.each)} per job, according to {those}."
-    yield f"Half of them took within {near * 100:.0f} % of that time, and one in 100 at least {slow:.2f} times as long."
+    yield f"Half of them were within {near * 100:.0f} % of it, and one in 100 took at least {slow:.2f} times as long."
     if weighed:
         yield "The weights of the jobs do not change that time. If they do in reality, give a --cost."
 

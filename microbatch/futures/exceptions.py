@@ -107,7 +107,7 @@ class Failures:
         raised = separate(error) if shared else error
         if not issubclass(type(raised), (StopIteration, StopAsyncIteration)):
             return raised
-        # These exceptions would silently end the caller's generator or coroutine: see PEP 479. Also, asyncio refuses
+        # These exceptions could silently end a loop of the caller, such as one over `map(...)`. Also, asyncio refuses
         # them.
         stopped = RuntimeError(f"the processor raised {type(raised).__name__}")
         stopped.__cause__ = raised

@@ -230,7 +230,7 @@ class Congestion(BuiltInPolicy):
         if limit + 1 == self._ceiling and rounds < self._patience:
             return f"C9: {self._ceiling} were too many; {rounds} of {self._patience} rounds are over"
         self._increase()
-        return f"C10: a round is over in which up to {limit} ran"
+        return f"C10: a round in which up to {limit} ran is over"
 
     def _shows_limit(self, report: BatchReport) -> bool:
         """Return whether as many batches ran at once as the limit allows, so that the batch shows what the limit does.

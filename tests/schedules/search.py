@@ -55,7 +55,8 @@ def focus(functions: str) -> Callable[[Model], Model]:
 
 _PACKAGE = Path(microbatch.__file__).parent
 _SHARED = [
-    _PACKAGE / name for name in ("_engine", "futures", "_basics/waiting.py", "_forming/callers.py", "batcher.py", "coalescer.py")
+    _PACKAGE / name
+    for name in ("_engine", "futures", "_basics/waiting.py", "_forming/callers.py", "batcher.py", "coalescer.py")
 ]
 """The code in which threads can be preempted. In the rest of the package, one thread at a time uses an object."""
 
