@@ -23,7 +23,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from itertools import chain, islice
 from typing import Any, ParamSpec, TypeVar
@@ -32,7 +32,7 @@ from microbatch._basics.arguments import check_count, check_timeout, shown
 from microbatch._basics.clock import NEVER
 from microbatch._basics.host import Host
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Flag, Waiter, Waiters
+from microbatch._basics.waiting import Flag, Waiter, Waiters, try_to_find
 from microbatch._engine.bounds import Bound
 from microbatch._engine.process import is_exiting
 from microbatch._engine.queue import JobQueue
@@ -161,6 +161,17 @@ def _ignore(future: JobFuture[Any]) -> None:
 # -- the event loops whose coroutines wait --
 
 
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> bool:
+    """Schedule a call on an event loop. Return False if the loop is closed."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():  # the error comes from a signal handler
+            raise
+        return False
+    return True
+
+
 class _LoopCall:
     """A call of *function* on an event loop. Any thread may schedule it, and it runs once for all that do until then."""
 
@@ -175,13 +186,10 @@ class _LoopCall:
             return True
         try:
             self._is_scheduled = True
-            self._loop.call_soon_threadsafe(self._run)
-        except RuntimeError:  # the loop is closed
-            return False
+            return _call_soon(self._loop, self._run)
         except BaseException:  # from a signal handler, and other threads leave it to this one
             self._loop.call_soon_threadsafe(self._run)
             raise
-        return True
 
     def _run(self) -> None:
         self._is_scheduled = False
@@ -414,12 +422,9 @@ class _Place(Waiter):
             entry.changed.set()
 
 
-def _last_of(line: Waiters) -> Waiter | None:
-    """Return the last waiter in a line, or None if another thread changes the line now."""
-    try:
-        return next(reversed(line), None)
-    except RuntimeError:
-        return None
+def _last_of(line: Waiters) -> object:
+    """Return the last waiter in a line, or None. If another thread changes the line now, return what is no waiter."""
+    return try_to_find(reversed, line)
 
 
 # -- waiting for the outcome --
@@ -564,8 +569,7 @@ class _OnLoop(Host):
         if use.users > 1:
             return
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(_cancel_all, use.tasks)
+            _call_soon(self._loop, _cancel_all, use.tasks)
         if use.thread is not None:
             use.thread.end()
 
@@ -665,8 +669,8 @@ class _LoopThread(threading.Thread):
 
     def end(self) -> None:
         """End the loop, and wait until the thread has ended."""
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._ending.set)  # type: ignore[union-attr]
+        if self.loop is not None:
+            _call_soon(self.loop, self._ending.set)
         self.join()
 
 

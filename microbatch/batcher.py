@@ -1,6 +1,5 @@
 """The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
-import contextlib
 import itertools
 import os
 import sys
@@ -29,7 +28,7 @@ from microbatch._basics.clock import NEVER, Clock, SystemClock
 from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
-from microbatch.errors import JobTooLarge
+from microbatch.errors import JobTooLarge, MicrobatchError
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
@@ -296,8 +295,11 @@ class Batcher(Generic[Job, Value]):
             self._start(engine)
             engine.queue.put(future, True, timeout, expires_in)
             if engine.stage is _NEW:  # another thread's start may have failed before it saw this job
-                with contextlib.suppress(RuntimeError):  # its future gets the error
+                try:
                     self._start(engine)
+                except RuntimeError as error:  # the future gets the error, unless yet another start succeeds
+                    if not (isinstance(error, MicrobatchError) or "new thread" in str(error)):
+                        raise  # it comes from a signal handler
         if self._acceptance_listeners:
             event = JobAccepted(self.name, future)
             notify(self._acceptance_listeners, event)

@@ -161,11 +161,16 @@ ACTIONS: dict[str, tuple[Callable[[], Scenario], Callable[[Scenario], None]]] = 
     "shutdown of an unused batcher": (lambda: Scenario(used=False), Scenario.shutdown),
     "result": (lambda: Scenario(used=True), Scenario.result),
     "stats": (lambda: Scenario(used=True), Scenario.stats),
+    "stats of a job that waits": (lambda: Scenario(used=True, policy=Size(9)), Scenario.stats),
 }
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
+class OutOfTime(RuntimeError):
+    """What the handler of a user's time limit raises. It is an error that the package handles elsewhere."""
+
+
+def interrupt(error: type[BaseException] = KeyboardInterrupt) -> None:
+    raise error
 
 
 def interrupt_everywhere(
@@ -183,11 +188,14 @@ def interrupt_everywhere(
             return outcomes
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OutOfTime])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_ctrl_c_at_any_point_leaves_no_job_unsettled_and_no_lock_held(action: str) -> None:
-    *outcomes, (_, undisturbed) = interrupt_everywhere(action, lambda scenario: interrupt())
+def test_an_error_in_a_signal_handler_at_any_point_is_raised_and_leaves_no_job_unsettled_and_no_lock_held(
+    action: str, error: type[BaseException]
+) -> None:
+    *outcomes, (_, undisturbed) = interrupt_everywhere(action, lambda scenario: interrupt(error))
     assert undisturbed is None
-    assert {KeyboardInterrupt} == {type(error) for _, error in outcomes}
+    assert {error} == {type(raised) for _, raised in outcomes}
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if "submit" in action])

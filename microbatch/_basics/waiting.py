@@ -5,12 +5,20 @@ cause a deadlock. The rules for their use are in ``_engine/__init__.py``.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Flag", "Inbox", "Waiter", "Waiters", "first_of"]
+__all__ = ["Flag", "Inbox", "Waiter", "Waiters", "first_of", "raised_by_built_in", "try_to_find"]
 
 Item = TypeVar("Item")
+
+
+def raised_by_built_in(error: BaseException) -> bool:
+    """Return whether the built-in function that was called in a ``try`` has raised what the ``except`` has caught.
+
+    Otherwise, a signal handler has raised it just then, and has a frame of its own in the traceback.
+    """
+    return error.__traceback__ is not None and error.__traceback__.tb_next is None
 
 
 class Waiter(threading.Condition):
@@ -70,8 +78,10 @@ class Waiter(threading.Condition):
             return False
         try:
             self._signal.release()
-        except RuntimeError:  # another thread has called this since the check
-            return False
+        except RuntimeError as error:
+            if not raised_by_built_in(error):
+                raise
+            return False  # another thread has called this since the check
         return True
 
     def notify(self, n: int = 1) -> None:
@@ -113,17 +123,26 @@ class Waiters(dict[Waiter, None]):
 
 
 def first_of(items: dict[Item, Any]) -> Item | None:
-    """Return the first key of a dict that other threads may change, or None. Takes no longer if there are many."""
-    while (found := _try_to_find_first(items)) is items:
+    """Return the first key of a dict that other threads may change, or None.
+
+    This does not copy the dict (L6), which could take too long. But it passes over the keys that were removed from the
+    front since the dict was last resized.
+    """
+    while (found := try_to_find(iter, items)) is items:
         pass
     return found  # type: ignore[return-value]
 
 
-def _try_to_find_first(items: dict[Any, Any]) -> object:
-    """Return *items* if another thread changes them now. They are not copied (L6), which could take too long."""
+def try_to_find(order: Callable[[dict[Any, Any]], Iterator[Any]], items: dict[Any, Any]) -> object:
+    """Return the first key in an order, which is `iter` or `reversed`, or None if there is no key.
+
+    Return *items* if another thread changes them now.
+    """
     try:
-        return next(iter(items), None)
-    except RuntimeError:
+        return next(order(items), None)
+    except RuntimeError as error:
+        if not raised_by_built_in(error):
+            raise
         return items
 
 
@@ -159,9 +178,9 @@ class Inbox(Generic[Item]):
     def total(self) -> int:
         """Return how many items were ever appended."""
         while True:
-            taken, count = self.items[0], len(self.items)
-            if self.items[0] == taken:  # otherwise, some were taken between the two
-                return int(taken) + count - 1
+            taken, count = self.items[:1], len(self.items)
+            if self.items[:1] == taken:  # otherwise, some were taken in the meantime; slices because of L1
+                return int(taken[0]) + count - 1
 
 
 class Flag:

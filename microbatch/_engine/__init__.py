@@ -14,7 +14,8 @@ L1. No thread waits for a lock that another thread may hold while user code runs
     a built-in list or dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice,
     or the deletion of one. Each is a single call in C that runs no user code, because the keys and values are compared
     by identity. The GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703). Each
-    use of that lock is a memory barrier, which L8 needs.
+    use of that lock is a memory barrier, which L8 needs. But then `len` and reading one item of a list take no lock, and
+    may see the middle of an assignment to a slice. Reading a slice takes the lock.
 L2. Only one thread wins a race: the one that removes something. It removes a job from `JobQueue.waiting` to cancel it,
     to let it expire or to dispatch it, `JobFuture._unsettled` to settle it, and `Engine._unclaimed` to start or end the
     threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes

@@ -402,8 +402,10 @@ def _try_to_start(thread: threading.Thread) -> BaseException | None:
 def _make_thread(target: Callable[[], None], name: str) -> threading.Thread:
     try:
         return threading.Thread(target=target, name=name, daemon=True)
-    except RuntimeError:  # an isolated subinterpreter has no daemons
-        return threading.Thread(target=target, name=name, daemon=False)
+    except RuntimeError as error:
+        if "daemon" not in str(error):  # it comes from a signal handler
+            raise
+        return threading.Thread(target=target, name=name, daemon=False)  # an isolated subinterpreter has no daemons
 
 
 def _notify_of_shutdown(settings: Settings, ledger: Ledger) -> None:

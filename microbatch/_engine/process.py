@@ -62,7 +62,9 @@ def enlist(engine: Member) -> None:
     if hooks[-1:] != [_exit_hook]:
         try:
             threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-        except RuntimeError:
+        except RuntimeError as error:
+            if "after shutdown" not in str(error):  # it comes from a signal handler
+                raise
             raise BatcherClosed("the interpreter is exiting, so no batcher can start") from None
         _exit_hook = hooks[-1]
     _engines[engine] = None  # before the check: `_drain_all` sets the flag first, and then looks here

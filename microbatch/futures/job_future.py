@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters
+from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters, raised_by_built_in
 from microbatch.futures.exceptions import Failures
 from microbatch.results import BatchInfo, JobResult, JobState, Service, make_result
 
@@ -275,8 +275,10 @@ class JobFuture(Future[JobResult[Value]]):
                 owner.has_news = True
                 try:
                     owner.call_leader()
-                except RuntimeError:  # it was called already
-                    pass
+                except RuntimeError as error:
+                    if not raised_by_built_in(error):
+                        raise
+                    # It was called already.
         finally:  # after a signal too
             if self._stage is _CANCELLED:
                 try:
