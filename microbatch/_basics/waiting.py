@@ -8,17 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Flag", "Inbox", "Waiter", "Waiters", "first_of", "raised_by_built_in", "try_to_find"]
+__all__ = ["Flag", "Inbox", "Waiter", "Waiters", "first_of", "is_unlocked", "try_to_find"]
 
 Item = TypeVar("Item")
 
 
-def raised_by_built_in(error: BaseException) -> bool:
-    """Return whether the built-in function that was called in a ``try`` has raised what the ``except`` has caught.
-
-    Otherwise, a signal handler has raised it just then, and has a frame of its own in the traceback.
-    """
-    return error.__traceback__ is not None and error.__traceback__.tb_next is None
+def is_unlocked(error: RuntimeError) -> bool:
+    """Return whether a lock could not be released because it is unlocked. Otherwise, *error* is from a signal handler."""
+    return "unlocked lock" in str(error)
 
 
 class Waiter(threading.Condition):
@@ -79,7 +76,7 @@ class Waiter(threading.Condition):
         try:
             self._signal.release()
         except RuntimeError as error:
-            if not raised_by_built_in(error):
+            if not is_unlocked(error):
                 raise
             return False  # another thread has called this since the check
         return True
@@ -141,7 +138,7 @@ def try_to_find(order: Callable[[dict[Any, Any]], Iterator[Any]], items: dict[An
     try:
         return next(order(items), None)
     except RuntimeError as error:
-        if not raised_by_built_in(error):
+        if "during iteration" not in str(error):  # it comes from a signal handler
             raise
         return items
 

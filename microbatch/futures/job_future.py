@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from microbatch._basics.clock import NEVER, NOW
 from microbatch._basics.log import report
-from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters, raised_by_built_in
+from microbatch._basics.waiting import Flag, Inbox, Waiter, Waiters, is_unlocked
 from microbatch.futures.exceptions import Failures
 from microbatch.results import BatchInfo, JobResult, JobState, Service, make_result
 
@@ -276,9 +276,8 @@ class JobFuture(Future[JobResult[Value]]):
                 try:
                     owner.call_leader()
                 except RuntimeError as error:
-                    if not raised_by_built_in(error):
+                    if not is_unlocked(error):  # if it is, another thread has called the leader already
                         raise
-                    # It was called already.
         finally:  # after a signal too
             if self._stage is _CANCELLED:
                 try:
