@@ -14,8 +14,8 @@ L1. No thread waits for a lock that another thread may hold while user code runs
     a built-in list or dict (such as `append`, `pop`, `setdefault`), one assignment to an item, an attribute or a slice,
     or the deletion of one. Each is a single call in C that runs no user code, because the keys and values are compared
     by identity. The GIL makes it atomic. Without the GIL, each object has a lock of its own that does (PEP 703). Each
-    use of that lock is a memory barrier, which L8 needs. But then `len` and reading one item of a list take no lock, and
-    may see the middle of an assignment to a slice. Reading a slice takes the lock.
+    use of that lock is a memory barrier, which L8 needs. But then `len` and reading one item of a list take no lock,
+    and may see the middle of an assignment to a slice. Reading a slice takes the lock.
 L2. Only one thread wins a race: the one that removes something. It removes a job from `JobQueue.waiting` to cancel it,
     to let it expire or to dispatch it, `JobFuture._unsettled` to settle it, and `Engine._unclaimed` to start or end the
     threads. The *lead* is a lock that threads try to acquire and never wait for. Its holder owns the collector, takes
@@ -23,7 +23,8 @@ L2. Only one thread wins a race: the one that removes something. It removes a jo
 L3. Python checks for signals, and runs finalizers, only when a call ends, when a function begins and at a jump back.
     (Up to Python 3.11, finalizers also run where a container is created. Python 3.10 also checks for signals where a
     condition makes it jump.) So a thread can't be interrupted between the removal that wins a race and the statements
-    after it, up to the end of the next call.
+    after it, up to the end of the next call. Code that catches the error of a built-in function checks its text,
+    because a signal handler may raise an error of the same type when the call ends.
 L4. The same is true from the point where an exception is raised to the end of the first call in its handler. (Not on
     Python 3.10, which also checks for signals when it enters the handler. There, an exception from a signal handler at
     just that moment can keep a thread from cleaning up.)

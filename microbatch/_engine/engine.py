@@ -347,7 +347,8 @@ class Engine:
         self.stage = _ENDED
         self._run_callbacks()  # those that were added since
         if self.queue.is_leader() or self.queue.take_lead():
-            self._dispatcher.announce_dropped(self.queue.dropped.peek())
+            if dropped := self.queue.dropped.peek():
+                self._dispatcher.announce_dropped(dropped)
             for call in self.queue.forget():
                 call()
         self.queue.ended.notify_all()
