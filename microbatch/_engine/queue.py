@@ -96,6 +96,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.drops = settings.drop_oldest
         self._limit = self.maxsize or sys.maxsize
         self._waits_at = sys.maxsize if self.drops else self._limit  # with this many waiting jobs, callers wait
+        self._was_full = False  # whether the last caller that looked found it full
         self._count_bound = Bound(self._limit, self.waiting, self.not_full)
         self.crowded: dict[Bound, JobFuture[Any]] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
@@ -153,12 +154,12 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         item.submitted = now = self._now()
         try:
             waited = self._bounded and self._enter_bounds(item, block, timeout)
-            is_full = len(waiting) >= self._waits_at and item not in waiting  # it is after `reserve`
-            if not is_full:
+            if self._was_full and self._is_full_for(item):
+                waited = self._wait_for_space(item, block, timeout)
+            else:
                 waiting[item] = None  # takes up space
-                is_full = len(waiting) > self._waits_at and not self._count_bound.keep(item)
-            if is_full:
-                waited = self._wait_for_room(self._count_bound, item, block, timeout, self._bounded)
+                if len(waiting) > self._waits_at and not self._count_bound.keep(item):
+                    waited = self._wait_for_space(item, block, timeout)
             if waited:
                 item.submitted = now = self._now()
             if expires_in is not None:
@@ -210,7 +211,16 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         if self._bounded:
             self._enter_bounds(item, True, timeout)
         if not self._count_bound.enter(item):
-            self._wait_for_room(self._count_bound, item, True, timeout, self._bounded)
+            self._wait_for_space(item, True, timeout)
+
+    def _is_full_for(self, item: JobFuture[Any]) -> bool:
+        """Return whether the queue is still full, so that `put` need not call `Bound.keep`, which takes long then."""
+        self._was_full = len(self.waiting) >= self._waits_at
+        return self._was_full and item not in self.waiting  # it is after `reserve`
+
+    def _wait_for_space(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
+        self._was_full = True
+        return self._wait_for_room(self._count_bound, item, block, timeout, self._bounded)
 
     def _enter_bounds(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         """Make a job enter its bounds, and return whether the caller has waited for that."""
