@@ -63,6 +63,7 @@ def test_a_refused_job_and_the_counts_do_not_cost_more_if_many_jobs_wait(process
     waiting = 10_000
     with blocked(processor, max_pending=waiting) as batcher:
         assert len(accepted(batcher, range(waiting))) == waiting
+        assert [] == accepted(batcher, ["one too many"])  # the first one has to look at all jobs
         batcher.stats()  # the first call compiles something
         tracemalloc.start()
         try:

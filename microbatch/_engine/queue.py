@@ -96,7 +96,7 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
         self.drops = settings.drop_oldest
         self._limit = self.maxsize or sys.maxsize
         self._waits_at = sys.maxsize if self.drops else self._limit  # with this many waiting jobs, callers wait
-        self._was_full = False  # whether the last caller that looked found it full
+        self._was_full = False  # whether a caller found it full, and none has found it half empty since
         self._count_bound = Bound(self._limit, self.waiting, self.not_full)
         self.crowded: dict[Bound, JobFuture[Any]] = {}
         self.epoch = 0  # each job has the epoch in which it was accepted; a flush ends the epoch
@@ -214,9 +214,10 @@ class JobQueue(queue.Queue[JobFuture[Any]]):
             self._wait_for_space(item, True, timeout)
 
     def _is_full_for(self, item: JobFuture[Any]) -> bool:
-        """Return whether the queue is still full, so that `put` need not call `Bound.keep`, which takes long then."""
-        self._was_full = len(self.waiting) >= self._waits_at
-        return self._was_full and item not in self.waiting  # it is after `reserve`
+        """Return whether the queue is full again, so that `put` need not call `Bound.keep`, which takes long then."""
+        waiting = len(self.waiting)
+        self._was_full = waiting > self._waits_at // 2
+        return waiting >= self._waits_at and item not in self.waiting  # it is there after `reserve`
 
     def _wait_for_space(self, item: JobFuture[Any], block: bool, timeout: float | None) -> bool:
         self._was_full = True
