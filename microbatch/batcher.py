@@ -1,6 +1,7 @@
 """The public class `Batcher`. It checks arguments, and leaves the work to `Engine`."""
 
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from microbatch._basics.arguments import (
     shown,
 )
 from microbatch._basics.clock import NEVER, Clock, SystemClock
+from microbatch._basics.log import report
 from microbatch._engine.engine import Engine, Stage
 from microbatch._engine.process import started_engines
 from microbatch._engine.settings import Settings
@@ -32,7 +34,7 @@ from microbatch.errors import JobTooLarge, MicrobatchError
 from microbatch.futures.job_future import JobFuture
 from microbatch.listeners import BatchListener, JobAccepted, ListenerSet, notify
 from microbatch.policies import DEFAULT_POLICY
-from microbatch.policies.base import BatchingPolicy, Window, check_policy, limit_for
+from microbatch.policies.base import BatchingPolicy, Window, bypassed, check_policy, limit_for
 from microbatch.results import BatcherStats, JobResult, ResultAt
 
 if TYPE_CHECKING:
@@ -648,3 +650,10 @@ def _check_policy(policy: Any, **limits: int) -> None:
             raise ValueError(
                 f"policy must be able to dispatch a batch of at most {name}={limit} jobs, got {shown(policy)}"
             )
+    for part in sorted(bypassed(policy)):
+        report(
+            "%s does not limit all batches of %r: combine it with &, and put what contains | in parentheses, as in "
+            "(a | b) & %s(...)",
+            *(part, policy, part),
+            level=logging.WARNING,
+        )

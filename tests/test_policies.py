@@ -672,3 +672,26 @@ class CustomNatural(Natural):
 )
 def test_gates_are_counted_only_for_built_in_policies(policy: BatchingPolicy[Any], gates: "int | None") -> None:
     assert gates == count_gates(policy)
+
+
+@pytest.mark.parametrize(
+    "policy, names",
+    [
+        (Size(9) | Natural() & PerKey(), ["PerKey"]),
+        (Size(9) | Rate(5, 1), ["Rate"]),
+        ((Size(9) | Natural() & Rate(5, 1)) & PerKey(), ["Rate"]),
+        (Size(9) & (Natural() & PerKey() | Interval(1) & Rate(5, 1)), ["PerKey", "Rate"]),
+        ((Size(9) | Natural()) & PerKey() & Rate(5, 1), []),
+        (Size(9) & PerKey() | Interval(1) & PerKey(), []),
+        (Size(9) | Natural(), []),
+    ],
+    ids=repr,
+)
+def test_a_limit_that_does_not_apply_to_all_batches_because_of_missing_parentheses_is_logged(
+    policy: BatchingPolicy[Any], names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Batcher[Any, Any](list, policy, key=str) as batcher:
+        first = [(record.levelname, record.getMessage().partition(" ")[0]) for record in caplog.records]
+        batcher.policy = policy
+    assert [("WARNING", name) for name in names] == first
+    assert 2 * len(names) == len(caplog.records) and caplog.text.count(repr(policy)) == 2 * len(names)

@@ -20,6 +20,7 @@ __all__ = [
     "Either",
     "Hints",
     "Window",
+    "bypassed",
     "check_policy",
     "count_gates",
     "learners",
@@ -170,6 +171,7 @@ class BatchingPolicy(ABC, Generic[Job_contra]):
     """
 
     _learned: int = 0  # how often a built-in policy has learned something that may change its answers
+    _limits: frozenset[str] = frozenset()  # the names of the parts that may hold back any batch, even a full one
 
     @property
     def hints(self) -> Hints:
@@ -400,6 +402,10 @@ class Either(_Pair[Job]):
 
     _choose = staticmethod(_least)
 
+    @property
+    def _limits(self) -> frozenset[str]:  # type: ignore[override]
+        return self.first._limits & self.second._limits
+
     def _holds(self, window: Window[Job]) -> bool:
         """See `BatchingPolicy._holds`."""
         return self.first._holds(window) and self.second._holds(window)
@@ -423,6 +429,10 @@ class Both(_Pair[Job]):
 
     _choose = staticmethod(_most)
 
+    @property
+    def _limits(self) -> frozenset[str]:  # type: ignore[override]
+        return self.first._limits | self.second._limits
+
     def _holds(self, window: Window[Job]) -> bool:
         """See `BatchingPolicy._holds`."""
         return self.first._holds(window) or self.second._holds(window)
@@ -443,6 +453,17 @@ def learners(policy: BatchingPolicy[Any]) -> list[BatchingPolicy[Any]]:
     if isinstance(policy, (Either, Both)) and type(policy) in (Either, Both):
         return learners(policy.first) + learners(policy.second)
     return [policy] if getattr(policy.observe, "__func__", None) is not BatchingPolicy.observe else []
+
+
+def bypassed(policy: BatchingPolicy[Any]) -> frozenset[str]:
+    """Return the names of the parts of *policy* that should limit all batches, but don't, because of a ``|``."""
+    return _all_limits(policy) - policy._limits
+
+
+def _all_limits(policy: BatchingPolicy[Any]) -> frozenset[str]:
+    if isinstance(policy, (Either, Both)):
+        return _all_limits(policy.first) | _all_limits(policy.second)
+    return policy._limits
 
 
 def count_gates(policy: BatchingPolicy[Any]) -> int | None:

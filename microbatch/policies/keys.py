@@ -31,6 +31,7 @@ class PerKey(BuiltInPolicy):
     """
 
     _gates = 0
+    _limits = frozenset(["PerKey"])
     hints: Hints = Hints(watches_flow=False, watches_keys=True)
 
     def __init__(self, n: int = 1) -> None:

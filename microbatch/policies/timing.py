@@ -89,6 +89,7 @@ class Rate(BuiltInPolicy):
     """
 
     _gates = 1
+    _limits = frozenset(["Rate"])
 
     def __init__(self, n: int, per: float) -> None:
         self.n: int = check_count("n", n)
