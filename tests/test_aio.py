@@ -1104,3 +1104,16 @@ def test_a_batcher_that_drops_jobs_makes_no_coroutine_wait_even_if_others_of_its
             run(main())
             processor.release()
         processor.release()
+
+
+def test_an_error_of_a_signal_handler_is_not_taken_for_that_of_a_closed_loop() -> None:
+    def time_out(*call: Any) -> Any:
+        raise RuntimeError("out of time")
+
+    loop: Any = asyncio.new_event_loop()
+    schedule, loop.call_soon_threadsafe = loop.call_soon_threadsafe, time_out
+    with pytest.raises(RuntimeError, match="out of time"):
+        aio._call_soon(loop, print)
+    loop.call_soon_threadsafe = schedule
+    loop.close()
+    assert not aio._call_soon(loop, print)

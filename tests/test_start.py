@@ -8,13 +8,16 @@ import sys
 import textwrap
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from microbatch import Batcher, BatcherClosed, Size
+from microbatch._engine import engine, process
 from microbatch._engine.engine import Stage
 from microbatch._engine.ledger import Ledger
+from microbatch.policies import base
 from microbatch.testing import ManualClock
 from tests.threads import FailingStart, in_thread
 
@@ -364,3 +367,48 @@ def test_a_job_is_processed_even_if_a_thread_fails_to_start_because_the_interpre
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert (0, "None\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+# -- an error that a signal handler raises as a built-in function returns --
+
+
+class OutOfTime(RuntimeError):
+    """What the signal handler of a user's time limit raises."""
+
+
+def time_out_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *function*, but its first call raises an error."""
+    calls = itertools.count()
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not next(calls):
+            raise OutOfTime
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [(threading, "_register_atexit"), (threading, "Thread"), (base, "deepcopy")],
+    ids=["end of the interpreter", "interpreter without daemons", "policy that is learning"],
+)
+def test_an_error_of_a_signal_handler_is_not_taken_for_that_of_a_built_in_function(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_exit_hook", None)
+    monkeypatch.setattr(engine, "_is_main_interpreter", lambda: name != "Thread")
+    monkeypatch.setattr(module, name, time_out_once(getattr(module, name)))
+    with pytest.raises(OutOfTime):
+        with Batcher[int, int](list) as batcher:
+            batcher.submit(1)
+            monkeypatch.undo()
+
+
+def test_an_error_of_a_signal_handler_in_a_cancel_is_raised_and_the_job_is_cancelled() -> None:
+    with Batcher[int, int](list, Size(2)) as batcher:
+        future, queue = batcher.submit(1), batcher._engine.queue
+        queue.call_leader = time_out_once(queue.call_leader)
+        with pytest.raises(OutOfTime):
+            future.cancel()
+        assert future.cancelled()

@@ -768,8 +768,8 @@ class _Sharing:
         setting: The setting.
 
     Attributes:
-        callers: The futures of the callers.
-        closed: How many callers found the batcher closed.
+        callers: The futures of the callers that were not refused.
+        called: The futures whose callbacks have run.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -777,17 +777,15 @@ class _Sharing:
         self._coalescer = coalescing(setting.batcher)
         self.callers: list[JobFuture[Any]] = []
         self.called: list[Any] = []
-        self.closed = 0
 
     def submit(self, job: Any, **options: Any) -> None:
         """Submit a job, or join an equal one."""
         try:
             caller = self._coalescer.submit(job, **options)
         except BatcherClosed:
-            self.closed += 1
-        else:
-            self.callers.append(caller)
-            caller.add_done_callback(self.called.append)
+            return
+        self.callers.append(caller)
+        caller.add_done_callback(self.called.append)
 
     def end(self) -> None:
         """Shut the batcher down, and check what must hold in the end."""
